@@ -1,0 +1,1 @@
+"""Definitions every other part builds on; numpy only."""
