@@ -1,0 +1,188 @@
+"""The definition of the arithmetic: quantize, dequantize, integer matmul and convolution, requantize.
+
+Plain numpy, slow and obvious. Every integer kernel equals it bit for bit; every float operation is rounded to
+float32 once, in the order written here (no fused multiply-add), so that any CPU gives the same bytes.
+
+Source: Jacob et al. 2018, arXiv:1712.05877; ONNX QuantizeLinear and DequantizeLinear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# With |x| <= 255 and |w| <= 128 a longer sum could leave int32.
+MAX_K = (2**31 - 1) // (255 * 128)
+
+
+def quantize(x: Array, scale: Array | float, zero_point: Array | int, dtype: Any = np.int8) -> Array:
+    """q = saturate(round_half_even(x / scale) + zero_point)
+
+    Args:
+        x: float32, any shape.
+        scale: float32, broadcastable to `x`, > 0.
+        zero_point: integer, broadcastable to `x`, a value of `dtype`.
+        dtype: np.int8 or np.uint8.
+
+    Returns:
+        `dtype`, the shape of `x`. NaN becomes the zero point.
+
+    Source: ONNX QuantizeLinear.
+    """
+    info = np.iinfo(dtype)
+    scaled = np.asarray(x, np.float32) / np.asarray(scale, np.float32)
+    rounded = np.rint(np.nan_to_num(scaled, nan=0.0, posinf=1e9, neginf=-1e9)).astype(np.float64)
+    return np.clip(rounded + np.asarray(zero_point, np.float64), info.min, info.max).astype(dtype)
+
+
+def dequantize(q: Array, scale: Array | float, zero_point: Array | int) -> Array:
+    """x = (q - zero_point) * scale, float32, the shape of `q`. Source: ONNX DequantizeLinear."""
+    centred = q.astype(np.int32) - np.asarray(zero_point).astype(np.int32)
+    return centred.astype(np.float32) * np.asarray(scale, np.float32)
+
+
+def integer_matmul(x: Array, w: Array, x_zero_point: int) -> Array:
+    """acc[m, n] = sum over k of (x[m, k] - x_zero_point) * w[n, k], exact.
+
+    Args:
+        x: int8 or uint8 [M, K]; K <= MAX_K.
+        w: int8 [N, K].
+        x_zero_point: of `x`.
+
+    Returns:
+        int32 [M, N].
+    """
+    # float64 holds every partial sum exactly (far below 2**53), and BLAS makes it quick.
+    acc = (x.astype(np.float64) - float(x_zero_point)) @ w.astype(np.float64).T
+    return acc.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to the sums before they are stored.
+
+    Attributes:
+        scale: float32 [N], x_scale * w_scale / y_scale (y_scale = 1 where the output is float).
+        bias: float32 [N], bias / y_scale.
+        residual_scale: r_scale / y_scale; 0 without a residual, 1 for a float residual.
+        residual_zero_point: of the quantized residual.
+        relu: whether negative results become zero.
+        zero_point: of y; None where the output is float32.
+        unsigned: y is uint8 instead of int8.
+    """
+
+    scale: Array
+    bias: Array
+    residual_scale: float = 0.0
+    residual_zero_point: int = 0
+    relu: bool = False
+    zero_point: int | None = None
+    unsigned: bool = False
+
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest value, relative to the zero point, that y can hold."""
+        if self.zero_point is None:
+            return (0.0 if self.relu else -np.inf), np.inf
+        low, high = (0, 255) if self.unsigned else (-128, 127)
+        return float(0 if self.relu else low - self.zero_point), float(high - self.zero_point)
+
+
+def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) -> Array:
+    """y = saturate(round_half_even(acc * scale + bias [+ (r - r_zero_point) * r_scale]) + zero_point)
+
+    Args:
+        acc: int32 [..., N], exact sums (or float32 sums of a float kernel).
+        epilogue: its constants.
+        residual: int8, uint8 or float32, the shape of `acc`, or None.
+
+    Returns:
+        int8 or uint8, or float32 where `epilogue.zero_point` is None; the shape of `acc`.
+
+    Source: Jacob et al. 2018, arXiv:1712.05877, eq. 5.
+    """
+    value = acc.astype(np.float32) * epilogue.scale.astype(np.float32)
+    value = value + epilogue.bias.astype(np.float32)
+    if residual is not None:
+        if residual.dtype != np.float32:
+            residual = (residual.astype(np.int32) - epilogue.residual_zero_point).astype(np.float32)
+            residual = residual * np.float32(epilogue.residual_scale)
+        value = value + residual
+    low, high = epilogue.bounds()
+    value = np.clip(value, np.float32(low), np.float32(high))
+    if epilogue.zero_point is None:
+        return value
+    rounded = np.rint(value).astype(np.int32) + epilogue.zero_point
+    return rounded.astype(np.uint8 if epilogue.unsigned else np.int8)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a convolution looks: (height, width) pairs and padding (top, left, bottom, right)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(OH, OW) for an input of height x width."""
+        reach = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
+        padded = height + self.pads[0] + self.pads[2], width + self.pads[1] + self.pads[3]
+        out = [(p - r) // s + 1 for p, r, s in zip(padded, reach, self.stride, strict=True)]
+        return out[0], out[1]
+
+
+def patches(x: Array, window: Window, fill: float) -> Array:
+    """Every window of `x`, laid out for a matmul.
+
+    Args:
+        x: [batch, H, W, C], any dtype.
+        window: kernel, stride, dilation and padding.
+        fill: the value of the padding (the zero point of a quantized `x`).
+
+    Returns:
+        [batch, OH, OW, KH, KW, C], the dtype of `x`.
+    """
+    top, left, bottom, right = window.pads
+    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
+    out_h, out_w = window.output_size(x.shape[1], x.shape[2])
+    (sh, sw), (dh, dw), (kh, kw) = window.stride, window.dilation, window.kernel
+    taps = [
+        padded[:, i * dh : i * dh + sh * (out_h - 1) + 1 : sh, j * dw : j * dw + sw * (out_w - 1) + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    stacked = np.stack(taps, axis=3)
+    return stacked.reshape(*stacked.shape[:3], kh, kw, x.shape[3])
+
+
+def convolve(x: Array, w: Array, window: Window, groups: int = 1, x_zero_point: int = 0) -> Array:
+    """The sums of a convolution, exact for integers.
+
+    Args:
+        x: [batch, H, W, C]; int8, uint8 or float32.
+        w: [N, C / groups, KH, KW]; int8, or float32 with a float32 `x`.
+        window: kernel, stride, dilation and padding.
+        groups: number of groups.
+        x_zero_point: of `x`; also the value of the padding.
+
+    Returns:
+        int32 [batch, OH, OW, N]; float64 where `x` is float32.
+    """
+    cols = patches(x, window, x_zero_point)
+    batch, out_h, out_w = cols.shape[:3]
+    per_group, outs = w.shape[1], w.shape[0] // groups
+    parts = []
+    for g in range(groups):
+        a = cols[..., g * per_group : (g + 1) * per_group].reshape(batch * out_h * out_w, -1)
+        b = w[g * outs : (g + 1) * outs].transpose(0, 2, 3, 1).reshape(outs, -1)
+        if x.dtype == np.float32:
+            parts.append(a.astype(np.float64) @ b.astype(np.float64).T)
+        else:
+            parts.append(integer_matmul(a, b, x_zero_point))
+    return np.concatenate(parts, axis=1).reshape(batch, out_h, out_w, w.shape[0])

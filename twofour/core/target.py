@@ -1,0 +1,141 @@
+"""Target: what a device can do. Part of every cache key and of every engine.
+
+A CPU target names an instruction set the kernels know how to use, not a whole CPU: code for `avx512vnni` runs on
+every CPU that has its features. `vector` is the portable path: whatever vector unit LLVM finds for the architecture.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from twofour.core.errors import InputError, UnsupportedError
+
+# Instruction set -> the features (spelled as Linux and LLVM do) its kernels use; the best first.
+_REQUIRED = {
+    "avx512vnni": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma"),
+    "avx2": ("avx2", "fma"),
+    "vector": (),
+}
+ISAS = tuple(_REQUIRED)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A CPU to build for.
+
+    Attributes:
+        isa: "avx512vnni", "avx2" or "vector" (the portable path).
+        arch: machine architecture, for example "x86_64".
+        model: the CPU's name as it gives it; informative, timings are only true there.
+    """
+
+    isa: str
+    arch: str
+    model: str
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """CPU features without which code for this target must not run."""
+        return _REQUIRED[self.isa]
+
+    def __str__(self) -> str:
+        """As messages show it: cpu:ISA."""
+        return f"cpu:{self.isa}"
+
+    def to_json(self) -> dict[str, str]:
+        """Plain data for the engine file."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, str]) -> Target:
+        """The inverse of `to_json`.
+
+        Raises:
+            InputError: the instruction set is not one this version knows.
+        """
+        if data["isa"] not in _REQUIRED:
+            raise InputError(
+                f"unknown instruction set {data['isa']!r}", [f"expected one of {', '.join(ISAS)}"]
+            )
+        return Target(data["isa"], data["arch"], data["model"])
+
+
+@dataclass(frozen=True)
+class Host:
+    """This machine as the system reports it.
+
+    Attributes:
+        arch: machine architecture.
+        model: CPU name.
+        features: feature names as Linux spells them, without underscores.
+        cores: cores this process may use.
+    """
+
+    arch: str
+    model: str
+    features: frozenset[str]
+    cores: int
+
+
+def detect_host() -> Host:
+    """Reads the CPU's name and features; on systems without /proc the features are unknown, so none."""
+    model, flags = platform.processor() or platform.machine(), frozenset[str]()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            if key.strip() in ("flags", "Features"):
+                flags = frozenset(name.replace("_", "") for name in value.split())
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Host(platform.machine(), model, flags, cores)
+
+
+def host_target(isa: str | None = None) -> Target:
+    """The target for this machine.
+
+    Args:
+        isa: force an instruction set instead of the best one.
+
+    Raises:
+        InputError: an unknown name.
+        UnsupportedError: this CPU lacks a feature of the forced one.
+    """
+    host = detect_host()
+    if isa is not None:
+        if isa not in _REQUIRED:
+            raise InputError(f"unknown instruction set {isa!r}", [f"expected one of {', '.join(ISAS)}"])
+        check_runs_here(Target(isa, host.arch, host.model))
+        return Target(isa, host.arch, host.model)
+    best = next(name for name, needs in _REQUIRED.items() if host.features.issuperset(needs))
+    return Target(best, host.arch, host.model)
+
+
+def missing_features(target: Target) -> tuple[str, ...]:
+    """What this machine lacks to run code for `target`; empty when it can."""
+    host = detect_host()
+    if host.arch != target.arch:
+        return (f"architecture {target.arch}",)
+    return tuple(name for name in target.features if name not in host.features)
+
+
+def check_runs_here(target: Target) -> None:
+    """Refuses a target this machine cannot run.
+
+    Raises:
+        UnsupportedError: names what is missing.
+    """
+    lacking = missing_features(target)
+    if lacking:
+        host = detect_host()
+        raise UnsupportedError(
+            f"code for {target} cannot run on this machine",
+            [f"needs {', '.join(target.features) or target.arch}",
+             f"missing on {host.model} ({host.arch}): {', '.join(lacking)}"],
+            "rebuild the engine on this machine: twofour build MODEL.onnx -o E.engine",
+        )
