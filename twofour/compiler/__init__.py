@@ -1,0 +1,1 @@
+"""Graph to engine: import, passes, lowering, tuning."""

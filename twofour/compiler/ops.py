@@ -1,0 +1,330 @@
+"""The fused operators, each with its meaning as an ONNX function of standard operators.
+
+An operator type is a base and optional parts, in this order:
+
+    QConv | QGemm     [Add | AddFloat] [Relu] [F]     integer, in NCHW resp. [..., K]
+    Conv  | Gemm      [Add] [Relu]                    float32
+    QAdd              [Relu]
+    QGlobalAveragePool                        [F]
+    QMaxPool, SlicePad
+
+`Add` adds a residual before the activation: quantized for Q operators, float32 for the others;
+`AddFloat` adds a float32 residual to a Q operator. `F` leaves the output float32 instead of
+quantizing it. Only the bases stand in the table below; the variants are composed, and so are
+their inputs, here of QConv and QGemm:
+
+    x, x_scale, x_zero_point, w, w_scale, bias
+    [res, res_scale, res_zero_point | res]       with Add | AddFloat
+    [y_scale, y_zero_point]                      without F
+
+The functions are attached to a model that uses them (`attach_functions`), so every ONNX runtime
+can execute a fused graph: that execution is the definition the kernels are compared with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx.parser
+import onnx_ir as ir
+
+DOMAIN = "twofour"
+VERSION = 1
+
+_QUANTIZED_X = ("x", "x_scale", "x_zero_point")
+_QUANTIZED_RES = ("res", "res_scale", "res_zero_point")
+_QUANTIZED_Y = ("y_scale", "y_zero_point")
+_CONV_ATTRIBUTES = ("strides", "pads", "dilations", "group")
+_CONV_CALL = (
+    "Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,"
+    " group: int = @group>"
+)
+_DEQUANTIZE_X = "x_f = DequantizeLinear (x, x_scale, x_zero_point)"
+_DEQUANTIZE_W = "w_f = DequantizeLinear <axis = 0> (w, w_scale)"
+_MATMUL = """w_t = Transpose <perm = [1, 0]> ({w})
+ product = MatMul ({x}, w_t)
+ acc = Add (product, bias)"""
+_SLICE_PAD = """from = Constant <value_ints = [0, 0]> ()
+ to = Constant <value_ints = [2147483647, 2147483647]> ()
+ axes = Constant <value_ints = [2, 3]> ()
+ step = Constant <value_ints: ints = @steps> ()
+ sliced = Slice (x, from, to, axes, step)
+ both = Constant <value_ints: ints = @channel_pads> ()
+ halves = Constant <value_ints = [1, 1]> ()
+ before, after = Split <axis = 0> (both, halves)
+ zero = Constant <value_ints = [0]> ()
+ zeros = Constant <value_ints = [0, 0]> ()
+ pads = Concat <axis = 0> (zero, before, zeros, zero, after, zeros)
+ acc = Pad (sliced, pads, value)"""
+
+
+@dataclass(frozen=True)
+class _Base:
+    """One fused operator without its variants.
+
+    Attributes:
+        inputs: names, in order, before the optional ones.
+        attributes: all of them always given.
+        body: standard operators that end in the value `acc`.
+        parts: those that may follow the base.
+        quantized: the output is quantized unless part F is there.
+    """
+
+    inputs: tuple[str, ...]
+    attributes: tuple[str, ...]
+    body: str
+    parts: tuple[str, ...] = ()
+    quantized: bool = False
+
+
+_BASES = {
+    "QConv": _Base(
+        (*_QUANTIZED_X, "w", "w_scale", "bias"),
+        _CONV_ATTRIBUTES,
+        f"{_DEQUANTIZE_X}\n {_DEQUANTIZE_W}\n acc = {_CONV_CALL} (x_f, w_f, bias)",
+        ("Add", "AddFloat", "Relu", "F"),
+        quantized=True,
+    ),
+    "QGemm": _Base(
+        (*_QUANTIZED_X, "w", "w_scale", "bias"),
+        (),
+        f"{_DEQUANTIZE_X}\n {_DEQUANTIZE_W}\n {_MATMUL.format(x='x_f', w='w_f')}",
+        ("Add", "AddFloat", "Relu", "F"),
+        quantized=True,
+    ),
+    "Conv": _Base(
+        ("x", "w", "bias"), _CONV_ATTRIBUTES, f"acc = {_CONV_CALL} (x, w, bias)", ("Add", "Relu")
+    ),
+    "Gemm": _Base(("x", "w", "bias"), (), _MATMUL.format(x="x", w="w"), ("Add", "Relu")),
+    "QAdd": _Base(
+        ("a", "a_scale", "a_zero_point", "b", "b_scale", "b_zero_point"),
+        (),
+        "a_f = DequantizeLinear (a, a_scale, a_zero_point)\n"
+        " b_f = DequantizeLinear (b, b_scale, b_zero_point)\n acc = Add (a_f, b_f)",
+        ("Relu",),
+        quantized=True,
+    ),
+    "QGlobalAveragePool": _Base(
+        _QUANTIZED_X, ("keepdims",), f"{_DEQUANTIZE_X}\n MEAN", ("F",), quantized=True
+    ),
+    "QMaxPool": _Base(
+        ("x",),
+        ("kernel_shape", "strides", "pads"),
+        "acc = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides,"
+        " pads: ints = @pads> (x)",
+    ),
+    "SlicePad": _Base(("x", "value"), ("steps", "channel_pads"), _SLICE_PAD),
+}
+_TYPE = re.compile(rf"({'|'.join(_BASES)})(?:(AddFloat|Add))?(Relu)?(F)?")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A base and the parts that follow it; `str()` of it is the operator type."""
+
+    base: str
+    add: str = ""
+    relu: bool = False
+    float_out: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses parts the base does not have."""
+        allowed = ("", *_BASES[self.base].parts)
+        wanted = (self.add, "Relu" if self.relu else "", "F" if self.float_out else "")
+        if unknown := [part for part in wanted if part not in allowed]:
+            raise ValueError(f"{self.base} has no variant {unknown[0]!r}")
+
+    def __str__(self) -> str:
+        """The operator type."""
+        return f"{self.base}{self.add}{'Relu' * self.relu}{'F' * self.float_out}"
+
+    @property
+    def quantized_out(self) -> bool:
+        """Whether the result is quantized with y_scale and y_zero_point."""
+        return _BASES[self.base].quantized and not self.float_out
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of all inputs, in order."""
+        names = _BASES[self.base].inputs
+        if self.add:
+            quantized_res = self.add == "Add" and _BASES[self.base].quantized
+            names += _QUANTIZED_RES if quantized_res else ("res",)
+        return names + _QUANTIZED_Y if self.quantized_out else names
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of all attributes."""
+        return _BASES[self.base].attributes
+
+    def function_text(self, opset: int) -> str:
+        """The meaning in ONNX text form, for a model of that opset."""
+        mean = "acc = ReduceMean <axes = [2, 3], keepdims: int = @keepdims> (x_f)"
+        if opset >= 18:  # from there on the axes are an input
+            mean = (
+                "axes = Constant <value_ints = [2, 3]> ()\n"
+                " acc = ReduceMean <keepdims: int = @keepdims> (x_f, axes)"
+            )
+        lines = [_BASES[self.base].body.replace("MEAN", mean)]
+        value = "acc"
+        if self.add:
+            res = "res"
+            if "res_scale" in self.inputs:
+                res = "res_f"
+                lines.append("res_f = DequantizeLinear (res, res_scale, res_zero_point)")
+            lines.append(f"sum = Add ({value}, {res})")
+            value = "sum"
+        if self.relu:
+            lines.append(f"act = Relu ({value})")
+            value = "act"
+        last = f"QuantizeLinear ({value}, y_scale, y_zero_point)"
+        lines.append(f"y = {last if self.quantized_out else f'Identity ({value})'}")
+        attributes = f"<{', '.join(self.attributes)}>" if self.attributes else ""
+        body = "\n ".join(lines)
+        return (
+            f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">\n'
+            f"{self} {attributes} ({', '.join(self.inputs)}) => (y) {{\n {body}\n}}"
+        )
+
+
+@dataclass(frozen=True)
+class FusedOp:
+    """A fused node, read.
+
+    Attributes:
+        name: of the node, in the source model's words.
+        op_type: base and parts, for example "QConvAddRelu".
+        base: "QConv", "QGemm", "Conv", "Gemm", "QAdd", "QGlobalAveragePool", "QMaxPool",
+            "SlicePad".
+        has_add: a residual `res` is added.
+        add_is_float: that residual is float32.
+        relu: negative results become zero.
+        float_out: the output is float32, though the operator is an integer one.
+        inputs: values by name, as in the module's docstring.
+        output: the result.
+        attributes: ints and tuples of ints by name; all that the base has.
+    """
+
+    name: str
+    op_type: str
+    base: str
+    has_add: bool
+    add_is_float: bool
+    relu: bool
+    float_out: bool
+    inputs: Mapping[str, ir.Value]
+    output: ir.Value
+    attributes: Mapping[str, int | tuple[int, ...]]
+
+
+def variants() -> list[Variant]:
+    """Every fused operator."""
+    return [
+        Variant(base, add, relu, float_out)
+        for base, entry in _BASES.items()
+        for add in ("", *(part for part in entry.parts if part.startswith("Add")))
+        for relu in (False, True)[: 1 + ("Relu" in entry.parts)]
+        for float_out in (False, True)[: 1 + ("F" in entry.parts)]
+    ]
+
+
+def parse_type(op_type: str) -> Variant:
+    """The base and parts of an operator type of domain "twofour".
+
+    Raises:
+        ValueError: there is no such operator.
+    """
+    match = _TYPE.fullmatch(op_type)
+    if match is None:
+        raise ValueError(f"twofour has no operator {op_type!r}; its bases are {', '.join(_BASES)}")
+    base, add, relu, float_out = match.groups()
+    return Variant(base, add or "", bool(relu), bool(float_out))
+
+
+def is_fused(node: ir.Node) -> bool:
+    """Whether the node is an operator of domain "twofour"."""
+    return node.domain == DOMAIN
+
+
+def parse_op(node: ir.Node) -> FusedOp:
+    """Reads a fused node.
+
+    Args:
+        node: of domain "twofour", as the passes leave it.
+
+    Raises:
+        ValueError: the node is not a fused operator, or inputs or attributes do not fit its type.
+    """
+    if not is_fused(node):
+        raise ValueError(f"{node.op_type} {node.name!r} is not an operator of domain {DOMAIN!r}")
+    variant = parse_type(node.op_type)
+    values = [value for value in node.inputs if value is not None]
+    if len(values) != len(variant.inputs) or len(node.inputs) != len(values):
+        raise ValueError(
+            f"{node.op_type} {node.name!r}: expected the inputs {', '.join(variant.inputs)},"
+            f" got {len(values)} of them"
+        )
+    if set(node.attributes) != set(variant.attributes):
+        raise ValueError(
+            f"{node.op_type} {node.name!r}: expected the attributes {list(variant.attributes)},"
+            f" got {sorted(node.attributes)}"
+        )
+    return FusedOp(
+        name=node.name or "",
+        op_type=node.op_type,
+        base=variant.base,
+        has_add=bool(variant.add),
+        add_is_float=bool(variant.add) and "res_scale" not in variant.inputs,
+        relu=variant.relu,
+        float_out=variant.float_out,
+        inputs=dict(zip(variant.inputs, values, strict=True)),
+        output=node.outputs[0],
+        attributes={name: _attribute(node.attributes[name]) for name in variant.attributes},
+    )
+
+
+def _attribute(attribute: ir.Attr) -> int | tuple[int, ...]:
+    """The value of an int or ints attribute."""
+    if attribute.type == ir.AttributeType.INT:
+        return attribute.as_int()
+    return tuple(attribute.as_ints())
+
+
+def make_node(
+    variant: Variant,
+    inputs: Mapping[str, ir.Value],
+    attributes: Mapping[str, int | Sequence[int]],
+    source: ir.Node,
+) -> ir.Node:
+    """A fused node that carries the name and metadata of the source model's main node.
+
+    Args:
+        variant: which operator.
+        inputs: by name; more than the variant needs are allowed, fewer are not.
+        attributes: by name, likewise.
+        source: the Conv, Gemm, Add, ... it stands for.
+    """
+    return ir.node(
+        str(variant),
+        [inputs[name] for name in variant.inputs],
+        {name: attributes[name] for name in variant.attributes},
+        domain=DOMAIN,
+        name=source.name,
+        metadata_props=dict(source.metadata_props),
+    )
+
+
+def attach_functions(model: ir.Model) -> None:
+    """Gives the model the functions of the fused operators it uses, and takes away the others."""
+    wanted = {node.op_identifier() for node in model.graph if is_fused(node)}
+    for identifier in [key for key in model.functions if key[0] == DOMAIN and key not in wanted]:
+        del model.functions[identifier]
+    opset = model.graph.opset_imports[""]
+    for identifier in sorted(wanted - set(model.functions)):
+        text = parse_type(identifier[1]).function_text(opset)
+        proto = onnx.parser.parse_function(text)
+        model.functions[identifier] = ir.serde.deserialize_function(proto)
+    if wanted:
+        model.graph.opset_imports[DOMAIN] = VERSION
