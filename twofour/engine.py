@@ -1,18 +1,21 @@
 """Engine: a compiled network as plain data, and its file.
 
-An engine is packed weights, object code and a plan. The file is one safetensors container (docs/engine_format.md):
-the byte strings are tensors, so they are memory-mapped and bounds-checked; the plan is JSON in the header.
-Nothing in it is executed or unpickled on reading: what is read is data until a `Session` maps the code, and that
-happens only after every hash was compared and the target was found to run here.
+An engine is packed weights, object code and a plan. The file is one safetensors container
+(docs/engine_format.md): the byte strings are tensors, so they are memory-mapped and bounds-checked;
+the plan is JSON in the header. Nothing in it is executed or unpickled on reading: what is read is
+data until a `Session` maps the code, and that happens only after every hash was compared and the
+target was found to run here. The hashes tell damage, not malice: a stranger's file is a stranger's
+program.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from dataclasses import asdict, dataclass, field, fields
+import math
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from twofour.core.errors import EngineError, Error, InputError
-from twofour.core.target import Target
+from twofour.core.errors import EngineError, InputError
+from twofour.core.records import from_plain, to_plain
+from twofour.core.target import ISAS, Target
 
 FORMAT = 1
+MAX_THREADS = 1024
 _MAX_PLAN_BYTES = 64 << 20
-_MAX_ARENA_BYTES = 1 << 36
+_MAX_MEMORY_BYTES = 1 << 36
+_MAX_ELEMENTS = 1 << 33
+_MAX_RANK = 32
+_STEP_KINDS = ("native", "onnxruntime")
+_REBUILD = "rebuild it from its model: twofour build MODEL.onnx -o E.engine"
+_DTYPES = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+)
 
 Bytes = NDArray[np.uint8]
 
@@ -156,40 +168,23 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: dicts, lists, strings, numbers."""
-        return asdict(self)
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Plan:
+    def from_json(data: Any) -> Plan:
         """The inverse of `to_json`; unknown, missing or ill-typed fields are errors.
 
         Raises:
             EngineError: names the field.
         """
         try:
-            values = dict(data)
-            values["target"] = Target.from_json(values["target"])
-            for name, kind in (("inputs", TensorInfo), ("outputs", TensorInfo), ("boundary", TensorInfo),
-                               ("steps", Step), ("fills", Fill)):
-                values[name] = tuple(_record(kind, item) for item in values[name])
-            values["layers"] = tuple(
-                _record(Layer, {**item, "candidates": tuple(_record(Candidate, c) for c in item["candidates"])})
-                for item in values["layers"]
-            )
-            return _record(Plan, values)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise EngineError("the engine's plan is malformed", [f"{type(e).__name__}: {e}"],
-                              "rebuild the engine from its model") from e
+            return from_plain(Plan, data, "plan")
+        except ValueError as e:
+            raise EngineError("the engine's plan is malformed", [str(e)], _REBUILD) from e
 
 
-def _record(kind: type[Any], data: dict[str, Any]) -> Any:
-    """A frozen dataclass from its JSON form; lists become tuples."""
-    known = {f.name for f in fields(kind)}
-    if unknown := set(data) - known:
-        raise ValueError(f"{kind.__name__} has unknown fields {sorted(unknown)}")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Engine:
     """A compiled network: plan, packed weights, object code, fallback subgraphs.
 
@@ -218,27 +213,34 @@ class Engine:
             InputError: the folder does not exist or cannot be written.
         """
         path = Path(path)
+        if path.is_dir():
+            expected = "expected the name of a file, got a folder"
+            raise InputError(f"cannot write {path}", [expected], "name a file, such as E.engine")
         tensors = {"weights": self.weights}
         tensors |= {f"code.{name}": data for name, data in self.code.items()}
         tensors |= {f"subgraph.{name}": data for name, data in self.subgraphs.items()}
         hashes = {name: _sha256(data) for name, data in tensors.items()}
-        plan = json.dumps({"plan": self.plan.to_json(), "sha256": hashes}, separators=(",", ":"))
-        meta = {"format": str(FORMAT), "twofour": plan, "sha256": hashlib.sha256(plan.encode()).hexdigest()}
+        text = json.dumps(
+            {"plan": self.plan.to_json(), "sha256": hashes}, separators=(",", ":"), allow_nan=False
+        )
+        meta = {
+            "format": str(FORMAT),
+            "twofour": text,
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        except OSError as e:
-            raise InputError(f"cannot write {path}", [str(e)], "choose an existing, writable folder") from e
-        try:
-            os.close(handle)
-            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata=meta)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)
-            Path(temporary).replace(path)
-        except OSError as e:
-            raise InputError(f"cannot write {path}", [str(e)], "choose an existing, writable folder") from e
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode  # as the umask has it; safetensors would write 0600
+            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, meta)
+            temporary.chmod(mode)
+            temporary.replace(path)
+        except (OSError, SafetensorError) as e:
+            raise InputError(
+                f"cannot write {path}", [str(e)], "choose an existing, writable folder"
+            ) from e
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return path
 
     @staticmethod
@@ -251,82 +253,127 @@ class Engine:
         """
         path = Path(path)
         if not path.is_file():
-            raise InputError(f"no engine at {path}", ["expected a .engine file"],
-                             "build one: twofour build MODEL.onnx -o E.engine")
+            raise InputError(
+                f"no engine at {path}",
+                ["expected a .engine file"],
+                "build one: twofour build MODEL.onnx -o E.engine",
+            )
         try:
             return _read(path)
-        except (SafetensorError, OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, RecursionError) as e:
-            raise EngineError(f"{path} is not a readable engine", [f"{type(e).__name__}: {e}"],
-                              "the file is damaged or of another kind: copy it again, or rebuild it") from e
+        except (SafetensorError, OSError, ValueError, RecursionError) as e:
+            raise EngineError(
+                f"{path} is not a readable engine",
+                [f"{type(e).__name__}: {e}"],
+                "the file is damaged or of another kind: copy it again, or rebuild it",
+            ) from e
 
 
 def _read(path: Path) -> Engine:
     """The file as data, every hash compared."""
     with safe_open(path, framework="numpy") as file:
-        meta = file.metadata() or {}
-        if meta.get("format") != str(FORMAT) or "twofour" not in meta:
-            raise EngineError(f"{path} is not a twofour engine of format {FORMAT}",
-                              [f"found format {meta.get('format', 'none')!r}"], "rebuild it with this version")
-        text = meta["twofour"]
-        if len(text) > _MAX_PLAN_BYTES:
-            raise EngineError(f"{path}: the plan is too large", [f"{len(text)} bytes, limit {_MAX_PLAN_BYTES}"])
-        if hashlib.sha256(text.encode()).hexdigest() != meta.get("sha256"):
-            raise EngineError(f"{path}: the plan does not match its hash", [], "the file was altered: rebuild it")
-        header = json.loads(text)
-        plan = Plan.from_json(header["plan"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    _check_hashes(path, tensors, header["sha256"])
-    engine = Engine(
-        plan,
-        tensors["weights"],
-        {k.removeprefix("code."): v for k, v in tensors.items() if k.startswith("code.")},
-        {k.removeprefix("subgraph."): v for k, v in tensors.items() if k.startswith("subgraph.")},
-    )
+        plan, hashes = _read_plan(path, file.metadata() or {})
+        names = list(file.keys())
+        if set(names) != set(hashes) or "weights" not in hashes:
+            raise EngineError(
+                f"{path}: contents differ from the plan",
+                [f"expected {sorted(hashes)}", f"found {sorted(names)}"],
+                _REBUILD,
+            )
+        tensors = {name: file.get_tensor(name) for name in names}
+    for name, data in tensors.items():
+        if data.dtype != np.uint8 or data.ndim != 1 or _sha256(data) != hashes[name]:
+            raise EngineError(
+                f"{path}: {name} does not match its hash", ["the file was altered"], _REBUILD
+            )
+    engine = Engine(plan, tensors["weights"], _part(tensors, "code."), _part(tensors, "subgraph."))
     check(engine)
     return engine
 
 
-def _check_hashes(path: Path, tensors: dict[str, Bytes], expected: dict[str, str]) -> None:
-    """Every tensor is listed with its hash, and nothing else is there."""
-    if set(tensors) != set(expected):
-        raise EngineError(f"{path}: contents differ from the plan",
-                          [f"expected {sorted(expected)}", f"found {sorted(tensors)}"])
-    for name, data in tensors.items():
-        if data.dtype != np.uint8 or data.ndim != 1 or _sha256(data) != expected[name]:
-            raise EngineError(f"{path}: {name} does not match its hash", [], "the file was altered: rebuild it")
+def _read_plan(path: Path, meta: dict[str, str]) -> tuple[Plan, dict[str, str]]:
+    """The plan, and the hash of each tensor, from the container's metadata."""
+    if meta.get("format") != str(FORMAT) or "twofour" not in meta:
+        found = f"found format {meta.get('format', 'none')!r}"
+        raise EngineError(f"{path} is not a twofour engine of format {FORMAT}", [found], _REBUILD)
+    text = meta["twofour"]
+    if len(text) > _MAX_PLAN_BYTES:
+        sizes = f"{len(text)} bytes, limit {_MAX_PLAN_BYTES}"
+        raise EngineError(f"{path}: the plan is too large", [sizes], _REBUILD)
+    if hashlib.sha256(text.encode()).hexdigest() != meta.get("sha256"):
+        altered = "the file was altered"
+        raise EngineError(f"{path}: the plan does not match its hash", [altered], _REBUILD)
+    header = json.loads(text)
+    if not isinstance(header, dict) or set(header) != {"plan", "sha256"}:
+        expected = "expected an object with plan and sha256"
+        raise EngineError("the engine's plan is malformed", [expected], _REBUILD)
+    hashes = header["sha256"]
+    if not isinstance(hashes, dict):
+        raise EngineError("the engine's plan is malformed", ["sha256 is not an object"], _REBUILD)
+    return Plan.from_json(header["plan"]), hashes
+
+
+def _part(tensors: dict[str, Bytes], prefix: str) -> dict[str, Bytes]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def check(engine: Engine) -> None:
     """Consistency of plan and contents, for hand-made or hostile files.
 
     Raises:
-        EngineError: the first thing found wrong.
+        EngineError: what was found wrong, the first ten of it.
     """
     plan = engine.plan
-    names = {t.name for t in (*plan.inputs, *plan.outputs, *plan.boundary)}
-    problems: list[str] = []
-    if not 0 <= plan.arena_bytes <= _MAX_ARENA_BYTES:
-        problems.append(f"arena of {plan.arena_bytes} bytes")
-    problems += [f"fill at {f.offset}+{f.size_bytes} outside the arena" for f in plan.fills
-                 if f.offset < 0 or f.size_bytes < 0 or f.offset + f.size_bytes > plan.arena_bytes]
-    problems += [f"object {name!r} is missing" for name in plan.code if name not in engine.code]
-    for step in plan.steps:
-        problems += [f"step {step.symbol!r} uses unknown tensor {t!r}"
-                     for t in (*step.inputs, *step.outputs) if t not in names]
-        problems += [f"step {step.symbol!r} names layer {i}" for i in step.layers if not 0 <= i < len(plan.layers)]
-        if step.kind not in ("native", "onnxruntime"):
-            problems.append(f"step {step.symbol!r} is of unknown kind {step.kind!r}")
-        if step.kind == "onnxruntime" and step.symbol not in engine.subgraphs:
-            problems.append(f"subgraph {step.symbol!r} is missing")
-    for tensor in (*plan.inputs, *plan.outputs, *plan.boundary):
-        if any(not isinstance(d, int) or d < 0 for d in tensor.shape):
-            problems.append(f"tensor {tensor.name!r} has shape {tensor.shape}")
+    problems = [*_wrong_plan(plan), *_wrong_memory(plan), *_wrong_steps(engine)]
     if problems:
-        raise EngineError("the engine contradicts itself", problems[:10], "rebuild it from its model")
+        raise EngineError("the engine contradicts itself", problems[:10], _REBUILD)
+
+
+def _wrong_plan(plan: Plan) -> Iterator[str]:
+    if plan.target.isa not in ISAS:
+        yield f"unknown instruction set {plan.target.isa!r}, expected one of {', '.join(ISAS)}"
+    if not 1 <= plan.threads <= MAX_THREADS:
+        yield f"{plan.threads} threads, expected 1 to {MAX_THREADS}"
+    for tensor in _plain_tensors(plan):
+        if tensor.dtype not in _DTYPES:
+            yield f"tensor {tensor.name!r} has unknown dtype {tensor.dtype!r}"
+        shape = tensor.shape
+        if len(shape) > _MAX_RANK or min(shape, default=0) < 0 or math.prod(shape) > _MAX_ELEMENTS:
+            yield f"tensor {tensor.name!r} has shape {shape}"
+
+
+def _wrong_memory(plan: Plan) -> Iterator[str]:
+    if not 0 <= plan.arena_bytes <= _MAX_MEMORY_BYTES:
+        yield f"arena of {plan.arena_bytes} bytes"
+    for fill in plan.fills:
+        if (
+            min(fill.offset, fill.size_bytes) < 0
+            or fill.offset + fill.size_bytes > plan.arena_bytes
+        ):
+            yield f"fill at {fill.offset}+{fill.size_bytes} outside the arena"
+        if not 0 <= fill.value <= 255:
+            yield f"fill at {fill.offset} with {fill.value}, not a byte"
+
+
+def _wrong_steps(engine: Engine) -> Iterator[str]:
+    plan = engine.plan
+    names = {tensor.name for tensor in _plain_tensors(plan)}
+    yield from (f"object {name!r} is missing" for name in plan.code if name not in engine.code)
+    for step in plan.steps:
+        for tensor in (*step.inputs, *step.outputs):
+            if tensor not in names:
+                yield f"step {step.symbol!r} uses unknown tensor {tensor!r}"
+        for layer in step.layers:
+            if not 0 <= layer < len(plan.layers):
+                yield f"step {step.symbol!r} names layer {layer} of {len(plan.layers)}"
+        if step.kind not in _STEP_KINDS:
+            yield f"step {step.symbol!r} is of unknown kind {step.kind!r}"
+        if step.kind == "onnxruntime" and step.symbol not in engine.subgraphs:
+            yield f"subgraph {step.symbol!r} is missing"
+
+
+def _plain_tensors(plan: Plan) -> tuple[TensorInfo, ...]:
+    return (*plan.inputs, *plan.outputs, *plan.boundary)
 
 
 def _sha256(data: Bytes) -> str:
-    return hashlib.sha256(np.ascontiguousarray(data)).hexdigest()
-
-
-__all__ = ["FORMAT", "Candidate", "Engine", "Error", "Fill", "Layer", "Plan", "Step", "TensorInfo", "check"]
+    return hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()
