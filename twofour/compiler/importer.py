@@ -1,0 +1,237 @@
+"""Any ONNX model -> a clean static graph: the form every pass expects.
+
+    model-local functions        -> inlined
+    opset below 17               -> 17 (newer ones stay as they are)
+    symbolic dimensions          -> numbers: the user's, or 1, then recorded in the metadata
+    Constant nodes               -> initializers, which are no longer inputs as well
+    Identity, Dropout            -> gone
+    what depends on no input     -> folded, except QuantizeLinear and DequantizeLinear, which carry
+                                    the quantization of weights
+    equal nodes and initializers -> one
+    nodes without a name         -> named after their first output
+
+Every value that can be inferred has a static shape afterwards. Operators inside the bodies of If,
+Loop and Scan are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxscript.optimizer
+
+from twofour.core.errors import InputError, UnsupportedError
+
+MIN_OPSET = 17
+IR_VERSION = 10
+ASSUMED_KEY = "twofour.assumed_dims"  # metadata: JSON, symbolic dimension -> the number it became
+_MAX_FOLDED_ELEMENTS = 1 << 26
+_MAX_FILLED_ELEMENTS = 1 << 12
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
+    """The model as a clean static graph; the given model is not changed.
+
+    Args:
+        model: as loaded from a file.
+        shapes: shapes of inputs by name; the dimensions of inputs not named here, where symbolic,
+            follow from equal symbols or become 1.
+
+    Returns:
+        A new model. Its metadata entry `ASSUMED_KEY` lists the dimensions that became 1 unasked.
+
+    Raises:
+        InputError: an unknown input name, a shape that contradicts the model, or an invalid model.
+        UnsupportedError: the opset cannot be converted.
+    """
+    model = ir.external_data.load_to_model(model.clone())
+    model.ir_version = max(model.ir_version or 0, IR_VERSION)
+    common.RemoveInitializersFromInputsPass()(model)
+    assumed = _bind_dimensions(model.graph, shapes or {})
+    common.InlinePass()(model)
+    model.functions.clear()
+    model = _upgrade(model)
+    model.metadata_props[ASSUMED_KEY] = json.dumps(assumed)
+    _clean(model)
+    _name_nodes(model.graph)
+    return model
+
+
+def _bind_dimensions(graph: ir.Graph, shapes: Shapes) -> dict[str, int]:
+    """Makes the inputs static; returns the dimensions that were assumed, as "input[axis]" -> 1."""
+    inputs = {value.name or "": value for value in graph.inputs}
+    if unknown := sorted(set(shapes) - set(inputs)):
+        raise InputError(
+            f"no input named {unknown[0]!r} in the model",
+            [f"expected one of: {', '.join(inputs)}", f"got: {', '.join(unknown)}"],
+            fix=f"give the shape as {next(iter(inputs), 'x')}:1x3x32x32 with a name from above",
+        )
+    symbols: dict[str, tuple[int, str]] = {}
+    for name, shape in shapes.items():
+        _bind_given(inputs[name], tuple(shape), symbols)
+    assumed = {}
+    for name, value in inputs.items():
+        if value.shape is None:
+            raise InputError(
+                f"input {name!r} has no shape in the model",
+                ["expected a tensor whose number of dimensions is known"],
+                fix=f"give its shape: --shapes {name}:1x3x32x32",
+            )
+        dims = []
+        for axis, dim in enumerate(value.shape):
+            if isinstance(dim, int):
+                dims.append(dim)
+                continue
+            known = symbols.get(dim.value or "")
+            dims.append(known[0] if known else 1)
+            if known is None:
+                assumed[f"{name}[{axis}]"] = 1
+        value.shape = ir.Shape(dims)
+    return assumed
+
+
+def _bind_given(
+    value: ir.Value, given: tuple[int, ...], symbols: dict[str, tuple[int, str]]
+) -> None:
+    """Applies a shape of the user to one input and remembers what its symbols stand for."""
+    declared = list(value.shape) if value.shape is not None else [None] * len(given)
+    reasons = []
+    if len(declared) != len(given):
+        reasons.append(f"expected {len(declared)} dimensions: {_dims(declared)}")
+    for axis, (dim, number) in enumerate(zip(declared, given, strict=False)):
+        here = f"{value.name}[{axis}]"
+        symbol = dim.value if isinstance(dim, ir.SymbolicDim) else None
+        known, there = symbols.setdefault(symbol, (number, here)) if symbol else (number, here)
+        if number < 1:
+            reasons.append(f"dimension {axis}: expected at least 1, got {number}")
+        elif isinstance(dim, int) and dim != number:
+            reasons.append(f"dimension {axis}: the model fixes it to {dim}, got {number}")
+        elif known != number:
+            reasons.append(f"dimension {axis}: {symbol} is {known} in {there}, got {number}")
+    if reasons:
+        raise InputError(
+            f"input {value.name!r} cannot have the shape {_dims(given)}",
+            reasons,
+            fix="give a shape that fits the model, or export it again with dynamic dimensions",
+        )
+    value.shape = ir.Shape(given)
+
+
+def _dims(shape: Iterable[int | ir.SymbolicDim | None]) -> str:
+    """A shape as users write it: 1x3x32x32."""
+    dims = (dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in shape)
+    return "x".join(str(dim if dim is not None else "?") for dim in dims)
+
+
+def _upgrade(model: ir.Model) -> ir.Model:
+    """The model at opset 17 or newer."""
+    opset = model.graph.opset_imports.get("")
+    if opset is None or opset >= MIN_OPSET:
+        model.graph.opset_imports.setdefault("", MIN_OPSET)
+        return model
+    try:
+        proto = onnx.version_converter.convert_version(ir.serde.serialize_model(model), MIN_OPSET)
+    except (RuntimeError, ValueError) as error:
+        raise UnsupportedError(
+            f"the model cannot be converted from opset {opset} to {MIN_OPSET}",
+            [str(error).strip().splitlines()[0]],
+            fix=f"export it again with opset {MIN_OPSET} or newer",
+        ) from error
+    return ir.serde.deserialize_model(proto)
+
+
+def _clean(model: ir.Model) -> None:
+    """Shapes, folding and removal of what is not needed."""
+    declared = _forget_shapes(model.graph)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    onnxscript.optimizer.fold_constants_ir(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=_MAX_FOLDED_ELEMENTS,
+        output_size_limit=_MAX_FOLDED_ELEMENTS,
+        should_fold=_should_fold,
+    )
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _drop_identities(model.graph)
+    for step in (
+        common.RemoveUnusedNodesPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.NameFixPass(),
+    ):
+        step(model)
+    for value, shape in zip(model.graph.outputs, declared, strict=True):
+        if value.shape is None:
+            value.shape = shape
+    _check(model)
+    common.ShapeInferencePass()(model)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """False for quantizers, True for a small ConstantOfShape, else None: as folding decides."""
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return False
+    if node.op_type == "ConstantOfShape":
+        shape = node.inputs[0].const_value if node.inputs[0] is not None else None
+        return shape is not None and int(np.prod(shape.numpy())) <= _MAX_FILLED_ELEMENTS
+    return None
+
+
+def _drop_identities(graph: ir.Graph) -> None:
+    """Lets the readers of y = Identity(x) read x; where y is an output, x takes its name."""
+    for node in list(graph):
+        if node.op_type != "Identity" or node.domain != "" or node.inputs[0] is None:
+            continue
+        x, y = node.inputs[0], node.outputs[0]
+        if not y.is_graph_output():
+            y.replace_all_uses_with(x)
+        elif x.producer() is not None and not x.is_graph_output() and y in graph.outputs:
+            y.replace_all_uses_with(x, replace_graph_outputs=True)
+            x.name, y.name = y.name, None
+        else:
+            continue
+        graph.remove(node, safe=True)
+
+
+def _forget_shapes(graph: ir.Graph) -> list[ir.Shape | None]:
+    """Drops the recorded shapes, which hold the old symbols; returns those of the outputs."""
+    declared = [value.shape for value in graph.outputs]
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    return declared
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Gives each node a name, unique in the graph, for reports."""
+    taken = {node.name for node in graph if node.name}
+    seen: set[str] = set()
+    for node in graph:
+        name = node.name or f"{node.op_type}:{node.outputs[0].name}"
+        if name in seen or (not node.name and name in taken):
+            name = f"{name}:{node.outputs[0].name}"
+        seen.add(name)
+        node.name = name
+
+
+def _check(model: ir.Model) -> None:
+    """Raises InputError where the model is not valid ONNX or its types and shapes contradict."""
+    try:
+        common.CheckerPass(full_check=True)(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InputError(
+            "the model is not valid ONNX",
+            str(error).strip().splitlines()[:3],
+            fix="check the file with onnx.checker, and the shapes given for its inputs",
+        ) from error
