@@ -1,0 +1,1 @@
+"""Timing and the engines of others, measured in the same run as ours."""

@@ -1,0 +1,75 @@
+"""ONNX Runtime on the CPU: all graph optimisations, one operator after another, bound buffers.
+
+Open sizes of the file are fixed to those of the input, so that the optimiser knows them. Input and
+output are bound once: a call copies nothing and allocates nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+
+from twofour.bench.inputs import model_inputs, require_feeds
+from twofour.bench.timing import Array, Contestant, Feeds
+from twofour.core.errors import InputError
+
+_REFUSED = (
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
+    onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
+    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
+)
+
+
+def prepare(model: Path, feeds: Feeds, threads: int) -> Contestant:
+    """A session with bound input and output.
+
+    Raises:
+        InputError: ONNX Runtime refuses the file or the input.
+    """
+    declared = model_inputs(model)
+    require_feeds(feeds, declared, model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    for each in declared:
+        for dim, size in zip(each.dims, feeds[each.name].shape, strict=True):
+            if isinstance(dim, str):
+                options.add_free_dimension_override_by_name(dim, size)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model), options, providers=["CPUExecutionProvider"]
+        )
+        names = [output.name for output in session.get_outputs()]
+        first = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    except _REFUSED as e:
+        raise InputError(f"ONNX Runtime cannot run {model}", [str(e).splitlines()[0]]) from e
+    return _bound(session, feeds, first, threads)
+
+
+def _bound(
+    session: onnxruntime.InferenceSession, feeds: Feeds, first: dict[str, Array], threads: int
+) -> Contestant:
+    """Buffers of the sizes that a first run showed."""
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(x) for name, x in feeds.items()}
+    results = {name: onnxruntime.OrtValue.ortvalue_from_numpy(y) for name, y in first.items()}
+    binding = session.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    for name, value in results.items():
+        binding.bind_ortvalue_output(name, value)
+
+    def call() -> None:
+        session.run_with_iobinding(binding)
+
+    def outputs() -> dict[str, Array]:
+        call()
+        return {name: value.numpy() for name, value in results.items()}
+
+    setting = f"threads {threads}, all graph optimisations, sequential, bound buffers"
+    return Contestant("ONNX Runtime", onnxruntime.__version__, setting, call, outputs)
