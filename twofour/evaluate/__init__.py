@@ -1,0 +1,1 @@
+"""Does the network still do its job: accuracy, and the gate."""
