@@ -1,0 +1,220 @@
+"""Decides which tensors of a prepared float model are quantized, and which share a scale.
+
+1. Each Conv, Gemm and MatMul with a constant float32 weight takes quantized activations and
+   weights.
+2. A residual Add takes a quantized shortcut. The convolution that ends in the Add hands over
+   floats, so that convolution, Add, ReLU and the rounding after them can be one integer kernel.
+3. A global pooling before a layer of rule 1 takes quantized activations.
+4. What only moves data (Slice, Pad with zeros, MaxPool, Reshape, ...) before a quantized tensor
+   moves quantized data: its input is quantized with the same scale, so nothing is rounded twice.
+5. Everything that reads a quantized tensor reads its rounded values, nodes excluded by the user and
+   graph outputs excepted: then no kernel has to write the tensor twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_ir as ir
+
+from twofour.core.errors import InputError
+from twofour.onnx_tools.edit import constant, is_standard, operand, sole_use
+from twofour.onnx_tools.options import QuantizeOptions
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+MOVERS = (
+    "Slice",
+    "Pad",
+    "MaxPool",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+)
+_PASSED_THROUGH = (*MOVERS, "Relu", "Clip", "Add", "GlobalAveragePool", "ReduceMean")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where quantization goes.
+
+    Attributes:
+        layers: nodes whose weight (input 1) becomes int8.
+        scale_of: tensor that is quantized -> tensor whose range gives its scale (itself, or the one
+            that its data was moved from).
+        stay_float: nodes that go on reading float tensors.
+    """
+
+    layers: tuple[ir.Node, ...]
+    scale_of: dict[ir.Value, ir.Value]
+    stay_float: frozenset[ir.Node]
+
+    @property
+    def calibrated(self) -> list[ir.Value]:
+        """The tensors whose ranges are needed, each once."""
+        return list(dict.fromkeys(self.scale_of.values()))
+
+
+def place(model: ir.Model, options: QuantizeOptions) -> Placement:
+    """Applies the rules above to the main graph.
+
+    Args:
+        model: prepared (see `prepare.py`).
+        options: `exclude` and `add_inputs` count here.
+
+    Raises:
+        InputError: the model is quantized already, or has nothing that can be.
+    """
+    if any(is_standard(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph):
+        raise InputError(
+            "the model is quantized already",
+            ["it has QuantizeLinear or DequantizeLinear nodes"],
+            "give the float model it was made from",
+        )
+    excluded = frozenset(node for node in model.graph if _excluded(node, options))
+    layers = [node for node in model.graph if node not in excluded and is_layer(node)]
+    if not layers:
+        raise _nothing_to_quantize(model, excluded)
+    wanted = [node.inputs[0] for node in layers]
+    for node in model.graph:
+        if node not in excluded:
+            wanted += _add_inputs(node, set(layers), options) + _pool_input(node, set(layers))
+    scale_of: dict[ir.Value, ir.Value] = {}
+    for value in wanted:
+        if value is not None:
+            _take(value, scale_of, excluded)
+    return Placement(tuple(layers), scale_of, excluded)
+
+
+def is_layer(node: ir.Node) -> bool:
+    """Whether the node is a Conv, Gemm or MatMul with a constant float32 weight."""
+    if not is_standard(node, *LAYERS) or node.attributes.get_int("transA", 0) == 1:
+        return False
+    x, weight = operand(node, 0), constant(operand(node, 1))
+    if x is None or weight is None or constant(x) is not None or weight.dtype != np.float32:
+        return False
+    return weight.ndim >= 3 if node.op_type == "Conv" else weight.ndim == 2
+
+
+def output_axis(layer: ir.Node) -> int:
+    """The axis of a layer's weight that counts its output channels."""
+    if layer.op_type == "Conv" or layer.attributes.get_int("transB", 0) == 1:
+        return 0
+    return 1
+
+
+def is_mover(node: ir.Node | None) -> bool:
+    """Whether each output value is one of input 0, or zero."""
+    if node is None or not is_standard(node, *MOVERS) or len(node.outputs) != 1:
+        return False
+    if node.op_type != "Pad":
+        return True
+    fill = operand(node, 2)
+    fill_array = constant(fill)
+    return fill is None or (fill_array is not None and not fill_array.any())
+
+
+def _take(
+    value: ir.Value, scale_of: dict[ir.Value, ir.Value], excluded: frozenset[ir.Node]
+) -> ir.Value:
+    """Rule 4: marks the tensor and what its data is moved from; returns the source of its scale."""
+    if value not in scale_of:
+        producer = value.producer()
+        source = producer.inputs[0] if producer is not None and producer not in excluded else None
+        if is_mover(producer) and source is not None and constant(source) is None:
+            scale_of[value] = _take(source, scale_of, excluded)
+        else:
+            scale_of[value] = value
+    return scale_of[value]
+
+
+def _add_inputs(
+    node: ir.Node, layers: set[ir.Node], options: QuantizeOptions
+) -> list[ir.Value | None]:
+    """Rule 2: the inputs of a residual Add that are quantized; none for any other node."""
+    if not is_standard(node, "Add"):
+        return []
+    inputs = [value for value in node.inputs if value is not None and constant(value) is None]
+    if len(inputs) != 2 or not _may_be_equal(*inputs) or inputs[0] is inputs[1]:
+        return []
+    if not any(_from_layer(value, layers) for value in inputs):
+        return []
+    ends = [value for value in inputs if value.producer() in layers and sole_use(value)]
+    if options.add_inputs == "both" or not ends:
+        return [*inputs]
+    fused = max(ends, key=_sum_length)
+    return [value for value in inputs if value is not fused]
+
+
+def _pool_input(node: ir.Node, layers: set[ir.Node]) -> list[ir.Value | None]:
+    """Rule 3: the input of a global pooling whose result a layer takes."""
+    x = operand(node, 0)
+    if x is None or x.shape is None or not is_global_pooling(node):
+        return []
+    readers = node.outputs[0].consumers()
+    while len(readers) == 1 and is_mover(readers[0]):
+        readers = readers[0].outputs[0].consumers()
+    return [x] if any(node in layers for node in readers) else []
+
+
+def is_global_pooling(node: ir.Node) -> bool:
+    """Whether the node is a GlobalAveragePool, or a ReduceMean over height and width."""
+    if is_standard(node, "GlobalAveragePool"):
+        return True
+    x = operand(node, 0)
+    if not is_standard(node, "ReduceMean") or x is None or x.shape is None or len(x.shape) != 4:
+        return False
+    from_input = constant(operand(node, 1))
+    axes = node.attributes.get_ints("axes", ()) if from_input is None else from_input.tolist()
+    return sorted(axis % 4 for axis in axes) == [2, 3]
+
+
+def _from_layer(value: ir.Value, layers: set[ir.Node]) -> bool:
+    """Whether the first input's chain of ReLU, pooling, moving and adding starts at a layer."""
+    producer = value.producer()
+    while producer is not None and producer not in layers:
+        source = operand(producer, 0)
+        if not is_standard(producer, *_PASSED_THROUGH) or source is None:
+            return False
+        producer = source.producer()
+    return producer is not None
+
+
+def _may_be_equal(a: ir.Value, b: ir.Value) -> bool:
+    """Whether nothing that is known about the shapes tells them apart."""
+    if a.shape is None or b.shape is None:
+        return True
+    known = [
+        (m, n)
+        for m, n in zip(a.shape.dims, b.shape.dims, strict=False)
+        if isinstance(m, int) and isinstance(n, int)
+    ]
+    return len(a.shape) == len(b.shape) and all(m == n for m, n in known)
+
+
+def _sum_length(value: ir.Value) -> int:
+    """How many products the layer that made the value sums for one output."""
+    layer = value.producer()
+    weight = None if layer is None else constant(layer.inputs[1])
+    if layer is None or weight is None:
+        return 0
+    return int(weight.size // weight.shape[output_axis(layer)])
+
+
+def _excluded(node: ir.Node, options: QuantizeOptions) -> bool:
+    return any(fnmatchcase(node.name or "", pattern) for pattern in options.exclude)
+
+
+def _nothing_to_quantize(model: ir.Model, excluded: frozenset[ir.Node]) -> InputError:
+    counts = Counter(node.op_type for node in model.graph)
+    reasons = [
+        "expected a Conv, Gemm or MatMul with a constant float32 weight",
+        "got " + (", ".join(f"{count} {name}" for name, count in counts.items()) or "no nodes"),
+    ]
+    if excluded:
+        reasons.append(f"{len(excluded)} nodes are excluded by name")
+    return InputError("the model has nothing to quantize", reasons, "use the float model as it is")

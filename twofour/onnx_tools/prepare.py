@@ -1,0 +1,130 @@
+"""Brings any float model into the one form that quantization starts from.
+
+Functions inlined, constants as initializers, opset 13 or later, BatchNorm folded into the
+convolution before it, value types and shapes inferred.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import onnxscript.optimizer
+from numpy.typing import NDArray
+
+from twofour.core.errors import UnsupportedError
+from twofour.onnx_tools.edit import Editor, bypass, constant, is_standard, operand, sole_use
+
+Array = NDArray[Any]
+
+LEAST_OPSET = 13
+"""The first with an axis in DequantizeLinear."""
+UPGRADE_TO = 17
+_FOLD_LIMIT_BYTES = 2**31 - 1
+
+
+def prepare(model: ir.Model) -> ir.Model:
+    """Returns an equivalent model in the form described above; the given one stays as it is.
+
+    Raises:
+        UnsupportedError: the opset is below 13 and cannot be converted.
+    """
+    model = upgrade(model.clone())
+    common_passes.InlinePass()(model)
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    onnxscript.optimizer.fold_constants(
+        model, input_size_limit=_FOLD_LIMIT_BYTES, output_size_limit=_FOLD_LIMIT_BYTES
+    )
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _drop_identities(model.graph)
+    fold_batchnorm(model)
+    common_passes.RemoveUnusedNodesPass()(model)
+    common_passes.NameFixPass()(model)
+    common_passes.ShapeInferencePass()(model)
+    return model
+
+
+def upgrade(model: ir.Model) -> ir.Model:
+    """Converts a model older than opset 13 to opset 17; returns others as they are.
+
+    Raises:
+        UnsupportedError: the onnx package has no conversion for an operator.
+    """
+    opset = model.opset_imports.get("", LEAST_OPSET)
+    if opset >= LEAST_OPSET:
+        return model
+    try:
+        converted = onnx.version_converter.convert_version(ir.to_proto(model), UPGRADE_TO)
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        raise UnsupportedError(
+            f"cannot convert the model from opset {opset} to {UPGRADE_TO}",
+            [str(error)],
+            f"export it with opset {UPGRADE_TO}",
+        ) from error
+    model = ir.from_proto(converted)
+    common_passes.RemoveInitializersFromInputsPass()(model)
+    return model
+
+
+def fold_batchnorm(model: ir.Model) -> int:
+    """Conv(x, w, b) -> BatchNormalization   =>   Conv(x, w * g, (b - mean) * g + beta).
+
+    With g = gamma / sqrt(variance + epsilon), one factor per output channel; so zeros stay zeros.
+    Legal if: 1. the Conv's output goes to the BatchNormalization alone; 2. that is in inference
+    mode; 3. weight, bias and the four parameters are float32 constants.
+
+    Returns:
+        How many were folded.
+    """
+    editor = Editor(model.graph)
+    norms = [node for node in model.graph if is_standard(node, "BatchNormalization")]
+    return sum(_fold_into_conv(editor, norm) for norm in norms)
+
+
+def _drop_identities(graph: ir.Graph) -> None:
+    """Takes out what hands its input on, where that keeps the names of inputs and outputs."""
+    for node in [node for node in graph if is_standard(node, "Identity")]:
+        before, after = operand(node, 0), node.outputs[0]
+        if before is not None and (before.producer() is not None or not after.is_graph_output()):
+            if not (before.is_graph_output() and after.is_graph_output()):
+                bypass(after, before)
+
+
+def _fold_into_conv(editor: Editor, norm: ir.Node) -> bool:
+    """Folds one BatchNormalization, or returns False and leaves it."""
+    between = operand(norm, 0)
+    conv = between.producer() if between is not None else None
+    if between is None or conv is None or not is_standard(conv, "Conv") or not sole_use(between):
+        return False
+    if norm.attributes.get_int("training_mode", 0):
+        return False
+    bias = operand(conv, 2)
+    arrays = [constant(value) for value in (operand(conv, 1), *norm.inputs[1:5])]
+    arrays.append(np.zeros(1, np.float32) if bias is None else constant(bias))
+    floats = [a.astype(np.float64) for a in arrays if a is not None and a.dtype == np.float32]
+    if len(floats) != 6:
+        return False
+    w, gamma, beta, mean, variance, b = floats
+    factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    _set_constant(editor, conv, 1, w * factor.reshape(-1, *[1] * (w.ndim - 1)))
+    _set_constant(editor, conv, 2, (b - mean) * factor + beta)
+    bypass(norm.outputs[0], between)
+    return True
+
+
+def _set_constant(editor: Editor, conv: ir.Node, index: int, array: Array) -> None:
+    """Makes a float32 constant the node's input; keeps the name where nobody else reads it."""
+    old = operand(conv, index)
+    array = array.astype(np.float32)
+    if old is not None and old.is_initializer() and sole_use(old):
+        old.const_value = ir.tensor(array, name=old.name)
+        return
+    like = old if old is not None else conv.inputs[1]
+    base = f"{like.name if like is not None else conv.name}"
+    if index >= len(conv.inputs):
+        conv.resize_inputs(index + 1)
+    conv.replace_input_with(index, editor.initializer(base if old else f"{base}_bias", array))
