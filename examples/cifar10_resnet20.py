@@ -4,8 +4,9 @@
     python examples/cifar10_resnet20.py --out runs/pair --pattern 2:4/pair
     python examples/cifar10_resnet20.py --out runs/short --short       # seconds, proves nothing
 
-The dataset and the published checkpoint are read from the folder that TWOFOUR_DATA names, by default
-`../shared/data` beside the repository. A run that was stopped goes on where it was when started again.
+The dataset and the published checkpoint are read from the folder that TWOFOUR_DATA names, by
+default `../shared/data` beside the repository. A run that was stopped goes on where it was when it
+is started again.
 """
 
 from __future__ import annotations
@@ -27,11 +28,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from twofour.core.errors import Error, InputError
-from twofour.train import Schedule, Sparsifier, evaluate, finetune
 from twofour.train import Progress as TrainingProgress
+from twofour.train import (
+    Schedule,
+    Sparsifier,
+    evaluate,
+    export_onnx,
+    finetune,
+    load_checkpoint,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHECKPOINT = "finetune.pt"
+ONNX = "model.onnx"
 PAD = 4
 console = Console()
 
@@ -50,7 +59,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Images:
-    """CIFAR-10 as uint8 [S, 32, 32, 3] with labels [S], and the constants the checkpoints expect."""
+    """CIFAR-10 as uint8 [S, 32, 32, 3] with labels [S], and what the checkpoints expect."""
 
     train_x: Tensor
     train_y: Tensor
@@ -60,12 +69,12 @@ class Images:
     std: Tensor
 
     def normalised(self, x: Tensor) -> Tensor:
-        """uint8 [B, 32, 32, 3] -> float32 [B, 3, 32, 32] in channels-last memory, as the model takes it."""
+        """uint8 [B, 32, 32, 3] -> float32 [B, 3, 32, 32] in channels-last memory."""
         return ((x.float() / 255.0 - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
 class AugmentedEpoch:
-    """One pass over the training images: shuffled, shifted by up to 4 pixels, half of them mirrored.
+    """One pass over the training images: shuffled, shifted by up to 4 pixels, half mirrored.
 
     Args:
         images: the data.
@@ -169,6 +178,14 @@ def pruned_model(settings: Settings) -> tuple[nn.Module, Sparsifier]:
     return model, sparsifier.prune()
 
 
+def finetuned_model(settings: Settings) -> nn.Module:
+    """What `finetune_stage` left behind."""
+    model, sparsifier = pruned_model(settings)
+    load_checkpoint(settings.out / CHECKPOINT, model)
+    sparsifier.verify()
+    return model
+
+
 def finetune_stage(settings: Settings, images: Images) -> dict[str, float]:
     """Prunes, then trains with the masks held; leaves the checkpoint `finetune.pt`."""
     test_x = images.normalised(images.test_x)
@@ -196,9 +213,20 @@ def finetune_stage(settings: Settings, images: Images) -> dict[str, float]:
     return top1
 
 
-# The stages, in order. Each takes (settings, images), reads what earlier ones left in `settings.out`,
-# leaves its own files there, and returns figures for `summary.json`.
-STAGES: tuple[Callable[[Settings, Images], dict[str, float]], ...] = (finetune_stage,)
+def export_stage(settings: Settings, images: Images) -> dict[str, float]:
+    """Writes `model.onnx`: float32, the masks' zeros in the weights, batch size open."""
+    model = finetuned_model(settings)
+    checked = export_onnx(model, images.normalised(images.test_x[:1]), settings.out / ONNX)
+    console.print(f"{settings.out / ONNX}: {len(checked)} weights are {settings.pattern}")
+    return {"sparse_weights": len(checked)}
+
+
+# The stages, in order. Each takes (settings, images), reads what earlier ones left in
+# `settings.out`, leaves its own files there, and returns figures for `summary.json`.
+STAGES: tuple[Callable[[Settings, Images], dict[str, float]], ...] = (
+    finetune_stage,
+    export_stage,
+)
 
 
 def progress_bar() -> Progress:
@@ -254,9 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     epochs = 1 if args.short else args.epochs
     schedule = Schedule(epochs, args.lr, seed=args.seed, bf16=args.bf16)
-    settings = Settings(
-        args.out, args.depth, args.pattern, schedule, args.batch_size, args.short
-    )
+    settings = Settings(args.out, args.depth, args.pattern, schedule, args.batch_size, args.short)
     try:
         run(settings)
     except Error as e:

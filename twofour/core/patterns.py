@@ -1,17 +1,17 @@
 """N:M sparsity patterns: the definition of the masks, and how a weight that breaks one is named.
 
-A weight `w` has its output channels on axis 0, its input channels on axis 1, and its filter taps on the
-axes after that (`[N, C]` for a Gemm, `[N, C, kh, kw]` for a Conv). In pattern `n:m`, each group of `m`
-consecutive input channels holds at most `n` nonzeros, for each output channel and each tap by itself:
+A weight `w` has its output channels on axis 0, its input channels on axis 1, and its filter taps on
+the axes after that (`[N, C]` for a Gemm, `[N, C, kh, kw]` for a Conv). In pattern `n:m`, each group
+of `m` consecutive input channels holds at most `n` nonzeros, for each output channel and each tap:
 
     for k in range(N):                       # output channel
         for tap in taps:
             for c in range(0, C, m):         # group
                 assert count_nonzero(w[k, c:c+m, tap]) <= n
 
-In `n:m/pair`, the output channels come in blocks of 32, and channels `k` and `k + 16` of a block share one
-mask: the union of their nonzeros obeys `n:m`. Output channels of a last, incomplete block are free `n:m`.
-So each `n:m/pair` weight is an `n:m` weight too.
+In `n:m/pair`, the output channels come in blocks of 32, and channels `k` and `k + 16` of a block
+share one mask: the union of their nonzeros obeys `n:m`. Output channels of a last, incomplete block
+are free `n:m`. So each `n:m/pair` weight is an `n:m` weight too.
 
 Source: Mishra et al. 2021, arXiv:2104.08378 (2:4 along the input channels).
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from twofour.core.errors import InputError
 
 PAIR_BLOCK = 32
 PAIR_DISTANCE = 16
+Scalar = TypeVar("Scalar", bound=np.generic)
 _NAME = re.compile(r"(\d{1,3}):(\d{1,3})(/pair)?")
 
 
@@ -118,8 +120,8 @@ def ineligible(shape: Sequence[int], pattern: str | Pattern) -> str | None:
 def magnitude_mask(w: NDArray[np.generic], pattern: str | Pattern) -> NDArray[np.bool_]:
     """True where a weight is kept: the `n` of each group whose squares are largest.
 
-    Exactly `n` of each `m` are kept. Of equal weights the one with the lowest channel index is kept, so
-    the result is the same everywhere. Pairs are ranked by the sum of their two squares.
+    Exactly `n` of each `m` are kept. Of equal weights the one with the lowest channel index is
+    kept, so the result is the same everywhere. Pairs are ranked by the sum of their two squares.
 
     Args:
         w: real [N, C, ...], finite.
@@ -156,8 +158,8 @@ def magnitude_mask(w: NDArray[np.generic], pattern: str | Pattern) -> NDArray[np
 def first_violation(w: NDArray[np.generic], pattern: str | Pattern) -> Violation | None:
     """The first group that holds more than `n` nonzeros, or None if the weight has the pattern.
 
-    "First" is by output channel, then tap, then input channel. In a pair pattern a channel that breaks
-    `n:m` by itself is named before any pair.
+    "First" is by output channel, then tap, then input channel. In a pair pattern a channel that
+    breaks `n:m` by itself is named before any pair.
 
     Args:
         w: real [N, C, ...].
@@ -168,7 +170,7 @@ def first_violation(w: NDArray[np.generic], pattern: str | Pattern) -> Violation
     """
     pattern = Pattern.parse(pattern)
     _require_eligible(w, pattern)
-    nonzero = _groups(w != 0, pattern.m)
+    nonzero = _groups(np.not_equal(w, 0), pattern.m)
     found = _first_full_group(nonzero, pattern, w.shape[2:])
     if found is not None or not pattern.pair:
         return found
@@ -204,7 +206,12 @@ def why_not(w: NDArray[np.generic], pattern: str | Pattern) -> str | None:
 
 
 def energy_kept(w: NDArray[np.generic], mask: NDArray[np.bool_]) -> float:
-    """The share of the weight's sum of squares that the mask keeps, 0 to 1; 1 for an all-zero weight."""
+    """The share of the sum of squares that the mask keeps, 0 to 1; of an all-zero weight, 1.
+
+    Args:
+        w: real [N, C, ...].
+        mask: bool, the shape of `w`.
+    """
     squares = np.square(w.astype(np.float64))
     total = float(squares.sum())
     return float(squares[mask].sum()) / total if total > 0 else 1.0
@@ -220,7 +227,7 @@ def _require_eligible(w: NDArray[np.generic], pattern: Pattern) -> None:
         )
 
 
-def _groups(w: NDArray[np.generic], m: int) -> NDArray[np.generic]:
+def _groups(w: NDArray[Scalar], m: int) -> NDArray[Scalar]:
     """[N, C, ...] -> contiguous [m, N, C/m, taps]: one plane for each place in the group."""
     split = w.reshape(w.shape[0], w.shape[1] // m, m, -1)
     return np.ascontiguousarray(np.moveaxis(split, 2, 0))
@@ -232,7 +239,7 @@ def _ungroup(planes: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bo
 
 
 def _largest(score: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
-    """True for the n largest along axis 0, ties to the lowest index: those that fewer than n outrank."""
+    """True for the n largest along axis 0, ties to the lowest index: fewer than n outrank them."""
     m = len(score)
     outranked_by = np.zeros(score.shape, dtype=np.uint8)
     for low in range(m):
@@ -247,14 +254,14 @@ def _paired_rows(rows: int) -> int:
     return rows - rows % PAIR_BLOCK
 
 
-def _split_pairs(planes: NDArray[np.generic]) -> NDArray[np.generic]:
+def _split_pairs(planes: NDArray[Scalar]) -> NDArray[Scalar]:
     """[m, 32*B, G, T] -> view [m, B, 2, 16, G, T]; axis 2 runs over the two channels of a pair."""
     m, rows, *rest = planes.shape
     return planes.reshape(m, rows // PAIR_BLOCK, 2, PAIR_DISTANCE, *rest)
 
 
 def _first_full_group(
-    nonzero: NDArray[np.generic], pattern: Pattern, taps: tuple[int, ...]
+    nonzero: NDArray[np.bool_], pattern: Pattern, taps: tuple[int, ...]
 ) -> Violation | None:
     """Looks at bool [m, N, C/m, T] for a group with more than n nonzeros."""
     count = nonzero.sum(axis=0, dtype=np.uint8)

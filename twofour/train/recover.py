@@ -1,4 +1,4 @@
-"""Recovers the accuracy that pruning took: a small fine-tuning loop that can be stopped and resumed."""
+"""Recovers the accuracy that pruning took: a small fine-tuning loop that can be resumed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Schedule:
         momentum: of SGD.
         weight_decay: on all parameters.
         seed: of the randomness inside the model (dropout); each epoch has its own.
-        bf16: run the forward pass under bfloat16 autocast; weights, gradients and momentum stay float32.
+        bf16: run the forward pass under bfloat16 autocast; weights and momentum stay float32.
             Pays on CPUs with AVX512-BF16 or AMX and on GPUs, costs elsewhere.
 
     Source: Loshchilov and Hutter 2017, arXiv:1608.03983 (cosine, without restarts).
@@ -85,9 +85,9 @@ def finetune(
 ) -> list[Progress]:
     """Trains the model in place with cross entropy, and leaves it in eval mode.
 
-    With a checkpoint path, each epoch ends by replacing that file, and a run that finds the file goes on
-    after the epoch it holds. A resumed run gives the weights of an uninterrupted one, as long as
-    `batches(epoch)` depends on the epoch alone.
+    With a checkpoint path, each epoch ends by replacing that file, and a run that finds the file
+    goes on after the epoch it holds. A resumed run gives the weights of an uninterrupted one, as
+    long as `batches(epoch)` depends on the epoch alone.
 
     Args:
         model: maps x to logits [B, classes].
@@ -133,6 +133,28 @@ def finetune(
     return history
 
 
+def load_checkpoint(path: Path | str, model: nn.Module) -> list[Progress]:
+    """Loads the weights and masks that `finetune` saved.
+
+    Args:
+        path: of the checkpoint.
+        model: pruned as it was before the fine-tuning, so that it has buffers for the masks.
+
+    Returns:
+        The last `Progress` of each finished epoch.
+
+    Raises:
+        InputError: the file is missing, damaged, or from another model.
+    """
+    path = Path(path)
+    state = _read(path)
+    try:
+        model.load_state_dict(state["model"])
+        return [Progress(**entry) for entry in state["history"]]
+    except (RuntimeError, TypeError) as e:
+        raise InputError(f"{path} belongs to another model", [str(e)], _fix(path)) from e
+
+
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 250) -> Tensor:
     """The model's outputs in eval mode, batch by batch.
@@ -147,7 +169,7 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 250) -> Tensor:
     """
     training = model.training
     model.eval()
-    outputs = [model(part) for part in x.split(batch_size)]
+    outputs = [model(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
     model.train(training)
     return torch.cat(outputs)
 
@@ -167,7 +189,7 @@ def evaluate(model: nn.Module, x: Tensor, labels: Tensor, batch_size: int = 250)
     if len(x) == 0 or len(x) != len(labels):
         raise InputError(
             "cannot evaluate",
-            [f"expected as many labels as samples, and at least one; got {len(labels)} and {len(x)}"],
+            [f"expected a label for each sample; got {len(labels)} labels, {len(x)} samples"],
         )
     hits = predict(model, x, batch_size).argmax(1) == labels
     return float(hits.float().mean())
@@ -194,7 +216,7 @@ def _train_epoch(
             logits = model(x)
             loss = functional.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         if not math.isfinite(loss.item()):
             raise InputError(
@@ -232,20 +254,38 @@ def _save(
 def _resume(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule
 ) -> list[Progress]:
-    fix = f"delete {path} to start over, or name another checkpoint"
+    state = _read(path)
+    differ = [
+        f"{name}: {state['schedule'].get(name)} there, {value} here"
+        for name, value in asdict(schedule).items()
+        if state["schedule"].get(name) != value
+    ]
+    if differ:
+        raise InputError(f"{path} belongs to a run with another schedule", differ, _fix(path))
+    history = load_checkpoint(path, model)
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["schedule"]
-        history = [Progress(**entry) for entry in state["history"]]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as e:
-        raise InputError(f"{path} is not a fine-tuning checkpoint", [str(e)], fix) from e
-    if saved != asdict(schedule):
-        differ = [f"{k}: {saved.get(k)} there, {v} here" for k, v in asdict(schedule).items()
-                  if saved.get(k) != v]
-        raise InputError(f"{path} belongs to a run with another schedule", differ, fix)
-    try:
-        model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as e:
-        raise InputError(f"{path} belongs to another model", [str(e)], fix) from e
+    except ValueError as e:
+        raise InputError(f"{path} belongs to another model", [str(e)], _fix(path)) from e
     return history
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The checkpoint as plain data and tensors."""
+    missing = set()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"schedule", "history", "model", "optimizer"} - set(state)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError) as e:
+        raise InputError(
+            f"cannot read the fine-tuning checkpoint {path}", [str(e)], _fix(path)
+        ) from e
+    if missing:
+        raise InputError(
+            f"{path} is no fine-tuning checkpoint", [f"it has no {sorted(missing)}"], _fix(path)
+        )
+    return dict(state)
+
+
+def _fix(path: Path) -> str:
+    return f"delete {path} to start over, or name another checkpoint"

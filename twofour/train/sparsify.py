@@ -1,7 +1,8 @@
 """Prunes the weights of a PyTorch model to an N:M pattern, and holds the masks while it is trained.
 
-A mask is a buffer of the module it belongs to (`conv1.weight_mask`), so it moves with the model, is saved
-with it, and a loaded checkpoint brings its own masks. To resume: build the model, `prune()`, then load.
+A mask is a buffer of the module it belongs to (`conv1.weight_mask`), so it moves with the model, is
+saved with it, and a loaded checkpoint brings its own masks. To resume: build the model, `prune()`,
+then load.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from twofour.core import patterns
 from twofour.core.errors import GateError, InputError
 
 MASK = "weight_mask"
-PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+Prunable = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 CRITERIA = ("magnitude",)
 
 
@@ -51,8 +53,9 @@ class LayerReport:
 class Sparsifier:
     """Prunes convolutions and linear layers, and keeps them pruned.
 
-    A layer is pruned if it matches `include` (or there is none), does not match `exclude`, and its shape
-    allows the pattern. Names are those of `model.named_modules()`, patterns those of `fnmatch`.
+    A layer is pruned if it matches `include` (or there is none), does not match `exclude`, and its
+    shape allows the pattern. Names are those of `model.named_modules()`, with wildcards as in
+    `fnmatch`.
 
         sparsifier = Sparsifier(model, pattern="2:4", exclude=["linear"]).prune()
         sparsifier.attach(optimizer)       # then train as before
@@ -165,7 +168,8 @@ class Sparsifier:
             raise GateError(
                 f"{len(broken)} pruned layers no longer have pattern {self.pattern}",
                 broken,
-                "call Sparsifier.attach(optimizer) before training, and load weights saved with their masks",
+                "call Sparsifier.attach(optimizer) before training, and load weights together "
+                "with the masks they were saved with",
             )
 
     def report(self) -> list[LayerReport]:
@@ -189,27 +193,27 @@ class Sparsifier:
         return entries
 
     def remove(self) -> None:
-        """Forgets the masks; the weights stay as they are, and `state_dict` is as before `prune()`."""
+        """Forgets the masks and leaves the weights; `state_dict` has its old names again."""
         for _, layer, _ in list(self._masked()):
             delattr(layer, MASK)
         self._energy_kept.clear()
 
-    def _chosen(self) -> Iterator[tuple[str, nn.Module]]:
+    def _chosen(self) -> Iterator[tuple[str, Prunable]]:
         return ((n, layer) for n, layer in self._layers.items() if n not in self._reasons)
 
-    def _masked(self) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
+    def _masked(self) -> Iterator[tuple[str, Prunable, torch.Tensor]]:
         if not self._energy_kept:
             raise InputError("the model has no masks", fix="call Sparsifier.prune() first")
         for name, layer in self._chosen():
             yield name, layer, layer.get_buffer(MASK)
 
 
-def _prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, PRUNABLE)}
+def _prunable_layers(model: nn.Module) -> dict[str, Prunable]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, Prunable)}
 
 
 def _reasons_to_skip(
-    layers: dict[str, nn.Module],
+    layers: dict[str, Prunable],
     pattern: patterns.Pattern,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
@@ -239,5 +243,6 @@ def _first_match(name: str, name_patterns: Iterable[str]) -> str | None:
     return next((p for p in name_patterns if fnmatchcase(name, p)), None)
 
 
-def _as_array(weight: torch.Tensor) -> np.ndarray:
-    return weight.detach().to("cpu", torch.float32).numpy()
+def _as_array(weight: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = weight.detach().to("cpu", torch.float32).numpy()
+    return array
