@@ -8,7 +8,7 @@
     what depends on no input     -> folded, except QuantizeLinear and DequantizeLinear, which carry
                                     the quantization of weights
     equal nodes and initializers -> one
-    nodes without a name         -> named after their first output
+    nodes without a name         -> named after their weight or their first output
 
 Every value that can be inferred has a static shape afterwards. Operators inside the bodies of If,
 Loop and Scan are left as they are.
@@ -17,6 +17,7 @@ Loop and Scan are left as they are.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -33,6 +34,7 @@ IR_VERSION = 10
 ASSUMED_KEY = "twofour.assumed_dims"  # metadata: JSON, symbolic dimension -> the number it became
 _MAX_FOLDED_ELEMENTS = 1 << 26
 _MAX_FILLED_ELEMENTS = 1 << 12
+_GENERATED = re.compile(r"node(_.*)?")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -214,15 +216,32 @@ def _forget_shapes(graph: ir.Graph) -> list[ir.Shape | None]:
 
 
 def _name_nodes(graph: ir.Graph) -> None:
-    """Gives each node a name, unique in the graph, for reports."""
-    taken = {node.name for node in graph if node.name}
-    seen: set[str] = set()
+    """Gives each node a name that is unique and, as far as the file tells, the model's own.
+
+    Names that exporters number (`node_Conv_371`) say less than the weight the node reads: it is
+    named `layer1.0.conv1` after `layer1.0.conv1.weight`. Other nameless ones get their output's.
+    """
+    taken = {node.name for node in graph if not _GENERATED.fullmatch(node.name or "node")}
     for node in graph:
-        name = node.name or f"{node.op_type}:{node.outputs[0].name}"
-        if name in seen or (not node.name and name in taken):
-            name = f"{name}:{node.outputs[0].name}"
-        seen.add(name)
-        node.name = name
+        if node.name and not _GENERATED.fullmatch(node.name):
+            continue
+        fallback = node.name if (node.name or "").startswith("node_") else ""
+        name = _module(node) or fallback or f"{node.op_type}:{node.outputs[0].name}"
+        node.name = name if name not in taken else f"{name}:{node.outputs[0].name}"
+        taken.add(node.name)
+
+
+def _module(node: ir.Node) -> str:
+    """The module whose weight a Conv, Gemm or MatMul reads, through Q/DQ and Transpose; or ""."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+        return ""
+    value = node.inputs[1]
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.op_type not in ("QuantizeLinear", "DequantizeLinear", "Transpose", "Clip"):
+            return ""
+        value = producer.inputs[0]
+    module, weight, _ = (value.name or "" if value is not None else "").partition(".weight")
+    return module if weight else ""
 
 
 def _check(model: ir.Model) -> None:

@@ -1,0 +1,1 @@
+"""The graph passes: one file each, in the order of pipeline.py."""

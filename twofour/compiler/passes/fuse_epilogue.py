@@ -1,0 +1,98 @@
+"""Lets Conv and Gemm add a residual and apply Relu before they store.
+
+    Add(twofour.Conv(x, w, bias), res)  ->  twofour.ConvAdd(x, w, bias, res)
+    Relu(twofour.Conv[Add](...))        ->  twofour.Conv[Add]Relu(...)
+
+    The same sums in the same order, without a tensor in between; likewise for twofour.Gemm. Where
+    both operands of Add could take the other one as residual (a projection shortcut), the one that
+    is computed later does: the other result is then ready.
+
+Conditions:
+    1. nobody else reads the result of the Conv or Gemm
+    2. the residual has the shape of that result: no broadcasting
+    3. for Add, no Relu and no other Add comes before it
+    4. for Relu, no other Relu comes before it
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from twofour.compiler import ops
+from twofour.compiler.passes import reading
+from twofour.compiler.passes.rewrite import Refused, Replacement
+
+NAME = "fuse_epilogue"
+
+
+def rule(node: ir.Node) -> Replacement | Refused | None:
+    """See the module."""
+    if reading.is_op(node, "Relu"):
+        return _relu(node)
+    if reading.is_op(node, "Add"):
+        return _add(node)
+    return None
+
+
+def variant_of(node: ir.Node | None) -> ops.Variant | None:
+    """The variant, where the node is a float Conv or Gemm of domain "twofour"."""
+    if node is None or not ops.is_fused(node):
+        return None
+    variant = ops.parse_type(node.op_type)
+    return variant if variant.base in ("Conv", "Gemm") else None
+
+
+def _relu(node: ir.Node) -> Replacement | Refused | None:
+    """Conv, Relu -> ConvRelu."""
+    producer = reading.data(node).producer()
+    variant = variant_of(producer)
+    if producer is None or variant is None:
+        return None
+    if variant.relu:
+        return Refused(f"{producer.name!r} has a Relu already")
+    if isinstance(reader := reading.sole_reader(producer.outputs[0]), str):
+        return Refused(f"not fused into {producer.name!r}: {reader}")
+    op = ops.parse_op(producer)
+    new = ops.make_node(replace(variant, relu=True), op.inputs, op.attributes, producer)
+    return Replacement(node.outputs[0], new.outputs[0], (new,))
+
+
+def _add(node: ir.Node) -> Replacement | Refused | None:
+    """Conv, Add -> ConvAdd."""
+    reasons = []
+    legal: list[tuple[ir.Node, ir.Value]] = []
+    for index in (0, 1):
+        producer = reading.data(node, index).producer()
+        if producer is None or variant_of(producer) is None:
+            continue
+        res = reading.data(node, 1 - index)
+        if reason := _refuses_residual(producer, res):
+            reasons.append(f"not fused into {producer.name!r}: {reason}")
+        else:
+            legal.append((producer, res))
+    if not legal:
+        return Refused("; ".join(reasons)) if reasons else None
+    producer, res = (
+        legal[-1] if len(legal) == 1 or reading.precedes(legal[0][0], legal[1][0]) else legal[0]
+    )
+    op = ops.parse_op(producer)
+    new = ops.make_node(
+        ops.Variant(op.base, "Add"), {**op.inputs, "res": res}, op.attributes, producer
+    )
+    return Replacement(node.outputs[0], new.outputs[0], (new,))
+
+
+def _refuses_residual(producer: ir.Node, res: ir.Value) -> str:
+    """Why the Conv or Gemm cannot add this residual; "" if it can."""
+    result = producer.outputs[0]
+    if isinstance(reader := reading.sole_reader(result), str):
+        return reader
+    if variant_of(producer) not in (ops.Variant("Conv"), ops.Variant("Gemm")):
+        return "it has a Relu or a residual already"
+    shape = reading.shape_of(result)
+    if shape is None or shape != reading.shape_of(res):
+        mine, theirs = reading.shape_text(result), reading.shape_text(res)
+        return f"the residual has shape {theirs}, the result {mine}"
+    return ""

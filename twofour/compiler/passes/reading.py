@@ -1,0 +1,142 @@
+"""What a node or value says: constants, shapes, readers, attributes. All functions only read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from twofour.core import numerics
+
+Array = NDArray[Any]
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is one of these standard operators."""
+    return node is not None and node.domain == "" and node.op_type in op_types
+
+
+def data(node: ir.Node, index: int = 0) -> ir.Value:
+    """An input that the operator requires."""
+    value = node.inputs[index]
+    if value is None:
+        raise ValueError(f"{node.op_type} {node.name!r} lacks input {index}")
+    return value
+
+
+def optional(node: ir.Node, index: int) -> ir.Value | None:
+    """An input that may be absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def array(value: ir.Value | None) -> Array | None:
+    """The contents of an initializer, None for any other value."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    return value.const_value.numpy()
+
+
+def constant(name: str, contents: Array) -> ir.Value:
+    """A new constant; it becomes an initializer with the replacement that uses it."""
+    contents = np.ascontiguousarray(contents).reshape(contents.shape)
+    return ir.Value(
+        name=name,
+        const_value=ir.tensor(contents, name=name),
+        shape=ir.Shape(contents.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(contents.dtype)),
+    )
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...] | None:
+    """The static shape, None where a dimension is not known."""
+    if value.shape is None or not value.shape.is_static():
+        return None
+    return value.shape.numpy()
+
+
+def shape_text(value: ir.Value) -> str:
+    """The shape for messages: 1x16x32x32."""
+    shape = value.shape
+    return "unknown" if shape is None else "x".join(str(dim) for dim in shape) or "scalar"
+
+
+def sole_reader(value: ir.Value) -> ir.Node | str:
+    """The one node that reads the value once, or why there is none."""
+    if value.is_graph_output():
+        return f"its result {value.name!r} is an output of the model"
+    uses = value.uses()
+    if len(uses) != 1:
+        names = ", ".join(repr(use.node.name) for use in uses) or "nobody"
+        return f"its result has {len(uses)} readers: {names}"
+    return next(iter(uses)).node
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An int attribute."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def ints_attribute(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """A list of ints attribute."""
+    return tuple(node.attributes[name].as_ints()) if name in node.attributes else default
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute."""
+    return node.attributes[name].as_float() if name in node.attributes else default
+
+
+def string_attribute(node: ir.Node, name: str, default: str) -> str:
+    """A string attribute."""
+    return node.attributes[name].as_string() if name in node.attributes else default
+
+
+def int_list(node: ir.Node, index: int) -> tuple[int, ...] | None:
+    """A constant integer input such as axes or pads; None where it is absent or computed."""
+    contents = array(optional(node, index))
+    return None if contents is None else tuple(int(item) for item in contents.reshape(-1))
+
+
+def float_constant(value: ir.Value | None) -> Array | None:
+    """The float32 contents of an initializer, or of a DequantizeLinear of one."""
+    contents = array(value)
+    if contents is not None or value is None:
+        return contents if contents is not None and contents.dtype == np.float32 else None
+    node = value.producer()
+    if node is None or not is_op(node, "DequantizeLinear"):
+        return None
+    return dequantized(node)
+
+
+def dequantized(node: ir.Node) -> Array | None:
+    """What a DequantizeLinear of constants computes, float32; None where an input is computed."""
+    q, scale = array(data(node)), array(data(node, 1))
+    zero_point = optional(node, 2)
+    zeros = array(zero_point)
+    if q is None or scale is None or scale.dtype != np.float32:
+        return None
+    if zeros is None:
+        if zero_point is not None:
+            return None
+        zeros = np.zeros(scale.shape, np.int32)
+    if int_attribute(node, "block_size", 0) or q.dtype.kind not in "iu" or scale.ndim > 1:
+        return None
+    along = broadcast_shape(q.ndim, scale, int_attribute(node, "axis", 1))
+    return numerics.dequantize(q, scale.reshape(along), zeros.reshape(along))
+
+
+def broadcast_shape(ndim: int, scale: Array, axis: int) -> tuple[int, ...]:
+    """The shape in which a scale of one tensor or of one axis broadcasts to `ndim` dimensions."""
+    if scale.size == 1:
+        return ()
+    return tuple(-1 if d == axis % ndim else 1 for d in range(ndim))
+
+
+def precedes(first: ir.Node, second: ir.Node) -> bool:
+    """Whether `first` comes before `second` in their graph."""
+    for node in first.graph or ():
+        if node is first or node is second:
+            return node is first
+    raise ValueError(f"{first.name!r} is in no graph")
