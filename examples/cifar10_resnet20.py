@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from twofour.core.errors import Error, InputError
+from twofour.core.patterns import Pattern
 from twofour.train import Progress as TrainingProgress
 from twofour.train import (
     Schedule,
@@ -217,7 +219,8 @@ def export_stage(settings: Settings, images: Images) -> dict[str, float]:
     """Writes `model.onnx`: float32, the masks' zeros in the weights, batch size open."""
     model = finetuned_model(settings)
     checked = export_onnx(model, images.normalised(images.test_x[:1]), settings.out / ONNX)
-    console.print(f"{settings.out / ONNX}: {len(checked)} weights are {settings.pattern}")
+    held = ", ".join(f"{n} weights {name}" for name, n in Counter(checked.values()).items())
+    console.print(f"{settings.out / ONNX}: {held}")
     return {"sparse_weights": len(checked)}
 
 
@@ -257,8 +260,9 @@ def training_display(bar: Progress, epochs: int) -> Callable[[TrainingProgress],
 
 def run(settings: Settings) -> dict[str, float]:
     """Runs all stages and writes `summary.json`."""
-    settings.out.mkdir(parents=True, exist_ok=True)
+    Pattern.parse(settings.pattern)
     images = load_images(settings.short)
+    settings.out.mkdir(parents=True, exist_ok=True)
     summary: dict[str, float] = {}
     for stage in STAGES:
         summary.update(stage(settings, images))

@@ -33,7 +33,7 @@ def slow_mask(w, n, m):
         for tap in np.ndindex(w.shape[2:]):
             for c in range(0, w.shape[1], m):
                 group = np.abs(w[(k, slice(c, c + m), *tap)])
-                for i in sorted(range(m), key=lambda i: -group[i])[:n]:  # noqa: B023
+                for i in sorted(range(m), key=lambda i: -group[i])[:n]:
                     mask[(k, c + i, *tap)] = True
     return mask
 

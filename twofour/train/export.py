@@ -87,9 +87,11 @@ def _patterns_of(model: nn.Module) -> dict[str, str]:
     for name, layer in model.named_modules():
         if isinstance(layer, Prunable):
             weight = layer.weight.detach().to("cpu", torch.float32).numpy()
-            pattern = next((p for p in PATTERNS if patterns.is_pattern(weight, p)), None)
-            if pattern is not None:
-                found[name] = pattern
+            held = [p for p in PATTERNS if patterns.is_pattern(weight, p)]
+            if held and len(weight) < patterns.PAIR_BLOCK:
+                held = [p for p in held if not patterns.Pattern.parse(p).pair]  # no pair in it
+            if held:
+                found[name] = held[0]
     return found
 
 
