@@ -10,8 +10,8 @@ from twofour.engine import Candidate, Engine, Fill, Layer, Plan, Step, TensorInf
 CONV = Layer(
     name="layer1.0.conv1",
     op="QConvRelu",
-    tactic="conv_sparse",
-    config="H 28x1",
+    tactic="2:4 H",
+    config="28x1",
     time_us=12.5,
     shape="16x32x32 -> 16x32x32 k3",
     precision="int8",
@@ -19,17 +19,17 @@ CONV = Layer(
     macs=2_359_296,
     weight_bytes=1728,
     candidates=(
-        Candidate("conv_dense", "14x2", 18.0),
-        Candidate("conv_dense", "28x1", 19.5),
-        Candidate("conv_sparse", "H 28x1", 12.5),
-        Candidate("conv_sparse", "C 12x2", 14.0),
-        Candidate("conv_pair", "14x2", None, "w is not 2:4/pair: channels 3 and 19 differ"),
+        Candidate("dense", "14x2", 18.0),
+        Candidate("dense", "28x1", 19.5),
+        Candidate("2:4 H", "28x1", 12.5),
+        Candidate("2:4 C", "12x2", 14.0),
+        Candidate("2:4 pair", "14x2", None, "w is not 2:4/pair: channels 3 and 19 differ"),
     ),
 )
 STEM = Layer(
     name="conv1",
     op="QConvRelu",
-    tactic="conv_dense",
+    tactic="dense",
     config="28x1",
     time_us=6.0,
     shape="3x32x32 -> 16x32x32 k3",
@@ -38,15 +38,15 @@ STEM = Layer(
     macs=442_368,
     weight_bytes=432,
     candidates=(
-        Candidate("conv_dense", "28x1", 6.0),
-        Candidate("conv_sparse", "H", None, "w is not 2:4 along C: channel 0 holds 3 nonzeros"),
+        Candidate("dense", "28x1", 6.0),
+        Candidate("2:4 H", "", None, "w is not 2:4 along C: channel 0 holds 3 nonzeros"),
     ),
     notes=("3 input channels: no group of 4",),
 )
 SLOW_SPARSE = Layer(
     name="linear",
     op="QGemmF",
-    tactic="gemm_dense",
+    tactic="dense",
     config="12x2",
     time_us=1.0,
     shape="64 -> 10",
@@ -54,7 +54,7 @@ SLOW_SPARSE = Layer(
     pattern="2:4",
     macs=640,
     weight_bytes=640,
-    candidates=(Candidate("gemm_dense", "12x2", 1.0), Candidate("gemm_sparse", "C", 1.25)),
+    candidates=(Candidate("dense", "12x2", 1.0), Candidate("2:4 C", "12x1", 1.25)),
 )
 SOFTMAX = Layer(
     name="softmax",

@@ -36,7 +36,7 @@ APART = {("compiler", "train")}
 LAZY = ("twofour/__init__.py", "twofour/cli/")
 # Dependency -> the files and folders that may import it; what is not listed here is free to all.
 HOMES = {
-    "torch": ("twofour/train/", "twofour/bench/peers/torch.py"),
+    "torch": ("twofour/train/", "twofour/bench/peers/torch.py", "twofour/demo/digits.py"),
     "sklearn": ("twofour/train/digits.py",),
     "llvmlite": ("twofour/kernels/cpu/", "twofour/runtime/cpu.py"),
     "openvino": ("twofour/bench/peers/openvino.py",),

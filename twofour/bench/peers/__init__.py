@@ -20,12 +20,13 @@ Prepare = Callable[[Path, Feeds, int], Contestant]
 PEERS = ("onnxruntime", "openvino", "torch")
 
 
-def prepare(name: str, model: Path, feeds: Feeds, threads: int) -> Contestant:
+def prepare(name: str, model: Path | None, feeds: Feeds, threads: int) -> Contestant:
     """Sets up a peer.
 
     Args:
         name: one of `PEERS`.
-        model: an ONNX file; for torch a program that `torch.export.save` wrote.
+        model: an ONNX file; for torch a program that `torch.export.save` wrote; None if the user
+            gave none.
         feeds: input name -> array.
         threads: at most so many threads compute.
 
@@ -35,6 +36,11 @@ def prepare(name: str, model: Path, feeds: Feeds, threads: int) -> Contestant:
     if name not in PEERS:
         raise InputError(
             f"unknown peer {name!r}", [f"expected one of {', '.join(PEERS)}"], "check --vs"
+        )
+    if model is None:
+        needs = "a .pt2 file: --torch M.pt2" if name == "torch" else "the ONNX file: --model M.onnx"
+        raise InputError(
+            f"cannot measure against {name}", ["it was given no model"], f"give {needs}"
         )
     return cast("Prepare", _load(name).prepare)(model, feeds, threads)
 

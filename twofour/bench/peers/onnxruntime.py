@@ -6,8 +6,10 @@ output are bound once: a call copies nothing and allocates nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 
 from twofour.bench.inputs import model_inputs, require_feeds
@@ -31,25 +33,50 @@ def prepare(model: Path, feeds: Feeds, threads: int) -> Contestant:
     """
     declared = model_inputs(model)
     require_feeds(feeds, declared, model)
+    options = _options(threads)
+    for each in declared:
+        for dim, size in zip(each.dims, feeds[each.name].shape, strict=True):
+            if isinstance(dim, str):
+                options.add_free_dimension_override_by_name(dim, size)
+    try:
+        session = _session(model, options)
+        names = [output.name for output in session.get_outputs()]
+        first = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    except _REFUSED as e:
+        raise InputError(f"ONNX Runtime cannot run {model}", [str(e).splitlines()[0]]) from e
+    return _bound(session, feeds, first, threads)
+
+
+def predictor(model: Path, name: str, threads: int) -> Callable[[Array], Array]:
+    """The first output as a function of the input `name`, for any size that the file leaves open.
+
+    Raises:
+        InputError: ONNX Runtime refuses the file.
+    """
+    try:
+        session = _session(model, _options(threads))
+    except _REFUSED as e:
+        raise InputError(f"ONNX Runtime cannot run {model}", [str(e).splitlines()[0]]) from e
+
+    def predict(x: Array) -> Array:
+        first: Array = session.run(None, {name: np.ascontiguousarray(x)})[0]
+        return first
+
+    return predict
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    for each in declared:
-        for dim, size in zip(each.dims, feeds[each.name].shape, strict=True):
-            if isinstance(dim, str):
-                options.add_free_dimension_override_by_name(dim, size)
-    try:
-        session = onnxruntime.InferenceSession(
-            str(model), options, providers=["CPUExecutionProvider"]
-        )
-        names = [output.name for output in session.get_outputs()]
-        first = dict(zip(names, session.run(names, dict(feeds)), strict=True))
-    except _REFUSED as e:
-        raise InputError(f"ONNX Runtime cannot run {model}", [str(e).splitlines()[0]]) from e
-    return _bound(session, feeds, first, threads)
+    return options
+
+
+def _session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
 def _bound(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from twofour.bench.timing import Array, Contestant, Feeds
@@ -57,6 +58,17 @@ def contestant(module: Callable[..., Any], feeds: Feeds, threads: int) -> Contes
 
     setting = f"threads {threads}, eager, float32, inference mode"
     return Contestant("PyTorch", str(torch.__version__), setting, call, outputs)
+
+
+def predictor(module: Callable[..., Any]) -> Callable[[Array], Array]:
+    """The output of a module with one input and one output, as a function of arrays."""
+
+    def predict(x: Array) -> Array:
+        with torch.inference_mode():
+            result: Array = module(_tensor(np.ascontiguousarray(x))).numpy()
+        return result
+
+    return predict
 
 
 def _tensor(array: Array) -> torch.Tensor:

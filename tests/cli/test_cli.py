@@ -1,0 +1,155 @@
+"""The command line as a user meets it: real processes, exit codes, stdout and stderr apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.sample_engines import sample_engine
+from twofour.cli import app
+from twofour.cli.output import command
+from twofour.core.errors import GateError, InputError
+
+COMMANDS = ("demo", "doctor", "inspect", "build", "explain", "run", "bench")
+
+
+def twofour(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    """A process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from twofour.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    return sample_engine().save(tmp_path / "e.engine")
+
+
+def test_help_lists_the_commands() -> None:
+    result = twofour("--help")
+    assert result.returncode == 0
+    for name in COMMANDS:
+        assert f" {name} " in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command_has_an_example(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: twofour {name}" in result.stdout
+    assert "--json" in result.stdout
+    assert "--quiet" in result.stdout
+
+
+def test_version() -> None:
+    assert twofour("--version").stdout == "twofour 0.1.0\n"
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["explain"], ["explain", "a", "--what"]])
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    result = twofour(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr
+
+
+def test_an_error_is_one_message_on_stderr(tmp_path: Path) -> None:
+    result = twofour("explain", tmp_path / "none.engine")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("InputError: no engine at")
+    assert "fix:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_with_json_is_on_stdout_too(tmp_path: Path) -> None:
+    result = twofour("explain", tmp_path / "none.engine", "--json")
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "InputError"
+    assert error["fix"].startswith("build one")
+    assert result.returncode == 2
+
+
+def test_starting_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, twofour.cli; "
+        "heavy = {'numpy', 'onnx', 'torch', 'llvmlite', 'onnxruntime', 'sklearn'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+
+
+def test_a_reader_that_leaves_is_no_error(engine: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(
+        [sys.executable, "-c", "from twofour.cli import main; main()", "explain", str(engine)],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writing)
+    assert result.stderr == ""
+    assert result.returncode == 141
+
+
+def test_an_interrupt_is_exit_code_130() -> None:
+    code = (
+        "import time, typer\n"
+        "from twofour.cli.output import command\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "@command\n"
+        "def wait() -> None:\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(30)\n"
+        "app()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "interrupted\n"
+
+
+def test_exit_codes_come_from_the_class_and_bugs_keep_their_trace() -> None:
+    import typer
+
+    def closed() -> None:
+        raise GateError("the gate is closed")
+
+    def wrong() -> None:
+        raise InputError("no such file")
+
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    for function, code in ((closed, 1), (wrong, 2)):
+        with pytest.raises(typer.Exit) as ended:
+            command(function)()
+        assert ended.value.exit_code == code
+    with pytest.raises(ZeroDivisionError):
+        command(bug)()

@@ -1,0 +1,145 @@
+"""explain on hand-made plans: what decided is said in words, at any width."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.sample_engines import sample_engine
+from twofour.cli import app
+from twofour.compiler import explain
+from twofour.core.errors import InputError
+from twofour.engine import Candidate, Engine, Layer
+
+
+def invoke(*arguments: str | Path, width: int = 160) -> Result:
+    return CliRunner().invoke(
+        app,
+        ["explain", *map(str, arguments)],
+        env={"COLUMNS": str(width)},
+        catch_exceptions=False,
+    )
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    return sample_engine().save(tmp_path / "e.engine")
+
+
+def test_rows_say_what_decided() -> None:
+    stem, conv, linear, softmax = explain.explain(sample_engine().plan)
+    assert conv.runs_as == "2:4 H int8 28x1"
+    assert (conv.best_dense_us, conv.best_sparse_us) == (18.0, 12.5)
+    assert conv.why[0] == "2:4 takes 12.50 us, dense 18.00: 1.44 times as fast"
+    assert conv.share == pytest.approx(12.5 / 19.5)
+    assert stem.best_sparse_us is None
+    assert stem.why == (
+        "3 input channels: no group of 4",
+        "w is not 2:4 along C: channel 0 holds 3 nonzeros",
+    )
+    assert linear.why == ("2:4 takes 1.25 us, dense 1.00: dense is faster",)
+    assert softmax.fallback
+    assert softmax.why == ("no kernel for Softmax",)
+    assert softmax.share is None
+
+
+def test_totals_are_by_tactic_longest_first() -> None:
+    found = explain.totals(sample_engine().plan)
+    assert [(t.tactic, t.layers, t.time_us) for t in found] == [
+        ("2:4 H int8", 1, 12.5),
+        ("dense int8", 2, 7.0),
+        ("onnxruntime float32", 1, None),
+    ]
+    assert sum(t.share for t in found) == pytest.approx(1.0)
+
+
+def test_verdicts_on_candidates() -> None:
+    conv = sample_engine().plan.layers[1]
+    verdicts = [explain.verdict(c, conv) for c in conv.candidates]
+    assert verdicts == [
+        "lost: 1.44 times the chosen one's time",
+        "lost: 1.56 times the chosen one's time",
+        "chosen",
+        "lost: 1.12 times the chosen one's time",
+        "refused: w is not 2:4/pair: channels 3 and 19 differ",
+    ]
+
+
+def test_a_plan_without_times() -> None:
+    plan = dataclasses.replace(sample_engine().plan, layers=(Layer("a", "QConv", "dense"),))
+    (row,) = explain.explain(plan)
+    assert (row.time_us, row.share, row.why) == (None, None, ())
+    (total,) = explain.totals(plan)
+    assert (total.time_us, total.share) == (None, 0.0)
+
+
+def test_layers_are_found_by_part_of_their_name() -> None:
+    plan = sample_engine().plan
+    assert explain.find_layer(plan, "conv1") == plan.layers[0]  # exact before part
+    assert explain.find_layer(plan, "layer1") == plan.layers[1]
+    with pytest.raises(InputError, match="not unique"):
+        explain.find_layer(plan, "conv")
+    with pytest.raises(InputError, match=r"no layer 'zz'[^$]*layer1\.0\.conv1"):
+        explain.find_layer(plan, "zz")
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_the_table_fits_the_terminal(width: int, engine: Path) -> None:
+    result = invoke(engine, width=width)
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= width
+    for number in ("12.5", "18.0", "64%"):
+        assert number in result.stdout
+
+
+def test_the_table_has_all_that_matters(engine: Path) -> None:
+    text = invoke(engine, width=300).stdout
+    for part in (
+        "resnet20.onnx, built for cpu:vector",
+        "layer1.0.conv1",
+        "QConvRelu",
+        "2:4 H int8 28x1",
+        "1.44 times as fast",
+        "dense is faster",
+        "on ONNX Runtime, for want of a kernel: softmax (Softmax)",
+    ):
+        assert part in text
+
+
+def test_one_layer_with_all_candidates(engine: Path) -> None:
+    text = invoke(engine, "--layer", "layer1.0.conv1").stdout
+    lines = text.splitlines()
+    order = [i for i, line in enumerate(lines) if "chosen" in line or "lost" in line]
+    assert "chosen" in lines[order[0]]
+    assert "refused: w is not 2:4/pair: channels 3 and 19 differ" in text
+    assert "2:4, 1728 bytes packed, 2359296 multiply-adds" in text
+
+
+def test_json_has_plan_and_reasons(engine: Path) -> None:
+    document = json.loads(invoke(engine, "--json").stdout)
+    conv = document["layers"][1]
+    assert conv["candidates"][2]["tactic"] == "2:4 H"
+    assert conv["explained"]["best_dense_us"] == 18.0
+    assert document["engine"]["target"] == "cpu:vector"
+    one = json.loads(invoke(engine, "--json", "--layer", "linear").stdout)
+    assert one["name"] == "linear"
+
+
+def test_quiet_is_silent(engine: Path) -> None:
+    assert invoke(engine, "--quiet").output == ""
+
+
+def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    hostile = Layer("\x1b[2Jboo", "[red]Q[/red]", "dense", candidates=(Candidate("dense", "\x07"),))
+    sample = sample_engine()
+    plan = dataclasses.replace(sample.plan, layers=(hostile,) * 4)
+    path = Engine(plan, sample.weights, sample.code, sample.subgraphs).save(tmp_path / "e.engine")
+    for arguments in ([path], [path, "--layer", "boo"]):
+        text = invoke(*arguments).output
+        assert "\x1b[2J" not in text
+        assert "\x07" not in text
+    assert "[red]Q[/red]" in invoke(path).stdout

@@ -1,0 +1,51 @@
+"""The command line: one file a command, each importing what it needs when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from twofour.cli import bench, build, demo, doctor, explain, inspect, run
+from twofour.cli.output import command
+from twofour.core.version import __version__
+
+app = typer.Typer(
+    name="twofour",
+    help="Prune 2:4, quantize to INT8, compile, and run networks fast on the CPU at hand.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for function in (
+    demo.demo,
+    doctor.doctor,
+    inspect.inspect,
+    build.build,
+    explain.explain,
+    run.run,
+    bench.bench,
+):
+    app.command()(command(function))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"twofour {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version)
+    ] = False,
+) -> None:
+    """Prune 2:4, quantize to INT8, compile, and run networks fast on the CPU at hand."""
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    app()

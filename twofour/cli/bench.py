@@ -1,0 +1,135 @@
+"""twofour bench: an engine's latency, and that of others on the same model, in one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from twofour.cli.options import Shapes, Threads, is_engine, parse_shapes
+from twofour.cli.output import Json, Output, Quiet, printable
+
+if TYPE_CHECKING:
+    from twofour.bench.versus import Difference, Result
+    from twofour.engine import Engine
+
+
+def bench(
+    source: Annotated[Path, typer.Argument(help="An .engine file, or an .onnx file to build.")],
+    vs: Annotated[str, typer.Option(help="Peers: onnxruntime,openvino,torch.")] = "",
+    model: Annotated[Path | None, typer.Option(help="The peers' ONNX file.")] = None,
+    torch: Annotated[Path | None, typer.Option(help="PyTorch's .pt2 program.")] = None,
+    threads: Threads = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Of an .onnx with open batch.")] = None,
+    shapes: Shapes = None,
+    duration: Annotated[float, typer.Option(help="Timed seconds, shared by all.")] = 5.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure latency; peers run the same input with as many threads, taking turns.
+
+    Example: twofour bench resnet20.engine --model resnet20.onnx --vs onnxruntime,openvino
+    """
+    from twofour.bench.inputs import random_feeds
+    from twofour.bench.timing import Schedule
+    from twofour.bench.versus import Match, versus
+    from twofour.runtime.session import Session
+
+    out = Output(as_json, quiet)
+    schedule = Schedule(duration)
+    names = tuple(name.strip() for name in vs.split(",") if name.strip())
+    if is_engine(source):
+        engine = _loaded(source, batch, shapes)
+    else:
+        model = model or source
+        engine = _built(source, batch, shapes, threads, out)
+    _note_other_source(engine, model, out)
+    feeds = random_feeds(engine.plan.inputs)
+    with Session(engine, threads) as session:
+        match = Match(names, model, torch, session.threads)
+        with out.stage("measuring") as report:
+            rows, differences = versus(
+                session, feeds, match, schedule, lambda done, all_: report(done, all_, "rounds")
+            )
+    out.show(_table(rows), *_settings(rows), *_agreement(differences))
+    out.data(
+        {
+            "inputs": {name: list(array.shape) for name, array in feeds.items()},
+            "results": [dataclasses.asdict(row) for row in rows],
+            "differences_from_onnxruntime": [dataclasses.asdict(each) for each in differences],
+        }
+    )
+
+
+def _loaded(source: Path, batch: int | None, shapes: list[str] | None) -> Engine:
+    from twofour.core.errors import InputError
+    from twofour.engine import Engine
+
+    engine = Engine.load(source)
+    if shapes or (batch is not None and any(t.shape[:1] != (batch,) for t in engine.plan.inputs)):
+        built_for = ", ".join(f"{t.name} {list(t.shape)}" for t in engine.plan.inputs)
+        raise InputError(
+            f"{source} cannot run another shape",
+            [f"it was built for {built_for}"],
+            "build one for it: twofour build MODEL.onnx -o E.engine --shapes NAME:8x3x32x32",
+        )
+    return engine
+
+
+def _built(
+    source: Path, batch: int | None, shapes: list[str] | None, threads: int | None, out: Output
+) -> Engine:
+    from twofour.bench.inputs import model_inputs, static_inputs
+    from twofour.compiler.build import BuildOptions, build
+
+    inputs = static_inputs(model_inputs(source), parse_shapes(shapes), batch)
+    options = BuildOptions(shapes={each.name: each.shape for each in inputs}, threads=threads or 1)
+    with out.stage("building") as report:
+        return build(source, options, progress=report)
+
+
+def _note_other_source(engine: Engine, model: Path | None, out: Output) -> None:
+    """Says so when the peers run another file than the engine was built from: it may be wanted."""
+    if model is None or not model.is_file() or not engine.plan.source_sha256:
+        return
+    if hashlib.sha256(model.read_bytes()).hexdigest() != engine.plan.source_sha256:
+        built_from = engine.plan.source_name or "another model"
+        out.note(f"note: the engine was built from {built_from}, the peers run {model}")
+
+
+def _table(rows: list[Result]) -> Table:
+    table = Table(
+        caption="us for one call. ±: distance between the quartiles of the rounds' medians. "
+        "ours is: how many times as fast, median of the rounds (quartiles)."
+    )
+    table.add_column("runs on")
+    for header in ("median", "±", "p90", "min", "calls", "ours is"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        timing, ratio = row.timing, row.ours_is
+        table.add_row(
+            f"{row.name} {row.version}",
+            f"{timing.median_us:.1f}",
+            f"{timing.spread_us:.1f}",
+            f"{timing.p90_us:.1f}",
+            f"{timing.min_us:.1f}",
+            str(timing.calls),
+            f"{ratio.median:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})" if ratio else "",
+        )
+    return table
+
+
+def _settings(rows: list[Result]) -> list[str]:
+    return [f"{row.name}: {row.setting}" for row in rows]
+
+
+def _agreement(differences: list[Difference]) -> list[str]:
+    return [
+        f"output {printable(each.name)} against ONNX Runtime: cosine {each.cosine:.6f}, largest "
+        f"difference {each.max_abs:.3g} of values up to {each.reference_max_abs:.3g}"
+        for each in differences
+    ]

@@ -1,0 +1,134 @@
+"""twofour build: an ONNX file to an engine for this machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twofour.cli.options import Shapes, Threads, parse_shapes
+from twofour.cli.output import Json, Output, Quiet
+
+if TYPE_CHECKING:
+    from twofour.engine import Engine
+
+
+class Sparsity(StrEnum):
+    """What to do with weights that have a pattern."""
+
+    enable = "enable"
+    force = "force"
+    disable = "disable"
+
+
+class Isa(StrEnum):
+    """Instruction sets by name, those of `core.target.ISAS`."""
+
+    avx512vnni = "avx512vnni"
+    avx2 = "avx2"
+    vector = "vector"
+
+
+def build(
+    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .engine file to write.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Quantize a float model first.")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Samples to calibrate with: .npz, folder of .npy, module:function."),
+    ] = None,
+    sparsity: Annotated[
+        Sparsity,
+        typer.Option(
+            help="enable: sparse kernels compete where a weight has a pattern; "
+            "force: prune weights that have none first; disable: dense only."
+        ),
+    ] = Sparsity.enable,
+    shapes: Shapes = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File with measured times, read and extended.")
+    ] = None,
+    threads: Threads = None,
+    isa: Annotated[Isa | None, typer.Option(help="Force an instruction set.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile an ONNX file into an engine whose kernels were timed on this machine.
+
+    Example: twofour build resnet20.onnx -o resnet20.engine --int8 --data samples.npz
+    """
+    from twofour.compiler.build import BuildOptions
+    from twofour.compiler.build import build as compile_model
+    from twofour.core.target import host_target
+
+    out = Output(as_json, quiet)
+    _require_writable(output)
+    _require_data(int8, data)
+    options = BuildOptions(
+        sparsity=sparsity.value,
+        shapes=parse_shapes(shapes) or None,
+        threads=threads or 1,
+        timing_cache=timing_cache,
+        target=host_target(isa.value if isa else None),
+    )
+    with out.stage("building") as report:
+        engine = compile_model(model, options, int8=int8, data=data, progress=report)
+    engine.save(output)
+    out.show(_summary(engine, output))
+    out.data(_document(engine, output))
+
+
+def _require_writable(output: Path) -> None:
+    """A build takes long; a wrong path is better found before it."""
+    from twofour.core.errors import InputError
+
+    if output.is_dir() or not output.parent.is_dir():
+        found = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
+        raise InputError(f"cannot write {output}", [found], "name a file in an existing folder")
+
+
+def _require_data(int8: bool, data: str | None) -> None:
+    from twofour.core.errors import InputError
+
+    if int8 and data is None:
+        raise InputError(
+            "--int8 needs data to calibrate with",
+            ["expected --data with some hundred samples, got none"],
+            "give --data samples.npz, or a model that has Q/DQ already and no --int8",
+        )
+    if data is not None and not int8:
+        raise InputError("--data is of no use without --int8", fix="add --int8, or drop --data")
+
+
+def _summary(engine: Engine, output: Path) -> str:
+    document = _document(engine, output)
+    lines = [
+        f"{output}: {output.stat().st_size / 1e3:.0f} kB for {document['target']}, "
+        f"threads {document['threads']}",
+        f"  {document['layers']} layers: {document['sparse']} sparse, {document['dense']} dense, "
+        f"{document['fallback']} on ONNX Runtime, {document['other']} others",
+        f"  read why: twofour explain {output}",
+    ]
+    return "\n".join(lines)
+
+
+def _document(engine: Engine, output: Path) -> dict[str, str | int]:
+    from twofour.compiler.explain import FALLBACK, is_sparse
+
+    layers = engine.plan.layers
+    fallback = sum(layer.tactic == FALLBACK for layer in layers)
+    sparse = sum(is_sparse(layer.tactic) for layer in layers)
+    dense = sum(bool(layer.pattern) for layer in layers if layer.tactic != FALLBACK) - sparse
+    return {
+        "engine": str(output),
+        "size_bytes": output.stat().st_size,
+        "target": str(engine.plan.target),
+        "threads": engine.plan.threads,
+        "layers": len(layers),
+        "sparse": sparse,
+        "dense": dense,
+        "fallback": fallback,
+        "other": len(layers) - fallback - sparse - dense,
+    }

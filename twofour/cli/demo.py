@@ -1,0 +1,52 @@
+"""twofour demo: the whole flow on real scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twofour.cli.output import Json, Output, Quiet
+
+
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for the models, engines and summary.json.")
+    ] = Path("twofour-demo"),
+    seed: Annotated[int, typer.Option(help="Of training.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train, prune, fine-tune, quantize, compile and judge a small network, in about a minute.
+
+    Example: twofour demo --output-dir twofour-demo
+    """
+    _require_packages()
+    from twofour.bench.table import rich_table
+    from twofour.demo.digits import BASELINE, run
+
+    out = Output(as_json, quiet)
+    summary = run(output_dir, seed, out.stage)
+    out.show(
+        rich_table(summary.rows, BASELINE, "handwritten digits, batch 1, one thread"),
+        *summary.verdict.reasons,
+        f"left in {output_dir}: {', '.join(summary.files)}",
+    )
+    out.data(summary.document())
+    summary.verdict.require()
+
+
+def _require_packages() -> None:
+    """The demo needs more than the core: says so before anything is done."""
+    from importlib.util import find_spec
+
+    from twofour.core.errors import InputError
+
+    missing = [name for name in ("torch", "sklearn") if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            "the demo needs packages that are not installed",
+            [f"missing: {', '.join(missing)}"],
+            "pip install 'twofour[demo]'",
+        )

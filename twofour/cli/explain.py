@@ -1,0 +1,153 @@
+"""twofour explain: what each layer runs as, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from twofour.cli.output import Json, Output, Quiet, printable
+
+if TYPE_CHECKING:
+    from twofour.compiler.explain import Explained, Total
+    from twofour.engine import Layer, Plan
+
+_WIDE = 110
+
+
+def explain(
+    engine: Annotated[Path, typer.Argument(help="An .engine file.")],
+    layer: Annotated[str, typer.Option(help="Show one layer: its name, or a part of it.")] = "",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show for every layer what it runs as, its time, and the reasons.
+
+    Example: twofour explain resnet20.engine --layer layer1.0.conv1
+    """
+    from twofour.compiler import explain as explaining
+    from twofour.engine import Engine
+
+    out = Output(as_json, quiet)
+    plan = Engine.load(engine).plan
+    if layer:
+        found = explaining.find_layer(plan, layer)
+        out.show(*_detail(found))
+        out.data(dataclasses.asdict(found))
+        return
+    rows, totals = explaining.explain(plan), explaining.totals(plan)
+    out.show(_heading(plan), _layers(rows, out.width), _totals(totals), *_fallbacks(rows))
+    out.data(
+        {
+            "engine": _identity(plan),
+            "layers": [
+                {**dataclasses.asdict(layer), "explained": dataclasses.asdict(row)}
+                for layer, row in zip(plan.layers, rows, strict=True)
+            ],
+            "totals": [dataclasses.asdict(total) for total in totals],
+        }
+    )
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    return {
+        "model": plan.source_name,
+        "source_sha256": plan.source_sha256,
+        "target": str(plan.target),
+        "cpu": plan.target.model,
+        "version": plan.version,
+        "threads": plan.threads,
+        "graph": plan.graph,
+    }
+
+
+def _heading(plan: Plan) -> str:
+    return (
+        f"{plan.source_name or 'a model'}, built for {plan.target} with {plan.threads} "
+        f"thread{'s' * (plan.threads > 1)} on {plan.target.model}, by twofour {plan.version}"
+    )
+
+
+def _layers(rows: tuple[Explained, ...], width: int) -> Table:
+    """On a narrow terminal the reasons wrap and the operators are left to --layer."""
+    wide = width >= _WIDE
+    table = Table(
+        caption="us: measured at build. dense, 2:4: the best candidate of each kind.", expand=True
+    )
+    table.add_column("layer", overflow="fold", min_width=12)
+    if wide:
+        table.add_column("operator", overflow="fold")
+        table.add_column("shape", overflow="fold")
+    table.add_column("runs as", overflow="fold", min_width=10)
+    for header in ("us", "share", "dense", "2:4"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold", ratio=1)
+    for row in rows:
+        middle = [printable(row.op), printable(row.shape)] if wide else []
+        table.add_row(
+            printable(row.name),
+            *middle,
+            printable(row.runs_as),
+            _number(row.time_us, "{:.1f}"),
+            _number(row.share, "{:.0%}"),
+            _number(row.best_dense_us, "{:.1f}"),
+            _number(row.best_sparse_us, "{:.1f}"),
+            printable("; ".join(row.why)),
+        )
+    return table
+
+
+def _totals(totals: tuple[Total, ...]) -> Table:
+    table = Table(title="by tactic", title_justify="left")
+    table.add_column("tactic")
+    for header in ("layers", "us", "share", "million multiply-adds"):
+        table.add_column(header, justify="right")
+    for total in totals:
+        table.add_row(
+            printable(total.tactic),
+            str(total.layers),
+            _number(total.time_us, "{:.1f}"),
+            _number(total.share if total.time_us else None, "{:.0%}"),
+            f"{total.macs / 1e6:.2f}",
+        )
+    return table
+
+
+def _fallbacks(rows: tuple[Explained, ...]) -> list[str]:
+    names = [f"{row.name} ({row.op})" for row in rows if row.fallback]
+    if not names:
+        return ["every layer runs on a kernel of its own; none on ONNX Runtime"]
+    return [f"on ONNX Runtime, for want of a kernel: {', '.join(names)}"]
+
+
+def _detail(layer: Layer) -> list[Table | str]:
+    from twofour.compiler.explain import verdict
+
+    facts = (
+        f"{layer.name}: {layer.op}, {layer.shape or 'no shape'}\n"
+        f"runs as {layer.tactic} {layer.precision} {layer.config}".rstrip()
+        + f"\nweights: {layer.pattern or 'none'}, {layer.weight_bytes} bytes packed, "
+        f"{layer.macs} multiply-adds"
+    )
+    table = Table(title="candidates", title_justify="left")
+    for header in ("tactic", "configuration"):
+        table.add_column(header, overflow="fold")
+    table.add_column("us", justify="right")
+    table.add_column("verdict", overflow="fold", ratio=1)
+    best_first = sorted(layer.candidates, key=lambda c: (c.time_us is None, c.time_us or 0.0))
+    for candidate in best_first:
+        table.add_row(
+            printable(candidate.tactic),
+            printable(candidate.config),
+            _number(candidate.time_us, "{:.2f}"),
+            printable(verdict(candidate, layer)),
+        )
+    notes = [f"note: {note}" for note in layer.notes]
+    return [facts, *([table] if layer.candidates else []), *notes]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

@@ -1,0 +1,154 @@
+"""What a command says and where: results on stdout, progress and errors on stderr, never mixed.
+
+--json    stdout holds one JSON document and nothing else
+--quiet   nothing but errors
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from twofour.core.errors import Error
+from twofour.core.progress import Report, silent
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+_PLAIN_WIDTH = 120
+_SIGINT_EXIT, _SIGPIPE_EXIT = 130, 141
+
+
+class _Terminal(Console):
+    """A console that ends quietly when its reader has gone (`twofour explain E | head`)."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Keeps Python from complaining once more at exit."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(_SIGPIPE_EXIT)
+
+
+def printable(text: str) -> Text:
+    """Text from a file as it may be printed: no control characters, no markup."""
+    return Text(_clean(text))
+
+
+def _clean(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command's words go.
+
+    Attributes:
+        as_json: print only `data`.
+        quiet: print nothing.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns that a line on stdout has."""
+        return _console(sys.stdout).width
+
+    def show(self, *parts: RenderableType) -> None:
+        """Prints tables and text for people; strings are printed as they are, without markup."""
+        if self.quiet or self.as_json:
+            return
+        console = _console(sys.stdout)
+        for part in parts:
+            console.print(printable(part) if isinstance(part, str) else part)
+
+    def data(self, document: Any) -> None:
+        """Prints the document for programs, if that is what was asked for."""
+        if self.as_json and not self.quiet:
+            _console(sys.stdout).out(json.dumps(document, indent=2), highlight=False)
+
+    def note(self, text: str) -> None:
+        """A remark beside the result, on stderr."""
+        if not self.quiet:
+            _console(sys.stderr).print(Text(text))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Report]:
+        """Shows the progress of one stage while it runs, then its time.
+
+        On a terminal a bar; in a log one line when the stage ends.
+        """
+        console = _console(sys.stderr)
+        started = time.monotonic()
+        if self.quiet:
+            yield silent
+            return
+        if console.is_terminal:
+            with _bar(console) as bar:
+                yield _mover(bar, name)
+        else:
+            yield silent
+        console.print(Text(f"{name}: {time.monotonic() - started:.1f} s"))
+
+
+def _console(stream: Any) -> Console:
+    """Made anew for each use, since streams may be replaced; in a file lines are wide."""
+    fixed = stream.isatty() or os.environ.get("COLUMNS")
+    return _Terminal(file=stream, width=None if fixed else _PLAIN_WIDTH, highlight=False)
+
+
+def _bar(console: Console) -> Progress:
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[what]}", markup=False),
+    ]
+    return Progress(*columns, console=console, transient=True)
+
+
+def _mover(bar: Progress, name: str) -> Report:
+    """Moves one line of a progress display."""
+    task = bar.add_task(name, total=None, what="")
+
+    def report(done: int, total: int | None, what: str) -> None:
+        bar.update(task, completed=done, total=total, what=_clean(what))
+
+    return report
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Wraps a command: our errors become one message and an exit code; bugs keep their trace."""
+
+    @functools.wraps(function)
+    def run(**arguments: Any) -> None:
+        try:
+            function(**arguments)
+        except Error as e:
+            _print_error(e, as_json=arguments.get("as_json", False))
+            raise typer.Exit(e.exit_code) from e
+        except KeyboardInterrupt as e:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(_SIGINT_EXIT) from e
+
+    return run
+
+
+def _print_error(error: Error, *, as_json: bool) -> None:
+    kind = type(error).__name__
+    print(_clean(f"{kind}: {error}"), file=sys.stderr)
+    if as_json:
+        parts = {"type": kind, "what": error.what, "reasons": error.reasons, "fix": error.fix}
+        print(json.dumps({"error": parts}, indent=2))

@@ -1,0 +1,163 @@
+"""Explain: what each layer of an engine runs as, how long it takes, and why not otherwise.
+
+Reads an engine's plan and nothing else. Times are those measured at build; what a whole run takes
+beyond their sum are steps that were not timed, such as fallbacks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from twofour.core.errors import InputError
+from twofour.engine import Candidate, Layer, Plan
+
+FALLBACK = "onnxruntime"
+_SPARSE = re.compile(r"\d+:\d+")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One layer.
+
+    Attributes:
+        name: in the source model's words.
+        op: the fused operator.
+        shape: in words.
+        runs_as: tactic, precision and configuration.
+        time_us: as measured at build; None where it was not.
+        share: of the time of all timed layers, 0 to 1; None where it was not timed.
+        best_dense_us: of the dense candidates; None if none was timed.
+        best_sparse_us: of the sparse candidates; None if none was timed.
+        why: the reasons for the choice, in words, the weightiest first.
+        fallback: whether it runs on ONNX Runtime.
+    """
+
+    name: str
+    op: str
+    shape: str
+    runs_as: str
+    time_us: float | None
+    share: float | None
+    best_dense_us: float | None
+    best_sparse_us: float | None
+    why: tuple[str, ...]
+    fallback: bool
+
+
+@dataclass(frozen=True)
+class Total:
+    """All layers of one tactic.
+
+    Attributes:
+        tactic: its name and precision.
+        layers: how many.
+        time_us: their sum; None if none was timed.
+        share: of the time of all timed layers.
+        macs: multiply-adds, counted as if dense.
+    """
+
+    tactic: str
+    layers: int
+    time_us: float | None
+    share: float
+    macs: int
+
+
+def explain(plan: Plan) -> tuple[Explained, ...]:
+    """Every layer, in the order it runs in."""
+    whole = _sum(layer.time_us for layer in plan.layers) or 0.0
+    return tuple(_explained(layer, whole) for layer in plan.layers)
+
+
+def totals(plan: Plan) -> tuple[Total, ...]:
+    """Layers summed by tactic, the longest time first."""
+    whole = _sum(layer.time_us for layer in plan.layers) or 0.0
+    groups: dict[str, list[Layer]] = {}
+    for layer in plan.layers:
+        groups.setdefault(_with_precision(layer), []).append(layer)
+    found = []
+    for tactic, layers in groups.items():
+        time_us = _sum(layer.time_us for layer in layers)
+        share = time_us / whole if time_us and whole else 0.0
+        found.append(Total(tactic, len(layers), time_us, share, sum(each.macs for each in layers)))
+    return tuple(sorted(found, key=lambda total: -(total.time_us or 0.0)))
+
+
+def find_layer(plan: Plan, name: str) -> Layer:
+    """A layer by its name, or by a part of it that only one layer has.
+
+    Raises:
+        InputError: no layer has it, or several have.
+    """
+    exact = [layer for layer in plan.layers if layer.name == name]
+    found = exact or [layer for layer in plan.layers if name in layer.name]
+    if not found:
+        names = [layer.name for layer in plan.layers]
+        raise InputError(f"no layer {name!r} in this engine", [f"it has {', '.join(names)}"])
+    if len(found) > 1 and not exact:
+        reason = f"it matches {', '.join(layer.name for layer in found)}"
+        raise InputError(f"layer {name!r} is not unique", [reason], "give more of its name")
+    return found[0]
+
+
+def verdict(candidate: Candidate, chosen: Layer) -> str:
+    """Why one candidate was taken, lost or was refused."""
+    if candidate.time_us is None:
+        return f"refused: {candidate.reason}"
+    if (candidate.tactic, candidate.config) == (chosen.tactic, chosen.config):
+        return "chosen"
+    if not chosen.time_us:
+        return "not chosen"
+    return f"lost: {candidate.time_us / chosen.time_us:.2f} times the chosen one's time"
+
+
+def is_sparse(tactic: str) -> bool:
+    """Whether a tactic skips the zeros of a pattern; such tactics begin with the pattern's name."""
+    return _SPARSE.match(tactic) is not None
+
+
+def _explained(layer: Layer, whole_us: float) -> Explained:
+    dense = _best(c for c in layer.candidates if not is_sparse(c.tactic))
+    sparse = _best(c for c in layer.candidates if is_sparse(c.tactic))
+    share = layer.time_us / whole_us if layer.time_us is not None and whole_us else None
+    return Explained(
+        layer.name,
+        layer.op,
+        layer.shape,
+        " ".join(part for part in (_with_precision(layer), layer.config) if part),
+        layer.time_us,
+        share,
+        dense,
+        sparse,
+        _why(layer, dense, sparse),
+        layer.tactic == FALLBACK,
+    )
+
+
+def _why(layer: Layer, dense: float | None, sparse: float | None) -> tuple[str, ...]:
+    """What decided, then what the build noted, then why each sparse tactic was refused."""
+    reasons = []
+    if dense and sparse:
+        faster = f"2:4 takes {sparse:.2f} us, dense {dense:.2f}: "
+        gain = f"{dense / sparse:.2f} times as fast" if sparse < dense else "dense is faster"
+        reasons.append(faster + gain)
+    reasons += layer.notes
+    if sparse is None:
+        reasons += (c.reason for c in layer.candidates if is_sparse(c.tactic) and c.reason)
+    return tuple(dict.fromkeys(reasons))
+
+
+def _with_precision(layer: Layer) -> str:
+    return f"{layer.tactic} {layer.precision}".strip()
+
+
+def _best(candidates: Iterable[Candidate]) -> float | None:
+    return min((c.time_us for c in candidates if c.time_us is not None), default=None)
+
+
+def _sum(times: Iterable[float | None]) -> float | None:
+    """Of the times that there are; None if there is none."""
+    known = [time for time in times if time is not None]
+    return sum(known) if known else None
