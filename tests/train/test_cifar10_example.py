@@ -18,7 +18,12 @@ DATA = Path(os.environ.get("TWOFOUR_DATA", REPOSITORY.parent / "shared" / "data"
 def start(*arguments, **environment):
     return subprocess.run(
         [sys.executable, REPOSITORY / "examples" / "cifar10_resnet20.py", *arguments],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
         capture_output=True,
         text=True,
         check=False,
