@@ -34,14 +34,15 @@ def test_rows_say_what_decided() -> None:
     stem, conv, linear, softmax = explain.explain(sample_engine().plan)
     assert conv.runs_as == "2:4 H int8 28x1"
     assert (conv.best_dense_us, conv.best_sparse_us) == (18.0, 12.5)
-    assert conv.why[0] == "2:4 takes 12.50 us, dense 18.00: 1.44 times as fast"
+    assert conv.gain == pytest.approx(1.44)
+    assert conv.why == ()
     assert conv.share == pytest.approx(12.5 / 19.5)
     assert stem.best_sparse_us is None
     assert stem.why == (
         "3 input channels: no group of 4",
-        "w is not 2:4 along C: channel 0 holds 3 nonzeros",
+        "no 2:4 H: w is not 2:4 along C: channel 0 holds 3 nonzeros",
     )
-    assert linear.why == ("2:4 takes 1.25 us, dense 1.00: dense is faster",)
+    assert linear.why == ("dense is faster: 1.00 us, the best 2:4 kernel 1.25",)
     assert softmax.fallback
     assert softmax.why == ("no kernel for Softmax",)
     assert softmax.share is None
@@ -103,7 +104,7 @@ def test_the_table_has_all_that_matters(engine: Path) -> None:
         "layer1.0.conv1",
         "QConvRelu",
         "2:4 H int8 28x1",
-        "1.44 times as fast",
+        "1.44x",
         "dense is faster",
         "on ONNX Runtime, for want of a kernel: softmax (Softmax)",
     ):
@@ -131,6 +132,14 @@ def test_json_has_plan_and_reasons(engine: Path) -> None:
 
 def test_quiet_is_silent(engine: Path) -> None:
     assert invoke(engine, "--quiet").output == ""
+
+
+def test_a_reason_that_many_layers_share_is_said_once(tmp_path: Path) -> None:
+    sample = sample_engine()
+    layers = tuple(Layer(name, "QConv", "dense", notes=("it rains",)) for name in "abcd")
+    plan = dataclasses.replace(sample.plan, layers=layers)
+    path = Engine(plan, sample.weights, sample.code, sample.subgraphs).save(tmp_path / "e.engine")
+    assert "- it rains\n  a, b, c, d\n" in invoke(path).stdout
 
 
 def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:

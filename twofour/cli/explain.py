@@ -39,7 +39,8 @@ def explain(
         out.data(dataclasses.asdict(found))
         return
     rows, totals = explaining.explain(plan), explaining.totals(plan)
-    out.show(_heading(plan), _layers(rows, out.width), _totals(totals), *_fallbacks(rows))
+    out.show(_heading(plan), _layers(rows, out.width), *_reasons(rows))
+    out.show(_totals(totals), *_fallbacks(rows))
     out.data(
         {
             "engine": _identity(plan),
@@ -72,19 +73,18 @@ def _heading(plan: Plan) -> str:
 
 
 def _layers(rows: tuple[Explained, ...], width: int) -> Table:
-    """On a narrow terminal the reasons wrap and the operators are left to --layer."""
+    """A narrow terminal shows fewer columns, never broken numbers."""
     wide = width >= _WIDE
     table = Table(
-        caption="us: measured at build. dense, 2:4: the best candidate of each kind.", expand=True
+        caption="us: measured at build. dense, 2:4: the best candidate of each kind, "
+        "gain: their ratio.",
+        caption_justify="left",
     )
-    table.add_column("layer", overflow="fold", min_width=12)
-    if wide:
-        table.add_column("operator", overflow="fold")
-        table.add_column("shape", overflow="fold")
-    table.add_column("runs as", overflow="fold", min_width=10)
-    for header in ("us", "share", "dense", "2:4"):
+    for header in ("layer", "operator", "shape") if wide else ("layer",):
+        table.add_column(header, overflow="fold")
+    table.add_column("runs as", overflow="fold")
+    for header in ("us", "share", "dense", "2:4", "gain"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold", ratio=1)
     for row in rows:
         middle = [printable(row.op), printable(row.shape)] if wide else []
         table.add_row(
@@ -95,9 +95,19 @@ def _layers(rows: tuple[Explained, ...], width: int) -> Table:
             _number(row.share, "{:.0%}"),
             _number(row.best_dense_us, "{:.1f}"),
             _number(row.best_sparse_us, "{:.1f}"),
-            printable("; ".join(row.why)),
+            _number(row.gain, "{:.2f}x"),
         )
     return table
+
+
+def _reasons(rows: tuple[Explained, ...]) -> list[str]:
+    """Each reason once, with the layers it holds for."""
+    layers: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in row.why:
+            layers.setdefault(reason, []).append(row.name)
+    lines = [f"- {reason}\n  {', '.join(names)}" for reason, names in layers.items()]
+    return ["why some layers are not sparse, not integer, or not our own", *lines] if lines else []
 
 
 def _totals(totals: tuple[Total, ...]) -> Table:

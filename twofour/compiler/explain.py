@@ -30,7 +30,8 @@ class Explained:
         share: of the time of all timed layers, 0 to 1; None where it was not timed.
         best_dense_us: of the dense candidates; None if none was timed.
         best_sparse_us: of the sparse candidates; None if none was timed.
-        why: the reasons for the choice, in words, the weightiest first.
+        gain: times as fast as the best dense candidate the best sparse one is; None without both.
+        why: why it is not sparse, not integer or not a kernel of ours, the weightiest first.
         fallback: whether it runs on ONNX Runtime.
     """
 
@@ -42,6 +43,7 @@ class Explained:
     share: float | None
     best_dense_us: float | None
     best_sparse_us: float | None
+    gain: float | None
     why: tuple[str, ...]
     fallback: bool
 
@@ -131,6 +133,7 @@ def _explained(layer: Layer, whole_us: float) -> Explained:
         share,
         dense,
         sparse,
+        dense / sparse if dense and sparse else None,
         _why(layer, dense, sparse),
         layer.tactic == FALLBACK,
     )
@@ -139,13 +142,14 @@ def _explained(layer: Layer, whole_us: float) -> Explained:
 def _why(layer: Layer, dense: float | None, sparse: float | None) -> tuple[str, ...]:
     """What decided, then what the build noted, then why each sparse tactic was refused."""
     reasons = []
-    if dense and sparse:
-        faster = f"2:4 takes {sparse:.2f} us, dense {dense:.2f}: "
-        gain = f"{dense / sparse:.2f} times as fast" if sparse < dense else "dense is faster"
-        reasons.append(faster + gain)
+    if dense and sparse and dense <= sparse:
+        reasons.append(f"dense is faster: {dense:.2f} us, the best 2:4 kernel {sparse:.2f}")
     reasons += layer.notes
     if sparse is None:
-        reasons += (c.reason for c in layer.candidates if is_sparse(c.tactic) and c.reason)
+        refused = (c for c in layer.candidates if is_sparse(c.tactic) and c.reason)
+        for candidate in refused:
+            if not any(candidate.reason in reason for reason in reasons):
+                reasons.append(f"no {candidate.tactic}: {candidate.reason}")
     return tuple(dict.fromkeys(reasons))
 
 
