@@ -69,7 +69,7 @@ class Epilogue:
     Attributes:
         scale: float32 [N], x_scale * w_scale / y_scale (y_scale = 1 where the output is float).
         bias: float32 [N], bias / y_scale.
-        residual_scale: r_scale / y_scale; 0 without a residual, 1 for a float residual.
+        residual_scale: r_scale / y_scale (r_scale = 1 for a float residual).
         residual_zero_point: of the quantized residual.
         relu: whether negative results become zero.
         zero_point: of y; None where the output is float32.
@@ -110,8 +110,7 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
     if residual is not None:
         if residual.dtype != np.float32:
             residual = (residual.astype(np.int32) - epilogue.residual_zero_point).astype(np.float32)
-            residual = residual * np.float32(epilogue.residual_scale)
-        value = value + residual
+        value = value + residual * np.float32(epilogue.residual_scale)
     low, high = epilogue.bounds()
     value = np.clip(value, np.float32(low), np.float32(high))
     if epilogue.zero_point is None:

@@ -1,0 +1,233 @@
+"""model -> engine: import, passes, schedule, places, kernels, engine.
+
+    engine = build("model.onnx")
+    engine.save("model.engine")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from twofour.compiler.emit import Emitter
+from twofour.compiler.fallback import subgraph
+from twofour.compiler.importer import import_graph
+from twofour.compiler.lower import Lowered, lower
+from twofour.compiler.passes.pipeline import Fused, run_passes
+from twofour.compiler.schedule import Schedule, schedule
+from twofour.compiler.tune import TimingCache, Tuner
+from twofour.core.abi import BINDINGS, MAX_THREADS
+from twofour.core.data import DataLike
+from twofour.core.errors import InputError
+from twofour.core.patterns import ineligible, is_pattern, magnitude_mask
+from twofour.core.target import Target, check_runs_here, detect_host, host_target
+from twofour.core.version import __version__
+from twofour.engine import Engine, Layer, Plan, Step, TensorInfo
+from twofour.kernels.cpu.llvm import Source, compile_object
+from twofour.kernels.cpu.program import program_text, threads_text
+from twofour.onnx_tools.load import load_model, model_bytes
+from twofour.onnx_tools.quantize import quantize
+
+Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
+CODE = "native"
+SPARSITY = ("enable", "force", "disable")
+
+
+class Progress(Protocol):
+    """Told how far a long operation is."""
+
+    def __call__(self, done: int, total: int | None, what: str) -> None:
+        """`done` of `total` (None: unknown) units, now at `what`."""
+        ...
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        sparsity: "enable" (2:4 kernels compete where a weight is 2:4), "force" (weights are pruned by magnitude where
+            they can be, and only 2:4 kernels are taken: for measuring, not for accuracy) or "disable".
+        shapes: input name -> static shape; dimensions left open become 1.
+        threads: to tune for; by default 1.
+        timing_cache: a file that keeps measured times between builds.
+        target: by default this machine.
+        dump: a folder for the text of the graph after each pass.
+    """
+
+    sparsity: str = "enable"
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    threads: int = 1
+    timing_cache: Path | None = None
+    target: Target | None = None
+    dump: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked before any work.
+
+        Raises:
+            InputError: an unknown sparsity, or a thread count outside 1..MAX_THREADS or beyond the machine's cores.
+        """
+        if self.sparsity not in SPARSITY:
+            raise InputError(f"unknown sparsity {self.sparsity!r}", [f"expected one of {', '.join(SPARSITY)}"])
+        most = min(MAX_THREADS, detect_host().cores)
+        if not 1 <= self.threads <= most:
+            raise InputError(f"cannot build for {self.threads} threads", [f"expected 1 to {most} on this machine"])
+
+
+def build(
+    model: Model, options: BuildOptions | None = None, *, int8: bool = False, data: DataLike | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Compiles a model for this machine.
+
+    Args:
+        model: an ONNX file, or a model in memory; not changed.
+        options: how to build.
+        int8: quantize it first, with calibration on `data`.
+        data: calibration batches, as `twofour quantize` takes them.
+        progress: told about each layer.
+
+    Raises:
+        InputError: the model, the data or an option is not usable.
+        UnsupportedError: the model cannot be compiled.
+    """
+    options = options or BuildOptions()
+    target = options.target or host_target()
+    check_runs_here(target)
+    source, name, digest = _source(model)
+    if int8:
+        if data is None:
+            raise InputError("INT8 needs calibration data", ["int8 was asked for without data"],
+                             "give calibration inputs: --int8 --data inputs.npz")
+        source = quantize(source, data, progress=progress)
+    graph = import_graph(source, options.shapes)
+    operators = len(graph.graph)
+    if options.sparsity == "force":
+        graph = force_sparse(graph)
+    fused = run_passes(graph, options.dump)
+    order = schedule(fused.model.graph)
+    lowered = lower(fused.model.graph, order)
+    cache = TimingCache.load(options.timing_cache)
+    emitter = Emitter(Tuner(target, cache), options.sparsity)
+    steps, subgraphs = _emit(fused, order, lowered, emitter, options.threads, progress)
+    cache.save(options.timing_cache)
+    plan = _plan(fused.model.graph, lowered, emitter, steps, (target, options.threads))
+    counts = {"operators": operators, "fused": len(fused.model.graph), "steps": len(steps)}
+    plan = Plan(**{**vars(plan), "source_name": name, "source_sha256": digest, "graph": counts})
+    code = compile_object([*emitter.sources.values(), Source(threads_text())], target)
+    return Engine(plan, emitter.weights(), {CODE: np.frombuffer(code, np.uint8)}, subgraphs)
+
+
+def _source(model: Model) -> tuple[ir.Model, str, str]:
+    """The model, its name for people, and the hash of its bytes."""
+    if isinstance(model, (str, os.PathLike)):
+        loaded = load_model(model)
+        return loaded, Path(model).name, hashlib.sha256(Path(model).read_bytes()).hexdigest()
+    if isinstance(model, onnx.ModelProto):
+        model = ir.from_proto(model)
+    return model, model.graph.name or "model", hashlib.sha256(model_bytes(model)).hexdigest()
+
+
+def force_sparse(model: ir.Model) -> ir.Model:
+    """Prunes every weight of a Conv, Gemm or MatMul that can be 2:4 and is not, by magnitude."""
+    model = model.clone()
+    for node in model.graph:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+            continue
+        value = node.inputs[1]
+        while value is not None and value.const_value is None and value.producer() is not None:
+            value = value.producer().inputs[0]  # type: ignore[union-attr]
+        if value is None or value.const_value is None or value.const_value.dtype not in (
+            ir.DataType.FLOAT, ir.DataType.INT8
+        ):
+            continue
+        w = value.const_value.numpy()
+        along_rows = w.ndim == 2 and not (node.op_type == "Gemm" and node.attributes.get_int("transB", 0))
+        turned = w.T if along_rows else w
+        if turned.ndim < 2 or ineligible(turned.shape, "2:4") or is_pattern(turned, "2:4"):
+            continue
+        pruned = np.where(magnitude_mask(turned, "2:4"), turned, np.zeros((), w.dtype))
+        value.const_value = ir.tensor(np.ascontiguousarray(pruned.T if along_rows else pruned), name=value.name)
+    return model
+
+
+def _emit(
+    fused: Fused, order: Schedule, lowered: Lowered, emitter: Emitter, threads: int, progress: Progress | None
+) -> tuple[tuple[Step, ...], dict[str, Any]]:
+    """The steps, kernels and fallback models."""
+    total = sum(len(s.ops) + bool(s.nodes) for s in lowered.sections)
+    done, steps, subgraphs = 0, [], {}
+    proto = ir.to_proto(fused.model) if any(s.nodes for s in lowered.sections) else None
+    for index, section in enumerate(lowered.sections):
+        first = len(emitter.layers)
+        if section.native:
+            symbol = f"program{index}"
+            bindings = {name: BINDINGS + i for i, name in enumerate((*section.inputs, *section.outputs))}
+            calls = []
+            for placed in section.ops:
+                _tell(progress, done, total, placed.op.name)
+                calls.append(emitter.emit(placed, bindings))
+                done += 1
+            emitter.sources[symbol] = Source(program_text(symbol, calls, threads))
+        else:
+            symbol = f"fallback{index}"
+            _tell(progress, done, total, symbol)
+            assert proto is not None
+            subgraphs[symbol] = np.frombuffer(subgraph(proto, section), np.uint8)
+            emitter.layers += [_fallback_layer(n, order, fused) for n in section.nodes]
+            done += 1
+        kind = "native" if section.native else "onnxruntime"
+        layers = tuple(range(first, len(emitter.layers)))
+        steps.append(Step(kind, symbol, section.inputs, section.outputs, layers))
+    _tell(progress, total, total, "done")
+    return tuple(steps), subgraphs
+
+
+def _tell(progress: Progress | None, done: int, total: int, what: str) -> None:
+    if progress is not None:
+        progress(done, total, what)
+
+
+def _fallback_layer(node: ir.Node, order: Schedule, fused: Fused) -> Layer:
+    """A node that stays on ONNX Runtime, with all known reasons."""
+    name = node.name or node.op_type
+    notes = [order.reasons.get(node, "")]
+    notes += [f"{r.rule}: {r.reason}" for r in fused.refusals if r.node == name]
+    return Layer(name, node.op_type, "onnxruntime", notes=tuple(n for n in notes if n))
+
+
+def _plan(
+    graph: ir.Graph, lowered: Lowered, emitter: Emitter, steps: tuple[Step, ...], built: tuple[Target, int]
+) -> Plan:
+    """Everything known by now."""
+    ends = {v.name for v in (*graph.inputs, *graph.outputs)}
+    crossing = {n for s in lowered.sections for n in (*s.inputs, *s.outputs)}
+    return Plan(
+        target=built[0],
+        version=__version__,
+        source_sha256="",
+        inputs=_infos(graph.inputs, lowered),
+        outputs=_infos(graph.outputs, lowered),
+        boundary=tuple(lowered.plain[n] for n in sorted(crossing - ends)),
+        steps=steps,
+        layers=tuple(emitter.layers),
+        arena_bytes=lowered.arena_bytes,
+        fills=lowered.fills,
+        threads=built[1],
+        code=(CODE,),
+    )
+
+
+def _infos(values: Any, lowered: Lowered) -> tuple[TensorInfo, ...]:
+    return tuple(lowered.plain[v.name] for v in values)
+
+

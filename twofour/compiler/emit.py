@@ -1,0 +1,236 @@
+"""Placed operators -> kernels, packed weights, calls: the last step before an engine.
+
+Kernels are kept by their text, so layers of equal shape and configuration share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.compiler.layout import ALIGNMENT, Tensor
+from twofour.compiler.lower import Place, Placed
+from twofour.compiler.native import ConvOp, MapOp, NativeOp, PoolOp
+from twofour.compiler.tune import Choice, Tuner, work
+from twofour.core.abi import ARENA, WEIGHTS
+from twofour.core.patterns import is_pattern, why_not
+from twofour.engine import Candidate, Layer, TensorInfo
+from twofour.kernels.cpu.llvm import Source
+from twofour.kernels.cpu.nest import emit_kernel, pack
+from twofour.kernels.cpu.pointwise import MapProblem, View, emit_map
+from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_mean
+from twofour.kernels.cpu.problem import ConvProblem, Strides, merge_groups
+from twofour.kernels.cpu.program import Call, Operand
+from twofour.kernels.cpu.tactic import Tactic
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Emitter:
+    """Collects code and constants of one engine.
+
+    Attributes:
+        tuner: chooses convolution kernels.
+        sparsity: "enable", "force" or "disable".
+        sources: kernels by symbol.
+        layers: what `explain` will show, in order.
+    """
+
+    tuner: Tuner
+    sparsity: str
+    sources: dict[str, Source] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    _constants: list[Array] = field(default_factory=list)
+    _constant_bytes: int = 0
+
+    def weights(self) -> NDArray[np.uint8]:
+        """All constants in one block."""
+        return np.concatenate(self._constants) if self._constants else np.zeros(0, np.uint8)
+
+    def emit(self, placed: Placed, bindings: dict[str, int]) -> Call:
+        """One operator.
+
+        Args:
+            placed: the operator and its places.
+            bindings: plain tensor -> its index in the step's table of pointers.
+        """
+        op = placed.op
+        if isinstance(op, ConvOp):
+            symbol, constants, pieces, panels, x_at = self._conv(op, placed)
+        elif isinstance(op, PoolOp):
+            symbol, constants, pieces, panels, x_at = self._pool(op, placed)
+        else:
+            assert isinstance(op, MapOp)
+            symbol, constants, pieces, panels, x_at = self._map(op, placed)
+
+        def operand(place: Place, offset: int | None = None) -> Operand:
+            if isinstance(place, TensorInfo):
+                return Operand(bindings[place.name])
+            return Operand(ARENA, place.at() if offset is None else offset)
+
+        y = operand(placed.y)
+        r = y if placed.r is None else operand(placed.r)
+        return Call(symbol, operand(placed.x, x_at), Operand(WEIGHTS, self._keep(constants)), y, r, pieces, panels)
+
+    def _keep(self, constants: Array) -> int:
+        """Appends constants, aligned; returns their offset."""
+        offset = self._constant_bytes
+        padded = -(-constants.size // ALIGNMENT) * ALIGNMENT
+        self._constants.append(np.pad(constants, (0, padded - constants.size)))
+        self._constant_bytes += padded
+        return offset
+
+    def _kernel(self, text: Callable[[str], str], *, vectorize: bool = False) -> str:
+        """The symbol of a kernel; kept once."""
+        symbol = "k" + hashlib.sha256(text("kernel").encode()).hexdigest()[:16]
+        if symbol not in self.sources:
+            self.sources[symbol] = Source(text(symbol), vectorize)
+        return symbol
+
+    def _conv(self, op: ConvOp, placed: Placed) -> tuple[str, Array, int, int, int]:
+        w, groups = merge_groups(op.w, op.groups)
+        problem = conv_problem(op, placed, w, groups)
+        choice, candidates = self.tuner.choose(problem, w, op.epilogue, op.x_zero, self._wanted(w, problem.dtype))
+        config, fmt = choice.config, choice.tactic.format
+        isa = self.tuner.target.isa
+        symbol = self._kernel(lambda name: emit_kernel(name, problem, fmt, config, isa))
+        constants = pack(w, problem, fmt, config.blocks, op.epilogue, op.x_zero)
+        self.layers.append(conv_layer(op, placed, problem, choice, candidates, constants.size))
+        assert isinstance(placed.x, Tensor)
+        return symbol, constants, *work(problem, config), placed.x.at(*op.window.pads[:2])
+
+    def _wanted(self, w: Array, dtype: str) -> Callable[[Tactic], str]:
+        """Why a tactic is ruled out by the user's choice of sparsity."""
+        sparse = is_pattern(w, "2:4")
+
+        def wanted(tactic: Tactic) -> str:
+            if tactic.pattern and self.sparsity == "disable":
+                return "sparse kernels were ruled out: --sparsity disable"
+            possible = sparse and (dtype == "int8" or self.tuner.target.isa == "avx512vnni")
+            if not tactic.pattern and self.sparsity == "force" and possible:
+                return "dense kernels were ruled out: --sparsity force"
+            return ""
+
+        return wanted
+
+    def _pool(self, op: PoolOp, placed: Placed) -> tuple[str, Array, int, int, int]:
+        x, y = placed.x, placed.y
+        assert isinstance(x, Tensor)
+        y_strides = y.strides if isinstance(y, Tensor) else Strides(x.channels * 4, x.channels * 4, x.channels * 4)
+        out = y.kind if isinstance(y, Tensor) else "float32"
+        problem = PoolProblem(op.op, x.batch, x.height, x.width, x.channels, x.kind, x.strides, y_strides,
+                              op.window, out)
+        pixels = x.height * x.width
+        constants = pack_mean(op.scale / pixels, pixels * op.x_zero, op.y_zero)
+        symbol = self._kernel(lambda name: emit_pool(name, problem))
+        self._plain_layer(op, placed, "pool")
+        return symbol, constants, problem.pieces, problem.blocks, x.at()
+
+    def _map(self, op: MapOp, placed: Placed) -> tuple[str, Array, int, int, int]:
+        before, after = op.channel_pads
+        views = [_view(p) for p in (placed.x, placed.y, placed.r) if p is not None]
+        x_view, y_view = views[0], views[1]
+        batch, height, width, channels = _extent(placed.y)
+        x_view = replace(x_view, row=x_view.row * op.steps[0], pixel=x_view.pixel * op.steps[1])
+        problem = MapProblem(op.op, batch, height, width, channels - before - after, x_view, y_view,
+                             views[2] if len(views) > 2 else None, op.relu, before, after)
+        symbol = self._kernel(lambda name: emit_map(name, problem), vectorize=True)
+        self._plain_layer(op, placed, "pointwise")
+        x_at = placed.x.at() if isinstance(placed.x, Tensor) else 0
+        return symbol, op.constants.pack(), batch * height, 1, x_at
+
+    def _plain_layer(self, op: NativeOp, placed: Placed, tactic: str) -> None:
+        shape = f"{_show(placed.x)} -> {_show(placed.y)}"
+        self.layers.append(Layer(op.name, op.op_type, tactic, shape=shape, precision=_precision(placed.y)))
+
+
+def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProblem:
+    """The kernel's view of a placed convolution, merged into one column of positions where it can be."""
+    x, y, r = placed.x, placed.y, placed.r
+    assert isinstance(x, Tensor)
+    out_h, out_w = op.window.output_size(x.height, x.width)
+    channels = w.shape[0]
+    pixel = channels * 4
+    y_strides = y.strides if isinstance(y, Tensor) else Strides(pixel * out_h * out_w, pixel * out_w, pixel)
+    return ConvProblem(
+        x.batch, out_h, out_w, w.shape[1], channels // groups, "int8" if w.dtype == np.int8 else "float32",
+        x.strides, y_strides, "int8" if isinstance(y, Tensor) and y.kind == "u8" else "float32",
+        op.window.kernel, op.window.stride, op.window.dilation, groups,
+        r.strides if isinstance(r, Tensor) else None, op.add, op.epilogue.relu,
+    ).flattened()
+
+
+def conv_layer(
+    op: ConvOp, placed: Placed, problem: ConvProblem, choice: Choice, candidates: tuple[Candidate, ...], size: int
+) -> Layer:
+    """What `explain` shows of a convolution."""
+    pattern = next((p for p in ("2:4/pair", "2:4", "4:8") if is_pattern(op.w, p)), "dense")
+    window = op.window
+    text = f"{_show(placed.x)} -> {_show(placed.y)}"
+    if window.kernel != (1, 1) or window.stride != (1, 1):
+        text += f" k{window.kernel[0]}x{window.kernel[1]}" + (f" s{window.stride[0]}" if window.stride[0] > 1 else "")
+    return Layer(
+        op.name, op.op_type, choice.tactic.name, str(choice.config), round(choice.time_us, 3), text,
+        problem.dtype, pattern, problem.macs, size, candidates, tuple(_notes(op, choice, candidates, pattern)),
+    )
+
+
+def _notes(op: ConvOp, choice: Choice, candidates: tuple[Candidate, ...], pattern: str) -> list[str]:
+    """Why the layer is not sparse, or why sparse lost, in words."""
+    if choice.tactic.pattern:
+        return []
+    if pattern == "dense":
+        reason = why_not(op.w, "2:4")
+        return [f"the weight is not 2:4: {reason}"] if reason else []
+    timed = [c for c in candidates if c.time_us is not None and c.tactic != choice.tactic.name]
+    if timed and timed[0].time_us is not None:
+        best = timed[0]
+        return [f"the weight is {pattern}, but {best.tactic} took {best.time_us:.2f} us and dense"
+                f" {choice.time_us:.2f} us here: {_why_dense_won(op)}"]
+    return [f"the weight is {pattern}, but no sparse kernel takes it: " + "; ".join(
+        f"{c.tactic}: {c.reason}" for c in candidates if c.reason)]
+
+
+def _why_dense_won(op: ConvOp) -> str:
+    """The likely cause, from the shape."""
+    k, n = op.w[0].size, op.w.shape[0]
+    if k < 128:
+        return f"K = {k} is too short for half the products to outweigh reading the indices"
+    if n % 16:
+        return f"{n} output channels leave lanes of the last block idle"
+    return "the time difference is within what this shape and machine give"
+
+
+def _view(place: Place) -> View:
+    """A place as the pointwise kernels see it."""
+    if isinstance(place, Tensor):
+        return place.view
+    _, height, width, channels = _extent(place)
+    return View.plain(place.dtype, channels, height, width)
+
+
+def _extent(place: Place) -> tuple[int, int, int, int]:
+    """Batch, height, width, channels."""
+    if isinstance(place, Tensor):
+        return place.batch, place.height, place.width, place.channels
+    shape = place.shape if len(place.shape) == 4 else (int(np.prod(place.shape[:-1])), place.shape[-1], 1, 1)
+    return shape[0], shape[2], shape[3], shape[1]
+
+
+def _show(place: Place) -> str:
+    """Shape in a few characters."""
+    batch, height, width, channels = _extent(place)
+    image = f"{channels}" if height == width == 1 else f"{channels}x{height}x{width}"
+    return image if batch == 1 else f"{batch}x{image}"
+
+
+def _precision(place: Place) -> str:
+    kind = place.kind if isinstance(place, Tensor) else place.dtype
+    return "float32" if kind == "float32" else "int8"
+

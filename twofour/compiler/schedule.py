@@ -1,0 +1,92 @@
+"""The order of execution, and which stretches run natively.
+
+Nodes are taken in an order that keeps native operators together: all native ones that are ready, then all others that
+are ready, and so on. A native stretch without a convolution or matrix product is not worth the change of layout and
+joins the fallback around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from twofour.compiler.native import NativeOp, read
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive nodes of one kind.
+
+    Attributes:
+        native: whether kernels run it.
+        nodes: in order.
+    """
+
+    native: bool
+    nodes: tuple[ir.Node, ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stretches in order; each native node read, each other one with its reason."""
+
+    stretches: tuple[Stretch, ...]
+    ops: Mapping[ir.Node, NativeOp]
+    reasons: Mapping[ir.Node, str]
+
+
+def schedule(graph: ir.Graph) -> Schedule:
+    """Orders the nodes of a graph after the passes."""
+    ops: dict[ir.Node, NativeOp] = {}
+    reasons: dict[ir.Node, str] = {}
+    for node in graph:
+        found = read(node)
+        if isinstance(found, str):
+            reasons[node] = found
+        else:
+            ops[node] = found
+    while True:
+        stretches = _order(graph, lambda node: node in ops)
+        idle = [s for s in stretches if s.native and all(ops[n].kind != "conv" for n in s.nodes)]
+        if not idle:
+            return Schedule(tuple(stretches), ops, reasons)
+        for node in (n for s in idle for n in s.nodes):
+            del ops[node]
+            reasons[node] = "no convolution or matrix product beside it runs natively"
+
+
+def _order(graph: ir.Graph, native: Callable[[ir.Node], bool]) -> list[Stretch]:
+    """Ready nodes of one kind, as many as there are, then of the other kind."""
+    waiting = list(graph)
+    done: set[ir.Node] = set()
+    stretches: list[Stretch] = []
+    kind = native(waiting[0]) if waiting else True
+    while waiting:
+        taken: list[ir.Node] = []
+        for node in waiting:  # in topological order, so one sweep takes whole chains
+            ready = all(p is None or p in done for p in _producers(node))
+            if native(node) is kind and ready:
+                taken.append(node)
+                done.add(node)
+        if taken:
+            stretches.append(Stretch(kind, tuple(taken)))
+            waiting = [n for n in waiting if n not in done]
+        kind = not kind
+    return stretches
+
+
+def _producers(node: ir.Node) -> list[ir.Node | None]:
+    """The nodes whose results it reads, in subgraphs too."""
+    values = [v for v in node.inputs if v is not None]
+    for attribute in node.attributes.values():
+        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
+        values += [
+            v
+            for g in graphs
+            for n in g
+            for v in n.inputs
+            if v is not None and v.graph is node.graph
+        ]
+    return [v.producer() for v in values]

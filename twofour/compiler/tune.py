@@ -1,0 +1,348 @@
+"""Choosing a kernel by time: legal -> build -> compare with the reference -> time -> choose.
+
+A candidate that gives a wrong result is an error, never a slow candidate. Candidates are timed in interleaved rounds,
+so that a disturbance of the machine hits all of them; the fastest median wins. Times are kept in a cache that may
+live in a file; its key lists everything a time depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.core.abi import SLACK_BYTES
+from twofour.core.errors import Error, InputError
+from twofour.core.numerics import Epilogue, Window, convolve, requantize
+from twofour.core.target import Target
+from twofour.engine import Candidate
+from twofour.kernels.cpu.llvm import TOOLS, Source, compile_object
+from twofour.kernels.cpu.nest import emit_kernel, pack
+from twofour.kernels.cpu.problem import Config, ConvProblem, Pieces, Strides
+from twofour.kernels.cpu.program import threads_text
+from twofour.kernels.cpu.tactic import Tactic, tactics
+from twofour.runtime.cpu import Code, address, allocate
+
+Array = NDArray[Any]
+_ROUNDS = 9
+_ROUND_US = 300.0  # a round runs a kernel for about this long
+_GUARD = 0xA5
+
+
+class WrongResult(Error):
+    """A generated kernel differs from the definition: a fault of twofour, not of the input."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A tactic with its configuration, as timed.
+
+    Attributes:
+        tactic: the tactic.
+        config: its configuration.
+        time_us: median time of one run.
+    """
+
+    tactic: Tactic
+    config: Config
+    time_us: float
+
+
+@dataclass
+class TimingCache:
+    """Measured times by key; saved under a temporary name, then renamed."""
+
+    times_us: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def load(path: Path | None) -> TimingCache:
+        """The cache in a file; an empty one where there is none.
+
+        Raises:
+            InputError: the file is not a timing cache.
+        """
+        if path is None or not path.exists():
+            return TimingCache()
+        try:
+            times = json.loads(path.read_text())["times_us"]
+            return TimingCache({str(k): float(v) for k, v in times.items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise InputError(
+                f"{path} is not a timing cache",
+                [f"{type(e).__name__}: {e}"],
+                "name a file that does not exist yet, or delete this one",
+            ) from e
+
+    def save(self, path: Path | None) -> None:
+        """Writes the file."""
+        if path is None:
+            return
+        try:
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+                json.dump({"times_us": self.times_us}, file, indent=0)
+            Path(file.name).replace(path)
+        except OSError as e:
+            raise InputError(
+                f"cannot write the timing cache {path}", [str(e)], "choose a writable folder"
+            ) from e
+
+
+def timing_key(
+    problem: ConvProblem, tactic: Tactic, config: Config, target: Target, source: str
+) -> str:
+    """All that a time depends on, hashed."""
+    parts = [
+        asdict(problem),
+        tactic.name,
+        tactic.dtype,
+        asdict(config),
+        target.to_json(),
+        TOOLS,
+        source,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Tuner:
+    """Times candidates on this machine and remembers.
+
+    Args:
+        target: what to build for.
+        cache: times already known.
+    """
+
+    def __init__(self, target: Target, cache: TimingCache) -> None:
+        """Measures nothing yet."""
+        self.target = target
+        self.cache = cache
+        self._checked: set[str] = set()
+
+    def choose(
+        self,
+        problem: ConvProblem,
+        w: Array,
+        epilogue: Epilogue,
+        x_zero: int,
+        wanted: Callable[[Tactic], str],
+    ) -> tuple[Choice, tuple[Candidate, ...]]:
+        """The fastest tactic and configuration, and everything it was compared with.
+
+        Args:
+            problem: the problem.
+            w: its weights.
+            epilogue: its constants.
+            x_zero: zero point of x as stored.
+            wanted: why a tactic is not to be considered ("" if it is).
+
+        Raises:
+            WrongResult: a candidate's output differs from the definition.
+        """
+        options, refused = self._options(problem, w, wanted)
+        new = [o for o in options if o.key not in self._checked]
+        if new:
+            self._measure(_Trial(problem, w, epilogue, x_zero), new)
+        choices = [Choice(o.tactic, o.config, self.cache.times_us[o.key]) for o in options]
+        choices.sort(key=lambda c: c.time_us)
+        timed = [Candidate(c.tactic.name, str(c.config), round(c.time_us, 3)) for c in choices]
+        return choices[0], (*timed, *refused)
+
+    def _options(
+        self, problem: ConvProblem, w: Array, wanted: Callable[[Tactic], str]
+    ) -> tuple[list[_Option], list[Candidate]]:
+        """What can run the problem, and what cannot with the reason."""
+        options, refused = [], []
+        for tactic in tactics():
+            if tactic.dtype != problem.dtype:
+                continue
+            if reason := wanted(tactic) or tactic.refuse(problem, w, self.target.isa):
+                refused.append(Candidate(tactic.name, "", None, reason))
+                continue
+            for config in tactic.configs(problem, self.target.isa):
+                text = emit_kernel("kernel", problem, tactic.format, config, self.target.isa)
+                key = timing_key(problem, tactic, config, self.target, hashlib.sha256(text.encode()).hexdigest())
+                options.append(_Option(tactic, config, text, key))
+        return options, refused
+
+    def _measure(self, trial: _Trial, options: Sequence[_Option]) -> None:
+        """Builds, checks and times; results go to the cache."""
+        sources = [Source(o.text.replace("@kernel", f"@kernel{i}_")) for i, o in enumerate(options)]
+        code = Code([compile_object([*sources, Source(threads_text())], self.target)])
+        runs = {}
+        memories = []  # timers hold bare addresses
+        for index, option in enumerate(options):
+            weights = trial.pack(option)
+            memories.append(weights)
+            trial.check(code, f"kernel{index}_", option, weights)
+            self._checked.add(option.key)
+            if option.key not in self.cache.times_us:
+                runs[option.key] = _timer(code, f"kernel{index}_", trial.arguments(option, weights))
+        self.cache.times_us.update(_interleaved(runs))
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A candidate with its code and the key of its time."""
+
+    tactic: Tactic
+    config: Config
+    text: str
+    key: str
+
+
+Timer = Callable[[int], float]
+
+
+def _interleaved(timers: dict[str, Timer]) -> dict[str, float]:
+    """Median time in microseconds of each, measured in turns."""
+    counts = {}
+    for key, timer in timers.items():
+        timer(1)
+        counts[key] = max(1, int(_ROUND_US / max(timer(2), 0.05)))
+    samples: dict[str, list[float]] = {key: [] for key in timers}
+    for _ in range(_ROUNDS):
+        for key, timer in timers.items():
+            samples[key].append(timer(counts[key]))
+    return {key: float(np.median(values)) for key, values in samples.items()}
+
+
+def _timer(code: Code, symbol: str, arguments: tuple[int, ...]) -> Timer:
+    """timer(n) -> microseconds a run, over n runs."""
+    repeat, kernel = code.repeat(), code.address(symbol)
+
+    def timer(count: int) -> float:
+        start = time.perf_counter_ns()
+        repeat(kernel, *arguments, count)
+        return (time.perf_counter_ns() - start) / count / 1e3
+
+    return timer
+
+
+class _Trial:
+    """One problem with random inputs in buffers of its own, guard bytes around the output, and the right answer."""
+
+    def __init__(self, problem: ConvProblem, w: Array, epilogue: Epilogue, x_zero: int) -> None:
+        self.problem, self.w, self.epilogue, self.x_zero = problem, w, epilogue, x_zero
+        rng = np.random.default_rng(0)
+        (kh, kw), (dh, dw), (sh, sw) = problem.kernel, problem.dilation, problem.stride
+        height, width = (
+            (problem.out_h - 1) * sh + (kh - 1) * dh + 1,
+            (problem.out_w - 1) * sw + (kw - 1) * dw + 1,
+        )
+        channels = problem.c * problem.groups
+        self.x = _Buffer(problem.x, (problem.batch, height, width, channels), problem.dtype, rng)
+        outs = (problem.batch, problem.out_h, problem.out_w, problem.n * problem.groups)
+        self.y = _Buffer(problem.y, outs, problem.out, None)
+        self.r = _Buffer(problem.r, outs, problem.add, rng) if problem.r is not None else None
+        window = Window(problem.kernel, problem.stride, problem.dilation)
+        sums = convolve(self.x.values(), w, window, problem.groups, x_zero)
+        self.sums = sums
+        self.expected = requantize(sums, epilogue, self.r.values() if self.r else None)
+
+    def pack(self, option: _Option) -> Array:
+        """The weights as the kernel reads them, in aligned memory."""
+        fmt, blocks = option.tactic.format, option.config.blocks
+        packed = pack(self.w, self.problem, fmt, blocks, self.epilogue, self.x_zero)
+        memory = allocate(packed.nbytes + SLACK_BYTES, huge=True)
+        memory[: packed.nbytes] = packed
+        return memory
+
+    def arguments(self, option: _Option, weights: Array) -> tuple[int, ...]:
+        """Pointers and the whole range of work."""
+        pieces, panels = work(self.problem, option.config)
+        r = self.r or self.y
+        return (self.x.address, address(weights), self.y.address, r.address, 0, pieces, 0, panels)
+
+    def check(self, code: Code, symbol: str, option: _Option, weights: Array) -> None:
+        """Runs once and compares everything, guard bytes included."""
+        self.y.memory[:] = _GUARD
+        before = self.y.memory.copy()
+        code.kernel(symbol)(*self.arguments(option, weights))
+        got = self.y.values().copy()
+        self.y.values()[...] = _guard(got.dtype)
+        untouched = bool((self.y.memory == before).all())
+        wrong = (
+            got != self.expected
+            if got.dtype != np.float32
+            else ~_close(got, self.expected, self._slack())
+        )
+        if wrong.any() or not untouched:
+            where = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.any() else ()
+            raise WrongResult(
+                f"kernel {option.tactic.name} {option.config} computes a wrong result",
+                [
+                    f"{self.problem}",
+                    f"{int(wrong.sum())} of {wrong.size} values differ, first at {where}",
+                    "bytes around the output are intact"
+                    if untouched
+                    else "bytes around the output were overwritten",
+                ],
+                "report this with the lines above; until it is mended, build with another --isa",
+            )
+
+    def _slack(self) -> Array | float:
+        """Bound on the rounding of float sums: K eps sum |x w|, and one step for each operation of the epilogue."""
+        if self.problem.dtype != "float32":
+            return 1e-6 * (
+                np.abs(self.sums) * np.abs(self.epilogue.scale) + np.abs(self.epilogue.bias) + 8
+            )
+        k = self.problem.segments * self.problem.segment_k
+        window = Window(self.problem.kernel, self.problem.stride, self.problem.dilation)
+        size = convolve(np.abs(self.x.values()), np.abs(self.w), window, self.problem.groups)
+        return (k + 4) * float(np.finfo(np.float32).eps) * (size + np.abs(self.epilogue.bias) + 8)
+
+
+def _guard(dtype: Any) -> Any:
+    """The guard pattern as one element."""
+    return np.frombuffer(bytes([_GUARD] * 4), dtype)[0]
+
+
+def _close(got: Array, expected: Array, slack: Array | float) -> NDArray[np.bool_]:
+    return np.abs(got.astype(np.float64) - expected) <= slack
+
+
+class _Buffer:
+    """A strided tensor in memory of its own."""
+
+    def __init__(
+        self, strides: Strides, shape: tuple[int, ...], dtype: str, rng: np.random.Generator | None
+    ) -> None:
+        self.kind = np.dtype(np.uint8 if dtype == "int8" else np.float32)
+        self.shape, self.strides = (
+            shape,
+            (strides.image, strides.row, strides.pixel, self.kind.itemsize),
+        )
+        size = (
+            sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + self.kind.itemsize
+        )
+        self.memory = allocate(size + 4096)
+        self.address = address(self.memory) + 1024
+        self._begin = 1024
+        if rng is not None and self.kind == np.uint8:
+            self.memory[:] = rng.integers(0, 256, self.memory.size, np.uint8)
+        elif rng is not None:
+            self.memory.view(np.float32)[:] = rng.standard_normal(self.memory.size // 4, np.float32)
+
+    def values(self) -> Array:
+        """The tensor as a view."""
+        flat = (
+            self.memory[self._begin :].view()
+            if self.kind == np.uint8
+            else self.memory[self._begin :]
+        )
+        flat = flat[: flat.size // self.kind.itemsize * self.kind.itemsize].view(self.kind)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, self.strides)
+
+
+def work(problem: ConvProblem, config: Config) -> tuple[int, int]:
+    """Row pieces and panels of a kernel."""
+    pieces = problem.batch * Pieces.of(problem.out_h, config.tile_h).count
+    return pieces, problem.groups * problem.blocks // config.blocks
+

@@ -1,0 +1,1 @@
+"""Ways to run the fused operators, one file a tactic, packing beside the kernel that reads it."""

@@ -1,0 +1,191 @@
+"""2:4 convolution and matrix product on integers: one shuffle and one dot product per 8 inputs.
+
+Of 8 consecutive inputs a channel keeps 4. Per position and 8 inputs: broadcast the 8 bytes to every lane, `vpshufb`
+with the channels' indices picks each lane's 4, one `vpdpbusd` with 64 kept weights. The shuffle shares one of three
+ports with the dot product, so half the products at 4/3 the price: up to 1.5x dense. Indices and weights are held in
+registers for every position of the tile. Three formats of the indices (docs/architecture.md has measured sizes):
+
+    H     one byte holds the 4-bit indices of two steps: 0.75x the dense bytes. Takes 4:8 as well.
+    C     one byte holds the 2-bit indices of four steps: 0.625x. Strictly 2:4.
+    pair  as H, but channels n and n + 16 share their indices: one shuffle feeds two dot products, up to 2x dense.
+
+Layout of a panel in format H (two steps a group), and how it is read back:
+
+    for run in runs: for group in groups:
+        for block in blocks:                                        # pair: for every second block
+            for lane in 16: for j in 4: byte = index(step 0, j) | index(step 1, j) << 4
+        for step in 2: for block in blocks:
+            for lane in 16: for j in 4: w[block, lane][run][8 step + index(step, j)]
+
+Source: the index trick (vpshufb ignores bits 4-6 of an index) is measured in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.core.patterns import why_not
+from twofour.kernels.cpu.llvm import Value
+from twofour.kernels.cpu.problem import ConvProblem, tiles_for
+from twofour.kernels.cpu.tactic import Tactic, Weights
+from twofour.kernels.cpu.vector import I32S, Vector, every
+
+_KEPT = 4  # of 8 consecutive inputs
+
+
+def compress(w: NDArray[Any], share: int = 1) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """The 4 kept of each 8 inputs.
+
+    Args:
+        w: [panels, blocks, 16, ..., 8], at most 4 of the last axis nonzero (jointly over `share` blocks).
+        share: neighbouring blocks that share their indices, 1 or 2.
+
+    Returns:
+        indices uint8 [panels, blocks / share, 16, ..., 4], ascending; values [panels, blocks, 16, ..., 4].
+
+    Raises:
+        ValueError: more than 4 of 8 are nonzero.
+    """
+    grouped = w.reshape(w.shape[0], w.shape[1] // share, share, *w.shape[2:])
+    used = (grouped != 0).any(axis=2)
+    if (used.sum(-1) > _KEPT).any():
+        raise ValueError("more than 4 of 8 consecutive weights are nonzero")
+    index = np.sort(_first_kept(used), axis=-1)
+    spread = np.broadcast_to(index[:, :, None], (*grouped.shape[:-1], _KEPT))
+    values = np.take_along_axis(grouped, spread, axis=-1)
+    return index.astype(np.uint8), values.reshape(*w.shape[:-1], _KEPT)
+
+
+def _first_kept(used: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Positions of the nonzeros, filled up with zeros; two from each half where two fit, as format C needs."""
+    halves = used.reshape(*used.shape[:-1], 2, 4)
+    if (halves.sum(-1) <= 2).all():
+        inner = np.argsort(~halves, axis=-1, kind="stable")[..., :2]
+        return (inner + np.array([[0], [4]])).reshape(*used.shape[:-1], _KEPT)
+    return np.argsort(~used, axis=-1, kind="stable")[..., :_KEPT]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Formats H and pair.
+
+    Attributes:
+        share: blocks that share indices: 1 (H) or 2 (pair).
+    """
+
+    share: int = 1
+    k_per_step: int = 8
+    steps_per_group: int = 2
+
+    @property
+    def name(self) -> str:
+        """As reports show it."""
+        return "2:4 H" if self.share == 1 else "2:4 pair"
+
+    def group_bytes(self, blocks: int, steps: int) -> int:
+        """Bytes of `steps` steps of a panel."""
+        return 64 * (blocks // self.share + steps * blocks)
+
+    def pack_group(self, w: NDArray[Any]) -> NDArray[np.uint8]:
+        """[panels, blocks, 16, steps <= 2, 8] to [panels, group_bytes]."""
+        index, values = compress(w, self.share)
+        meta = index[..., 0, :].copy()
+        if w.shape[3] == 2:
+            meta |= index[..., 1, :] << 4
+        kept = values.transpose(0, 3, 1, 2, 4).reshape(w.shape[0], -1).view(np.uint8)
+        return np.concatenate([meta.reshape(w.shape[0], -1), kept], axis=1)
+
+    def emit_group(
+        self, v: Vector, rows: Sequence[int], x: Value, w: Value, sums: list[Value], steps: int
+    ) -> list[Value]:
+        """sums[row, block] += x[row, 8 step + index[block, step]] . values[block, step]."""
+        blocks = len(sums) // len(rows)
+        shared = blocks // self.share
+        metas = [v.f.load(I32S, w, 64 * block, 64) for block in range(shared)]
+        picks = [metas, [v.shift_right_words(meta, 4) for meta in metas] if steps == 2 else []]
+        return _steps(v, rows, x, (w, 64 * shared), sums, picks[:steps], self.share)
+
+
+@dataclass(frozen=True)
+class SparseCompact:
+    """Format C: less memory, one more instruction a step; for few positions."""
+
+    name: str = "2:4 C"
+    k_per_step: int = 8
+    steps_per_group: int = 4
+
+    def group_bytes(self, blocks: int, steps: int) -> int:
+        """Bytes of `steps` steps of a panel."""
+        return 64 * (blocks + steps * blocks)
+
+    def pack_group(self, w: NDArray[Any]) -> NDArray[np.uint8]:
+        """[panels, blocks, 16, steps <= 4, 8] to [panels, group_bytes]; strictly 2:4."""
+        index, values = compress(w)
+        meta = np.zeros(index[..., 0, :].shape, np.uint8)
+        for step in range(w.shape[3]):
+            meta |= (index[..., step, :] & 3) << (2 * step)
+        kept = values.transpose(0, 3, 1, 2, 4).reshape(w.shape[0], -1).view(np.uint8)
+        return np.concatenate([meta.reshape(w.shape[0], -1), kept], axis=1)
+
+    def emit_group(
+        self, v: Vector, rows: Sequence[int], x: Value, w: Value, sums: list[Value], steps: int
+    ) -> list[Value]:
+        """As format H; index = field & 3, plus 4 for the two bytes of the second half."""
+        f, blocks = v.f, len(sums) // len(rows)
+        metas = [f.load(I32S, w, 64 * block, 64) for block in range(blocks)]
+        picks = []
+        for step in range(steps):
+            fields = [f.let(f"and {I32S} {v.shift_right_words(m, 2 * step) if step else m}, "
+                            f"{every('i32', 0x03030303)}") for m in metas]
+            picks.append([f.let(f"or {I32S} {field}, {every('i32', 0x04040000)}") for field in fields])
+        return _steps(v, rows, x, (w, 64 * blocks), sums, picks, 1)
+
+
+def _steps(
+    v: Vector, rows: Sequence[int], x: Value, kept: tuple[Value, int], sums: list[Value],
+    picks: list[list[Value]], share: int,
+) -> list[Value]:
+    """The steps of a group: `picks[step][block // share]` are its indices, `kept` pointer and offset of its values."""
+    blocks = len(sums) // len(rows)
+    sums = list(sums)
+    for step, indices in enumerate(picks):
+        weights = [v.f.load(I32S, kept[0], kept[1] + 64 * (step * blocks + b), 64) for b in range(blocks)]
+        for row, offset in enumerate(rows):
+            eight = v.broadcast8(x, offset + 8 * step)
+            for group, index in enumerate(indices):
+                inputs = v.select_bytes(eight, index)
+                for block in range(group * share, (group + 1) * share):
+                    at = row * blocks + block
+                    sums[at] = v.dot4(sums[at], inputs, weights[block])
+    return sums
+
+
+def _refuse_free(problem: ConvProblem, w: Weights, isa: str) -> str:
+    if not why_not(w, "4:8"):
+        return ""
+    return why_not(w, "2:4") or ""
+
+
+def _refuse_compact(problem: ConvProblem, w: Weights, isa: str) -> str:
+    return why_not(w, "2:4") or ""
+
+
+def _refuse_pair(problem: ConvProblem, w: Weights, isa: str) -> str:
+    if problem.blocks % 2:
+        return f"needs pairs of 16 output channels: this layer has {problem.n}"
+    return why_not(w, "2:4/pair") or ""
+
+
+TACTICS = (
+    Tactic("2:4 H", "int8", "2:4", Sparse(1), _refuse_free,
+           lambda p, isa: tiles_for(p, isa, blocks=(1,), count=2)),
+    Tactic("2:4 C", "int8", "2:4", SparseCompact(), _refuse_compact,
+           lambda p, isa: tiles_for(p, isa, blocks=(1,), count=1, spare=2)),
+    Tactic("2:4 pair", "int8", "2:4/pair", Sparse(2), _refuse_pair,
+           lambda p, isa: tiles_for(p, isa, blocks=(2,), count=2)),
+)

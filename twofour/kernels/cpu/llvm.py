@@ -1,0 +1,235 @@
+"""The one home of code generation: LLVM IR text to object code, object code to callable addresses.
+
+Kernels write LLVM IR as text through `Function`, a builder of straight code and counted loops. Text is what LLVM
+parses anyway, it is several times quicker to produce than an object graph, and a dump of it is what people read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as binding
+
+from twofour.core.target import Target
+
+LLVM_VERSION = ".".join(map(str, binding.llvm_version_info))
+TOOLS = f"llvmlite {llvmlite.__version__}, LLVM {LLVM_VERSION}"
+
+# LLVM's CPU names for the portable paths of x86; elsewhere "" is the architecture's baseline.
+_LLVM_CPU = {"avx2": "x86-64-v3", "vector": "x86-64"}
+_COMPILE_LOCK = threading.Lock()
+
+Value = str
+Carried = Sequence[tuple[str, Value]]
+
+
+@dataclass
+class Function:
+    """One function being written.
+
+    Attributes:
+        name: its symbol.
+        args: (type, name) pairs; the values are "%name".
+        linkage: "" or "internal".
+        returns: its return type.
+    """
+
+    name: str
+    args: Sequence[tuple[str, str]]
+    linkage: str = ""
+    returns: str = "void"
+    lines: list[str] = field(default_factory=lambda: ["entry:"])
+    declares: set[str] = field(default_factory=set)
+    _count: int = 0
+    _block: str = "entry"
+
+    def let(self, text: str) -> Value:
+        """A new value defined by one instruction."""
+        self._count += 1
+        self.lines.append(f"  %v{self._count} = {text}")
+        return f"%v{self._count}"
+
+    def do(self, text: str) -> None:
+        """An instruction without a value."""
+        self.lines.append(f"  {text}")
+
+    def call(self, returns: str, name: str, *args: tuple[str, Value]) -> Value:
+        """Calls an intrinsic or external function, declaring it; `args` are (type, value)."""
+        self.declares.add(f"declare {returns} @{name}({', '.join(t for t, _ in args)})")
+        text = f"call {returns} @{name}({', '.join(f'{t} {v}' for t, v in args)})"
+        if returns == "void":
+            self.do(text)
+            return ""
+        return self.let(text)
+
+    def at(self, pointer: Value, offset: int | Value) -> Value:
+        """`pointer` moved by `offset` bytes (a constant or an i64 value)."""
+        if offset == 0:
+            return pointer
+        return self.let(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+
+    def load(self, kind: str, pointer: Value, offset: int | Value = 0, align: int = 1) -> Value:
+        """A value of type `kind` at `pointer + offset` bytes."""
+        return self.let(f"load {kind}, ptr {self.at(pointer, offset)}, align {align}")
+
+    def store(self, kind: str, value: Value, pointer: Value, offset: int | Value = 0, align: int = 1) -> None:
+        """Stores `value` at `pointer + offset` bytes."""
+        self.do(f"store {kind} {value}, ptr {self.at(pointer, offset)}, align {align}")
+
+    def int_op(self, op: str, a: Value | int, b: Value | int, kind: str = "i64") -> Value:
+        """Integer arithmetic, `op` as LLVM spells it (add, mul, sub, udiv, urem, ...)."""
+        return self.let(f"{op} {kind} {a}, {b}")
+
+    def splat(self, kind: str, value: Value, lanes: int = 16) -> Value:
+        """[value] * lanes."""
+        vector = f"<{lanes} x {kind}>"
+        first = self.let(f"insertelement {vector} poison, {kind} {value}, i32 0")
+        return self.let(f"shufflevector {vector} {first}, {vector} poison, <{lanes} x i32> zeroinitializer")
+
+    def block(self, name: str) -> None:
+        """Starts a basic block; the one before must have ended with a branch."""
+        self._block = name
+        self.lines.append(f"{name}:")
+
+    def label(self, stem: str) -> str:
+        """A fresh block name."""
+        self._count += 1
+        return f"{stem}{self._count}"
+
+    def loop(
+        self,
+        begin: Value | int,
+        end: Value | int,
+        carried: Carried,
+        body: Callable[[Value, list[Value]], Sequence[Value]],
+        step: int = 1,
+    ) -> list[Value]:
+        """for i in range(begin, end, step): carried = body(i, carried); returns the last `carried`.
+
+        Runs zero times if begin >= end.
+
+        Args:
+            begin: i64 value or constant.
+            end: i64 value or constant.
+            carried: (type, initial value) pairs.
+            body: emits one turn; gets the index and the carried values, returns the new ones.
+            step: constant > 0.
+        """
+        head, inside, done = self.label("head"), self.label("body"), self.label("done")
+        before = self._block
+        self.do(f"br label %{head}")
+        self.block(head)
+        index = self.label("%i")
+        names = [self.label("%c") for _ in carried]
+        slot = len(self.lines)  # the phi nodes go here once the loop's last block is known
+        more = self.let(f"icmp slt i64 {index}, {end}")
+        self.do(f"br i1 {more}, label %{inside}, label %{done}")
+        self.block(inside)
+        values = list(body(index, names))
+        following = self.int_op("add", index, step)
+        last = self._block
+        self.do(f"br label %{head}")
+        phis = [f"  {index} = phi i64 [ {begin}, %{before} ], [ {following}, %{last} ]"]
+        phis += [
+            f"  {name} = phi {kind} [ {start}, %{before} ], [ {value}, %{last} ]"
+            for name, (kind, start), value in zip(names, carried, values, strict=True)
+        ]
+        self.lines[slot:slot] = phis
+        self.block(done)
+        return names
+
+    def when(self, condition: Value, body: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
+        """if condition: body() else: otherwise(); no values leave it."""
+        yes, no, after = self.label("yes"), self.label("no"), self.label("after")
+        self.do(f"br i1 {condition}, label %{yes}, label %{no}")
+        self.block(yes)
+        body()
+        self.do(f"br label %{after}")
+        self.block(no)
+        if otherwise is not None:
+            otherwise()
+        self.do(f"br label %{after}")
+        self.block(after)
+
+    def text(self, attributes: str = "nounwind") -> str:
+        """The function as LLVM IR."""
+        args = ", ".join(f"{kind} %{name}" for kind, name in self.args)
+        head = f"define {self.linkage} {self.returns} @{self.name}({args}) {attributes} {{"
+        end = "  ret void" if self.returns == "void" else ""
+        return "\n".join([head, *self.lines, end, "}"])
+
+
+def module_text(functions: Sequence[Function]) -> str:
+    """A module of `functions`, with what they call declared."""
+    own = {f.name for f in functions}
+    declares = {d for f in functions for d in f.declares if d.split("@")[1].split("(")[0] not in own}
+    return "\n".join([*sorted(declares), *(f.text() for f in functions)])
+
+
+@cache
+def _initialize() -> None:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+
+
+def target_machine(target: Target) -> Any:
+    """LLVM's code generator for `target`."""
+    _initialize()
+    if target.isa == "avx512vnni":
+        # Scheduling for the host's own CPU, but no instruction beyond the features the target names.
+        cpu, features = binding.get_host_cpu_name(), ",".join(f"+{f}" for f in target.features)
+    else:
+        cpu, features = _LLVM_CPU[target.isa] if target.arch == "x86_64" else "", ""
+    triple = binding.get_process_triple()
+    return binding.Target.from_triple(triple).create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="pic", codemodel="small", jit=True
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """LLVM IR of one module.
+
+    Attributes:
+        text: the IR.
+        vectorize: run LLVM's whole pipeline, for kernels written as scalar loops. Tuned kernels go straight to code
+            generation: their order and unrolling is what their configuration says.
+    """
+
+    text: str
+    vectorize: bool = False
+
+
+def compile_object(sources: Sequence[Source], target: Target) -> bytes:
+    """The modules as one object: sections of several objects could not be loaded into one mapping."""
+    with _COMPILE_LOCK:
+        machine = target_machine(target)
+        whole = _module(Source(""), machine)
+        for source in sources:
+            whole.link_in(_module(source, machine))
+        return bytes(machine.emit_object(whole))
+
+
+def assembly(source: Source, target: Target) -> str:
+    """The machine code of a module as text, for people."""
+    machine = target_machine(target)
+    return str(machine.emit_assembly(_module(source, machine)))
+
+
+def _module(source: Source, machine: Any) -> Any:
+    """Parsed, checked and, where asked for, optimised."""
+    module = binding.parse_assembly(source.text)
+    module.triple = machine.triple
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    if source.vectorize:
+        options = binding.create_pipeline_tuning_options(speed_level=3)
+        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = True
+        builder = binding.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+    return module

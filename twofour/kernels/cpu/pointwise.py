@@ -1,0 +1,225 @@
+"""Operators that touch each element once: entering and leaving the channels-last layout, quantize, dequantize,
+residual add, subsample with channel padding.
+
+Written as scalar loops with constant bounds and vectorised by LLVM. All share the kernel signature of nest.py; the
+work is cut by rows (t0..t1 over batch * height), panels are not used. Constants come from the 64-byte header `w`:
+
+    0 f32 x_scale   4 i32 x_zero   8 f32 y_scale   12 i32 y_zero   16 f32 r_scale   20 i32 r_zero
+
+Zero points are as stored (int8 plus 128). Their meaning is `core.numerics.quantize` and
+`dequantize`, element by element.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.kernels.cpu.llvm import Function, Value, module_text
+from twofour.kernels.cpu.problem import Strides
+from twofour.kernels.cpu.vector import float_bits
+
+_ROUND = 12582912.0  # 1.5 * 2**23, see nest.py
+_FLOAT = ("f32", "float32")
+_BYTES = {"u8": 1, "f32": 4, "int8": 1, "uint8": 1, "float32": 4}
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor's elements: kind "u8" (stored quantized) or "f32", or a plain "int8", "uint8", "float32" array.
+
+    Attributes:
+        kind: element kind.
+        image: bytes from one image to the next.
+        row: bytes from one row to the next.
+        pixel: bytes from one pixel to the next.
+        channel: bytes from one channel to the next.
+    """
+
+    kind: str
+    image: int
+    row: int
+    pixel: int
+    channel: int
+
+    @staticmethod
+    def native(kind: str, strides: Strides) -> View:
+        """Channels last, in the arena."""
+        return View(kind, strides.image, strides.row, strides.pixel, _BYTES[kind])
+
+    @staticmethod
+    def plain(dtype: str, c: int, h: int, w: int) -> View:
+        """A C-contiguous NCHW array."""
+        size = _BYTES[dtype]
+        return View(dtype, c * h * w * size, w * size, size, h * w * size)
+
+
+@dataclass(frozen=True)
+class MapProblem:
+    """y[n, h, w, before + c] = f(x[n, h, w, c] [, r[n, h, w, c]]); the channels around are the zero of y.
+
+    Attributes:
+        op: "copy" (f changes the form only, not the scale), "convert" (f dequantizes and quantizes as the kinds of x
+            and y need it) or "add".
+        batch: images.
+        height: rows.
+        width: columns.
+        channels: channels of x.
+        x: input.
+        y: output.
+        r: second operand of "add".
+        relu: negative results become zero.
+        before: channels of y before those of x.
+        after: channels of y after those of x.
+    """
+
+    op: str
+    batch: int
+    height: int
+    width: int
+    channels: int
+    x: View
+    y: View
+    r: View | None = None
+    relu: bool = False
+    before: int = 0
+    after: int = 0
+
+
+@dataclass(frozen=True)
+class MapConstants:
+    """Scales and zero points; zero points of stored tensors include the 128 of int8."""
+
+    x_scale: float = 1.0
+    x_zero: int = 0
+    y_scale: float = 1.0
+    y_zero: int = 0
+    r_scale: float = 1.0
+    r_zero: int = 0
+
+    def pack(self) -> NDArray[np.uint8]:
+        """The 64-byte header."""
+        out = np.zeros(16, np.int32)
+        out[[0, 2, 4]] = np.array([self.x_scale, self.y_scale, self.r_scale], np.float32).view(np.int32)
+        out[[1, 3, 5]] = [self.x_zero, self.y_zero, self.r_zero]
+        return out.view(np.uint8)
+
+
+def emit_map(name: str, problem: MapProblem) -> str:
+    """The kernel as an LLVM module; compile it with `vectorize`."""
+    f = Function(name, [("ptr noalias", "x"), ("ptr", "w"), ("ptr noalias", "y"), ("ptr noalias", "r"),
+                        *[("i64", p) for p in ("t0", "t1", "p0", "p1")]])
+    constant = {key: f.load("float" if key.endswith("scale") else "i32", "%w", 4 * i, 4)
+                for i, key in enumerate(("x_scale", "x_zero", "y_scale", "y_zero", "r_scale", "r_zero"))}
+    views = {"x": problem.x, "y": problem.y} | ({"r": problem.r} if problem.r else {})
+
+    def element(at: dict[str, Value]) -> None:
+        if problem.op == "copy":
+            _store(f, _load(f, at["x"], problem.x.kind), at["y"], problem.y.kind)
+            return
+        value = _read(f, at["x"], problem.x.kind, constant, "x")
+        if problem.r is not None:
+            value = f.let(f"fadd float {value}, {_read(f, at['r'], problem.r.kind, constant, 'r')}")
+        if problem.relu:
+            positive = f.let(f"fcmp ogt float {value}, 0.0")
+            value = f.let(f"select i1 {positive}, float {value}, float 0.0")
+        if problem.y.kind in _FLOAT:
+            _store(f, value, at["y"], problem.y.kind)
+        else:
+            byte = quantize_scalar(f, value, constant["y_scale"], constant["y_zero"])
+            _store(f, byte, at["y"], problem.y.kind)
+
+    def walk(at: dict[str, Value], loops: list[tuple[int, str]]) -> None:
+        if not loops:
+            element(at)
+            return
+        count, axis = loops[0]
+
+        def turn(i: Value, _: list[Value]) -> list[Value]:
+            walk({k: f.at(p, f.int_op("mul", i, getattr(views[k], axis))) for k, p in at.items()}, loops[1:])
+            return []
+
+        f.loop(0, count, [], turn)
+
+    def row(t: Value, _: list[Value]) -> list[Value]:
+        image, line = f.int_op("udiv", t, problem.height), f.int_op("urem", t, problem.height)
+        at = {}
+        for key, view in views.items():
+            moved = f.int_op("add", f.int_op("mul", image, view.image), f.int_op("mul", line, view.row))
+            at[key] = f.at(f"%{key}", moved)
+        if problem.before or problem.after:
+            _fill_around(f, problem, at["y"], constant["y_zero"])
+            at["y"] = f.at(at["y"], problem.before * problem.y.channel)
+        walk(at, _inner_loops(problem, list(views.values())))
+        return []
+
+    f.loop("%t0", "%t1", [], row)
+    return module_text([f])
+
+
+def _fill_around(f: Function, problem: MapProblem, row: Value, zero: Value) -> None:
+    """The padding channels of one row of y."""
+    value = "0.0" if problem.y.kind in _FLOAT else f.let(f"trunc i32 {zero} to i8")
+    after = problem.before + problem.channels
+
+    def pixel(j: Value, _: list[Value]) -> list[Value]:
+        here = f.at(row, f.int_op("mul", j, problem.y.pixel))
+        for begin, end in ((0, problem.before), (after, after + problem.after)):
+            f.loop(begin, end, [], lambda c, _: channel(here, c))
+        return []
+
+    def channel(here: Value, c: Value) -> list[Value]:
+        at = f.at(here, f.int_op("mul", c, problem.y.channel))
+        f.store("float" if problem.y.kind in _FLOAT else "i8", value, at)
+        return []
+
+    f.loop(0, problem.width, [], pixel)
+
+
+def _inner_loops(problem: MapProblem, views: list[View]) -> list[tuple[int, str]]:
+    """The loops within a row: one where pixels and channels are one run of elements, else the longer inside."""
+    if all(v.pixel == problem.channels * v.channel for v in views):
+        return [(problem.width * problem.channels, "channel")]
+    if problem.width > problem.channels:
+        return [(problem.channels, "channel"), (problem.width, "pixel")]
+    return [(problem.width, "pixel"), (problem.channels, "channel")]
+
+
+def _load(f: Function, pointer: Value, kind: str) -> Value:
+    """The element: a float, or a stored byte."""
+    if kind in _FLOAT:
+        return f.load("float", pointer, 0, 4)
+    byte = f.load("i8", pointer)
+    return f.let(f"xor i8 {byte}, -128") if kind == "int8" else byte
+
+
+def _store(f: Function, value: Value, pointer: Value, kind: str) -> None:
+    """The inverse of `_load`."""
+    if kind in _FLOAT:
+        f.store("float", value, pointer, 0, 4)
+        return
+    f.store("i8", f.let(f"xor i8 {value}, -128") if kind == "int8" else value, pointer)
+
+
+def _read(f: Function, pointer: Value, kind: str, constant: dict[str, Value], which: str) -> Value:
+    """The element's real value, a float."""
+    value = _load(f, pointer, kind)
+    if kind in _FLOAT:
+        return value
+    centred = f.let(f"sub i32 {f.let(f'zext i8 {value} to i32')}, {constant[which + '_zero']}")
+    return f.let(f"fmul float {f.let(f'sitofp i32 {centred} to float')}, {constant[which + '_scale']}")
+
+
+def quantize_scalar(f: Function, value: Value, scale: Value, zero: Value) -> Value:
+    """saturate(round_half_even(value / scale) + zero) as a stored byte; NaN becomes the zero point."""
+    value = f.let(f"fdiv float {value}, {scale}")
+    zero_f = f.let(f"sitofp i32 {zero} to float")
+    low, high = f.let(f"fneg float {zero_f}"), f.let(f"fsub float {float_bits(255.0)}, {zero_f}")
+    ordered = f.let(f"fcmp ord float {value}, {value}")
+    value = f.let(f"select i1 {ordered}, float {value}, float 0.0")
+    value = f.let(f"select i1 {f.let(f'fcmp ogt float {value}, {low}')}, float {value}, float {low}")
+    value = f.let(f"select i1 {f.let(f'fcmp olt float {value}, {high}')}, float {value}, float {high}")
+    bits = f.let(f"bitcast float {f.let(f'fadd float {value}, {float_bits(_ROUND)}')} to i32")
+    return f.let(f"trunc i32 {f.let(f'add i32 {bits}, {zero}')} to i8")

@@ -1,0 +1,249 @@
+"""What a convolution or matrix product asks of a kernel: sizes, strides, epilogue. And how it is cut into tiles.
+
+A matrix product [M, K] x [K, N] is the convolution of an M x 1 image with a 1 x 1 kernel, so there is one problem.
+Activations lie channels-last; a quantized tensor is stored as uint8 (int8 values plus 128).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANES = 16
+
+
+@dataclass(frozen=True)
+class Strides:
+    """Bytes from one image, row or pixel to the next."""
+
+    image: int
+    row: int
+    pixel: int
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """One convolution as a kernel sees it.
+
+    Attributes:
+        batch: images.
+        out_h: output rows.
+        out_w: output columns.
+        c: input channels of a group.
+        n: output channels of a group.
+        dtype: of the sums' inputs: "int8" or "float32".
+        x: strides of the input; its pointer is the first tap of output (0, 0).
+        y: strides of the output.
+        out: dtype of the output, "int8" or "float32".
+        kernel: (height, width).
+        stride: (height, width).
+        dilation: (height, width).
+        groups: number of groups.
+        r: strides of the residual, or None.
+        add: dtype of the residual: "int8", "float32" or "" without one.
+        relu: negative results become zero.
+    """
+
+    batch: int
+    out_h: int
+    out_w: int
+    c: int
+    n: int
+    dtype: str
+    x: Strides
+    y: Strides
+    out: str
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    r: Strides | None = None
+    add: str = ""
+    relu: bool = False
+
+    @property
+    def x_bytes(self) -> int:
+        """Bytes of one input element."""
+        return 1 if self.dtype == "int8" else 4
+
+    @property
+    def blocks(self) -> int:
+        """16-channel blocks of a group's outputs."""
+        return -(-self.n // LANES)
+
+    @property
+    def taps_joined(self) -> bool:
+        """Whether the taps of a filter row lie one after the other, so that kw * c is one run of bytes."""
+        return self.groups == 1 and self.dilation[1] == 1 and self.x.pixel == self.c * self.x_bytes
+
+    @property
+    def segments(self) -> int:
+        """Runs of consecutive inputs that a window is made of."""
+        return self.kernel[0] * (1 if self.taps_joined else self.kernel[1])
+
+    @property
+    def segment_k(self) -> int:
+        """Inputs in a run."""
+        return self.c * (self.kernel[1] if self.taps_joined else 1)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds, counted as if dense."""
+        outputs = self.batch * self.out_h * self.out_w * self.n * self.groups
+        return outputs * self.c * self.kernel[0] * self.kernel[1]
+
+    def flattened(self) -> ConvProblem:
+        """The same problem with rows and images merged into one column, where strides allow it."""
+        views = [(self.x, self.stride), (self.y, (1, 1))] + ([(self.r, (1, 1))] if self.r else [])
+        if self.kernel != (1, 1) or self.stride != (1, 1):
+            return self
+        if any(v.row != self.out_w * v.pixel or (self.batch > 1 and v.image != self.out_h * v.row)
+               for v, _ in views):
+            return self
+        rows = self.batch * self.out_h * self.out_w
+        turned = {name: Strides(rows * v.pixel, v.pixel, v.pixel)
+                  for name, v in (("x", self.x), ("y", self.y), ("r", self.r)) if v is not None}
+        return replace(self, batch=1, out_h=rows, out_w=1, **turned)
+
+
+def merge_groups(w: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
+    """Joins groups, with zeros between them, until a group fills whole blocks of output channels.
+
+    Args:
+        w: [N, C / groups, KH, KW].
+        groups: of the convolution.
+
+    Returns:
+        [N, C / merged, KH, KW] and the new number of groups.
+    """
+    outs, ins = w.shape[0] // groups, w.shape[1]
+    join = next((j for j in range(1, groups + 1) if groups % j == 0 and (j * outs) % LANES == 0), groups)
+    merged = np.zeros((w.shape[0], ins * join, *w.shape[2:]), w.dtype)
+    for g in range(groups):
+        column = (g % join) * ins
+        merged[g * outs : (g + 1) * outs, column : column + ins] = w[g * outs : (g + 1) * outs]
+    return merged, groups // join
+
+
+def segments_of(w: NDArray[Any], problem: ConvProblem, k_per_step: int) -> NDArray[Any]:
+    """Weights in the order the kernels walk: [groups * blocks, 16, segments, steps, k_per_step], zeros where padded.
+
+    Args:
+        w: [groups * n, c, KH, KW].
+        problem: the problem.
+        k_per_step: inputs that one step of the kernel takes from a run.
+    """
+    runs = w.transpose(0, 2, 3, 1).reshape(problem.groups, problem.n, problem.segments, problem.segment_k)
+    steps = -(-problem.segment_k // k_per_step)
+    padding = ((0, 0), (0, problem.blocks * LANES - problem.n), (0, 0), (0, steps * k_per_step - problem.segment_k))
+    runs = np.pad(runs, padding)
+    return runs.reshape(problem.groups * problem.blocks, LANES, problem.segments, steps, k_per_step)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """`total` cut into `count` near-equal pieces: the first `big_count` hold `size`, the others size - 1."""
+
+    total: int
+    count: int
+    size: int
+    big_count: int
+
+    @staticmethod
+    def of(total: int, at_most: int) -> Pieces:
+        """The fewest pieces of at most `at_most`, as equal as can be."""
+        count = -(-total // at_most)
+        size = -(-total // count)
+        return Pieces(total, count, size, total - (size - 1) * count)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The distinct sizes, larger first."""
+        return (self.size,) if self.big_count == self.count else (self.size, self.size - 1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is cut: the tile one pass of the inner loop computes, and the order of tiles.
+
+    Attributes:
+        tile_h: output rows of a tile (at most; pieces are made even).
+        tile_w: output columns of a tile.
+        blocks: 16-channel blocks of a tile: a panel.
+        panels_outside: walk the panels in the outer loop (large weights) instead of the inner one.
+        prefetch_bytes: how far ahead weights are prefetched; 0 for none.
+    """
+
+    tile_h: int
+    tile_w: int
+    blocks: int
+    panels_outside: bool = False
+    prefetch_bytes: int = 0
+
+    def __str__(self) -> str:
+        """As reports show it: rows x columns x channels."""
+        text = f"{self.tile_h}x{self.tile_w}x{LANES * self.blocks}"
+        text += " weights outside" if self.panels_outside else ""
+        return text + (f" prefetch {self.prefetch_bytes}" if self.prefetch_bytes else "")
+
+
+def tilings(problem: ConvProblem, most_rows: int, blocks: int, count: int) -> list[Config]:
+    """The most promising tiles of at most `most_rows` positions, best guess first.
+
+    The guess: every step of a tile costs one cycle a row and block, plus two to fetch weights and two per tile.
+
+    Args:
+        problem: the problem.
+        most_rows: positions a tile may have (accumulator registers / blocks).
+        blocks: 16-channel blocks of a tile.
+        count: how many to return.
+    """
+    def cost(rows: Pieces, columns: Pieces) -> float:
+        tiles = rows.count * columns.count
+        variants = len(rows.sizes) * len(columns.sizes)
+        return tiles * 2.0 * (1 + 1 / blocks) + 0.01 * variants + 0.001 * columns.size
+
+    found: dict[tuple[int, int], float] = {}
+    for columns in range(1, min(problem.out_w, most_rows) + 1):
+        across = Pieces.of(problem.out_w, columns)
+        down = Pieces.of(problem.out_h, max(1, most_rows // across.size))
+        if across.size * down.size <= most_rows:
+            found[down.size, across.size] = cost(down, across)
+    best = sorted(found, key=lambda key: (found[key], key))[:count]
+    return [Config(height, width, blocks) for height, width in best]
+
+
+# Sums that fit in vector registers beside weights, indices and inputs: 16 lanes are one, two or four registers.
+_SUMS = {"avx512vnni": 28, "avx2": 6, "vector": 3}
+_LARGE_WEIGHTS_BYTES = 256 << 10  # beyond this the weights leave L2 between two tiles
+
+
+def tiles_for(
+    problem: ConvProblem, isa: str, *, blocks: tuple[int, ...], count: int, spare: int = 0
+) -> list[Config]:
+    """Configurations worth timing, best guess first.
+
+    Args:
+        problem: the problem.
+        isa: instruction set.
+        blocks: panel widths to try, in 16-channel blocks; only divisors of the layer's blocks are taken. Where there
+            are few positions, wider multiples of the first take the place of rows.
+        count: tile shapes a width.
+        spare: registers the format needs beyond four.
+    """
+    sums = max(1, _SUMS[isa] - (spare if isa == "avx512vnni" else 0))
+    positions = problem.out_h * problem.out_w
+    widths = [b for b in blocks if problem.blocks % b == 0 and b <= max(sums, blocks[0])]
+    if positions * 2 <= sums:
+        step = blocks[0]
+        most = min(problem.blocks, max(step, sums // positions), 8)
+        wide = [b for b in range(step, most + 1, step) if problem.blocks % b == 0]
+        widths = wide[-2:] or widths
+    found = [c for width in widths for c in tilings(problem, max(1, sums // width), width, count)]
+    weights_bytes = problem.n * problem.groups * problem.segments * problem.segment_k * problem.x_bytes
+    if weights_bytes > _LARGE_WEIGHTS_BYTES and positions > sums:
+        found += [replace(found[0], panels_outside=True)]
+    return found

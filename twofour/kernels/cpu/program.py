@@ -1,0 +1,263 @@
+"""A network as one native call: kernels one after the other, shared by threads, a barrier between two.
+
+`void program(ptr args, i64 tid, i64 threads)` is run by every thread. `args` is a table of pointers:
+
+    0 arena   1 weights   2 sync   3... plain tensors (the step's inputs, then its outputs)
+
+Threads meet in the sync block (core/abi.py). Workers wait for the
+next run spinning for a short while, then in a semaphore: a sleeping thread needs 50-120 us to wake, so close requests
+find them awake, and an idle session costs nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twofour.core.abi import SYNC, SYNC_INDEX
+from twofour.kernels.cpu.llvm import Function, Value, module_text
+
+SPINS = 8000  # turns of about 30 ns: 0.2 ms
+_SIGNATURE = "ptr, ptr, ptr, ptr, i64, i64, i64, i64"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Where a pointer argument of a kernel lies: `index` into the table of pointers, plus an offset."""
+
+    index: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel of a program.
+
+    Attributes:
+        symbol: the kernel.
+        x: input.
+        w: packed weights and constants.
+        y: output.
+        r: residual; `y` where there is none.
+        pieces: row pieces of the kernel.
+        panels: panels of the kernel.
+    """
+
+    symbol: str
+    x: Operand
+    w: Operand
+    y: Operand
+    r: Operand
+    pieces: int
+    panels: int
+
+    def split_panels(self, threads: int) -> bool:
+        """Whether threads share the panels rather than the row pieces: whichever divides more evenly."""
+        def idle(count: int) -> float:
+            return -(-count // threads) * threads / count
+        return idle(self.panels) < idle(self.pieces)
+
+
+def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
+    """The program as an LLVM module; the kernels are external.
+
+    Args:
+        name: its symbol.
+        calls: in order.
+        threads: the thread count to balance for; any other number gives the same result.
+    """
+    f = Function(name, [("ptr", "args"), ("i64", "tid"), ("i64", "threads")])
+    base = {i: f.load("ptr", "%args", 8 * i, 8) for i in sorted({SYNC_INDEX, *(
+        o.index for c in calls for o in (c.x, c.w, c.y, c.r))})}
+    following = f.int_op("add", "%tid", 1)
+    kernels = set()
+    for call in calls:
+        pointers = [f.at(base[o.index], o.offset) for o in (call.x, call.w, call.y, call.r)]
+        count = call.panels if call.split_panels(threads) else call.pieces
+        share = [f.int_op("udiv", f.int_op("mul", who, count), "%threads") for who in ("%tid", following)]
+        whole = ["0", str(call.pieces if call.split_panels(threads) else call.panels)]
+        ranges = whole + share if call.split_panels(threads) else share + whole
+        arguments = [f"ptr {p}" for p in pointers] + [f"i64 {v}" for v in ranges]
+        f.do(f"call void @{call.symbol}({', '.join(arguments)})")
+        f.do(f"call void @barrier(ptr {base[SYNC_INDEX]}, i64 %threads)")
+        kernels.add(f"declare void @{call.symbol}({_SIGNATURE})")
+    kernels.add("declare void @barrier(ptr, i64)")
+    f.declares |= kernels
+    return module_text([f])
+
+
+def threads_text() -> str:
+    """barrier, worker, run and repeat as an LLVM module: everything that is not a kernel."""
+    return module_text([_barrier(), _worker(), _run(), _repeat()])
+
+
+def _atomic_load(f: Function, pointer: Value, offset: int | Value) -> Value:
+    return f.let(f"load atomic i32, ptr {f.at(pointer, offset)} seq_cst, align 4")
+
+
+def _atomic_store(f: Function, value: Value | int, pointer: Value, offset: int | Value) -> None:
+    f.do(f"store atomic i32 {value}, ptr {f.at(pointer, offset)} seq_cst, align 4")
+
+
+def _pause(f: Function) -> None:
+    """Tells the core that this is a spin loop, where it has a word for it."""
+    if platform.machine() == "x86_64":
+        f.call("void", "llvm.x86.sse2.pause")
+
+
+def _spin_while_equal(f: Function, pointer: Value, offset: int, value: Value, limit: int | None) -> Value:
+    """Loads until the i32 differs from `value`, yielding the core now and then; gives up after `limit` turns.
+
+    Returns the last value loaded.
+    """
+    names = ("enter", "spin", "again", "breathe", "turn", "spun")
+    before, head, again, breathe, turn, done = (f.label(name) for name in names)
+    f.do(f"br label %{before}")
+    f.block(before)
+    f.do(f"br label %{head}")
+    f.block(head)
+    count, following = f.label("%n"), f.label("%m")
+    f.do(f"{count} = phi i64 [ 0, %{before} ], [ {following}, %{turn} ]")
+    now = _atomic_load(f, pointer, offset)
+    same = f.let(f"icmp eq i32 {now}, {value}")
+    if limit is not None:
+        same = f.let(f"and i1 {same}, {f.let(f'icmp ult i64 {count}, {limit}')}")
+    f.do(f"br i1 {same}, label %{again}, label %{done}")
+    f.block(again)
+    _pause(f)
+    f.do(f"{following} = add i64 {count}, 1")
+    # Where threads outnumber cores the one we wait for may need ours.
+    tired = f.let(f"icmp eq i64 {f.int_op('and', following, 2047)}, 0")
+    f.do(f"br i1 {tired}, label %{breathe}, label %{turn}")
+    f.block(breathe)
+    f.let(f"call i32 {f.load('ptr', pointer, SYNC['sched_yield'], 8)}()")
+    f.do(f"br label %{turn}")
+    f.block(turn)
+    f.do(f"br label %{head}")
+    f.block(done)
+    return now
+
+
+def _barrier() -> Function:
+    """Waits until all threads have come; nothing to do for one."""
+    f = Function("barrier", [("ptr", "sync"), ("i64", "threads")])
+
+    def meet() -> None:
+        generation = _atomic_load(f, "%sync", SYNC["generation"])
+        before = f.let(f"atomicrmw add ptr {f.at('%sync', SYNC['arrived'])}, i32 1 seq_cst")
+        last = f.let(f"icmp eq i32 {f.int_op('add', before, 1, 'i32')}, {f.let('trunc i64 %threads to i32')}")
+
+        def release() -> None:
+            _atomic_store(f, 0, "%sync", SYNC["arrived"])
+            _atomic_store(f, f.int_op("add", generation, 1, "i32"), "%sync", SYNC["generation"])
+
+        def wait() -> None:
+            _spin_while_equal(f, "%sync", SYNC["generation"], generation, None)
+
+        f.when(last, release, wait)
+
+    f.when(f.let("icmp sgt i64 %threads, 1"), meet)
+    return f
+
+
+def _run() -> Function:
+    """run(sync, program, args, threads): publishes the work, wakes sleepers, takes part as thread 0."""
+    f = Function("run", [("ptr", "sync"), ("ptr", "program"), ("ptr", "args"), ("i64", "threads")])
+    f.store("ptr", "%program", "%sync", SYNC["program"], 8)
+    f.store("ptr", "%args", "%sync", SYNC["args"], 8)
+    f.store("i64", "%threads", "%sync", SYNC["threads"], 8)
+    _announce(f, "%threads")
+    f.do("call void %program(ptr %args, i64 0, i64 %threads)")
+    return f
+
+
+def _announce(f: Function, threads: Value) -> None:
+    """Advances the epoch and posts the semaphore of every worker that sleeps."""
+    f.let(f"atomicrmw add ptr {f.at('%sync', SYNC['epoch'])}, i32 1 seq_cst")
+
+    def wake(tid: Value, _: list[Value]) -> list[Value]:
+        flag = f.int_op("add", f.int_op("mul", tid, 64), SYNC["sleeping"])
+        slept = f.let(f"atomicrmw xchg ptr {f.at('%sync', flag)}, i32 0 seq_cst")
+
+        def post() -> None:
+            semaphore = f.at("%sync", f.int_op("add", f.int_op("mul", tid, 64), SYNC["semaphore"]))
+            f.let(f"call i32 {f.load('ptr', '%sync', SYNC['sem_post'], 8)}(ptr {semaphore})")
+
+        f.when(f.let(f"icmp ne i32 {slept}, 0"), post)
+        return []
+
+    f.loop(1, threads, [], wake)
+
+
+def _worker() -> Function:
+    """worker({sync, tid}): a thread's whole life, as pthread_create wants it."""
+    f = Function("worker", [("ptr", "self")], returns="ptr")
+    sync, tid = f.load("ptr", "%self", 0, 8), f.load("i64", "%self", 8, 8)
+    flag = f.at(sync, f.int_op("add", f.int_op("mul", tid, 64), SYNC["sleeping"]))
+    semaphore = f.at(sync, f.int_op("add", f.int_op("mul", tid, 64), SYNC["semaphore"]))
+    start, head = f.label("start"), f.label("life")
+    f.do(f"br label %{start}")
+    f.block(start)
+    f.do(f"br label %{head}")
+    f.block(head)
+    seen, now, last = f.label("%seen"), f.label("%now"), f.label("again")
+    f.do(f"{seen} = phi i32 [ 0, %{start} ], [ {now}, %{last} ]")
+    _spin_while_equal(f, sync, SYNC["epoch"], seen, SPINS)
+    _sleep(f, sync, seen, flag, semaphore)
+    f.do(f"{now} = load atomic i32, ptr {f.at(sync, SYNC['epoch'])} seq_cst, align 4")
+    leave, work = f.label("leave"), f.label("work")
+    stopped = f.let(f"icmp ne i32 {_atomic_load(f, sync, SYNC['stop'])}, 0")
+    f.do(f"br i1 {stopped}, label %{leave}, label %{work}")
+    f.block(leave)
+    f.do("ret ptr null")
+    f.block(work)
+    program, args = (f.load("ptr", sync, SYNC[key], 8) for key in ("program", "args"))
+    threads = f.load("i64", sync, SYNC["threads"], 8)
+    f.do(f"call void {program}(ptr {args}, i64 {tid}, i64 {threads})")
+    f.do(f"br label %{last}")
+    f.block(last)
+    f.do(f"br label %{head}")
+    return f
+
+
+def _sleep(f: Function, sync: Value, seen: Value, flag: Value, semaphore: Value) -> None:
+    """Sleeps until the epoch differs from `seen`, if it does not already.
+
+    The flag is raised before the epoch is looked at again, and `_announce` advances the epoch before it looks at the
+    flag, so one of the two always sees the other. Whoever takes the flag down decides: if it was the starter, a post
+    is on its way and must be taken.
+    """
+    def doze() -> None:
+        f.do(f"store atomic i32 1, ptr {flag} seq_cst, align 4")
+        still = f.let(f"icmp eq i32 {_atomic_load(f, sync, SYNC['epoch'])}, {seen}")
+        f.when(still, wait, retract)
+
+    def retract() -> None:
+        mine = f.let(f"icmp ne i32 {f.let(f'atomicrmw xchg ptr {flag}, i32 0 seq_cst')}, 0")
+        f.when(mine, lambda: None, wait)
+
+    def wait() -> None:
+        head, done = f.label("wait"), f.label("woken")
+        f.do(f"br label %{head}")
+        f.block(head)
+        failed = f.let(f"call i32 {f.load('ptr', sync, SYNC['sem_wait'], 8)}(ptr {semaphore})")
+        # A signal handler may interrupt the wait: take the post in another turn.
+        f.do(f"br i1 {f.let(f'icmp ne i32 {failed}, 0')}, label %{head}, label %{done}")
+        f.block(done)
+
+    f.when(f.let(f"icmp eq i32 {_atomic_load(f, sync, SYNC['epoch'])}, {seen}"), doze)
+
+
+def _repeat() -> Function:
+    """repeat(kernel, x, w, y, r, t0, t1, p0, p1, times): for timing, without a foreign call between runs."""
+    names = [("ptr", "kernel"), *(("ptr", p) for p in "xwyr"), *(("i64", p) for p in ("t0", "t1", "p0", "p1"))]
+    f = Function("repeat", [*names, ("i64", "times")])
+    arguments = ", ".join(f"{kind} %{name}" for kind, name in names[1:])
+
+    def once(_: Value, __: list[Value]) -> list[Value]:
+        f.do(f"call void %kernel({arguments})")
+        return []
+
+    f.loop(0, "%times", [], once)
+    return f

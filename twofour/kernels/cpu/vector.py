@@ -1,0 +1,139 @@
+"""The vector operations kernels are made of, per instruction set, each beside its numpy meaning.
+
+All work on 16 lanes of 32 bits, one lane an output channel. On AVX-512 with VNNI each is one instruction; elsewhere
+the same operation is spelled in plain vector IR, slower and equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from twofour.kernels.cpu.llvm import Function, Value
+
+LANES = 16
+I32S, F32S, I64S = "<16 x i32>", "<16 x float>", "<8 x i64>"
+BYTES64, BYTES16 = "<64 x i8>", "<16 x i8>"
+
+
+def every(kind: str, value: int | float | str, lanes: int = LANES) -> str:
+    """A vector constant of equal elements."""
+    return "<" + ", ".join([f"{kind} {value}"] * lanes) + ">"
+
+
+def float_bits(value: float) -> str:
+    """A float32 constant as LLVM wants it: the bits of the equal double."""
+    return "0x" + struct.pack(">d", struct.unpack(">f", struct.pack(">f", value))[0]).hex().upper()
+
+
+class Vector:
+    """Vector operations for one instruction set; values are `<16 x i32>` unless said otherwise."""
+
+    def __init__(self, isa: str, function: Function) -> None:
+        """Emits into `function`."""
+        self.isa = isa
+        self.f = function
+
+    def broadcast4(self, pointer: Value, offset: int) -> Value:
+        """Each lane: the 4 bytes at pointer + offset."""
+        return self.f.splat("i32", self.f.load("i32", pointer, offset))
+
+    def broadcast8(self, pointer: Value, offset: int) -> Value:
+        """<8 x i64>, each the 8 bytes at pointer + offset."""
+        return self.f.splat("i64", self.f.load("i64", pointer, offset), 8)
+
+    def dot4(self, acc: Value, a: Value, b: Value) -> Value:
+        """acc + (a.view(u8).astype(int) * b.view(i8)).reshape(16, 4).sum(1), exact in int32."""
+        f = self.f
+        if self.isa == "avx512vnni":
+            bytes_a, bytes_b = (f.let(f"bitcast {I32S} {v} to {BYTES64}") for v in (a, b))
+            return f.call(
+                I32S, "llvm.x86.avx512.vpdpbusd.512", (I32S, acc), (BYTES64, bytes_a), (BYTES64, bytes_b)
+            )
+        if self.isa == "avx2":
+            return self._dot4_words(acc, a, b)
+        for byte in range(4):
+            left = f.let(f"and {I32S} {self.shift_right(a, 8 * byte)}, {every('i32', 255)}")
+            up = f.let(f"shl {I32S} {b}, {every('i32', 24 - 8 * byte)}")
+            right = f.let(f"ashr {I32S} {up}, {every('i32', 24)}")
+            acc = f.let(f"add {I32S} {acc}, {f.let(f'mul {I32S} {left}, {right}')}")
+        return acc
+
+    def _dot4_words(self, acc: Value, a: Value, b: Value) -> Value:
+        """dot4 on AVX2: even and odd bytes as 16-bit words, two exact vpmaddwd each (vpmaddubsw would saturate)."""
+        f, words, half = self.f, "<32 x i16>", "<16 x i16>"
+        wa, wb = (f.let(f"bitcast {I32S} {v} to {words}") for v in (a, b))
+        eight = every("i16", 8, 32)
+        pairs = (
+            (f.let(f"and {words} {wa}, {every('i16', 255, 32)}"),
+             f.let(f"ashr {words} {f.let(f'shl {words} {wb}, {eight}')}, {eight}")),
+            (f.let(f"lshr {words} {wa}, {eight}"), f.let(f"ashr {words} {wb}, {eight}")),
+        )
+        for left, right in pairs:
+            sums = []
+            for part in (0, 1):
+                pick = ", ".join(f"i32 {i}" for i in range(16 * part, 16 * part + 16))
+                x, y = (
+                    f.let(f"shufflevector {words} {v}, {words} poison, <16 x i32> <{pick}>") for v in (left, right)
+                )
+                sums.append(f.call("<8 x i32>", "llvm.x86.avx2.pmadd.wd", (half, x), (half, y)))
+            acc = f.let(f"add {I32S} {acc}, {self._join8(sums[0], sums[1])}")
+        return acc
+
+    def _join8(self, low: Value, high: Value) -> Value:
+        pick = ", ".join(f"i32 {i}" for i in range(16))
+        return self.f.let(f"shufflevector <8 x i32> {low}, <8 x i32> {high}, <16 x i32> <{pick}>")
+
+    def shift_right(self, v: Value, bits: int) -> Value:
+        """V >> bits, zeros shifted in."""
+        return self.f.let(f"lshr {I32S} {v}, {every('i32', bits)}") if bits else v
+
+    def shift_right_words(self, v: Value, bits: int) -> Value:
+        """Each 16-bit half of each lane >> bits: one cheap instruction where byte shifts do not exist."""
+        words = self.f.let(f"bitcast {I32S} {v} to <32 x i16>")
+        moved = self.f.let(f"lshr <32 x i16> {words}, {every('i16', bits, 32)}")
+        return self.f.let(f"bitcast <32 x i16> {moved} to {I32S}")
+
+    def select_bytes(self, eight: Value, index: Value) -> Value:
+        """out.view(u8)[i] = eight_bytes[index.view(u8)[i] & 7]; bits 4-6 of an index are ignored, 3 and 7 must be 0.
+
+        Args:
+            eight: from `broadcast8`.
+            index: one byte per byte of the result.
+        """
+        f = self.f
+        if self.isa == "vector":
+            return self._select_bytes_plain(eight, index)
+        table, picks = f.let(f"bitcast {I64S} {eight} to {BYTES64}"), f.let(f"bitcast {I32S} {index} to {BYTES64}")
+        if self.isa == "avx512vnni":
+            out = f.call(BYTES64, "llvm.x86.avx512.pshuf.b.512", (BYTES64, table), (BYTES64, picks))
+            return f.let(f"bitcast {BYTES64} {out} to {I32S}")
+        halves = []
+        for part in (0, 1):
+            lanes = "<32 x i32> <" + ", ".join(f"i32 {i}" for i in range(32 * part, 32 * part + 32)) + ">"
+            x, y = (f.let(f"shufflevector {BYTES64} {v}, {BYTES64} poison, {lanes}") for v in (table, picks))
+            out = f.call("<32 x i8>", "llvm.x86.avx2.pshuf.b", ("<32 x i8>", x), ("<32 x i8>", y))
+            halves.append(f.let(f"bitcast <32 x i8> {out} to <8 x i32>"))
+        return self._join8(halves[0], halves[1])
+
+    def _select_bytes_plain(self, eight: Value, index: Value) -> Value:
+        """select_bytes by shifts: byte k of the 8 is (eight >> 8k) & 255."""
+        f, wide = self.f, "<16 x i64>"
+        whole = f.splat("i64", f.let(f"extractelement {I64S} {eight}, i32 0"))
+        out = every("i32", 0)
+        for byte in range(4):
+            pick = f.let(f"and {I32S} {self.shift_right(index, 8 * byte)}, {every('i32', 7)}")
+            bits = f.let(f"shl {wide} {f.let(f'zext {I32S} {pick} to {wide}')}, {every('i64', 3)}")
+            moved = f.let(f"trunc {wide} {f.let(f'lshr {wide} {whole}, {bits}')} to {I32S}")
+            one = f.let(f"and {I32S} {moved}, {every('i32', 255)}")
+            placed = f.let(f"shl {I32S} {one}, {every('i32', 8 * byte)}")
+            out = f.let(f"or {I32S} {out}, {placed}")
+        return out
+
+    def fma(self, acc: Value, a: Value, b: Value) -> Value:
+        """Acc + a * b on <16 x float>; one rounding where the CPU has it, two elsewhere."""
+        name = "llvm.fmuladd.v16f32" if self.isa == "vector" else "llvm.fma.v16f32"
+        return self.f.call(F32S, name, (F32S, a), (F32S, b), (F32S, acc))
+
+    def select_floats(self, sixteen: Value, index: Value) -> Value:
+        """Out[i] = sixteen[index[i] & 15], <16 x float>; AVX-512 only."""
+        return self.f.call(F32S, "llvm.x86.avx512.permvar.sf.512", (F32S, sixteen), (I32S, index))

@@ -1,0 +1,151 @@
+"""What native steps run on: memory, mapped code, worker threads."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding as binding
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.core.abi import MAX_THREADS, SYNC, SYNC_BYTES
+from twofour.core.errors import EngineError, UnsupportedError
+
+Bytes = NDArray[np.uint8]
+_LOCK = threading.Lock()  # LLVM's JIT set-up is not safe from several threads
+_KERNEL_ARGUMENTS = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4
+
+
+def allocate(size_bytes: int, *, huge: bool = False) -> Bytes:
+    """Zeroed, page-aligned memory of its own mapping.
+
+    Args:
+        size_bytes: how much.
+        huge: advise the system to back it with huge pages (fewer TLB misses on large weights).
+    """
+    mapping = mmap.mmap(-1, max(size_bytes, 1))
+    if huge and hasattr(mmap, "MADV_HUGEPAGE") and size_bytes >= 1 << 21:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapping, np.uint8)
+
+
+def address(array: NDArray[Any]) -> int:
+    """The address of an array's first element."""
+    return int(array.__array_interface__["data"][0])
+
+
+class Code:
+    """Object files mapped as executable code, each by itself; addresses are valid while this lives."""
+
+    def __init__(self, objects: Sequence[bytes]) -> None:
+        """Maps the objects.
+
+        Raises:
+            EngineError: LLVM cannot read one.
+        """
+        self._engines = [_mapped(data) for data in objects]
+
+    def address(self, symbol: str) -> int:
+        """Where `symbol` starts.
+
+        Raises:
+            EngineError: there is no such symbol.
+        """
+        found = next(filter(None, (int(e.get_function_address(symbol)) for e in self._engines)), 0)
+        if not found:
+            raise EngineError(f"the engine's code has no function {symbol!r}", [], "rebuild the engine")
+        return found
+
+    def kernel(self, symbol: str) -> Any:
+        """`symbol` as a Python callable of a kernel's signature; the call releases the GIL."""
+        return ctypes.CFUNCTYPE(None, *_KERNEL_ARGUMENTS)(self.address(symbol))
+
+    def repeat(self) -> Any:
+        """The timing loop as a Python callable: (kernel address, kernel arguments..., times)."""
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *_KERNEL_ARGUMENTS, ctypes.c_int64)
+        return kind(self.address("repeat"))
+
+
+def _mapped(data: bytes) -> Any:
+    """LLVM's handle on one object in memory."""
+    with _LOCK:
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine(
+            opt=3, reloc="pic", codemodel="small", jit=True
+        )
+        # use_lmm: one small mapping for all sections of the object, so that relocations between them always reach.
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine, use_lmm=True)
+        try:
+            engine.add_object_file(binding.ObjectFileRef.from_data(data))
+        except RuntimeError as e:
+            raise EngineError("the engine's code cannot be loaded", [str(e)], "rebuild the engine") from e
+        engine.finalize_object()
+        return engine
+
+
+class Workers:
+    """The threads of one session: native, asleep between runs, ended with the session.
+
+    Args:
+        code: holds `run` and `worker`.
+        threads: how many, the caller's own included.
+    """
+
+    def __init__(self, code: Code, threads: int) -> None:
+        """Starts threads - 1 workers."""
+        libc = ctypes.CDLL(None)
+        missing = [n for n in ("sched_yield", "sem_init", "sem_wait", "sem_post", "pthread_create", "pthread_join")
+                   if not hasattr(libc, n)]
+        if (missing and threads > 1) or not 1 <= threads <= MAX_THREADS:
+            raise UnsupportedError(f"cannot run with {threads} threads",
+                                   [f"expected 1 to {MAX_THREADS}", *(f"the system lacks {n}" for n in missing)],
+                                   "use --threads 1")
+        self.threads = threads
+        self.sync = allocate(SYNC_BYTES)
+        self._code = code
+        self._run = ctypes.CFUNCTYPE(
+            None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
+        )(code.address("run"))
+        words = self.sync.view(np.int64)
+        for name in ("sched_yield", "sem_wait", "sem_post"):
+            if hasattr(libc, name):
+                words[SYNC[name] // 8] = ctypes.cast(getattr(libc, name), ctypes.c_void_p).value
+        base = address(self.sync)
+        self._selves = np.array([[base, tid] for tid in range(threads)], np.int64)
+        handles = []
+        for tid in range(1, threads):
+            libc.sem_init(ctypes.c_void_p(base + SYNC["semaphore"] + 64 * tid), 0, 0)
+            handle = ctypes.c_ulong()
+            failed = libc.pthread_create(ctypes.byref(handle), None, ctypes.c_void_p(code.address("worker")),
+                                         ctypes.c_void_p(address(self._selves[tid])))
+            if failed:
+                _stop(libc, self._run, code, self.sync, handles, self._selves)
+                raise UnsupportedError(f"the system refused thread {tid + 1} of {threads}", [f"error {failed}"],
+                                       "use fewer --threads")
+            handles.append(handle)
+        # Holds the code and the memory until the threads that use them have ended.
+        self.close = weakref.finalize(
+            self, _stop, libc, self._run, code, self.sync, handles, self._selves
+        )
+
+    def run(self, program: int, args: NDArray[np.int64]) -> None:
+        """Runs the program at that address with all threads; returns when all are done."""
+        self._run(address(self.sync), program, address(args), self.threads)
+
+
+def _stop(libc: Any, run: Any, code: Code, sync: Bytes, handles: list[Any],
+          selves: NDArray[np.int64]) -> None:
+    """Ends the workers and waits for them."""
+    if not handles:
+        return
+    sync.view(np.int32)[SYNC["stop"] // 4] = 1
+    nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(lambda *_: None)
+    run(address(sync), ctypes.cast(nothing, ctypes.c_void_p).value, 0, len(handles) + 1)
+    for handle in handles:
+        libc.pthread_join(handle, None)

@@ -1,0 +1,191 @@
+"""Session: an engine ready to run.
+
+    session = Session(Engine.load("model.engine"))
+    outputs = session.run({"x": x})
+
+Each step of the plan is one call: a native program over the arena, or ONNX Runtime on a fallback subgraph. Between
+steps lie plain C-contiguous arrays.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.core.abi import BINDINGS, SLACK_BYTES
+from twofour.core.errors import EngineError, InputError, UnsupportedError
+from twofour.core.target import check_runs_here
+from twofour.engine import Engine, Step, TensorInfo
+from twofour.runtime.cpu import Code, Workers, address, allocate
+
+Array = NDArray[Any]
+
+
+class Session:
+    """Runs one engine; holds its own activation memory and threads.
+
+    `run` may be called from several Python threads; calls on one session take turns, and the GIL is free while one
+    computes. Close it, or use it in a `with` statement, to end its threads at once.
+
+    Args:
+        engine: the engine.
+        threads: how many to use; by default as many as the engine was tuned for.
+
+    Raises:
+        UnsupportedError: this machine cannot run the engine's code, or has not that many threads.
+        EngineError: the code cannot be loaded.
+    """
+
+    def __init__(self, engine: Engine, threads: int | None = None) -> None:
+        """Maps code and weights, plans nothing: that was done at build."""
+        check_runs_here(engine.plan.target)
+        self.engine = engine
+        self.inputs: tuple[TensorInfo, ...] = engine.plan.inputs
+        self.outputs: tuple[TensorInfo, ...] = engine.plan.outputs
+        self._lock = threading.Lock()
+        self._closed = False
+        plan = engine.plan
+        self._infos = {t.name: t for t in (*plan.inputs, *plan.outputs, *plan.boundary)}
+        self._weights = allocate(engine.weights.nbytes + SLACK_BYTES, huge=True)
+        self._weights[: engine.weights.nbytes] = engine.weights
+        self._arena = allocate(plan.arena_bytes + SLACK_BYTES, huge=True)
+        for fill in plan.fills:
+            self._arena[fill.offset : fill.offset + fill.size_bytes] = fill.value
+        self._code = Code([engine.code[name].tobytes() for name in plan.code])
+        self.threads = plan.threads if threads is None else threads
+        self._workers = Workers(self._code, self.threads)
+        self._steps = [_NativeStep(step, self) if step.kind == "native" else _FallbackStep(step, self)
+                       for step in plan.steps]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Computes the outputs.
+
+        Args:
+            inputs: one array for each input of the model, exactly its dtype and shape.
+
+        Returns:
+            One new array for each output.
+
+        Raises:
+            InputError: a missing or unknown name, a wrong dtype or shape, or the session is closed.
+        """
+        tensors = {t.name: self._checked(t, inputs) for t in self.inputs}
+        if len(inputs) != len(tensors):
+            raise self._unknown(inputs)
+        with self._lock:
+            if self._closed:
+                raise InputError("this session is closed", [], "open a new Session")
+            for step in self._steps:
+                step.run(tensors)
+        return {t.name: tensors[t.name] for t in self.outputs}
+
+    def close(self) -> None:
+        """Ends the threads; further runs are errors. Safe to call twice."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._workers.close()
+
+    def __enter__(self) -> Session:
+        """The session itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes it."""
+        self.close()
+
+    def _checked(self, info: TensorInfo, inputs: Mapping[str, Array]) -> Array:
+        array = inputs.get(info.name)
+        if array is None:
+            raise self._unknown(inputs)
+        if not isinstance(array, np.ndarray) or array.dtype.name != info.dtype or array.shape != info.shape:
+            found = f"{array.dtype.name} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise InputError(
+                f"input {info.name!r} does not fit the engine",
+                [f"expected {info.dtype} {list(info.shape)}", f"got {found}"],
+                f"convert it, or build for this shape: --shapes {info.name}:"
+                + "x".join(map(str, getattr(array, "shape", info.shape))),
+            )
+        return np.ascontiguousarray(array).reshape(info.shape)
+
+    def _unknown(self, inputs: Mapping[str, Array]) -> InputError:
+        return InputError("the inputs given are not those of the engine",
+                          [f"expected {', '.join(t.name for t in self.inputs)}",
+                           f"got {', '.join(map(str, inputs)) or 'none'}"],
+                          "name each array as the model names its input")
+
+
+class _NativeStep:
+    """A generated program with its table of pointers."""
+
+    def __init__(self, step: Step, session: Session) -> None:
+        self._inputs, self._outputs = step.inputs, [session._infos[name] for name in step.outputs]
+        self._program = session._code.address(step.symbol)
+        self._workers = session._workers
+        self._args = np.zeros(BINDINGS + len(step.inputs) + len(step.outputs), np.int64)
+        self._args[:BINDINGS] = [address(a) for a in (session._arena, session._weights, session._workers.sync)]
+
+    def run(self, tensors: dict[str, Array]) -> None:
+        """Binds the plain tensors and calls the program."""
+        at = BINDINGS
+        for name in self._inputs:
+            self._args[at] = address(tensors[name])
+            at += 1
+        for info in self._outputs:
+            array = tensors[info.name] = np.empty(info.shape, info.dtype)
+            self._args[at] = address(array)
+            at += 1
+        self._workers.run(self._program, self._args)
+
+
+class _FallbackStep:
+    """A subgraph on ONNX Runtime."""
+
+    def __init__(self, step: Step, session: Session) -> None:
+        try:
+            onnxruntime = importlib.import_module("onnxruntime")
+        except ImportError as e:
+            raise UnsupportedError(
+                f"step {step.symbol!r} of the engine runs on ONNX Runtime, which is not installed",
+                [f"it computes {', '.join(step.outputs)}"], "pip install onnxruntime",
+            ) from e
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = session.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        model = session.engine.subgraphs[step.symbol].tobytes()
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except (RuntimeError, ValueError, onnxruntime.capi.onnxruntime_pybind11_state.Fail) as e:
+            raise EngineError(f"ONNX Runtime refuses step {step.symbol!r}", [str(e)], "rebuild the engine") from e
+        self._inputs, self._outputs = step.inputs, step.outputs
+
+    def run(self, tensors: dict[str, Array]) -> None:
+        """Feeds and runs the subgraph."""
+        results = self._session.run(list(self._outputs), {name: tensors[name] for name in self._inputs})
+        for name, value in zip(self._outputs, results, strict=True):
+            tensors[name] = np.ascontiguousarray(value)
+
+
+def load(path: str | Path, threads: int | None = None) -> Session:
+    """A session on an engine file.
+
+    Args:
+        path: the `.engine` file.
+        threads: as for `Session`.
+
+    Raises:
+        InputError: there is no such file.
+        EngineError: the file is damaged or altered.
+        UnsupportedError: the engine was built for a CPU with more features.
+    """
+    return Session(Engine.load(path), threads)
