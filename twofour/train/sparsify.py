@@ -107,10 +107,10 @@ class Sparsifier:
                 reasons or ["it has no convolution and no linear layer"],
                 "check include and exclude, or choose another pattern",
             )
+        masks = {name: self._mask(name, layer) for name, layer in self._chosen()}
         for name, layer in self._chosen():
-            weight = _as_array(layer.weight)
-            mask = patterns.magnitude_mask(weight, self.pattern)
-            self._energy_kept[name] = patterns.energy_kept(weight, mask)
+            mask = masks[name]
+            self._energy_kept[name] = patterns.energy_kept(_as_array(layer.weight), mask)
             layer.register_buffer(MASK, torch.from_numpy(mask).to(layer.weight.device))
         self.apply()
         return self
@@ -197,6 +197,12 @@ class Sparsifier:
         for _, layer, _ in list(self._masked()):
             delattr(layer, MASK)
         self._energy_kept.clear()
+
+    def _mask(self, name: str, layer: Prunable) -> NDArray[np.bool_]:
+        try:
+            return patterns.magnitude_mask(_as_array(layer.weight), self.pattern)
+        except InputError as e:
+            raise InputError(f"cannot prune {name}: {e.what}", e.reasons, e.fix) from e
 
     def _chosen(self) -> Iterator[tuple[str, Prunable]]:
         return ((n, layer) for n, layer in self._layers.items() if n not in self._reasons)
