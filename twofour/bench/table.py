@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from twofour.bench.timing import Ratio, Timing, ratio
+from twofour.bench.timing import Timing, ratio
+
+Plain = dict[str, Any]
 
 _HEADERS = ("runs on", "weights", "top-1", "latency", "±", "speed", "size")
 
@@ -32,35 +34,14 @@ class Row:
     size_bytes: int | None
 
 
-def rich_table(rows: Sequence[Row], baseline: str, title: str = "") -> Table:
-    """For a terminal.
+def plain(rows: Sequence[Row], baseline: str) -> list[Plain]:
+    """For programs: numbers with their units in their names.
 
     Args:
         rows: from one race.
         baseline: name of the row that `speed` refers to.
-        title: above the table.
     """
-    table = Table(title=title or None, caption=_caption(baseline), title_justify="left")
-    for header in _HEADERS:
-        table.add_column(header, justify="left" if header in _HEADERS[:2] else "right")
-    for row in rows:
-        table.add_row(*_cells(row, _find(rows, baseline)))
-    return table
-
-
-def markdown(rows: Sequence[Row], baseline: str) -> str:
-    """For a page: a table, and a line that says what its columns mean."""
-    lines = [
-        _line(_HEADERS),
-        _line(["---" if header in _HEADERS[:2] else "--:" for header in _HEADERS]),
-    ]
-    lines += [_line(_cells(row, _find(rows, baseline))) for row in rows]
-    return "\n".join([*lines, "", _caption(baseline), ""])
-
-
-def plain(rows: Sequence[Row], baseline: str) -> list[dict[str, Any]]:
-    """For programs: numbers with their units in their names."""
-    base = _find(rows, baseline)
+    base = next(row for row in rows if row.name == baseline)
     return [
         {
             "name": row.name,
@@ -68,13 +49,39 @@ def plain(rows: Sequence[Row], baseline: str) -> list[dict[str, Any]]:
             "top1": row.top1,
             "size_bytes": row.size_bytes,
             **(_times(row.timing) if row.timing else {}),
-            "speed": found.median if (found := _speed(row, base)) else None,
+            **(_speed(row.timing, base.timing) if row.timing and base.timing else {}),
         }
         for row in rows
     ]
 
 
-def _times(timing: Timing) -> dict[str, Any]:
+def rich_table(rows: Sequence[Plain], baseline: str, title: str = "") -> Table:
+    """For a terminal.
+
+    Args:
+        rows: as `plain` gave them.
+        baseline: name of the row that `speed` refers to.
+        title: above the table.
+    """
+    table = Table(title=title or None, caption=_caption(baseline), title_justify="left")
+    for header in _HEADERS:
+        table.add_column(header, justify="left" if header in _HEADERS[:2] else "right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def markdown(rows: Sequence[Plain], baseline: str) -> str:
+    """For a page: a table, and a line that says what its columns mean. Arguments as above."""
+    lines = [
+        _line(_HEADERS),
+        _line(["---" if header in _HEADERS[:2] else "--:" for header in _HEADERS]),
+    ]
+    lines += [_line(_cells(row)) for row in rows]
+    return "\n".join([*lines, "", _caption(baseline), ""])
+
+
+def _times(timing: Timing) -> Plain:
     return {
         "median_us": timing.median_us,
         "p90_us": timing.p90_us,
@@ -84,28 +91,27 @@ def _times(timing: Timing) -> dict[str, Any]:
     }
 
 
-def _cells(row: Row, baseline: Row) -> list[str]:
-    speed = _speed(row, baseline)
+def _speed(timing: Timing, baseline: Timing) -> Plain:
+    """Above 1 for what is faster than the baseline."""
+    found = ratio(timing, baseline)
+    return {"speed": found.median, "speed_low": found.low, "speed_high": found.high}
+
+
+def _cells(row: Plain) -> list[str]:
     return [
-        row.name,
-        row.weights,
-        "" if row.top1 is None else f"{100 * row.top1:.2f} %",
-        "" if row.timing is None else f"{row.timing.median_us:.1f} us",
-        "" if row.timing is None else f"{row.timing.spread_us:.1f}",
-        "" if speed is None else f"{speed.median:.2f}x",
-        "" if row.size_bytes is None else f"{row.size_bytes / 1e3:.0f} kB",
+        row["name"],
+        row["weights"],
+        _cell(row, "top1", lambda top1: f"{100 * top1:.2f} %"),
+        _cell(row, "median_us", lambda us: f"{us:.1f} us"),
+        _cell(row, "spread_us", lambda us: f"{us:.1f}"),
+        _cell(row, "speed", lambda speed: f"{speed:.2f}x"),
+        _cell(row, "size_bytes", lambda size: f"{size / 1e3:.0f} kB"),
     ]
 
 
-def _speed(row: Row, baseline: Row) -> Ratio | None:
-    """Above 1 for what is faster than the baseline."""
-    if row.timing is None or baseline.timing is None:
-        return None
-    return ratio(row.timing, baseline.timing)
-
-
-def _find(rows: Sequence[Row], name: str) -> Row:
-    return next(row for row in rows if row.name == name)
+def _cell(row: Plain, key: str, show: Callable[[Any], str]) -> str:
+    value = row.get(key)
+    return "" if value is None else show(value)
 
 
 def _caption(baseline: str) -> str:

@@ -104,7 +104,8 @@ def _note_other_source(engine: Engine, model: Path | None, out: Output) -> None:
 def _table(rows: list[Result]) -> Table:
     table = Table(
         caption="us for one call. ±: distance between the quartiles of the rounds' medians. "
-        "ours is: how many times as fast, median of the rounds (quartiles)."
+        "ours is: how many times as fast, median of the rounds (quartiles).",
+        caption_justify="left",
     )
     table.add_column("runs on")
     for header in ("median", "±", "p90", "min", "calls", "ours is"):

@@ -24,17 +24,20 @@ def demo(
     """
     _require_packages()
     from twofour.bench.table import rich_table
-    from twofour.demo.digits import BASELINE, run
+    from twofour.demo.digits import run
 
     out = Output(as_json, quiet)
-    summary = run(output_dir, seed, out.stage)
+    outcome = run(output_dir, seed, out.stage)
+    document = outcome.document()
+    files = ", ".join(sorted(path.name for path in output_dir.iterdir()))
     out.show(
-        rich_table(summary.rows, BASELINE, "handwritten digits, batch 1, one thread"),
-        *summary.verdict.reasons,
-        f"left in {output_dir}: {', '.join(summary.files)}",
+        rich_table(document["rows"], outcome.baseline, outcome.title),
+        f"the gate is {'open' if outcome.verdict.passed else 'shut'}",
+        *(f"  {reason}" for reason in outcome.verdict.reasons),
+        f"left in {output_dir}: {files}",
     )
-    out.data(summary.document())
-    summary.verdict.require()
+    out.data(document)
+    outcome.verdict.require()
 
 
 def _require_packages() -> None:

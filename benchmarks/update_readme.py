@@ -1,0 +1,57 @@
+"""Writes the measured tables into README.md, between its `figures` markers.
+
+    python benchmarks/update_readme.py
+
+Each `benchmarks/*.json` is the `summary.json` of one run: rows, machine, and the command that
+reproduces it. Nothing is typed by hand, so nothing in the README is claimed that was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from twofour.bench.table import markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
+
+
+def section(path: Path) -> str:
+    """One summary as a page shows it."""
+    summary = json.loads(path.read_text())
+    return (
+        f"**{summary['title']}**, on {summary['cpu']} ({summary['target']}), "
+        f"twofour {summary['version']}. Reproduce: `{summary['command']}`\n\n"
+        + markdown(summary["rows"], summary["baseline"])
+    )
+
+
+def figures(folder: Path) -> str:
+    """All summaries in a folder; empty if there is none."""
+    return "\n".join(section(path) for path in sorted(folder.glob("*.json")))
+
+
+def updated(readme: str, text: str) -> str:
+    """The page with its figures replaced.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md lacks {BEGIN.strip()} or {END.strip()}")
+    return before + begin + text + end + after
+
+
+def main() -> int:
+    """Returns 0."""
+    readme = ROOT / "README.md"
+    readme.write_text(updated(readme.read_text(), figures(ROOT / "benchmarks")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
