@@ -8,6 +8,7 @@
     what depends on no input     -> folded, except QuantizeLinear and DequantizeLinear, which carry
                                     the quantization of weights
     equal nodes and initializers -> one
+    notes of the exporter        -> dropped: they hold source lines and paths
     nodes without a name         -> named after their weight or their first output
 
 Every value that can be inferred has a static shape afterwards. Operators inside the bodies of If,
@@ -34,7 +35,8 @@ IR_VERSION = 10
 ASSUMED_KEY = "twofour.assumed_dims"  # metadata: JSON, symbolic dimension -> the number it became
 _MAX_FOLDED_ELEMENTS = 1 << 26
 _MAX_FILLED_ELEMENTS = 1 << 12
-_GENERATED = re.compile(r"node(_.*)?")
+_GENERATED = re.compile(r"(node(_.*)?)?")  # by torch's newer exporter, or by onnx-ir
+_NAMELESS = re.compile(r"(node(_\d+)?)?")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -61,6 +63,7 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     common.InlinePass()(model)
     model.functions.clear()
     model = _upgrade(model)
+    common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props[ASSUMED_KEY] = json.dumps(assumed)
     _clean(model)
     _name_nodes(model.graph)
@@ -144,7 +147,7 @@ def _upgrade(model: ir.Model) -> ir.Model:
     except (RuntimeError, ValueError) as error:
         raise UnsupportedError(
             f"the model cannot be converted from opset {opset} to {MIN_OPSET}",
-            [str(error).strip().splitlines()[0]],
+            [str(error).strip().splitlines()[0].rpartition("failed: ")[2]],
             fix=f"export it again with opset {MIN_OPSET} or newer",
         ) from error
     return ir.serde.deserialize_model(proto)
@@ -221,12 +224,13 @@ def _name_nodes(graph: ir.Graph) -> None:
     Names that exporters number (`node_Conv_371`) say less than the weight the node reads: it is
     named `layer1.0.conv1` after `layer1.0.conv1.weight`. Other nameless ones get their output's.
     """
-    taken = {node.name for node in graph if not _GENERATED.fullmatch(node.name or "node")}
+    taken = {node.name for node in graph if not _GENERATED.fullmatch(node.name or "")}
     for node in graph:
-        if node.name and not _GENERATED.fullmatch(node.name):
+        given = node.name or ""
+        if not _GENERATED.fullmatch(given):
             continue
-        fallback = node.name if (node.name or "").startswith("node_") else ""
-        name = _module(node) or fallback or f"{node.op_type}:{node.outputs[0].name}"
+        fallback = f"{node.op_type}:{node.outputs[0].name}"
+        name = _module(node) or (fallback if _NAMELESS.fullmatch(given) else given)
         node.name = name if name not in taken else f"{name}:{node.outputs[0].name}"
         taken.add(node.name)
 

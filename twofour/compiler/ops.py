@@ -298,7 +298,7 @@ def make_node(
     attributes: Mapping[str, int | Sequence[int]],
     source: ir.Node,
 ) -> ir.Node:
-    """A fused node that carries the name and metadata of the source model's main node.
+    """A fused node that carries the name of the source model's main node.
 
     Args:
         variant: which operator.
@@ -312,7 +312,6 @@ def make_node(
         {name: attributes[name] for name in variant.attributes},
         domain=DOMAIN,
         name=source.name,
-        metadata_props=dict(source.metadata_props),
     )
 
 

@@ -83,7 +83,5 @@ def _respell(
 ) -> Replacement:
     """The same operator with other parameters."""
     inputs = [node.inputs[0], scale, zero_point]
-    new = ir.node(
-        node.op_type, inputs, attributes, name=node.name, metadata_props=dict(node.metadata_props)
-    )
+    new = ir.node(node.op_type, inputs, attributes, name=node.name)
     return Replacement(node.outputs[0], new.outputs[0], (new,))

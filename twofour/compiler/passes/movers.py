@@ -45,7 +45,6 @@ def commuted(node: ir.Node, x: ir.Value, params: PerTensor, *, exact: bool) -> i
         node.op_type,
         inputs,
         name=node.name,
-        metadata_props=dict(node.metadata_props),
     )
     for attribute in node.attributes.values():
         new.attributes.add(attribute)

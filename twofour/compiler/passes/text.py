@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
 import onnx_ir as ir
 
@@ -10,20 +12,15 @@ _MAX_ELEMENTS = 8
 
 def graph_text(model: ir.Model) -> str:
     """The main graph as ONNX text; constants of more than 8 elements without their contents."""
-    proto = ir.serde.serialize_model(model)
-    graph = proto.graph
-    shown = []
-    for tensor in graph.initializer:
-        elements = 1
-        for dim in tensor.dims:
-            elements *= dim
-        if elements <= _MAX_ELEMENTS:
-            shown.append(tensor)
-        else:
-            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            graph.value_info.append(info)
-    short = onnx.GraphProto()
-    short.CopyFrom(graph)
-    del short.initializer[:]
-    short.initializer.extend(shown)
-    return str(onnx.printer.to_text(short)) + "\n"
+    graph = ir.serde.serialize_model(model).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    infos = [info for info in graph.value_info if info.name not in constants]
+    shown = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= _MAX_ELEMENTS]
+    large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > _MAX_ELEMENTS]
+    del graph.value_info[:], graph.initializer[:]
+    graph.initializer.extend(shown)
+    for tensor in large:
+        info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        graph.value_info.append(info)
+    graph.value_info.extend(infos)
+    return str(onnx.printer.to_text(graph)) + "\n"
