@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,19 +54,24 @@ class BuildOptions:
     """How to build.
 
     Attributes:
-        sparsity: "enable" (2:4 kernels compete where a weight is 2:4), "force" (weights are pruned by magnitude where
-            they can be, and only 2:4 kernels are taken: for measuring, not for accuracy) or "disable".
+        sparsity: "enable" (2:4 kernels compete where a weight is 2:4), "force" (weights are pruned by
+            magnitude where they can be, and only 2:4 kernels are taken there: for measuring, not for
+            accuracy) or "disable".
+        int8: quantize the model first, calibrated on `data`.
+        data: calibration batches, as `twofour quantize` takes them.
         shapes: input name -> static shape; dimensions left open become 1.
-        threads: to tune for; by default 1.
+        threads: to tune for.
         timing_cache: a file that keeps measured times between builds.
         target: by default this machine.
         dump: a folder for the text of the graph after each pass.
     """
 
     sparsity: str = "enable"
+    int8: bool = False
+    data: DataLike | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
     threads: int = 1
-    timing_cache: Path | None = None
+    timing_cache: str | os.PathLike[str] | None = None
     target: Target | None = None
     dump: Path | None = None
 
@@ -74,41 +79,46 @@ class BuildOptions:
         """Checks what can be checked before any work.
 
         Raises:
-            InputError: an unknown sparsity, or a thread count outside 1..MAX_THREADS or beyond the machine's cores.
+            InputError: an unknown sparsity, INT8 without data, or a thread count that the machine
+                does not have.
         """
         if self.sparsity not in SPARSITY:
             raise InputError(f"unknown sparsity {self.sparsity!r}", [f"expected one of {', '.join(SPARSITY)}"])
+        if self.int8 and self.data is None:
+            raise InputError("INT8 needs calibration data", ["int8 was asked for without data"],
+                             "give calibration inputs: --int8 --data inputs.npz")
         most = min(MAX_THREADS, detect_host().cores)
         if not 1 <= self.threads <= most:
             raise InputError(f"cannot build for {self.threads} threads", [f"expected 1 to {most} on this machine"])
 
 
-def build(
-    model: Model, options: BuildOptions | None = None, *, int8: bool = False, data: DataLike | None = None,
-    progress: Progress | None = None,
-) -> Engine:
+def build(model: Model, *, progress: Progress | None = None, **options: Any) -> Engine:
     """Compiles a model for this machine.
+
+        engine = build("model.onnx", sparsity="enable", int8=True, data={"x": calibration_inputs})
 
     Args:
         model: an ONNX file, or a model in memory; not changed.
-        options: how to build.
-        int8: quantize it first, with calibration on `data`.
-        data: calibration batches, as `twofour quantize` takes them.
         progress: told about each layer.
+        **options: the fields of `BuildOptions`, by name.
 
     Raises:
         InputError: the model, the data or an option is not usable.
         UnsupportedError: the model cannot be compiled.
     """
-    options = options or BuildOptions()
+    known = {f.name for f in fields(BuildOptions)}
+    if unknown := set(options) - known:
+        raise InputError(f"build has no option {min(unknown)!r}", [f"expected some of {', '.join(sorted(known))}"])
+    return compile_model(model, BuildOptions(**options), progress)
+
+
+def compile_model(model: Model, options: BuildOptions, progress: Progress | None = None) -> Engine:
+    """`build`, with its options as one value."""
     target = options.target or host_target()
     check_runs_here(target)
     source, name, digest = _source(model)
-    if int8:
-        if data is None:
-            raise InputError("INT8 needs calibration data", ["int8 was asked for without data"],
-                             "give calibration inputs: --int8 --data inputs.npz")
-        source = quantize(source, data, progress=progress)
+    if options.int8 and options.data is not None:
+        source = quantize(source, options.data, progress=progress)
     graph = import_graph(source, options.shapes)
     operators = len(graph.graph)
     if options.sparsity == "force":
@@ -116,13 +126,14 @@ def build(
     fused = run_passes(graph, options.dump)
     order = schedule(fused.model.graph)
     lowered = lower(fused.model.graph, order)
-    cache = TimingCache.load(options.timing_cache)
+    cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
+    cache = TimingCache.load(cache_file)
     emitter = Emitter(Tuner(target, cache), options.sparsity)
     steps, subgraphs = _emit(fused, order, lowered, emitter, options.threads, progress)
-    cache.save(options.timing_cache)
-    plan = _plan(fused.model.graph, lowered, emitter, steps, (target, options.threads))
+    cache.save(cache_file)
     counts = {"operators": operators, "fused": len(fused.model.graph), "steps": len(steps)}
-    plan = Plan(**{**vars(plan), "source_name": name, "source_sha256": digest, "graph": counts})
+    graph_plan = _plan(fused.model.graph, lowered, emitter, steps, (target, options.threads))
+    plan = replace(graph_plan, source_name=name, source_sha256=digest, graph=counts)
     code = compile_object([*emitter.sources.values(), Source(threads_text())], target)
     return Engine(plan, emitter.weights(), {CODE: np.frombuffer(code, np.uint8)}, subgraphs)
 

@@ -1,0 +1,182 @@
+"""Runs generated convolution kernels on strided buffers and compares them with the definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from twofour.core.abi import SLACK_BYTES
+from twofour.core.numerics import Epilogue, Window, convolve, requantize
+from twofour.core.patterns import magnitude_mask
+from twofour.core.target import Target, host_target
+from twofour.kernels.cpu.llvm import Source, compile_object
+from twofour.kernels.cpu.nest import emit_kernel, pack
+from twofour.kernels.cpu.problem import Config, ConvProblem, Pieces, Strides
+from twofour.kernels.cpu.tactic import Tactic, tactics
+from twofour.runtime.cpu import Code, address, allocate
+
+GUARD = 0xA5
+MARGIN = 256
+
+
+def tactic(name: str, dtype: str = "int8") -> Tactic:
+    """The tactic of that name."""
+    return next(t for t in tactics() if t.name == name and t.dtype == dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution with its data, everything as stored.
+
+    Attributes:
+        x: [batch, H, W, C] uint8 or float32; what lies outside the window's reach is not read.
+        w: [N, C / groups, KH, KW] int8 or float32.
+        epilogue: constants.
+        window: kernel, stride, dilation; padding is part of `x`.
+        groups: number of groups.
+        x_zero: zero point of x as stored.
+        residual: [batch, OH, OW, N] or None.
+        x_gap: bytes between pixels of x that belong to nobody.
+        y_gap: the same of y.
+    """
+
+    x: np.ndarray
+    w: np.ndarray
+    epilogue: Epilogue
+    window: Window
+    groups: int = 1
+    x_zero: int = 128
+    residual: np.ndarray | None = None
+    x_gap: int = 0
+    y_gap: int = 0
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """(OH, OW)."""
+        return self.window.output_size(self.x.shape[1], self.x.shape[2])
+
+    def expected(self) -> np.ndarray:
+        """The definition."""
+        sums = convolve(self.x, self.w, self.window, self.groups, self.x_zero)
+        return requantize(sums, self.epilogue, self.residual)
+
+    def problem(self) -> ConvProblem:
+        """As the kernels see it."""
+        batch, height, width, channels = self.x.shape
+        out_h, out_w = self.out_size
+        n, out = self.w.shape[0], "float32" if self.epilogue.zero_point is None else "int8"
+        y = strides(out_h, out_w, n * (4 if out == "float32" else 1) + self.y_gap)
+        r, add = None, ""
+        if self.residual is not None:
+            add = "float32" if self.residual.dtype == np.float32 else "int8"
+            r = strides(out_h, out_w, n * self.residual.itemsize)
+        return ConvProblem(
+            batch, out_h, out_w, self.w.shape[1], n // self.groups,
+            "float32" if self.x.dtype == np.float32 else "int8",
+            strides(height, width, channels * self.x.itemsize + self.x_gap), y, out,
+            self.window.kernel, self.window.stride, self.window.dilation, self.groups, r, add, self.epilogue.relu,
+        ).flattened()
+
+
+def strides(height: int, width: int, pixel: int) -> Strides:
+    """Of a dense image with that pixel stride."""
+    return Strides(height * width * pixel, width * pixel, pixel)
+
+
+def place(values: np.ndarray, gap: int) -> tuple[np.ndarray, int]:
+    """The array in memory of its own, `gap` guard bytes after each pixel; memory and address."""
+    rows = values.reshape(-1, values.shape[-1])
+    raw = np.full((rows.shape[0], rows.shape[1] * values.itemsize + gap), GUARD, np.uint8)
+    raw[:, : rows.shape[1] * values.itemsize] = rows.view(np.uint8).reshape(rows.shape[0], -1)
+    memory = allocate(raw.size + SLACK_BYTES)
+    memory[: raw.size] = raw.reshape(-1)
+    return memory, address(memory)
+
+
+def run(case: Case, options: list[tuple[Tactic, Config]], target: Target, parts: int = 1) -> list[np.ndarray]:
+    """The output of each option; fails if a byte outside the output changed.
+
+    Args:
+        case: the convolution.
+        options: tactics with configurations.
+        target: what to generate for.
+        parts: the work is done in that many calls, as threads would.
+    """
+    problem = case.problem()
+    code = Code([compile_object([
+        Source(emit_kernel(f"kernel{i}_", problem, t.format, c, target.isa)) for i, (t, c) in enumerate(options)
+    ], target)])
+    return [_run_one(case, problem, code.kernel(f"kernel{i}_"), option, parts) for i, option in enumerate(options)]
+
+
+def _run_one(case: Case, problem: ConvProblem, kernel, option: tuple[Tactic, Config], parts: int) -> np.ndarray:
+    config = option[1]
+    packed = pack(case.w, problem, option[0].format, config.blocks, case.epilogue, case.x_zero)
+    weights = allocate(packed.size + SLACK_BYTES)
+    weights[: packed.size] = packed
+    n = case.w.shape[0]
+    kind = np.float32 if case.epilogue.zero_point is None else np.uint8
+    rows = case.x.shape[0] * case.out_size[0] * case.out_size[1]
+    row_bytes = n * np.dtype(kind).itemsize + case.y_gap
+    y = np.full(2 * MARGIN + rows * row_bytes, GUARD, np.uint8)
+    x_memory, x_address = place(case.x, case.x_gap)
+    r_memory, r_address = place(case.residual, 0) if case.residual is not None else (None, 0)
+    pieces = problem.batch * Pieces.of(problem.out_h, config.tile_h).count
+    panels = problem.groups * problem.blocks // config.blocks
+    for part in range(parts):
+        begin, end = pieces * part // parts, pieces * (part + 1) // parts
+        kernel(x_address, address(weights), address(y) + MARGIN, r_address, begin, end, 0, panels)
+    body = y[MARGIN:-MARGIN].reshape(rows, row_bytes)
+    used = n * np.dtype(kind).itemsize
+    assert (y[:MARGIN] == GUARD).all(), "bytes before the output changed"
+    assert (y[-MARGIN:] == GUARD).all(), "bytes after the output changed"
+    assert (body[:, used:] == GUARD).all(), "bytes between pixels changed"
+    del x_memory, r_memory
+    shape = (case.x.shape[0], *case.out_size, n)
+    return np.ascontiguousarray(body[:, :used]).view(kind).reshape(shape)
+
+
+def make(
+    rng: np.random.Generator, *, batch: int = 1, height: int = 5, width: int = 5, c: int = 8, n: int = 16,
+    window: Window | None = None, groups: int = 1, add: str = "", pattern: str = "", dtype: str = "int8",
+    out: str = "", relu: bool = False, x_zero: int = 128, y_zero: int = 128,
+) -> Case:
+    """A case with random data."""
+    window = window or Window((3, 3))
+    out = out or dtype
+    shape = (n, c // groups, *window.kernel)
+    if dtype == "int8":
+        x = rng.integers(0, 256, (batch, height, width, c), np.uint8)
+        w = rng.integers(-128, 128, shape).astype(np.int8)
+    else:
+        x = rng.standard_normal((batch, height, width, c), np.float32)
+        w = rng.standard_normal(shape, np.float32)
+    if pattern:
+        w = np.where(magnitude_mask(w, pattern), w, np.zeros((), w.dtype))
+    k = w[0].size
+    spread = 60.0 / (74 * 74 * k**0.5) if dtype == "int8" else 1.0
+    scale = (spread * rng.uniform(0.5, 2, n)).astype(np.float32) if dtype == "int8" else np.ones(n, np.float32)
+    epilogue = Epilogue(scale, rng.normal(size=n).astype(np.float32), 0.37 if add else 0.0, 0, relu,
+                        y_zero if out == "int8" else None, unsigned=True)
+    case = Case(x, w, epilogue, window, groups, x_zero)
+    if add:
+        size = (batch, *case.out_size, n)
+        residual = rng.integers(0, 256, size, np.uint8) if add == "int8" else rng.standard_normal(size, np.float32)
+        case = replace(case, residual=residual, epilogue=replace(epilogue, residual_zero_point=128 if add == "int8" else 0))
+    return case
+
+
+def float_bound(case: Case) -> np.ndarray:
+    """K eps sum |x w|, and a step for each operation of the epilogue."""
+    size = convolve(np.abs(case.x), np.abs(case.w), case.window, case.groups)
+    k = case.w[0].size
+    extra = 8 + np.abs(case.epilogue.bias)
+    return (k + 4) * np.finfo(np.float32).eps * (size + extra)
+
+
+def targets() -> list[Target]:
+    """Every instruction set this machine can run."""
+    best = host_target().isa
+    order = ["avx512vnni", "avx2", "vector"]
+    return [host_target(isa) for isa in order[order.index(best) :]]

@@ -1,0 +1,198 @@
+"""Every convolution tactic x instruction set x configuration x size x data: equal to the definition, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.kernels.harness import Case, float_bound, make, run, tactic, targets
+
+from twofour.core.numerics import Epilogue, Window
+from twofour.kernels.cpu.problem import Config, ConvProblem, Strides, merge_groups
+from twofour.kernels.cpu.tactic import Tactic, tactics
+
+TARGETS = targets()
+INTEGER = [t for t in tactics() if t.dtype == "int8"]
+IDS = {"ids": str}
+
+
+def options_for(t: Tactic, problem: ConvProblem, isa: str) -> list[tuple[Tactic, Config]]:
+    """All its configurations, with the other loop order, and one prefetching."""
+    configs = t.configs(problem, isa)
+    assert configs
+    configs += [replace(configs[0], panels_outside=not configs[0].panels_outside),
+                replace(configs[0], prefetch_bytes=256)]
+    return [(t, c) for c in configs]
+
+
+def check(case: Case, t: Tactic, target) -> None:
+    """All configurations of the tactic give the expected bytes."""
+    problem = case.problem()
+    assert t.refuse(problem, case.w, target.isa) == ""
+    expected = case.expected()
+    for (_, config), got in zip(options := options_for(t, problem, target.isa), run(case, options, target), strict=True):
+        assert got.dtype == expected.dtype
+        wrong = np.argwhere(got != expected)
+        assert wrong.size == 0, f"{t.name} {config} of {len(options)}: {len(wrong)} wrong, first {wrong[0]}"
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+@pytest.mark.parametrize("t", INTEGER, ids=lambda t: t.name)
+@pytest.mark.parametrize("m", [1, 27, 28, 29])
+def test_matrix_products_around_the_tile_and_vector_width(t, target, m) -> None:
+    rng = np.random.default_rng(m)
+    for n, k in ((16, 8), (32, 40), (96, 136)):
+        if t.pattern == "2:4/pair" and n == 16:
+            continue
+        check(make(rng, height=m, width=1, c=k, n=n, window=Window((1, 1)), pattern=t.pattern), t, target)
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+@pytest.mark.parametrize("n", [1, 15, 17, 31, 33])
+@pytest.mark.parametrize("out", ["int8", "float32"])
+def test_outputs_that_do_not_fill_the_last_block(target, n, out) -> None:
+    rng = np.random.default_rng(n)
+    for name in ("dense", "2:4 H", "2:4 C"):
+        case = make(rng, height=3, width=3, c=12, n=n, window=Window((1, 1)), out=out,
+                    pattern=tactic(name).pattern, add="int8")
+        check(replace(case, y_gap=3), tactic(name), target)
+
+
+@pytest.mark.parametrize("target", TARGETS[:1], **IDS)
+@pytest.mark.parametrize("t", INTEGER, ids=lambda t: t.name)
+def test_long_sums_of_extreme_values(t, target) -> None:
+    """K = 4096, all weights -128 or 127, all inputs 0 or 255, zero points at both ends."""
+    base = make(np.random.default_rng(0), height=5, width=1, c=4096, n=32, window=Window((1, 1)), pattern=t.pattern)
+    kept = base.w != 0
+    for x in (0, 255):
+        for w in (-128, 127):
+            for zero in (0, 255):
+                scale = np.full(32, 1 / (255 * 128), np.float32)
+                epilogue = Epilogue(scale, base.epilogue.bias, zero_point=zero, unsigned=True)
+                case = replace(base, x=np.full_like(base.x, x), w=np.where(kept, w, 0).astype(np.int8),
+                               epilogue=epilogue, x_zero=zero)
+                check(case, t, target)
+
+
+WINDOWS = {
+    "3x3": Window((3, 3)), "3x3 stride 2": Window((3, 3), (2, 2)), "1x1 stride 2": Window((1, 1), (2, 2)),
+    "7x7 stride 2": Window((7, 7), (2, 2)), "3x3 dilation 2": Window((3, 3), (1, 1), (2, 2)),
+    "1x3": Window((1, 3)), "3x1 stride 1x2": Window((3, 1), (1, 2)), "2x2 stride 2": Window((2, 2), (2, 2)),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_windows(target, window) -> None:
+    rng = np.random.default_rng(1)
+    for t in INTEGER:
+        case = make(rng, batch=2, height=11, width=13, c=16, n=32, window=window, pattern=t.pattern, add="int8",
+                    relu=True)
+        check(case, t, target)
+        check(replace(case, x_gap=16), t, target)
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+@pytest.mark.parametrize("c", [1, 2, 3, 5, 7])
+def test_few_input_channels(target, c) -> None:
+    case = make(np.random.default_rng(c), height=9, width=9, c=c, n=16)
+    check(case, tactic("dense"), target)
+
+
+@pytest.mark.parametrize("add", ["", "int8", "float32"])
+@pytest.mark.parametrize("out", ["int8", "float32"])
+@pytest.mark.parametrize("relu", [False, True])
+def test_epilogues(add, out, relu) -> None:
+    rng = np.random.default_rng(2)
+    for zero in (0, 3, 128, 255):
+        case = make(rng, c=16, n=48, add=add, out=out, relu=relu, y_zero=zero, x_zero=zero, pattern="2:4")
+        for name in ("dense", "2:4 H"):
+            check(case, tactic(name), TARGETS[0])
+
+
+def test_results_far_outside_the_range_saturate() -> None:
+    case = make(np.random.default_rng(3), c=16, n=16)
+    for factor in (1e6, 1e30):
+        epilogue = replace(case.epilogue, scale=case.epilogue.scale * np.float32(factor))
+        check(replace(case, epilogue=epilogue), tactic("dense"), TARGETS[0])
+
+
+def test_ties_round_to_even() -> None:
+    """Sums of one weight 1 with scale 0.5 lie halfway between two integers for every odd input."""
+    x = np.arange(256, dtype=np.uint8).reshape(1, 256, 1, 1)
+    for zero in (7, 8):
+        epilogue = Epilogue(np.full(16, 0.5, np.float32), np.zeros(16, np.float32), zero_point=zero, unsigned=True)
+        check(Case(x, np.ones((16, 1, 1, 1), np.int8), epilogue, Window((1, 1)), x_zero=0), tactic("dense"), TARGETS[0])
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+@pytest.mark.parametrize(("groups", "c", "n"), [(2, 32, 32), (4, 16, 64), (8, 32, 32), (2, 8, 8), (32, 128, 128)])
+def test_groups(target, groups, c, n) -> None:
+    case = make(np.random.default_rng(groups), height=6, width=6, c=c, n=n, groups=groups)
+    expected = case.expected()
+    w, merged = merge_groups(case.w, groups)
+    wide = replace(case, w=w, groups=merged)
+    assert (wide.expected() == expected).all()
+    check(wide, tactic("dense"), target)
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+@pytest.mark.parametrize("name", ["dense", "2:4"])
+def test_floats(target, name) -> None:
+    t = tactic(name, "float32")
+    rng = np.random.default_rng(4)
+    for size in ({"c": 16, "n": 16}, {"c": 20, "n": 33}, {"c": 64, "n": 32, "add": "float32", "relu": True}):
+        for window in (Window((3, 3)), Window((1, 1), (2, 2)), Window((3, 3), (1, 1), (2, 2))):
+            case = make(rng, height=9, width=7, window=window, dtype="float32", pattern=t.pattern, **size)
+            if reason := t.refuse(case.problem(), case.w, target.isa):
+                assert "AVX-512" in reason
+                assert target.isa != "avx512vnni"
+                continue
+            options = options_for(t, case.problem(), target.isa)
+            for got in run(case, options, target):
+                assert (np.abs(got - case.expected()) <= float_bound(case)).all()
+
+
+@pytest.mark.parametrize("t", INTEGER, ids=lambda t: t.name)
+def test_any_division_of_the_work_gives_the_same_bytes(t) -> None:
+    case = make(np.random.default_rng(5), height=20, width=9, c=16, n=64, pattern=t.pattern, add="int8")
+    options = options_for(t, case.problem(), TARGETS[0].isa)
+    whole = run(case, options, TARGETS[0])
+    for parts in (2, 3, 7):
+        for one, other in zip(whole, run(case, options, TARGETS[0], parts), strict=True):
+            assert (one == other).all()
+
+
+def test_all_instruction_sets_agree() -> None:
+    for t in INTEGER:
+        case = make(np.random.default_rng(6), height=10, width=10, c=24, n=32, pattern=t.pattern, add="int8")
+        results = [run(case, [(t, t.configs(case.problem(), g.isa)[0])], g)[0] for g in TARGETS]
+        assert all((r == results[0]).all() for r in results)
+
+
+def test_sparse_tactics_refuse_with_the_place() -> None:
+    case = make(np.random.default_rng(7), c=16, n=32)
+    for t in INTEGER:
+        reason = t.refuse(case.problem(), case.w, TARGETS[0].isa)
+        assert bool(reason) == bool(t.pattern)
+        assert not t.pattern or "output channel 0" in reason
+
+
+def test_pair_needs_an_even_number_of_blocks() -> None:
+    case = make(np.random.default_rng(8), c=16, n=16, pattern="2:4")
+    assert "pairs of 16" in tactic("2:4 pair").refuse(case.problem(), case.w, TARGETS[0].isa)
+
+
+def test_four_of_eight_runs_in_format_h_only() -> None:
+    case = make(np.random.default_rng(9), c=16, n=32, pattern="4:8")
+    check(case, tactic("2:4 H"), TARGETS[0])
+    assert tactic("2:4 C").refuse(case.problem(), case.w, TARGETS[0].isa)
+
+
+def test_flattening_keeps_problems_with_gaps() -> None:
+    dense, gap = Strides(64, 16, 4), Strides(80, 20, 4)
+    problem = ConvProblem(2, 4, 4, 4, 4, "int8", dense, dense, "int8")
+    assert problem.flattened().out_h == 32
+    assert replace(problem, x=gap).flattened().out_h == 4
+    assert replace(problem, stride=(2, 2)).flattened().out_h == 4
