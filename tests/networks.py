@@ -53,6 +53,34 @@ class ResNet18(nn.Module):
         return self.fc(torch.flatten(self.mean(x), 1))
 
 
+class FakeQuantized(nn.Module):
+    """Conv, BatchNorm, ReLU, mean, Linear as quantization-aware training leaves them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 1, 1)
+        self.bn = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    @staticmethod
+    def weight(w):
+        """Rounded to int8 per output channel."""
+        scale = w.detach().abs().amax(tuple(range(1, w.ndim))) / 127
+        zero = torch.zeros(w.shape[0], dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(w, scale, zero, 0, -128, 127)
+
+    @staticmethod
+    def activation(x):
+        """Rounded to int8 per tensor."""
+        return torch.fake_quantize_per_tensor_affine(x, 0.05, 0, -128, 127)
+
+    def forward(self, x):
+        w = self.weight(self.conv.weight)
+        y = functional.conv2d(self.activation(x), w, self.conv.bias, 1, 1)
+        y = self.activation(functional.relu(self.bn(y))).mean((2, 3))
+        return functional.linear(self.activation(y), self.weight(self.fc.weight), self.fc.bias)
+
+
 def with_statistics(model, seed=0):
     """The model in eval mode, its normalizations as after some training."""
     torch.manual_seed(seed)
@@ -65,20 +93,20 @@ def with_statistics(model, seed=0):
     return model.eval()
 
 
-def export(model, dynamo, training=False):
-    """The model as ONNX, input x [batch, 3, 32, 32]."""
+def export(model, dynamo, training=False, dynamic=True):
+    """The model as ONNX, input x [batch, 3, 32, 32], or of batch 2 where it is not dynamic."""
     buffer, x = io.BytesIO(), torch.zeros(2, *CIFAR)
     options = {"input_names": ["x"], "output_names": ["y"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            batch = ({0: torch.export.Dim("batch")},)
+            batch = ({0: torch.export.Dim("batch")},) if dynamic else None
             program = torch.onnx.export(
                 model, (x,), dynamo=True, dynamic_shapes=batch, verbose=False, **options
             )
             return ir.from_proto(program.model_proto)
-        axes = {"x": {0: "batch"}}
+        axes = {"x": {0: "batch"}} if dynamic else None
         # Training mode keeps BatchNormalization nodes in the file.
         mode = torch.onnx.TrainingMode.PRESERVE if training else torch.onnx.TrainingMode.EVAL
         torch.onnx.export(

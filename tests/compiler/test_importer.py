@@ -266,8 +266,8 @@ def test_a_quantized_weight_gives_its_name_too():
 def test_a_computed_weight_gives_no_name():
     source = model("""(float[1,1,2,2] x, float[1,1,1,1] k) => (float[1,1,2,2] y) {
         w = Neg (k)
-        ["node_3"] y = Conv (x, w) }""")
-    assert [node.name for node in import_graph(source).graph][1] == "node_3"
+        ["node_conv"] y = Conv (x, w) }""")
+    assert [node.name for node in import_graph(source).graph][1] == "node_conv"
 
 
 def test_notes_of_the_exporter_are_dropped():

@@ -241,7 +241,7 @@ def _module(node: ir.Node) -> str:
         return ""
     value = node.inputs[1]
     while value is not None and (producer := value.producer()) is not None:
-        if producer.op_type not in ("QuantizeLinear", "DequantizeLinear", "Transpose", "Clip"):
+        if producer.op_type not in ("QuantizeLinear", "DequantizeLinear", "Transpose"):
             return ""
         value = producer.inputs[0]
     module, weight, _ = (value.name or "" if value is not None else "").partition(".weight")

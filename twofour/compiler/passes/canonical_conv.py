@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler import ops
-from twofour.compiler.passes import reading, windows
+from twofour.compiler.passes import quantizers, reading, windows
 from twofour.compiler.passes.rewrite import Refused, Replacement
 
 NAME = "canonical_conv"
@@ -32,22 +32,20 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     x, w_value = reading.data(node), reading.data(node, 1)
     if w_value.shape is not None and len(w_value.shape) != 4:
         return Refused(f"it convolves over {len(w_value.shape) - 2} axes; expected 2")
-    if reading.shape_of(x) is None or reading.shape_of(node.outputs[0]) is None:
+    shape = reading.shape_of(x)
+    if shape is None or reading.shape_of(node.outputs[0]) is None:
         return Refused("the shape of its input or result is not known")
     if x.dtype != ir.DataType.FLOAT:
         return Refused(f"its input is {x.dtype}; expected float32")
-    w = reading.float_constant(w_value)
+    w = quantizers.float_constant(w_value)
     if w is None:
         return Refused(f"its weight {w_value.name!r} is not a float32 constant")
     bias = bias_constant(node, w.shape[0])
     if isinstance(bias, str):
         return Refused(bias)
-    pads = windows.explicit_pads(node, w.shape[2:])
-    if isinstance(pads, str):
-        return Refused(pads)
     attributes: dict[str, int | tuple[int, ...]] = {
         "strides": reading.ints_attribute(node, "strides", (1, 1)),
-        "pads": pads,
+        "pads": windows.explicit_pads(node, w.shape[2:], shape[2:]),
         "dilations": reading.ints_attribute(node, "dilations", (1, 1)),
         "group": reading.int_attribute(node, "group", 1),
     }
@@ -61,7 +59,7 @@ def bias_constant(node: ir.Node, channels: int) -> ir.Value | str:
     given = reading.optional(node, 2)
     if given is None:
         return reading.constant(f"{node.name}_bias", np.zeros(channels, np.float32))
-    bias = reading.float_constant(given)
+    bias = quantizers.float_constant(given)
     if bias is None:
         return f"its bias {given.name!r} is not a float32 constant"
     if given.is_initializer() and bias.shape == (channels,):

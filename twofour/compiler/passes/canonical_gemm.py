@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler import ops
-from twofour.compiler.passes import reading
+from twofour.compiler.passes import quantizers, reading
 from twofour.compiler.passes.canonical_conv import bias_constant
 from twofour.compiler.passes.rewrite import Refused, Replacement
 
@@ -35,7 +35,7 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     a, b = reading.data(node), reading.data(node, 1)
     flip, source = _untransposed(b)
     transposed = flip ^ bool(reading.int_attribute(node, "transB", 0))
-    matrix = reading.float_constant(source)
+    matrix = quantizers.float_constant(source)
     if matrix is None or matrix.ndim != 2:
         return Refused(f"its right operand {b.name!r} is not a constant matrix")
     shape = reading.shape_of(a)
@@ -49,7 +49,7 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     alpha = reading.float_attribute(node, "alpha", 1.0)
     if alpha <= 0 and not source.is_initializer():
         return Refused(f"alpha is {alpha}; expected > 0 with a quantized weight")
-    nodes, w = _weight(source, transposed, alpha)
+    nodes, w = _weight(source, matrix, transposed, alpha)
     bias = _scaled_bias(bias, reading.float_attribute(node, "beta", 1.0))
     if reading.int_attribute(node, "transA", 0):
         nodes += (ir.node("Transpose", [a], {"perm": [1, 0]}),)
@@ -77,31 +77,26 @@ def _scaled_bias(bias: ir.Value, beta: float) -> ir.Value:
 
 
 def _weight(
-    source: ir.Value, transposed: bool, alpha: float
+    source: ir.Value, matrix: reading.Array, transposed: bool, alpha: float
 ) -> tuple[tuple[ir.Node, ...], ir.Value]:
     """The weight as float32 [N, K], and the DequantizeLinear that computes it, if any."""
+    stored = quantizers.quantized_constant(source)
     if transposed and alpha == 1.0:
         return (), source
-    contents = reading.array(source)
-    if contents is not None:
-        w = np.float32(alpha) * (contents if transposed else contents.T)
+    if stored is None:
+        w = np.float32(alpha) * (matrix if transposed else matrix.T)
         return (), reading.constant(f"{source.name}_nk", w)
-    dequantize = source.producer()
-    if dequantize is None:
-        raise ValueError(f"{source.name!r} is neither a constant nor a dequantized one")
-    q_value, scale_value = reading.data(dequantize), reading.data(dequantize, 1)
-    q, scale = reading.array(q_value), reading.array(scale_value)
-    if q is None or scale is None:
-        raise ValueError(f"{source.name!r} is not a dequantized constant")
+    q_value, scale_value = reading.data(stored.node), reading.data(stored.node, 1)
     if not transposed:
-        q_value = reading.constant(f"{q_value.name}_nk", q.T)
+        q_value = reading.constant(f"{q_value.name}_nk", stored.q.T)
     if alpha != 1.0:
-        scale_value = reading.constant(f"{scale_value.name}_alpha", scale * np.float32(alpha))
-    axis = reading.int_attribute(dequantize, "axis", 1) % 2
-    attributes = {"axis": axis if transposed else 1 - axis} if scale.size > 1 else {}
-    inputs = [q_value, scale_value, *dequantize.inputs[2:]]
-    new = ir.node("DequantizeLinear", inputs, attributes, name=dequantize.name)
+        scale = stored.scale * np.float32(alpha)
+        scale_value = reading.constant(f"{scale_value.name}_alpha", scale)
+    axis = stored.axis if transposed else 1 - stored.axis
+    attributes = {"axis": axis} if stored.scale.size > 1 else {}
+    inputs = [q_value, scale_value, *stored.node.inputs[2:]]
+    new = ir.node("DequantizeLinear", inputs, attributes, name=stored.node.name)
     w_value = new.outputs[0]
     w_value.type = ir.TensorType(ir.DataType.FLOAT)
-    w_value.shape = ir.Shape(q.shape if transposed else q.T.shape)
+    w_value.shape = q_value.shape
     return (new,), w_value

@@ -9,7 +9,7 @@
 
 Conditions:
     1. the parameters are float32 constants and the node is in inference mode
-    2. nobody else reads the result of the Conv or Gemm, nor the statistics
+    2. nobody else reads the result of the Conv or Gemm
     3. the channels of the normalization are those of the weight
     4. a quantized weight is int8 with zero point 0, holds no -128 where its sign changes, and its
        scale is per tensor or per output channel
@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler import ops
-from twofour.compiler.passes import reading
+from twofour.compiler.passes import quantizers, reading
 from twofour.compiler.passes.fold_bias import plain
 from twofour.compiler.passes.rewrite import Refused, Replacement
 
@@ -41,8 +41,6 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
         return Refused("its parameters are not float32 constants, or it is in training mode")
     if isinstance(reader := reading.sole_reader(producer.outputs[0]), str):
         return Refused(reader)
-    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
-        return Refused("its statistics are read")
     op = ops.parse_op(producer)
     bias = reading.array(op.inputs["bias"])
     result = op.output
@@ -68,31 +66,22 @@ def _scaled(
     if contents is not None:
         along = factor.reshape(-1, *[1] * (contents.ndim - 1))
         return (), reading.constant(f"{w.name}_bn", (contents * along).astype(np.float32))
-    dequantize = w.producer()
-    if dequantize is None:
-        return f"its weight {w.name!r} is not a constant"
-    q, scale = (reading.array(reading.data(dequantize, i)) for i in (0, 1))
-    zero_point = reading.array(reading.optional(dequantize, 2))
-    if (
-        q is None
-        or scale is None
-        or q.dtype != np.int8
-        or (zero_point is not None and zero_point.any())
-    ):
+    stored = quantizers.quantized_constant(w)
+    if stored is None or stored.q.dtype != np.int8 or stored.zero_point.any():
         return f"its quantized weight {w.name!r} is not int8 with zero point 0"
-    if scale.size > 1 and reading.int_attribute(dequantize, "axis", 1) % q.ndim != 0:
+    if stored.axis != 0:
         return f"its weight {w.name!r} is not quantized per output channel"
-    sign = np.sign(factor).reshape(-1, *[1] * (q.ndim - 1))
-    flipped = q.astype(np.int32) * sign.astype(np.int32)
+    sign = np.sign(factor).reshape(-1, *[1] * (stored.q.ndim - 1))
+    flipped = stored.q.astype(np.int32) * sign.astype(np.int32)
     if flipped.max() > 127:
         return f"its weight {w.name!r} holds -128 in a channel whose sign changes"
     # A factor of 0 leaves only the shift: the integers become 0, and the scale must stay positive.
-    scales = np.where(factor == 0, 1.0, np.abs(factor)) * scale
+    scales = np.where(factor == 0, 1.0, np.abs(factor)) * stored.scale
     inputs = [
         reading.constant(f"{w.name}_bn", flipped.astype(np.int8)),
         reading.constant(f"{w.name}_bn_scale", scales.astype(np.float32)),
         reading.constant(f"{w.name}_bn_zero_point", np.zeros(factor.shape, np.int8)),
     ]
-    new = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=dequantize.name)
+    new = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=stored.node.name)
     new.outputs[0].type, new.outputs[0].shape = w.type, w.shape
     return (new,), new.outputs[0]

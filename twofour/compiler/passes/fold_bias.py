@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler import ops
-from twofour.compiler.passes import reading
+from twofour.compiler.passes import quantizers, reading
 from twofour.compiler.passes.rewrite import Refused, Replacement
 
 NAME = "fold_bias"
@@ -31,7 +31,7 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     for value, other in ((0, 1), (1, 0)):
         producer = reading.data(node, value).producer()
         if producer is not None and plain(producer):
-            c = reading.float_constant(reading.data(node, other))
+            c = quantizers.float_constant(reading.data(node, other))
             if c is not None:
                 return _fold(node, producer, c)
     return None

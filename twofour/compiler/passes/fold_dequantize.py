@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from twofour.compiler.passes import reading
+from twofour.compiler.passes import quantizers, reading
 from twofour.compiler.passes.rewrite import Refused, Replacement
 
 NAME = "fold_dequantize"
@@ -26,9 +26,11 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     q_value = reading.data(node)
     if reading.array(q_value) is None:
         return None
-    contents = reading.dequantized(node)
-    if contents is None:
+    stored = quantizers.quantized_constant(node.outputs[0])
+    if stored is None:
         return Refused(
             f"the constant {q_value.name!r} has a scale in blocks or computed at run time"
         )
-    return Replacement(node.outputs[0], reading.constant(f"{q_value.name}_dequantized", contents))
+    return Replacement(
+        node.outputs[0], reading.constant(f"{q_value.name}_dequantized", stored.real)
+    )

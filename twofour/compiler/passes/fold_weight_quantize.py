@@ -1,11 +1,10 @@
 """Quantizes constants now.
 
     QuantizeLinear(constant w, scale, zero_point)  ->  constant q
-    Clip(constant q, low, high)                    ->  constant q
 
     q = saturate(round_half_even(w / scale) + zero_point), the definition of the operator, so this
     is exact. Afterwards a weight written as f32 -> Q -> DQ is an int8 constant -> DQ, the usual
-    form. The Clip is how torch writes the range -127..127 of symmetric weights.
+    form.
 
 Conditions:
     1. scale and zero point are constants
@@ -26,8 +25,6 @@ NAME = "fold_weight_quantize"
 
 def rule(node: ir.Node) -> Replacement | Refused | None:
     """See the module."""
-    if reading.is_op(node, "Clip"):
-        return _clip(node)
     if not reading.is_op(node, "QuantizeLinear"):
         return None
     w_value = reading.data(node)
@@ -45,17 +42,3 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     along = reading.broadcast_shape(w.ndim, scale, reading.int_attribute(node, "axis", 1))
     q = numerics.quantize(w, scale.reshape(along), zero_point.reshape(along), zero_point.dtype)
     return Replacement(node.outputs[0], reading.constant(f"{w_value.name}_quantized", q))
-
-
-def _clip(node: ir.Node) -> Replacement | None:
-    """Clip of an integer constant."""
-    q_value = reading.data(node)
-    q = reading.array(q_value)
-    if q is None or q.dtype not in (np.int8, np.uint8):
-        return None
-    limits = [reading.optional(node, 1), reading.optional(node, 2)]
-    low, high = (reading.array(limit) for limit in limits)
-    if any(limit is not None and reading.array(limit) is None for limit in limits):
-        return None
-    clipped = np.clip(q, low, high) if low is not None or high is not None else q
-    return Replacement(node.outputs[0], reading.constant(f"{q_value.name}_clipped", clipped))

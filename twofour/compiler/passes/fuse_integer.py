@@ -37,10 +37,8 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     op = ops.parse_op(node)
     x = quantizers.dequantizer(op.inputs["x"])
     weight = _weight(op.inputs["w"])
-    if reasons := [reason for reason in (x, weight) if isinstance(reason, str)]:
-        return Refused("; ".join(reasons))
     if isinstance(x, str) or isinstance(weight, str):
-        raise TypeError("reasons were returned above")
+        return Refused("; ".join(reason for reason in (x, weight) if isinstance(reason, str)))
     inputs = {**_named("x", x), "w": weight[0], "w_scale": weight[1], "bias": op.inputs["bias"]}
     add = ""
     if op.has_add:
@@ -79,30 +77,27 @@ def _float_note(result: ir.Value, y: quantizers.PerTensor | str) -> str:
 
 def _weight(value: ir.Value) -> tuple[ir.Value, ir.Value] | str:
     """The weight as int8 with zero point 0 and its scale as float32 [N], or why there is none."""
-    producer = value.producer()
-    if producer is None or not reading.is_op(producer, "DequantizeLinear"):
+    if value.is_initializer():
         return f"the weight {value.name!r} is float"
-    q_value, scale_value = reading.data(producer), reading.data(producer, 1)
-    q, scale = reading.array(q_value), reading.array(scale_value)
-    zero_point = reading.array(reading.optional(producer, 2))
-    if q is None or scale is None or q.dtype not in (np.int8, np.uint8):
+    stored = quantizers.quantized_constant(value)
+    if stored is None or stored.q.dtype not in (np.int8, np.uint8):
         return f"the weight {value.name!r} is not a dequantized int8 or uint8 constant"
-    if not (np.isfinite(scale) & (scale > 0)).all():
+    if not (np.isfinite(stored.scale) & (stored.scale > 0)).all():
         return f"the weight {value.name!r} has a scale that is not finite and positive"
-    axis = reading.int_attribute(producer, "axis", 1) % q.ndim
-    if scale.size > 1 and axis != 0:
-        return f"the weight {value.name!r} is quantized along axis {axis}; expected 0"
-    along = reading.broadcast_shape(q.ndim, scale, axis)
-    zeros = zero_point.reshape(along).astype(np.int32) if zero_point is not None else np.int32(0)
-    centred = q.astype(np.int32) - zeros
+    if stored.axis != 0:
+        return f"the weight {value.name!r} is quantized along axis {stored.axis}; expected 0"
+    centred = stored.centred
     if centred.min() < -128 or centred.max() > 127:
         return (
-            f"the weight {value.name!r} is quantized with zero point {zeros.flat[0]}; less that, it"
-            f" spans {centred.min()}..{centred.max()}; expected int8 with zero point 0"
+            f"the weight {value.name!r} is quantized with zero point {stored.zero_point.flat[0]};"
+            f" less that, it spans {centred.min()}..{centred.max()};"
+            " expected int8 with zero point 0"
         )
-    if q.dtype != np.int8 or np.any(zeros):
+    q_value, scale_value = reading.data(stored.node), reading.data(stored.node, 1)
+    if stored.q.dtype != np.int8 or stored.zero_point.any():
         q_value = reading.constant(f"{q_value.name}_centred", centred.astype(np.int8))
-    if scale.shape != (q.shape[0],):
-        spread = np.broadcast_to(scale.reshape(-1), q.shape[:1])
+    channels = stored.q.shape[:1]
+    if stored.scale.shape != channels:
+        spread = np.broadcast_to(stored.scale.reshape(-1), channels)
         scale_value = reading.constant(f"{scale_value.name}_channels", spread)
     return q_value, scale_value

@@ -44,7 +44,8 @@ def _max_pool(node: ir.Node) -> Replacement | Refused | None:
         return None
     kernel = reading.ints_attribute(node, "kernel_shape", ())
     ones = (1, 1)
-    if reading.shape_of(x) is None or reading.shape_of(node.outputs[0]) is None:
+    shape = reading.shape_of(x)
+    if shape is None or reading.shape_of(node.outputs[0]) is None:
         return Refused("the shape of its input or result is not known")
     if len(kernel) != 2:
         return Refused(f"it pools over {len(kernel)} axes; expected 2")
@@ -54,9 +55,7 @@ def _max_pool(node: ir.Node) -> Replacement | Refused | None:
         return Refused("it rounds its output size up (ceil_mode)")
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         return Refused("its indices are read")
-    pads = windows.explicit_pads(node, kernel)
-    if isinstance(pads, str):
-        return Refused(pads)
+    pads = windows.explicit_pads(node, kernel, shape[2:])
     strides = reading.ints_attribute(node, "strides", ones)
     attributes = {"kernel_shape": kernel, "strides": strides, "pads": pads}
     new = ops.make_node(ops.Variant("QMaxPool"), {"x": x}, attributes, node)
@@ -100,8 +99,7 @@ def _not_global(node: ir.Node) -> str:
             return f"it averages over axes {list(axes)}; expected 2 and 3"
     if node.op_type == "AveragePool":
         kernel = reading.ints_attribute(node, "kernel_shape", ())
-        pads = windows.explicit_pads(node, kernel)
-        if kernel != shape[2:] or isinstance(pads, str) or any(pads):
+        if kernel != shape[2:] or any(windows.explicit_pads(node, kernel, shape[2:])):
             return f"it averages over windows {kernel} of {shape[2:]}; expected the whole image"
     return ""
 

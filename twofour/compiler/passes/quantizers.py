@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler.passes import reading
+from twofour.core import numerics
 
 
 @dataclass(frozen=True)
@@ -96,3 +97,67 @@ def sole_quantizer(value: ir.Value) -> PerTensor | str:
     if not reading.is_op(reader, "QuantizeLinear"):
         return f"its result is read as float by {reader.op_type} {reader.name!r}"
     return per_tensor(reader)
+
+
+@dataclass(frozen=True)
+class QuantizedConstant:
+    """A DequantizeLinear of constants: a weight or bias as files store it.
+
+    Attributes:
+        node: the DequantizeLinear.
+        q: integers, any shape.
+        scale: float32, of one element or one per index of `axis`.
+        zero_point: integers, likewise.
+        axis: of `q`, counted from 0.
+    """
+
+    node: ir.Node
+    q: reading.Array
+    scale: reading.Array
+    zero_point: reading.Array
+    axis: int
+
+    @property
+    def along(self) -> tuple[int, ...]:
+        """The shape in which scale and zero point broadcast to `q`."""
+        return reading.broadcast_shape(self.q.ndim, self.scale, self.axis)
+
+    @property
+    def centred(self) -> reading.Array:
+        """Int32, q - zero_point."""
+        return self.q.astype(np.int32) - self.zero_point.reshape(self.along).astype(np.int32)
+
+    @property
+    def real(self) -> reading.Array:
+        """Float32, (q - zero_point) * scale."""
+        shape = self.along
+        return numerics.dequantize(
+            self.q, self.scale.reshape(shape), self.zero_point.reshape(shape)
+        )
+
+
+def quantized_constant(value: ir.Value) -> QuantizedConstant | None:
+    """Reads the DequantizeLinear of constants that computes the value; None if there is none."""
+    node = value.producer()
+    if node is None or not reading.is_op(node, "DequantizeLinear"):
+        return None
+    given = reading.optional(node, 2)
+    q, scale, zero_point = (reading.array(v) for v in (*node.inputs[:2], given))
+    if q is None or scale is None or (given is not None and zero_point is None):
+        return None
+    blocks = scale.ndim > 1 or reading.int_attribute(node, "block_size", 0)
+    if blocks or q.dtype.kind not in "iu" or scale.dtype != np.float32:
+        return None
+    if zero_point is None:
+        zero_point = np.zeros(scale.shape, q.dtype)
+    axis = reading.int_attribute(node, "axis", 1) % max(1, q.ndim) if scale.size > 1 else 0
+    return QuantizedConstant(node, q, scale, zero_point, axis)
+
+
+def float_constant(value: ir.Value) -> reading.Array | None:
+    """The float32 contents of an initializer, or of a DequantizeLinear of one."""
+    contents = reading.array(value)
+    if contents is not None:
+        return contents if contents.dtype == np.float32 else None
+    stored = quantized_constant(value)
+    return None if stored is None else stored.real

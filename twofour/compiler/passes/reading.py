@@ -8,8 +8,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from twofour.core import numerics
-
 Array = NDArray[Any]
 
 
@@ -97,34 +95,6 @@ def int_list(node: ir.Node, index: int) -> tuple[int, ...] | None:
     """A constant integer input such as axes or pads; None where it is absent or computed."""
     contents = array(optional(node, index))
     return None if contents is None else tuple(int(item) for item in contents.reshape(-1))
-
-
-def float_constant(value: ir.Value | None) -> Array | None:
-    """The float32 contents of an initializer, or of a DequantizeLinear of one."""
-    contents = array(value)
-    if contents is not None or value is None:
-        return contents if contents is not None and contents.dtype == np.float32 else None
-    node = value.producer()
-    if node is None or not is_op(node, "DequantizeLinear"):
-        return None
-    return dequantized(node)
-
-
-def dequantized(node: ir.Node) -> Array | None:
-    """What a DequantizeLinear of constants computes, float32; None where an input is computed."""
-    q, scale = array(data(node)), array(data(node, 1))
-    zero_point = optional(node, 2)
-    zeros = array(zero_point)
-    if q is None or scale is None or scale.dtype != np.float32:
-        return None
-    if zeros is None:
-        if zero_point is not None:
-            return None
-        zeros = np.zeros(scale.shape, np.int32)
-    if int_attribute(node, "block_size", 0) or q.dtype.kind not in "iu" or scale.ndim > 1:
-        return None
-    along = broadcast_shape(q.ndim, scale, int_attribute(node, "axis", 1))
-    return numerics.dequantize(q, scale.reshape(along), zeros.reshape(along))
 
 
 def broadcast_shape(ndim: int, scale: Array, axis: int) -> tuple[int, ...]:
