@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from twofour.core.abi import MAX_THREADS
 from twofour.core.errors import EngineError, InputError
 from twofour.core.records import from_plain, to_plain
 from twofour.core.target import ISAS, Target
 
 FORMAT = 1
-MAX_THREADS = 1024
 _MAX_PLAN_BYTES = 64 << 20
 _MAX_MEMORY_BYTES = 1 << 36
 _MAX_ELEMENTS = 1 << 33

@@ -84,12 +84,12 @@ def _built(
     source: Path, batch: int | None, shapes: list[str] | None, threads: int | None, out: Output
 ) -> Engine:
     from twofour.bench.inputs import model_inputs, static_inputs
-    from twofour.compiler.build import BuildOptions, build
+    from twofour.compiler.build import build
 
     inputs = static_inputs(model_inputs(source), parse_shapes(shapes), batch)
-    options = BuildOptions(shapes={each.name: each.shape for each in inputs}, threads=threads or 1)
+    static = {each.name: each.shape for each in inputs}
     with out.stage("building") as report:
-        return build(source, options, progress=report)
+        return build(source, progress=report, shapes=static, threads=threads or 1)
 
 
 def _note_other_source(engine: Engine, model: Path | None, out: Output) -> None:

@@ -59,22 +59,24 @@ def build(
 
     Example: twofour build resnet20.onnx -o resnet20.engine --int8 --data samples.npz
     """
-    from twofour.compiler.build import BuildOptions
     from twofour.compiler.build import build as compile_model
     from twofour.core.target import host_target
 
     out = Output(as_json, quiet)
     _require_writable(output)
     _require_data(int8, data)
-    options = BuildOptions(
-        sparsity=sparsity.value,
-        shapes=parse_shapes(shapes) or None,
-        threads=threads or 1,
-        timing_cache=timing_cache,
-        target=host_target(isa.value if isa else None),
-    )
     with out.stage("building") as report:
-        engine = compile_model(model, options, int8=int8, data=data, progress=report)
+        engine = compile_model(
+            model,
+            progress=report,
+            int8=int8,
+            data=data,
+            sparsity=sparsity.value,
+            shapes=parse_shapes(shapes) or None,
+            threads=threads or 1,
+            timing_cache=timing_cache,
+            target=host_target(isa.value if isa else None),
+        )
     engine.save(output)
     out.show(_summary(engine, output))
     out.data(_document(engine, output))
