@@ -11,7 +11,8 @@ from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.core.patterns import magnitude_mask
 from twofour.core.target import Target, host_target
 from twofour.kernels.cpu.llvm import Source, compile_object
-from twofour.kernels.cpu.nest import emit_kernel, pack
+from twofour.kernels.cpu.nest import emit_kernel
+from twofour.kernels.cpu.packing import pack
 from twofour.kernels.cpu.problem import Config, ConvProblem, Pieces, Strides
 from twofour.kernels.cpu.tactic import Tactic, tactics
 from twofour.runtime.cpu import Code, address, allocate
@@ -72,10 +73,22 @@ class Case:
             add = "float32" if self.residual.dtype == np.float32 else "int8"
             r = strides(out_h, out_w, n * self.residual.itemsize)
         return ConvProblem(
-            batch, out_h, out_w, self.w.shape[1], n // self.groups,
+            batch,
+            out_h,
+            out_w,
+            self.w.shape[1],
+            n // self.groups,
             "float32" if self.x.dtype == np.float32 else "int8",
-            strides(height, width, channels * self.x.itemsize + self.x_gap), y, out,
-            self.window.kernel, self.window.stride, self.window.dilation, self.groups, r, add, self.epilogue.relu,
+            strides(height, width, channels * self.x.itemsize + self.x_gap),
+            y,
+            out,
+            self.window.kernel,
+            self.window.stride,
+            self.window.dilation,
+            self.groups,
+            r,
+            add,
+            self.epilogue.relu,
         ).flattened()
 
 
@@ -94,7 +107,9 @@ def place(values: np.ndarray, gap: int) -> tuple[np.ndarray, int]:
     return memory, address(memory)
 
 
-def run(case: Case, options: list[tuple[Tactic, Config]], target: Target, parts: int = 1) -> list[np.ndarray]:
+def run(
+    case: Case, options: list[tuple[Tactic, Config]], target: Target, parts: int = 1
+) -> list[np.ndarray]:
     """The output of each option; fails if a byte outside the output changed.
 
     Args:
@@ -104,13 +119,26 @@ def run(case: Case, options: list[tuple[Tactic, Config]], target: Target, parts:
         parts: the work is done in that many calls, as threads would.
     """
     problem = case.problem()
-    code = Code([compile_object([
-        Source(emit_kernel(f"kernel{i}_", problem, t.format, c, target.isa)) for i, (t, c) in enumerate(options)
-    ], target)])
-    return [_run_one(case, problem, code.kernel(f"kernel{i}_"), option, parts) for i, option in enumerate(options)]
+    code = Code(
+        [
+            compile_object(
+                [
+                    Source(emit_kernel(f"kernel{i}_", problem, t.format, c, target.isa))
+                    for i, (t, c) in enumerate(options)
+                ],
+                target,
+            )
+        ]
+    )
+    return [
+        _run_one(case, problem, code.kernel(f"kernel{i}_"), option, parts)
+        for i, option in enumerate(options)
+    ]
 
 
-def _run_one(case: Case, problem: ConvProblem, kernel, option: tuple[Tactic, Config], parts: int) -> np.ndarray:
+def _run_one(
+    case: Case, problem: ConvProblem, kernel, option: tuple[Tactic, Config], parts: int
+) -> np.ndarray:
     config = option[1]
     packed = pack(case.w, problem, option[0].format, config.blocks, case.epilogue, case.x_zero)
     weights = allocate(packed.size + SLACK_BYTES)
@@ -138,9 +166,22 @@ def _run_one(case: Case, problem: ConvProblem, kernel, option: tuple[Tactic, Con
 
 
 def make(
-    rng: np.random.Generator, *, batch: int = 1, height: int = 5, width: int = 5, c: int = 8, n: int = 16,
-    window: Window | None = None, groups: int = 1, add: str = "", pattern: str = "", dtype: str = "int8",
-    out: str = "", relu: bool = False, x_zero: int = 128, y_zero: int = 128,
+    rng: np.random.Generator,
+    *,
+    batch: int = 1,
+    height: int = 5,
+    width: int = 5,
+    c: int = 8,
+    n: int = 16,
+    window: Window | None = None,
+    groups: int = 1,
+    add: str = "",
+    pattern: str = "",
+    dtype: str = "int8",
+    out: str = "",
+    relu: bool = False,
+    x_zero: int = 128,
+    y_zero: int = 128,
 ) -> Case:
     """A case with random data."""
     window = window or Window((3, 3))
@@ -156,14 +197,33 @@ def make(
         w = np.where(magnitude_mask(w, pattern), w, np.zeros((), w.dtype))
     k = w[0].size
     spread = 60.0 / (74 * 74 * k**0.5) if dtype == "int8" else 1.0
-    scale = (spread * rng.uniform(0.5, 2, n)).astype(np.float32) if dtype == "int8" else np.ones(n, np.float32)
-    epilogue = Epilogue(scale, rng.normal(size=n).astype(np.float32), 0.37 if add else 0.0, 0, relu,
-                        y_zero if out == "int8" else None, unsigned=True)
+    scale = (
+        (spread * rng.uniform(0.5, 2, n)).astype(np.float32)
+        if dtype == "int8"
+        else np.ones(n, np.float32)
+    )
+    epilogue = Epilogue(
+        scale,
+        rng.normal(size=n).astype(np.float32),
+        0.37 if add else 0.0,
+        0,
+        relu,
+        y_zero if out == "int8" else None,
+        unsigned=True,
+    )
     case = Case(x, w, epilogue, window, groups, x_zero)
     if add:
         size = (batch, *case.out_size, n)
-        residual = rng.integers(0, 256, size, np.uint8) if add == "int8" else rng.standard_normal(size, np.float32)
-        case = replace(case, residual=residual, epilogue=replace(epilogue, residual_zero_point=128 if add == "int8" else 0))
+        residual = (
+            rng.integers(0, 256, size, np.uint8)
+            if add == "int8"
+            else rng.standard_normal(size, np.float32)
+        )
+        case = replace(
+            case,
+            residual=residual,
+            epilogue=replace(epilogue, residual_zero_point=128 if add == "int8" else 0),
+        )
     return case
 
 

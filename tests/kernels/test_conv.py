@@ -21,8 +21,10 @@ def options_for(t: Tactic, problem: ConvProblem, isa: str) -> list[tuple[Tactic,
     """All its configurations, with the other loop order, and one prefetching."""
     configs = t.configs(problem, isa)
     assert configs
-    configs += [replace(configs[0], panels_outside=not configs[0].panels_outside),
-                replace(configs[0], prefetch_bytes=256)]
+    configs += [
+        replace(configs[0], panels_outside=not configs[0].panels_outside),
+        replace(configs[0], prefetch_bytes=256),
+    ]
     return [(t, c) for c in configs]
 
 
@@ -31,10 +33,14 @@ def check(case: Case, t: Tactic, target) -> None:
     problem = case.problem()
     assert t.refuse(problem, case.w, target.isa) == ""
     expected = case.expected()
-    for (_, config), got in zip(options := options_for(t, problem, target.isa), run(case, options, target), strict=True):
+    for (_, config), got in zip(
+        options := options_for(t, problem, target.isa), run(case, options, target), strict=True
+    ):
         assert got.dtype == expected.dtype
         wrong = np.argwhere(got != expected)
-        assert wrong.size == 0, f"{t.name} {config} of {len(options)}: {len(wrong)} wrong, first {wrong[0]}"
+        assert wrong.size == 0, (
+            f"{t.name} {config} of {len(options)}: {len(wrong)} wrong, first {wrong[0]}"
+        )
 
 
 @pytest.mark.parametrize("target", TARGETS, **IDS)
@@ -45,7 +51,11 @@ def test_matrix_products_around_the_tile_and_vector_width(t, target, m) -> None:
     for n, k in ((16, 8), (32, 40), (96, 136)):
         if t.pattern == "2:4/pair" and n == 16:
             continue
-        check(make(rng, height=m, width=1, c=k, n=n, window=Window((1, 1)), pattern=t.pattern), t, target)
+        check(
+            make(rng, height=m, width=1, c=k, n=n, window=Window((1, 1)), pattern=t.pattern),
+            t,
+            target,
+        )
 
 
 @pytest.mark.parametrize("target", TARGETS, **IDS)
@@ -54,8 +64,17 @@ def test_matrix_products_around_the_tile_and_vector_width(t, target, m) -> None:
 def test_outputs_that_do_not_fill_the_last_block(target, n, out) -> None:
     rng = np.random.default_rng(n)
     for name in ("dense", "2:4 H", "2:4 C"):
-        case = make(rng, height=3, width=3, c=12, n=n, window=Window((1, 1)), out=out,
-                    pattern=tactic(name).pattern, add="int8")
+        case = make(
+            rng,
+            height=3,
+            width=3,
+            c=12,
+            n=n,
+            window=Window((1, 1)),
+            out=out,
+            pattern=tactic(name).pattern,
+            add="int8",
+        )
         check(replace(case, y_gap=3), tactic(name), target)
 
 
@@ -63,22 +82,40 @@ def test_outputs_that_do_not_fill_the_last_block(target, n, out) -> None:
 @pytest.mark.parametrize("t", INTEGER, ids=lambda t: t.name)
 def test_long_sums_of_extreme_values(t, target) -> None:
     """K = 4096, all weights -128 or 127, all inputs 0 or 255, zero points at both ends."""
-    base = make(np.random.default_rng(0), height=5, width=1, c=4096, n=32, window=Window((1, 1)), pattern=t.pattern)
+    base = make(
+        np.random.default_rng(0),
+        height=5,
+        width=1,
+        c=4096,
+        n=32,
+        window=Window((1, 1)),
+        pattern=t.pattern,
+    )
     kept = base.w != 0
     for x in (0, 255):
         for w in (-128, 127):
             for zero in (0, 255):
                 scale = np.full(32, 1 / (255 * 128), np.float32)
                 epilogue = Epilogue(scale, base.epilogue.bias, zero_point=zero, unsigned=True)
-                case = replace(base, x=np.full_like(base.x, x), w=np.where(kept, w, 0).astype(np.int8),
-                               epilogue=epilogue, x_zero=zero)
+                case = replace(
+                    base,
+                    x=np.full_like(base.x, x),
+                    w=np.where(kept, w, 0).astype(np.int8),
+                    epilogue=epilogue,
+                    x_zero=zero,
+                )
                 check(case, t, target)
 
 
 WINDOWS = {
-    "3x3": Window((3, 3)), "3x3 stride 2": Window((3, 3), (2, 2)), "1x1 stride 2": Window((1, 1), (2, 2)),
-    "7x7 stride 2": Window((7, 7), (2, 2)), "3x3 dilation 2": Window((3, 3), (1, 1), (2, 2)),
-    "1x3": Window((1, 3)), "3x1 stride 1x2": Window((3, 1), (1, 2)), "2x2 stride 2": Window((2, 2), (2, 2)),
+    "3x3": Window((3, 3)),
+    "3x3 stride 2": Window((3, 3), (2, 2)),
+    "1x1 stride 2": Window((1, 1), (2, 2)),
+    "7x7 stride 2": Window((7, 7), (2, 2)),
+    "3x3 dilation 2": Window((3, 3), (1, 1), (2, 2)),
+    "1x3": Window((1, 3)),
+    "3x1 stride 1x2": Window((3, 1), (1, 2)),
+    "2x2 stride 2": Window((2, 2), (2, 2)),
 }
 
 
@@ -87,8 +124,18 @@ WINDOWS = {
 def test_windows(target, window) -> None:
     rng = np.random.default_rng(1)
     for t in INTEGER:
-        case = make(rng, batch=2, height=11, width=13, c=16, n=32, window=window, pattern=t.pattern, add="int8",
-                    relu=True)
+        case = make(
+            rng,
+            batch=2,
+            height=11,
+            width=13,
+            c=16,
+            n=32,
+            window=window,
+            pattern=t.pattern,
+            add="int8",
+            relu=True,
+        )
         check(case, t, target)
         check(replace(case, x_gap=16), t, target)
 
@@ -106,7 +153,9 @@ def test_few_input_channels(target, c) -> None:
 def test_epilogues(add, out, relu) -> None:
     rng = np.random.default_rng(2)
     for zero in (0, 3, 128, 255):
-        case = make(rng, c=16, n=48, add=add, out=out, relu=relu, y_zero=zero, x_zero=zero, pattern="2:4")
+        case = make(
+            rng, c=16, n=48, add=add, out=out, relu=relu, y_zero=zero, x_zero=zero, pattern="2:4"
+        )
         for name in ("dense", "2:4 H"):
             check(case, tactic(name), TARGETS[0])
 
@@ -122,12 +171,20 @@ def test_ties_round_to_even() -> None:
     """Sums of one weight 1 with scale 0.5 lie halfway between two integers for every odd input."""
     x = np.arange(256, dtype=np.uint8).reshape(1, 256, 1, 1)
     for zero in (7, 8):
-        epilogue = Epilogue(np.full(16, 0.5, np.float32), np.zeros(16, np.float32), zero_point=zero, unsigned=True)
-        check(Case(x, np.ones((16, 1, 1, 1), np.int8), epilogue, Window((1, 1)), x_zero=0), tactic("dense"), TARGETS[0])
+        epilogue = Epilogue(
+            np.full(16, 0.5, np.float32), np.zeros(16, np.float32), zero_point=zero, unsigned=True
+        )
+        check(
+            Case(x, np.ones((16, 1, 1, 1), np.int8), epilogue, Window((1, 1)), x_zero=0),
+            tactic("dense"),
+            TARGETS[0],
+        )
 
 
 @pytest.mark.parametrize("target", TARGETS, **IDS)
-@pytest.mark.parametrize(("groups", "c", "n"), [(2, 32, 32), (4, 16, 64), (8, 32, 32), (2, 8, 8), (32, 128, 128)])
+@pytest.mark.parametrize(
+    ("groups", "c", "n"), [(2, 32, 32), (4, 16, 64), (8, 32, 32), (2, 8, 8), (32, 128, 128)]
+)
 def test_groups(target, groups, c, n) -> None:
     case = make(np.random.default_rng(groups), height=6, width=6, c=c, n=n, groups=groups)
     expected = case.expected()
@@ -142,9 +199,15 @@ def test_groups(target, groups, c, n) -> None:
 def test_floats(target, name) -> None:
     t = tactic(name, "float32")
     rng = np.random.default_rng(4)
-    for size in ({"c": 16, "n": 16}, {"c": 20, "n": 33}, {"c": 64, "n": 32, "add": "float32", "relu": True}):
+    for size in (
+        {"c": 16, "n": 16},
+        {"c": 20, "n": 33},
+        {"c": 64, "n": 32, "add": "float32", "relu": True},
+    ):
         for window in (Window((3, 3)), Window((1, 1), (2, 2)), Window((3, 3), (1, 1), (2, 2))):
-            case = make(rng, height=9, width=7, window=window, dtype="float32", pattern=t.pattern, **size)
+            case = make(
+                rng, height=9, width=7, window=window, dtype="float32", pattern=t.pattern, **size
+            )
             if reason := t.refuse(case.problem(), case.w, target.isa):
                 assert "AVX-512" in reason
                 assert target.isa != "avx512vnni"
@@ -156,7 +219,9 @@ def test_floats(target, name) -> None:
 
 @pytest.mark.parametrize("t", INTEGER, ids=lambda t: t.name)
 def test_any_division_of_the_work_gives_the_same_bytes(t) -> None:
-    case = make(np.random.default_rng(5), height=20, width=9, c=16, n=64, pattern=t.pattern, add="int8")
+    case = make(
+        np.random.default_rng(5), height=20, width=9, c=16, n=64, pattern=t.pattern, add="int8"
+    )
     options = options_for(t, case.problem(), TARGETS[0].isa)
     whole = run(case, options, TARGETS[0])
     for parts in (2, 3, 7):
@@ -166,7 +231,9 @@ def test_any_division_of_the_work_gives_the_same_bytes(t) -> None:
 
 def test_all_instruction_sets_agree() -> None:
     for t in INTEGER:
-        case = make(np.random.default_rng(6), height=10, width=10, c=24, n=32, pattern=t.pattern, add="int8")
+        case = make(
+            np.random.default_rng(6), height=10, width=10, c=24, n=32, pattern=t.pattern, add="int8"
+        )
         results = [run(case, [(t, t.configs(case.problem(), g.isa)[0])], g)[0] for g in TARGETS]
         assert all((r == results[0]).all() for r in results)
 

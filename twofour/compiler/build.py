@@ -1,7 +1,7 @@
 """model -> engine: import, passes, schedule, places, kernels, engine.
 
-    engine = build("model.onnx")
-    engine.save("model.engine")
+engine = build("model.onnx")
+engine.save("model.engine")
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class BuildOptions:
     """How to build.
 
     Attributes:
-        sparsity: "enable" (2:4 kernels compete where a weight is 2:4), "force" (weights are pruned by
-            magnitude where they can be, and only 2:4 kernels are taken there: for measuring, not for
-            accuracy) or "disable".
+        sparsity: "enable" (2:4 kernels compete where a weight is 2:4), "force" (weights are pruned
+            by magnitude where they can be, and only 2:4 kernels are taken there: for measuring, not
+            for accuracy) or "disable".
         int8: quantize the model first, calibrated on `data`.
         data: calibration batches, as `twofour quantize` takes them.
         shapes: input name -> static shape; dimensions left open become 1.
@@ -83,13 +83,21 @@ class BuildOptions:
                 does not have.
         """
         if self.sparsity not in SPARSITY:
-            raise InputError(f"unknown sparsity {self.sparsity!r}", [f"expected one of {', '.join(SPARSITY)}"])
+            raise InputError(
+                f"unknown sparsity {self.sparsity!r}", [f"expected one of {', '.join(SPARSITY)}"]
+            )
         if self.int8 and self.data is None:
-            raise InputError("INT8 needs calibration data", ["int8 was asked for without data"],
-                             "give calibration inputs: --int8 --data inputs.npz")
+            raise InputError(
+                "INT8 needs calibration data",
+                ["int8 was asked for without data"],
+                "give calibration inputs: --int8 --data inputs.npz",
+            )
         most = min(MAX_THREADS, detect_host().cores)
         if not 1 <= self.threads <= most:
-            raise InputError(f"cannot build for {self.threads} threads", [f"expected 1 to {most} on this machine"])
+            raise InputError(
+                f"cannot build for {self.threads} threads",
+                [f"expected 1 to {most} on this machine"],
+            )
 
 
 def build(model: Model, *, progress: Progress | None = None, **options: Any) -> Engine:
@@ -108,7 +116,10 @@ def build(model: Model, *, progress: Progress | None = None, **options: Any) -> 
     """
     known = {f.name for f in fields(BuildOptions)}
     if unknown := set(options) - known:
-        raise InputError(f"build has no option {min(unknown)!r}", [f"expected some of {', '.join(sorted(known))}"])
+        raise InputError(
+            f"build has no option {min(unknown)!r}",
+            [f"expected some of {', '.join(sorted(known))}"],
+        )
     return compile_model(model, BuildOptions(**options), progress)
 
 
@@ -157,22 +168,33 @@ def force_sparse(model: ir.Model) -> ir.Model:
         value = node.inputs[1]
         while value is not None and value.const_value is None and value.producer() is not None:
             value = value.producer().inputs[0]  # type: ignore[union-attr]
-        if value is None or value.const_value is None or value.const_value.dtype not in (
-            ir.DataType.FLOAT, ir.DataType.INT8
+        if (
+            value is None
+            or value.const_value is None
+            or value.const_value.dtype not in (ir.DataType.FLOAT, ir.DataType.INT8)
         ):
             continue
         w = value.const_value.numpy()
-        along_rows = w.ndim == 2 and not (node.op_type == "Gemm" and node.attributes.get_int("transB", 0))
+        along_rows = w.ndim == 2 and not (
+            node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+        )
         turned = w.T if along_rows else w
         if turned.ndim < 2 or ineligible(turned.shape, "2:4") or is_pattern(turned, "2:4"):
             continue
         pruned = np.where(magnitude_mask(turned, "2:4"), turned, np.zeros((), w.dtype))
-        value.const_value = ir.tensor(np.ascontiguousarray(pruned.T if along_rows else pruned), name=value.name)
+        value.const_value = ir.tensor(
+            np.ascontiguousarray(pruned.T if along_rows else pruned), name=value.name
+        )
     return model
 
 
 def _emit(
-    fused: Fused, order: Schedule, lowered: Lowered, emitter: Emitter, threads: int, progress: Progress | None
+    fused: Fused,
+    order: Schedule,
+    lowered: Lowered,
+    emitter: Emitter,
+    threads: int,
+    progress: Progress | None,
 ) -> tuple[tuple[Step, ...], dict[str, Any]]:
     """The steps, kernels and fallback models."""
     total = sum(len(s.ops) + bool(s.nodes) for s in lowered.sections)
@@ -182,7 +204,9 @@ def _emit(
         first = len(emitter.layers)
         if section.native:
             symbol = f"program{index}"
-            bindings = {name: BINDINGS + i for i, name in enumerate((*section.inputs, *section.outputs))}
+            bindings = {
+                name: BINDINGS + i for i, name in enumerate((*section.inputs, *section.outputs))
+            }
             calls = []
             for placed in section.ops:
                 _tell(progress, done, total, placed.op.name)
@@ -217,7 +241,11 @@ def _fallback_layer(node: ir.Node, order: Schedule, fused: Fused) -> Layer:
 
 
 def _plan(
-    graph: ir.Graph, lowered: Lowered, emitter: Emitter, steps: tuple[Step, ...], built: tuple[Target, int]
+    graph: ir.Graph,
+    lowered: Lowered,
+    emitter: Emitter,
+    steps: tuple[Step, ...],
+    built: tuple[Target, int],
 ) -> Plan:
     """Everything known by now."""
     ends = {v.name for v in (*graph.inputs, *graph.outputs)}
@@ -240,5 +268,3 @@ def _plan(
 
 def _infos(values: Any, lowered: Lowered) -> tuple[TensorInfo, ...]:
     return tuple(lowered.plain[v.name] for v in values)
-
-

@@ -21,7 +21,8 @@ from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.patterns import is_pattern, why_not
 from twofour.engine import Candidate, Layer, TensorInfo
 from twofour.kernels.cpu.llvm import Source
-from twofour.kernels.cpu.nest import emit_kernel, pack
+from twofour.kernels.cpu.nest import emit_kernel
+from twofour.kernels.cpu.packing import pack
 from twofour.kernels.cpu.pointwise import MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_mean
 from twofour.kernels.cpu.problem import ConvProblem, Strides, merge_groups
@@ -76,7 +77,15 @@ class Emitter:
 
         y = operand(placed.y)
         r = y if placed.r is None else operand(placed.r)
-        return Call(symbol, operand(placed.x, x_at), Operand(WEIGHTS, self._keep(constants)), y, r, pieces, panels)
+        return Call(
+            symbol,
+            operand(placed.x, x_at),
+            Operand(WEIGHTS, self._keep(constants)),
+            y,
+            r,
+            pieces,
+            panels,
+        )
 
     def _keep(self, constants: Array) -> int:
         """Appends constants, aligned; returns their offset."""
@@ -96,7 +105,9 @@ class Emitter:
     def _conv(self, op: ConvOp, placed: Placed) -> tuple[str, Array, int, int, int]:
         w, groups = merge_groups(op.w, op.groups)
         problem = conv_problem(op, placed, w, groups)
-        choice, candidates = self.tuner.choose(problem, w, op.epilogue, op.x_zero, self._wanted(w, problem.dtype))
+        choice, candidates = self.tuner.choose(
+            problem, w, op.epilogue, op.x_zero, self._wanted(w, problem.dtype)
+        )
         config, fmt = choice.config, choice.tactic.format
         isa = self.tuner.target.isa
         symbol = self._kernel(lambda name: emit_kernel(name, problem, fmt, config, isa))
@@ -122,10 +133,24 @@ class Emitter:
     def _pool(self, op: PoolOp, placed: Placed) -> tuple[str, Array, int, int, int]:
         x, y = placed.x, placed.y
         assert isinstance(x, Tensor)
-        y_strides = y.strides if isinstance(y, Tensor) else Strides(x.channels * 4, x.channels * 4, x.channels * 4)
+        y_strides = (
+            y.strides
+            if isinstance(y, Tensor)
+            else Strides(x.channels * 4, x.channels * 4, x.channels * 4)
+        )
         out = y.kind if isinstance(y, Tensor) else "float32"
-        problem = PoolProblem(op.op, x.batch, x.height, x.width, x.channels, x.kind, x.strides, y_strides,
-                              op.window, out)
+        problem = PoolProblem(
+            op.op,
+            x.batch,
+            x.height,
+            x.width,
+            x.channels,
+            x.kind,
+            x.strides,
+            y_strides,
+            op.window,
+            out,
+        )
         pixels = x.height * x.width
         constants = pack_mean(op.scale / pixels, pixels * op.x_zero, op.y_zero)
         symbol = self._kernel(lambda name: emit_pool(name, problem))
@@ -138,8 +163,19 @@ class Emitter:
         x_view, y_view = views[0], views[1]
         batch, height, width, channels = _extent(placed.y)
         x_view = replace(x_view, row=x_view.row * op.steps[0], pixel=x_view.pixel * op.steps[1])
-        problem = MapProblem(op.op, batch, height, width, channels - before - after, x_view, y_view,
-                             views[2] if len(views) > 2 else None, op.relu, before, after)
+        problem = MapProblem(
+            op.op,
+            batch,
+            height,
+            width,
+            channels - before - after,
+            x_view,
+            y_view,
+            views[2] if len(views) > 2 else None,
+            op.relu,
+            before,
+            after,
+        )
         symbol = self._kernel(lambda name: emit_map(name, problem), vectorize=True)
         self._plain_layer(op, placed, "pointwise")
         x_at = placed.x.at() if isinstance(placed.x, Tensor) else 0
@@ -147,7 +183,9 @@ class Emitter:
 
     def _plain_layer(self, op: NativeOp, placed: Placed, tactic: str) -> None:
         shape = f"{_show(placed.x)} -> {_show(placed.y)}"
-        self.layers.append(Layer(op.name, op.op_type, tactic, shape=shape, precision=_precision(placed.y)))
+        self.layers.append(
+            Layer(op.name, op.op_type, tactic, shape=shape, precision=_precision(placed.y))
+        )
 
 
 def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProblem:
@@ -157,31 +195,64 @@ def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProbl
     out_h, out_w = op.window.output_size(x.height, x.width)
     channels = w.shape[0]
     pixel = channels * 4
-    y_strides = y.strides if isinstance(y, Tensor) else Strides(pixel * out_h * out_w, pixel * out_w, pixel)
+    y_strides = (
+        y.strides if isinstance(y, Tensor) else Strides(pixel * out_h * out_w, pixel * out_w, pixel)
+    )
     return ConvProblem(
-        x.batch, out_h, out_w, w.shape[1], channels // groups, "int8" if w.dtype == np.int8 else "float32",
-        x.strides, y_strides, "int8" if isinstance(y, Tensor) and y.kind == "u8" else "float32",
-        op.window.kernel, op.window.stride, op.window.dilation, groups,
-        r.strides if isinstance(r, Tensor) else None, op.add, op.epilogue.relu,
+        x.batch,
+        out_h,
+        out_w,
+        w.shape[1],
+        channels // groups,
+        "int8" if w.dtype == np.int8 else "float32",
+        x.strides,
+        y_strides,
+        "int8" if isinstance(y, Tensor) and y.kind == "u8" else "float32",
+        op.window.kernel,
+        op.window.stride,
+        op.window.dilation,
+        groups,
+        r.strides if isinstance(r, Tensor) else None,
+        op.add,
+        op.epilogue.relu,
     ).flattened()
 
 
 def conv_layer(
-    op: ConvOp, placed: Placed, problem: ConvProblem, choice: Choice, candidates: tuple[Candidate, ...], size: int
+    op: ConvOp,
+    placed: Placed,
+    problem: ConvProblem,
+    choice: Choice,
+    candidates: tuple[Candidate, ...],
+    size: int,
 ) -> Layer:
     """What `explain` shows of a convolution."""
     pattern = next((p for p in ("2:4/pair", "2:4", "4:8") if is_pattern(op.w, p)), "dense")
     window = op.window
     text = f"{_show(placed.x)} -> {_show(placed.y)}"
     if window.kernel != (1, 1) or window.stride != (1, 1):
-        text += f" k{window.kernel[0]}x{window.kernel[1]}" + (f" s{window.stride[0]}" if window.stride[0] > 1 else "")
+        text += f" k{window.kernel[0]}x{window.kernel[1]}" + (
+            f" s{window.stride[0]}" if window.stride[0] > 1 else ""
+        )
     return Layer(
-        op.name, op.op_type, choice.tactic.name, str(choice.config), round(choice.time_us, 3), text,
-        problem.dtype, pattern, problem.macs, size, candidates, tuple(_notes(op, choice, candidates, pattern)),
+        op.name,
+        op.op_type,
+        choice.tactic.name,
+        str(choice.config),
+        round(choice.time_us, 3),
+        text,
+        problem.dtype,
+        pattern,
+        problem.macs,
+        size,
+        candidates,
+        tuple(_notes(op, choice, candidates, pattern)),
     )
 
 
-def _notes(op: ConvOp, choice: Choice, candidates: tuple[Candidate, ...], pattern: str) -> list[str]:
+def _notes(
+    op: ConvOp, choice: Choice, candidates: tuple[Candidate, ...], pattern: str
+) -> list[str]:
     """Why the layer is not sparse, or why sparse lost, in words."""
     if choice.tactic.pattern:
         return []
@@ -191,10 +262,14 @@ def _notes(op: ConvOp, choice: Choice, candidates: tuple[Candidate, ...], patter
     timed = [c for c in candidates if c.time_us is not None and c.tactic != choice.tactic.name]
     if timed and timed[0].time_us is not None:
         best = timed[0]
-        return [f"the weight is {pattern}, but {best.tactic} took {best.time_us:.2f} us and dense"
-                f" {choice.time_us:.2f} us here: {_why_dense_won(op)}"]
-    return [f"the weight is {pattern}, but no sparse kernel takes it: " + "; ".join(
-        f"{c.tactic}: {c.reason}" for c in candidates if c.reason)]
+        return [
+            f"the weight is {pattern}, but {best.tactic} took {best.time_us:.2f} us and dense"
+            f" {choice.time_us:.2f} us here: {_why_dense_won(op)}"
+        ]
+    return [
+        f"the weight is {pattern}, but no sparse kernel takes it: "
+        + "; ".join(f"{c.tactic}: {c.reason}" for c in candidates if c.reason)
+    ]
 
 
 def _why_dense_won(op: ConvOp) -> str:
@@ -219,7 +294,11 @@ def _extent(place: Place) -> tuple[int, int, int, int]:
     """Batch, height, width, channels."""
     if isinstance(place, Tensor):
         return place.batch, place.height, place.width, place.channels
-    shape = place.shape if len(place.shape) == 4 else (int(np.prod(place.shape[:-1])), place.shape[-1], 1, 1)
+    shape = (
+        place.shape
+        if len(place.shape) == 4
+        else (int(np.prod(place.shape[:-1])), place.shape[-1], 1, 1)
+    )
     return shape[0], shape[2], shape[3], shape[1]
 
 
@@ -233,4 +312,3 @@ def _show(place: Place) -> str:
 def _precision(place: Place) -> str:
     kind = place.kind if isinstance(place, Tensor) else place.dtype
     return "float32" if kind == "float32" else "int8"
-

@@ -1,7 +1,7 @@
 """Where tensors lie: channels-last, with a halo wide enough for every convolution that reads them.
 
-The interior of a tensor is written by its producer; the halo around it is set once, when a session starts, to the zero
-point: convolutions read their padding from it, free of any test or copy.
+The interior of a tensor is written by its producer; the halo around it is set once, when a session
+starts, to the zero point: convolutions read their padding from it, free of any test or copy.
 """
 
 from __future__ import annotations

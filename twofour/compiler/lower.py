@@ -1,9 +1,10 @@
-"""Fused graph -> operators over tensors: which values live in the arena, which are plain arrays between steps, and
-where one form is turned into the other.
+"""Fused graph -> operators over tensors: which values live in the arena, which are plain arrays
+between steps, and where one form is turned into the other.
 
-A value is native if a kernel needs it channels-last in the arena, plain if it is an input or output of the model or
-crosses to a fallback. Where it is both, a copy stands beside its producer or first reader. Quantize and dequantize
-read and write plain arrays themselves, so the ends of a network cost no extra pass.
+A value is native if a kernel needs it channels-last in the arena, plain if it is an input or output
+of the model or crosses to a fallback. Where it is both, a copy stands beside its producer or first
+reader. Quantize and dequantize read and write plain arrays themselves, so the ends of a network
+cost no extra pass.
 """
 
 from __future__ import annotations
@@ -105,7 +106,9 @@ class _Forms:
     def __init__(self, graph: ir.Graph, order: Schedule) -> None:
         native = [order.ops[n] for s in order.stretches if s.native for n in s.nodes]
         outside = [n for s in order.stretches if not s.native for n in s.nodes]
-        crossing = [v for n in outside for v in (*_reads(n), *n.outputs) if v.const_value is None and v.name]
+        crossing = [
+            v for n in outside for v in (*_reads(n), *n.outputs) if v.const_value is None and v.name
+        ]
         crossing += [*graph.inputs, *graph.outputs]
         self._order = order
         self._values = {v.name: v for n in graph for v in (*n.inputs, *n.outputs) if v is not None}
@@ -138,7 +141,11 @@ class _Forms:
                 y = self._destination(op)
                 out.append(Placed(op, x, y, r))
             if isinstance(y, Tensor) and op.y in self.plain:
-                out.append(Placed(MapOp(f"{op.name}/plain", "Copy", "map", op.y, op.y), y, self.plain[op.y]))
+                out.append(
+                    Placed(
+                        MapOp(f"{op.name}/plain", "Copy", "map", op.y, op.y), y, self.plain[op.y]
+                    )
+                )
         return out
 
     def _destination(self, op: NativeOp) -> Place:
@@ -147,7 +154,9 @@ class _Forms:
             return self._tensor(op.y)
         value = self._values[op.y]
         # A float vector per image lies the same way in both forms.
-        vector = value.shape is not None and len(value.shape) == 2 and value.dtype == ir.DataType.FLOAT
+        vector = (
+            value.shape is not None and len(value.shape) == 2 and value.dtype == ir.DataType.FLOAT
+        )
         if _flexible(op) or (vector and op.kind == "conv" and op.y not in self._read):
             return self.plain[op.y]
         return self._tensor(op.y)
@@ -156,7 +165,9 @@ class _Forms:
         """The tensor of a value, copied into the arena where it so far exists only as a plain array."""
         if name not in self._tensors:
             tensor = self._tensor(name)
-            out.append(Placed(MapOp(f"{name}/native", "Copy", "map", name, name), self.plain[name], tensor))
+            out.append(
+                Placed(MapOp(f"{name}/native", "Copy", "map", name, name), self.plain[name], tensor)
+            )
         return self._tensors[name]
 
     def _tensor(self, name: str) -> Tensor:
@@ -188,12 +199,19 @@ def _reads(node: ir.Node) -> list[ir.Value]:
 
 def _info(value: ir.Value) -> TensorInfo:
     """A plain value's name, dtype and shape."""
-    if value.dtype is None or value.shape is None or not all(isinstance(d, int) for d in value.shape):
+    if (
+        value.dtype is None
+        or value.shape is None
+        or not all(isinstance(d, int) for d in value.shape)
+    ):
         raise UnsupportedError(
             f"the shape of {value.name!r} is not known before running",
-            [f"its shape is {value.shape}, its dtype {value.dtype}"], "give input shapes with --shapes",
+            [f"its shape is {value.shape}, its dtype {value.dtype}"],
+            "give input shapes with --shapes",
         )
-    return TensorInfo(value.name or "", value.dtype.numpy().name, tuple(int(d) for d in value.shape))  # type: ignore[arg-type]
+    return TensorInfo(
+        value.name or "", value.dtype.numpy().name, tuple(int(d) for d in value.shape)
+    )  # type: ignore[arg-type]
 
 
 def _set_halos(ops: list[Placed]) -> None:
@@ -207,7 +225,9 @@ def _set_halos(ops: list[Placed]) -> None:
         if zero.setdefault(id(x), op.x_zero) != op.x_zero:
             raise UnsupportedError(
                 f"tensor {x.name!r} is read with two zero points",
-                [f"{op.name} reads it with {op.x_zero}, another layer with {zero[id(x)]} (as stored)"],
+                [
+                    f"{op.name} reads it with {op.x_zero}, another layer with {zero[id(x)]} (as stored)"
+                ],
                 "quantize the tensor once",
             )
         x.fill = op.x_zero
@@ -222,17 +242,29 @@ def _lives(ops: list[Placed]) -> dict[str, Life]:
                 first = lives[place.name].first if place.name in lives else index
                 replaces = lives[place.name].replaces if place.name in lives else ""
                 lives[place.name] = Life(first, index, replaces)
-        if isinstance(placed.op, ConvOp) and isinstance(placed.r, Tensor) and isinstance(placed.y, Tensor):
+        if (
+            isinstance(placed.op, ConvOp)
+            and isinstance(placed.r, Tensor)
+            and isinstance(placed.y, Tensor)
+        ):
             life = lives[placed.y.name]
             lives[placed.y.name] = Life(life.first, life.last, placed.r.name)
     return lives
 
 
-def _sections(stretches: tuple[Stretch, ...], placed: list[list[Placed]], graph: ir.Graph) -> tuple[Section, ...]:
+def _sections(
+    stretches: tuple[Stretch, ...], placed: list[list[Placed]], graph: ir.Graph
+) -> tuple[Section, ...]:
     """The steps, with the plain values each reads and writes."""
     reads = [
-        [n for p in part for n in p.plain_reads] if stretch.native else
-        [v.name or "" for n in stretch.nodes for v in _reads(n) if v.const_value is None and v.name]
+        [n for p in part for n in p.plain_reads]
+        if stretch.native
+        else [
+            v.name or ""
+            for n in stretch.nodes
+            for v in _reads(n)
+            if v.const_value is None and v.name
+        ]
         for stretch, part in zip(stretches, placed, strict=True)
     ]
     finals = {v.name for v in graph.outputs}

@@ -1,7 +1,8 @@
-"""One arena for all activations: every tensor gets an offset, and tensors that never live together share bytes.
+"""One arena for all activations: every tensor gets an offset, and tensors that never live together
+share bytes.
 
-A tensor with a halo keeps its bytes for tensors of exactly its layout, because the halo is set only once, when a
-session starts. Tensors without a halo share all remaining bytes freely.
+A tensor with a halo keeps its bytes for tensors of exactly its layout, because the halo is set only
+once, when a session starts. Tensors without a halo share all remaining bytes freely.
 """
 
 from __future__ import annotations

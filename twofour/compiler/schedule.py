@@ -1,8 +1,8 @@
 """The order of execution, and which stretches run natively.
 
-Nodes are taken in an order that keeps native operators together: all native ones that are ready, then all others that
-are ready, and so on. A native stretch without a convolution or matrix product is not worth the change of layout and
-joins the fallback around it.
+Nodes are taken in an order that keeps native operators together: all native ones that are ready,
+then all others that are ready, and so on. A native stretch without a convolution or matrix product
+is not worth the change of layout and joins the fallback around it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from twofour.compiler.native import NativeOp, read
+from twofour.compiler import native_fused, native_standard
+from twofour.compiler.native import NativeOp, NotNative
+from twofour.compiler.ops import is_fused, parse_op
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,19 @@ def schedule(graph: ir.Graph) -> Schedule:
         for node in (n for s in idle for n in s.nodes):
             del ops[node]
             reasons[node] = "no convolution or matrix product beside it runs natively"
+
+
+def read(node: ir.Node) -> NativeOp | str:
+    """The node as a native operator, or why it is none."""
+    try:
+        if is_fused(node):
+            op = parse_op(node)
+            return native_fused.READERS[op.base](op)
+        if node.domain == "" and node.op_type in native_standard.READERS:
+            return native_standard.READERS[node.op_type](node)
+    except NotNative as e:
+        return str(e)
+    return f"no native kernel for {node.domain + '.' if node.domain else ''}{node.op_type}"
 
 
 def _order(graph: ir.Graph, native: Callable[[ir.Node], bool]) -> list[Stretch]:

@@ -1,8 +1,8 @@
 """Choosing a kernel by time: legal -> build -> compare with the reference -> time -> choose.
 
-A candidate that gives a wrong result is an error, never a slow candidate. Candidates are timed in interleaved rounds,
-so that a disturbance of the machine hits all of them; the fastest median wins. Times are kept in a cache that may
-live in a file; its key lists everything a time depends on.
+A candidate that gives a wrong result is an error, never a slow candidate. Candidates are timed in
+interleaved rounds, so that a disturbance of the machine hits all of them; the fastest median wins.
+Times are kept in a cache that may live in a file; its key lists everything a time depends on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.core.target import Target
 from twofour.engine import Candidate
 from twofour.kernels.cpu.llvm import TOOLS, Source, compile_object
-from twofour.kernels.cpu.nest import emit_kernel, pack
+from twofour.kernels.cpu.nest import emit_kernel
+from twofour.kernels.cpu.packing import pack
 from twofour.kernels.cpu.problem import Config, ConvProblem, Pieces, Strides
 from twofour.kernels.cpu.program import threads_text
 from twofour.kernels.cpu.tactic import Tactic, tactics
@@ -167,7 +168,9 @@ class Tuner:
                 continue
             for config in tactic.configs(problem, self.target.isa):
                 text = emit_kernel("kernel", problem, tactic.format, config, self.target.isa)
-                key = timing_key(problem, tactic, config, self.target, hashlib.sha256(text.encode()).hexdigest())
+                key = timing_key(
+                    problem, tactic, config, self.target, hashlib.sha256(text.encode()).hexdigest()
+                )
                 options.append(_Option(tactic, config, text, key))
         return options, refused
 
@@ -345,4 +348,3 @@ def work(problem: ConvProblem, config: Config) -> tuple[int, int]:
     """Row pieces and panels of a kernel."""
     pieces = problem.batch * Pieces.of(problem.out_h, config.tile_h).count
     return pieces, problem.groups * problem.blocks // config.blocks
-

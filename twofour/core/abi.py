@@ -1,7 +1,8 @@
 """What generated code and the runtime agree on. A change here is a new engine format.
 
-A program is `void program(ptr args, i64 tid, i64 threads)`, run by every thread. `args` is a table of pointers:
-arena, weights, sync, then the step's plain inputs and outputs. Threads meet in the sync block: one cache line an item.
+A program is `void program(ptr args, i64 tid, i64 threads)`, run by every thread. `args` is a table
+of pointers: arena, weights, sync, then the step's plain inputs and outputs. Threads meet in the
+sync block: one cache line an item.
 """
 
 from __future__ import annotations
@@ -10,8 +11,18 @@ ARENA, WEIGHTS, SYNC_INDEX, BINDINGS = 0, 1, 2, 3
 
 # Byte offsets in the sync block; "sleeping" and "semaphore" hold one cache line a thread.
 SYNC = {
-    "arrived": 0, "generation": 64, "epoch": 128, "stop": 192, "program": 256, "args": 264, "threads": 272,
-    "sched_yield": 320, "sem_wait": 328, "sem_post": 336, "sleeping": 1024, "semaphore": 8192,
+    "arrived": 0,
+    "generation": 64,
+    "epoch": 128,
+    "stop": 192,
+    "program": 256,
+    "args": 264,
+    "threads": 272,
+    "sched_yield": 320,
+    "sem_wait": 328,
+    "sem_post": 336,
+    "sleeping": 1024,
+    "semaphore": 8192,
 }
 SYNC_BYTES = 16384
 MAX_THREADS = min(SYNC["semaphore"] - SYNC["sleeping"], SYNC_BYTES - SYNC["semaphore"]) // 64

@@ -1,7 +1,8 @@
 """The error classes and the shape of their messages.
 
-Every message says what failed and where, what was expected, what was found, and how to mend it. All errors
-derive from `Error`, so that the command line prints one message and picks the exit code from the class.
+Every message says what failed and where, what was expected, what was found, and how to mend it. All
+errors derive from `Error`, so that the command line prints one message and picks the exit code from
+the class.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ class Error(Exception):
 
     Args:
         what: one line: what failed, and where.
-        reasons: one line each: what was expected and what was found; all that are known, not the first.
+        reasons: one line each: what was expected and what was found; all that are known, not the
+            first.
         fix: what the user can do about it.
     """
 

@@ -1,7 +1,9 @@
-"""The definition of the arithmetic: quantize, dequantize, integer matmul and convolution, requantize.
+"""The definition of the arithmetic: quantize, dequantize, integer matmul and convolution,
+requantize.
 
-Plain numpy, slow and obvious. Every integer kernel equals it bit for bit; every float operation is rounded to
-float32 once, in the order written here (no fused multiply-add), so that any CPU gives the same bytes.
+Plain numpy, slow and obvious. Every integer kernel equals it bit for bit; every float operation is
+rounded to float32 once, in the order written here (no fused multiply-add), so that any CPU gives
+the same bytes.
 
 Source: Jacob et al. 2018, arXiv:1712.05877; ONNX QuantizeLinear and DequantizeLinear.
 """
@@ -20,8 +22,10 @@ Array = NDArray[Any]
 MAX_K = (2**31 - 1) // (255 * 128)
 
 
-def quantize(x: Array, scale: Array | float, zero_point: Array | int, dtype: Any = np.int8) -> Array:
-    """q = saturate(round_half_even(x / scale) + zero_point)
+def quantize(
+    x: Array, scale: Array | float, zero_point: Array | int, dtype: Any = np.int8
+) -> Array:
+    """Q = saturate(round_half_even(x / scale) + zero_point)
 
     Args:
         x: float32, any shape.
@@ -41,7 +45,7 @@ def quantize(x: Array, scale: Array | float, zero_point: Array | int, dtype: Any
 
 
 def dequantize(q: Array, scale: Array | float, zero_point: Array | int) -> Array:
-    """x = (q - zero_point) * scale, float32, the shape of `q`. Source: ONNX DequantizeLinear."""
+    """X = (q - zero_point) * scale, float32, the shape of `q`. Source: ONNX DequantizeLinear."""
     centred = q.astype(np.int32) - np.asarray(zero_point).astype(np.int32)
     return centred.astype(np.float32) * np.asarray(scale, np.float32)
 
@@ -93,7 +97,8 @@ class Epilogue:
 
 
 def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) -> Array:
-    """y = saturate(round_half_even(acc * scale + bias [+ (r - r_zero_point) * r_scale]) + zero_point)
+    """Y = saturate(round_half_even(acc * scale + bias [+ (r - r_zero_point) * r_scale]) +
+    zero_point)
 
     Args:
         acc: int32 [..., N], exact sums (or float32 sums of a float kernel).
@@ -152,7 +157,11 @@ def patches(x: Array, window: Window, fill: float) -> Array:
     out_h, out_w = window.output_size(x.shape[1], x.shape[2])
     (sh, sw), (dh, dw), (kh, kw) = window.stride, window.dilation, window.kernel
     taps = [
-        padded[:, i * dh : i * dh + sh * (out_h - 1) + 1 : sh, j * dw : j * dw + sw * (out_w - 1) + 1 : sw]
+        padded[
+            :,
+            i * dh : i * dh + sh * (out_h - 1) + 1 : sh,
+            j * dw : j * dw + sw * (out_w - 1) + 1 : sw,
+        ]
         for i in range(kh)
         for j in range(kw)
     ]

@@ -1,7 +1,8 @@
 """Target: what a device can do. Part of every cache key and of every engine.
 
-A CPU target names an instruction set the kernels know how to use, not a whole CPU: code for `avx512vnni` runs on
-every CPU that has its features. `vector` is the portable path: whatever vector unit LLVM finds for the architecture.
+A CPU target names an instruction set the kernels know how to use, not a whole CPU: code for
+`avx512vnni` runs on every CPU that has its features. `vector` is the portable path: whatever vector
+unit LLVM finds for the architecture.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def detect_host() -> Host:
             if key.strip() in ("flags", "Features"):
                 flags = frozenset(name.replace("_", "") for name in value.split())
                 break
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return Host(platform.machine(), model, flags, cores)
 
 
@@ -109,7 +112,9 @@ def host_target(isa: str | None = None) -> Target:
     host = detect_host()
     if isa is not None:
         if isa not in _REQUIRED:
-            raise InputError(f"unknown instruction set {isa!r}", [f"expected one of {', '.join(ISAS)}"])
+            raise InputError(
+                f"unknown instruction set {isa!r}", [f"expected one of {', '.join(ISAS)}"]
+            )
         check_runs_here(Target(isa, host.arch, host.model))
         return Target(isa, host.arch, host.model)
     best = next(name for name, needs in _REQUIRED.items() if host.features.issuperset(needs))
@@ -135,7 +140,9 @@ def check_runs_here(target: Target) -> None:
         host = detect_host()
         raise UnsupportedError(
             f"code for {target} cannot run on this machine",
-            [f"needs {', '.join(target.features) or target.arch}",
-             f"missing on {host.model} ({host.arch}): {', '.join(lacking)}"],
+            [
+                f"needs {', '.join(target.features) or target.arch}",
+                f"missing on {host.model} ({host.arch}): {', '.join(lacking)}",
+            ],
             "rebuild the engine on this machine: twofour build MODEL.onnx -o E.engine",
         )

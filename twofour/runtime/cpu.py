@@ -58,7 +58,9 @@ class Code:
         """
         found = next(filter(None, (int(e.get_function_address(symbol)) for e in self._engines)), 0)
         if not found:
-            raise EngineError(f"the engine's code has no function {symbol!r}", [], "rebuild the engine")
+            raise EngineError(
+                f"the engine's code has no function {symbol!r}", [], "rebuild the engine"
+            )
         return found
 
     def kernel(self, symbol: str) -> Any:
@@ -79,12 +81,15 @@ def _mapped(data: bytes) -> Any:
         machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine(
             opt=3, reloc="pic", codemodel="small", jit=True
         )
-        # use_lmm: one small mapping for all sections of the object, so that relocations between them always reach.
+        # use_lmm: one small mapping for all sections of the object, so that relocations between
+        # them always reach.
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine, use_lmm=True)
         try:
             engine.add_object_file(binding.ObjectFileRef.from_data(data))
         except RuntimeError as e:
-            raise EngineError("the engine's code cannot be loaded", [str(e)], "rebuild the engine") from e
+            raise EngineError(
+                "the engine's code cannot be loaded", [str(e)], "rebuild the engine"
+            ) from e
         engine.finalize_object()
         return engine
 
@@ -100,12 +105,24 @@ class Workers:
     def __init__(self, code: Code, threads: int) -> None:
         """Starts threads - 1 workers."""
         libc = ctypes.CDLL(None)
-        missing = [n for n in ("sched_yield", "sem_init", "sem_wait", "sem_post", "pthread_create", "pthread_join")
-                   if not hasattr(libc, n)]
+        missing = [
+            n
+            for n in (
+                "sched_yield",
+                "sem_init",
+                "sem_wait",
+                "sem_post",
+                "pthread_create",
+                "pthread_join",
+            )
+            if not hasattr(libc, n)
+        ]
         if (missing and threads > 1) or not 1 <= threads <= MAX_THREADS:
-            raise UnsupportedError(f"cannot run with {threads} threads",
-                                   [f"expected 1 to {MAX_THREADS}", *(f"the system lacks {n}" for n in missing)],
-                                   "use --threads 1")
+            raise UnsupportedError(
+                f"cannot run with {threads} threads",
+                [f"expected 1 to {MAX_THREADS}", *(f"the system lacks {n}" for n in missing)],
+                "use --threads 1",
+            )
         self.threads = threads
         self.sync = allocate(SYNC_BYTES)
         self._code = code
@@ -116,36 +133,51 @@ class Workers:
         for name in ("sched_yield", "sem_wait", "sem_post"):
             if hasattr(libc, name):
                 words[SYNC[name] // 8] = ctypes.cast(getattr(libc, name), ctypes.c_void_p).value
-        base = address(self.sync)
+        base = self._sync_address = address(self.sync)
         self._selves = np.array([[base, tid] for tid in range(threads)], np.int64)
         handles = []
         for tid in range(1, threads):
             libc.sem_init(ctypes.c_void_p(base + SYNC["semaphore"] + 64 * tid), 0, 0)
             handle = ctypes.c_ulong()
-            failed = libc.pthread_create(ctypes.byref(handle), None, ctypes.c_void_p(code.address("worker")),
-                                         ctypes.c_void_p(address(self._selves[tid])))
+            failed = libc.pthread_create(
+                ctypes.byref(handle),
+                None,
+                ctypes.c_void_p(code.address("worker")),
+                ctypes.c_void_p(address(self._selves[tid])),
+            )
             if failed:
                 _stop(libc, self._run, code, self.sync, handles, self._selves)
-                raise UnsupportedError(f"the system refused thread {tid + 1} of {threads}", [f"error {failed}"],
-                                       "use fewer --threads")
+                raise UnsupportedError(
+                    f"the system refused thread {tid + 1} of {threads}",
+                    [f"error {failed}"],
+                    "use fewer --threads",
+                )
             handles.append(handle)
         # Holds the code and the memory until the threads that use them have ended.
         self.close = weakref.finalize(
             self, _stop, libc, self._run, code, self.sync, handles, self._selves
         )
 
-    def run(self, program: int, args: NDArray[np.int64]) -> None:
-        """Runs the program at that address with all threads; returns when all are done."""
-        self._run(address(self.sync), program, address(args), self.threads)
+    def run(self, program: int, args: int) -> None:
+        """Runs the program at that address with all threads; returns when all are done.
+
+        Args:
+            program: address of the program.
+            args: address of its table of pointers.
+        """
+        self._run(self._sync_address, program, args, self.threads)
 
 
-def _stop(libc: Any, run: Any, code: Code, sync: Bytes, handles: list[Any],
-          selves: NDArray[np.int64]) -> None:
+def _stop(
+    libc: Any, run: Any, code: Code, sync: Bytes, handles: list[Any], selves: NDArray[np.int64]
+) -> None:
     """Ends the workers and waits for them."""
     if not handles:
         return
     sync.view(np.int32)[SYNC["stop"] // 4] = 1
-    nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(lambda *_: None)
+    nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(
+        lambda *_: None
+    )
     run(address(sync), ctypes.cast(nothing, ctypes.c_void_p).value, 0, len(handles) + 1)
     for handle in handles:
         libc.pthread_join(handle, None)

@@ -3,12 +3,13 @@
     session = Session(Engine.load("model.engine"))
     outputs = session.run({"x": x})
 
-Each step of the plan is one call: a native program over the arena, or ONNX Runtime on a fallback subgraph. Between
-steps lie plain C-contiguous arrays.
+Each step of the plan is one call: a native program over the arena, or ONNX Runtime on a fallback
+subgraph. Between steps lie plain C-contiguous arrays.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import threading
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ Array = NDArray[Any]
 class Session:
     """Runs one engine; holds its own activation memory and threads.
 
-    `run` may be called from several Python threads; calls on one session take turns, and the GIL is free while one
-    computes. Close it, or use it in a `with` statement, to end its threads at once.
+    `run` may be called from several Python threads; calls on one session take turns, and the GIL is
+    free while one computes. Close it, or use it in a `with` statement, to end its threads at once.
 
     Args:
         engine: the engine.
@@ -53,6 +54,7 @@ class Session:
         self._closed = False
         plan = engine.plan
         self._infos = {t.name: t for t in (*plan.inputs, *plan.outputs, *plan.boundary)}
+        self._expected = [(t.name, np.dtype(t.dtype), t.shape) for t in self.inputs]
         self._weights = allocate(engine.weights.nbytes + SLACK_BYTES, huge=True)
         self._weights[: engine.weights.nbytes] = engine.weights
         self._arena = allocate(plan.arena_bytes + SLACK_BYTES, huge=True)
@@ -61,8 +63,10 @@ class Session:
         self._code = Code([engine.code[name].tobytes() for name in plan.code])
         self.threads = plan.threads if threads is None else threads
         self._workers = Workers(self._code, self.threads)
-        self._steps = [_NativeStep(step, self) if step.kind == "native" else _FallbackStep(step, self)
-                       for step in plan.steps]
+        self._steps = [
+            _NativeStep(step, self) if step.kind == "native" else _FallbackStep(step, self)
+            for step in plan.steps
+        ]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Computes the outputs.
@@ -76,9 +80,14 @@ class Session:
         Raises:
             InputError: a missing or unknown name, a wrong dtype or shape, or the session is closed.
         """
-        tensors = {t.name: self._checked(t, inputs) for t in self.inputs}
+        tensors = {}
+        for name, dtype, shape in self._expected:
+            array = inputs.get(name)
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+                raise self._refusal(name, inputs)
+            tensors[name] = array if array.flags.c_contiguous else array.copy()
         if len(inputs) != len(tensors):
-            raise self._unknown(inputs)
+            raise self._refusal("", inputs)
         with self._lock:
             if self._closed:
                 raise InputError("this session is closed", [], "open a new Session")
@@ -98,41 +107,53 @@ class Session:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Closes it."""
         self.close()
 
-    def _checked(self, info: TensorInfo, inputs: Mapping[str, Array]) -> Array:
-        array = inputs.get(info.name)
-        if array is None:
-            raise self._unknown(inputs)
-        if not isinstance(array, np.ndarray) or array.dtype.name != info.dtype or array.shape != info.shape:
-            found = f"{array.dtype.name} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise InputError(
-                f"input {info.name!r} does not fit the engine",
-                [f"expected {info.dtype} {list(info.shape)}", f"got {found}"],
-                f"convert it, or build for this shape: --shapes {info.name}:"
-                + "x".join(map(str, getattr(array, "shape", info.shape))),
+    def _refusal(self, name: str, inputs: Mapping[str, Array]) -> InputError:
+        """What is wrong with the inputs; `name` is the first that does not fit, or "" where there are too many."""
+        if name not in inputs:
+            return InputError(
+                "the inputs given are not those of the engine",
+                [
+                    f"expected {', '.join(t.name for t in self.inputs)}",
+                    f"got {', '.join(map(str, inputs)) or 'none'}",
+                ],
+                "name each array as the model names its input",
             )
-        return np.ascontiguousarray(array).reshape(info.shape)
-
-    def _unknown(self, inputs: Mapping[str, Array]) -> InputError:
-        return InputError("the inputs given are not those of the engine",
-                          [f"expected {', '.join(t.name for t in self.inputs)}",
-                           f"got {', '.join(map(str, inputs)) or 'none'}"],
-                          "name each array as the model names its input")
+        info, array = self._infos[name], inputs[name]
+        if not isinstance(array, np.ndarray):
+            found, fix = type(array).__name__, "pass a numpy array"
+        else:
+            found, fix = (
+                f"{array.dtype.name} {list(array.shape)}",
+                f"convert it with .astype({info.dtype!r})",
+            )
+            if array.shape != info.shape:
+                size = "x".join(map(str, array.shape))
+                fix = f"reshape it, or build for this shape: --shapes {name}:{size}"
+        what = f"input {name!r} does not fit the engine"
+        return InputError(what, [f"expected {info.dtype} {list(info.shape)}", f"got {found}"], fix)
 
 
 class _NativeStep:
     """A generated program with its table of pointers."""
 
     def __init__(self, step: Step, session: Session) -> None:
-        self._inputs, self._outputs = step.inputs, [session._infos[name] for name in step.outputs]
+        outputs = [session._infos[name] for name in step.outputs]
+        self._inputs = step.inputs
+        self._outputs = [(info.name, info.shape, np.dtype(info.dtype)) for info in outputs]
         self._program = session._code.address(step.symbol)
         self._workers = session._workers
-        self._args = np.zeros(BINDINGS + len(step.inputs) + len(step.outputs), np.int64)
-        self._args[:BINDINGS] = [address(a) for a in (session._arena, session._weights, session._workers.sync)]
+        self._args = (ctypes.c_int64 * (BINDINGS + len(step.inputs) + len(step.outputs)))()
+        self._args_address = ctypes.addressof(self._args)
+        for index, block in enumerate((session._arena, session._weights, session._workers.sync)):
+            self._args[index] = address(block)
 
     def run(self, tensors: dict[str, Array]) -> None:
         """Binds the plain tensors and calls the program."""
@@ -140,11 +161,11 @@ class _NativeStep:
         for name in self._inputs:
             self._args[at] = address(tensors[name])
             at += 1
-        for info in self._outputs:
-            array = tensors[info.name] = np.empty(info.shape, info.dtype)
+        for name, shape, dtype in self._outputs:
+            array = tensors[name] = np.empty(shape, dtype)
             self._args[at] = address(array)
             at += 1
-        self._workers.run(self._program, self._args)
+        self._workers.run(self._program, self._args_address)
 
 
 class _FallbackStep:
@@ -156,7 +177,8 @@ class _FallbackStep:
         except ImportError as e:
             raise UnsupportedError(
                 f"step {step.symbol!r} of the engine runs on ONNX Runtime, which is not installed",
-                [f"it computes {', '.join(step.outputs)}"], "pip install onnxruntime",
+                [f"it computes {', '.join(step.outputs)}"],
+                "pip install onnxruntime",
             ) from e
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = session.threads
@@ -164,14 +186,20 @@ class _FallbackStep:
         options.log_severity_level = 3
         model = session.engine.subgraphs[step.symbol].tobytes()
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
         except (RuntimeError, ValueError, onnxruntime.capi.onnxruntime_pybind11_state.Fail) as e:
-            raise EngineError(f"ONNX Runtime refuses step {step.symbol!r}", [str(e)], "rebuild the engine") from e
+            raise EngineError(
+                f"ONNX Runtime refuses step {step.symbol!r}", [str(e)], "rebuild the engine"
+            ) from e
         self._inputs, self._outputs = step.inputs, step.outputs
 
     def run(self, tensors: dict[str, Array]) -> None:
         """Feeds and runs the subgraph."""
-        results = self._session.run(list(self._outputs), {name: tensors[name] for name in self._inputs})
+        results = self._session.run(
+            list(self._outputs), {name: tensors[name] for name in self._inputs}
+        )
         for name, value in zip(self._outputs, results, strict=True):
             tensors[name] = np.ascontiguousarray(value)
 

@@ -1,8 +1,9 @@
 """Dense convolution and matrix product on integers: one broadcast and one dot product per 4 inputs.
 
-Lanes are 16 output channels; a tile is up to 28 positions by 1 block of channels, or 14 by 2. Per position and 4
-inputs: broadcast the 4 activation bytes to every lane (a load, free beside arithmetic), `vpdpbusd` with 64 weight
-bytes: at the machine's peak where K is long. Layout of a panel:
+Lanes are 16 output channels; a tile is up to 28 positions by 1 block of channels, or 14 by 2. Per
+position and 4 inputs: broadcast the 4 activation bytes to every lane (a load, free beside
+arithmetic), `vpdpbusd` with 64 weight bytes: at the machine's peak where K is long. Layout of a
+panel:
 
     for run in runs: for step in steps: for block in blocks: for lane in 16: for k in 4: w[block, lane][run][4 step + k]
 """
@@ -45,7 +46,9 @@ class Dense:
         blocks = len(sums) // len(rows)
         sums = list(sums)
         for step in range(steps):
-            weights = [v.f.load(I32S, w, (step * blocks + block) * 64, 64) for block in range(blocks)]
+            weights = [
+                v.f.load(I32S, w, (step * blocks + block) * 64, 64) for block in range(blocks)
+            ]
             for row, offset in enumerate(rows):
                 inputs = v.broadcast4(x, offset + 4 * step)
                 for block in range(blocks):
@@ -58,4 +61,13 @@ def _refuse(problem: ConvProblem, w: Weights, isa: str) -> str:
     return ""
 
 
-TACTICS = (Tactic("dense", "int8", "", Dense(), _refuse, lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2)),)
+TACTICS = (
+    Tactic(
+        "dense",
+        "int8",
+        "",
+        Dense(),
+        _refuse,
+        lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2),
+    ),
+)

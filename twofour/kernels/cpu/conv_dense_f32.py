@@ -1,7 +1,8 @@
-"""Dense float32 convolution and matrix product: one fused multiply-add per input, activations from memory.
+"""Dense float32 convolution and matrix product: one fused multiply-add per input, activations from
+memory.
 
-Lanes are 16 output channels. The activation is an operand broadcast inside the multiply-add, so a step of a tile is
-one weight load and one instruction a position. Layout of a panel:
+Lanes are 16 output channels. The activation is an operand broadcast inside the multiply-add, so a
+step of a tile is one weight load and one instruction a position. Layout of a panel:
 
     for run in runs: for k in run: for block in blocks: for lane in 16: w[block, lane][run][k]
 """
@@ -35,7 +36,9 @@ class DenseFloat:
 
     def pack_group(self, w: NDArray[Any]) -> NDArray[np.uint8]:
         """[panels, blocks, 16, steps, 1] to [panels, steps * blocks * 64]."""
-        return np.ascontiguousarray(w.transpose(0, 3, 1, 2, 4).reshape(w.shape[0], -1)).view(np.uint8)
+        return np.ascontiguousarray(w.transpose(0, 3, 1, 2, 4).reshape(w.shape[0], -1)).view(
+            np.uint8
+        )
 
     def emit_group(
         self, v: Vector, rows: Sequence[int], x: Value, w: Value, sums: list[Value], steps: int
@@ -44,7 +47,9 @@ class DenseFloat:
         blocks = len(sums) // len(rows)
         sums = list(sums)
         for step in range(steps):
-            weights = [v.f.load(F32S, w, (step * blocks + block) * 64, 64) for block in range(blocks)]
+            weights = [
+                v.f.load(F32S, w, (step * blocks + block) * 64, 64) for block in range(blocks)
+            ]
             for row, offset in enumerate(rows):
                 inputs = v.f.splat("float", v.f.load("float", x, offset + 4 * step))
                 for block in range(blocks):
@@ -58,5 +63,12 @@ def _refuse(problem: ConvProblem, w: Weights, isa: str) -> str:
 
 
 TACTICS = (
-    Tactic("dense", "float32", "", DenseFloat(), _refuse, lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2)),
+    Tactic(
+        "dense",
+        "float32",
+        "",
+        DenseFloat(),
+        _refuse,
+        lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2),
+    ),
 )

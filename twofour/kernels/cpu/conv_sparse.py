@@ -1,13 +1,14 @@
 """2:4 convolution and matrix product on integers: one shuffle and one dot product per 8 inputs.
 
-Of 8 consecutive inputs a channel keeps 4. Per position and 8 inputs: broadcast the 8 bytes to every lane, `vpshufb`
-with the channels' indices picks each lane's 4, one `vpdpbusd` with 64 kept weights. The shuffle shares one of three
-ports with the dot product, so half the products at 4/3 the price: up to 1.5x dense. Indices and weights are held in
-registers for every position of the tile. Three formats of the indices (docs/architecture.md has measured sizes):
+Of 8 consecutive inputs a channel keeps 4. Per position and 8 inputs: broadcast the 8 bytes to every
+lane, `vpshufb` with the channels' indices picks each lane's 4, one `vpdpbusd` with 64 kept weights.
+The shuffle shares one of three ports with the dot product, so half the products at 4/3 the price:
+up to 1.5x dense. Indices and weights are held in registers for every position of the tile. Three
+formats of the indices (docs/architecture.md has measured sizes):
 
-    H     one byte holds the 4-bit indices of two steps: 0.75x the dense bytes. Takes 4:8 as well.
-    C     one byte holds the 2-bit indices of four steps: 0.625x. Strictly 2:4.
-    pair  as H, but channels n and n + 16 share their indices: one shuffle feeds two dot products, up to 2x dense.
+    H     one byte holds the 4-bit indices of two steps: 0.75x the dense bytes. Takes 4:8 as well. C
+    one byte holds the 2-bit indices of four steps: 0.625x. Strictly 2:4. pair  as H, but channels n
+    and n + 16 share their indices: one shuffle feeds two dot products, up to 2x dense.
 
 Layout of a panel in format H (two steps a group), and how it is read back:
 
@@ -42,11 +43,13 @@ def compress(w: NDArray[Any], share: int = 1) -> tuple[NDArray[np.uint8], NDArra
     """The 4 kept of each 8 inputs.
 
     Args:
-        w: [panels, blocks, 16, ..., 8], at most 4 of the last axis nonzero (jointly over `share` blocks).
+        w: [panels, blocks, 16, ..., 8], at most 4 of the last axis nonzero (jointly over `share`
+            blocks).
         share: neighbouring blocks that share their indices, 1 or 2.
 
     Returns:
-        indices uint8 [panels, blocks / share, 16, ..., 4], ascending; values [panels, blocks, 16, ..., 4].
+        indices uint8 [panels, blocks / share, 16, ..., 4], ascending; values [panels, blocks, 16,
+        ..., 4].
 
     Raises:
         ValueError: more than 4 of 8 are nonzero.
@@ -140,21 +143,35 @@ class SparseCompact:
         metas = [f.load(I32S, w, 64 * block, 64) for block in range(blocks)]
         picks = []
         for step in range(steps):
-            fields = [f.let(f"and {I32S} {v.shift_right_words(m, 2 * step) if step else m}, "
-                            f"{every('i32', 0x03030303)}") for m in metas]
-            picks.append([f.let(f"or {I32S} {field}, {every('i32', 0x04040000)}") for field in fields])
+            fields = [
+                f.let(
+                    f"and {I32S} {v.shift_right_words(m, 2 * step) if step else m}, "
+                    f"{every('i32', 0x03030303)}"
+                )
+                for m in metas
+            ]
+            picks.append(
+                [f.let(f"or {I32S} {field}, {every('i32', 0x04040000)}") for field in fields]
+            )
         return _steps(v, rows, x, (w, 64 * blocks), sums, picks, 1)
 
 
 def _steps(
-    v: Vector, rows: Sequence[int], x: Value, kept: tuple[Value, int], sums: list[Value],
-    picks: list[list[Value]], share: int,
+    v: Vector,
+    rows: Sequence[int],
+    x: Value,
+    kept: tuple[Value, int],
+    sums: list[Value],
+    picks: list[list[Value]],
+    share: int,
 ) -> list[Value]:
     """The steps of a group: `picks[step][block // share]` are its indices, `kept` pointer and offset of its values."""
     blocks = len(sums) // len(rows)
     sums = list(sums)
     for step, indices in enumerate(picks):
-        weights = [v.f.load(I32S, kept[0], kept[1] + 64 * (step * blocks + b), 64) for b in range(blocks)]
+        weights = [
+            v.f.load(I32S, kept[0], kept[1] + 64 * (step * blocks + b), 64) for b in range(blocks)
+        ]
         for row, offset in enumerate(rows):
             eight = v.broadcast8(x, offset + 8 * step)
             for group, index in enumerate(indices):
@@ -182,10 +199,28 @@ def _refuse_pair(problem: ConvProblem, w: Weights, isa: str) -> str:
 
 
 TACTICS = (
-    Tactic("2:4 H", "int8", "2:4", Sparse(1), _refuse_free,
-           lambda p, isa: tiles_for(p, isa, blocks=(1,), count=2)),
-    Tactic("2:4 C", "int8", "2:4", SparseCompact(), _refuse_compact,
-           lambda p, isa: tiles_for(p, isa, blocks=(1,), count=1, spare=2)),
-    Tactic("2:4 pair", "int8", "2:4/pair", Sparse(2), _refuse_pair,
-           lambda p, isa: tiles_for(p, isa, blocks=(2,), count=2)),
+    Tactic(
+        "2:4 H",
+        "int8",
+        "2:4",
+        Sparse(1),
+        _refuse_free,
+        lambda p, isa: tiles_for(p, isa, blocks=(1,), count=2),
+    ),
+    Tactic(
+        "2:4 C",
+        "int8",
+        "2:4",
+        SparseCompact(),
+        _refuse_compact,
+        lambda p, isa: tiles_for(p, isa, blocks=(1,), count=1, spare=2),
+    ),
+    Tactic(
+        "2:4 pair",
+        "int8",
+        "2:4/pair",
+        Sparse(2),
+        _refuse_pair,
+        lambda p, isa: tiles_for(p, isa, blocks=(2,), count=2),
+    ),
 )

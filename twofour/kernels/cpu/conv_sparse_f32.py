@@ -1,8 +1,10 @@
-"""2:4 float32 convolution and matrix product: one permute and one multiply-add per 2 inputs. AVX-512 only.
+"""2:4 float32 convolution and matrix product: one permute and one multiply-add per 2 inputs.
+AVX-512 only.
 
-A step takes 16 inputs of a position, of which each channel keeps 8. `vpermps` picks one kept input for every lane by
-4-bit index (it ignores the higher bits, so eight indices sit in one register and are shifted into place), then a
-fused multiply-add with 16 kept weights: 8 permutes and 8 multiply-adds instead of 16 multiply-adds. Layout:
+A step takes 16 inputs of a position, of which each channel keeps 8. `vpermps` picks one kept input
+for every lane by 4-bit index (it ignores the higher bits, so eight indices sit in one register and
+are shifted into place), then a fused multiply-add with 16 kept weights: 8 permutes and 8 multiply-
+adds instead of 16 multiply-adds. Layout:
 
     for run in runs: for step in steps: for block in blocks:
         for lane in 16: u32 = sum over j in 8 of index(j) << 4 j
@@ -50,8 +52,12 @@ class SparseFloat:
             raise ValueError("more than 8 of 16 consecutive weights are nonzero")
         index = np.sort(np.argsort(~used, axis=-1, kind="stable")[..., :_KEPT], axis=-1)
         values = np.take_along_axis(w[:, :, :, 0], index, axis=-1)
-        meta = (index.astype(np.uint32) << (4 * np.arange(_KEPT, dtype=np.uint32))).sum(-1, dtype=np.uint32)
-        both = np.concatenate([meta[:, :, None].view(np.float32), values.transpose(0, 1, 3, 2)], axis=2)
+        meta = (index.astype(np.uint32) << (4 * np.arange(_KEPT, dtype=np.uint32))).sum(
+            -1, dtype=np.uint32
+        )
+        both = np.concatenate(
+            [meta[:, :, None].view(np.float32), values.transpose(0, 1, 3, 2)], axis=2
+        )
         return np.ascontiguousarray(both.reshape(w.shape[0], -1)).view(np.uint8)
 
     def emit_group(
@@ -66,7 +72,8 @@ class SparseFloat:
             for j in range(_KEPT):
                 index = v.shift_right(meta, 4 * j)
                 weights = v.f.load(F32S, w, base + 64 * (1 + j), 64)
-                # Without this LLVM keeps every position's inputs in registers across j and spills the sums.
+                # Without this LLVM keeps every position's inputs in registers across j and spills
+                # the sums.
                 v.f.do('fence syncscope("singlethread") seq_cst')
                 for row, offset in enumerate(rows):
                     at = row * blocks + block
@@ -82,6 +89,12 @@ def _refuse(problem: ConvProblem, w: Weights, isa: str) -> str:
 
 
 TACTICS = (
-    Tactic("2:4", "float32", "2:4", SparseFloat(), _refuse,
-           lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2, spare=6)),
+    Tactic(
+        "2:4",
+        "float32",
+        "2:4",
+        SparseFloat(),
+        _refuse,
+        lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2, spare=6),
+    ),
 )

@@ -1,7 +1,8 @@
 """The one home of code generation: LLVM IR text to object code, object code to callable addresses.
 
-Kernels write LLVM IR as text through `Function`, a builder of straight code and counted loops. Text is what LLVM
-parses anyway, it is several times quicker to produce than an object graph, and a dump of it is what people read.
+Kernels write LLVM IR as text through `Function`, a builder of straight code and counted loops. Text
+is what LLVM parses anyway, it is several times quicker to produce than an object graph, and a dump
+of it is what people read.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class Function:
         """A value of type `kind` at `pointer + offset` bytes."""
         return self.let(f"load {kind}, ptr {self.at(pointer, offset)}, align {align}")
 
-    def store(self, kind: str, value: Value, pointer: Value, offset: int | Value = 0, align: int = 1) -> None:
+    def store(
+        self, kind: str, value: Value, pointer: Value, offset: int | Value = 0, align: int = 1
+    ) -> None:
         """Stores `value` at `pointer + offset` bytes."""
         self.do(f"store {kind} {value}, ptr {self.at(pointer, offset)}, align {align}")
 
@@ -89,7 +92,9 @@ class Function:
         """[value] * lanes."""
         vector = f"<{lanes} x {kind}>"
         first = self.let(f"insertelement {vector} poison, {kind} {value}, i32 0")
-        return self.let(f"shufflevector {vector} {first}, {vector} poison, <{lanes} x i32> zeroinitializer")
+        return self.let(
+            f"shufflevector {vector} {first}, {vector} poison, <{lanes} x i32> zeroinitializer"
+        )
 
     def block(self, name: str) -> None:
         """Starts a basic block; the one before must have ended with a branch."""
@@ -109,7 +114,7 @@ class Function:
         body: Callable[[Value, list[Value]], Sequence[Value]],
         step: int = 1,
     ) -> list[Value]:
-        """for i in range(begin, end, step): carried = body(i, carried); returns the last `carried`.
+        """For i in range(begin, end, step): carried = body(i, carried); returns the last `carried`.
 
         Runs zero times if begin >= end.
 
@@ -143,8 +148,22 @@ class Function:
         self.block(done)
         return names
 
-    def when(self, condition: Value, body: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
-        """if condition: body() else: otherwise(); no values leave it."""
+    def repeat(self, begin: Value | int, end: Value | int, body: Callable[[Value], None]) -> None:
+        """For i in range(begin, end): body(i)"""
+
+        def turn(index: Value, _: list[Value]) -> list[Value]:
+            body(index)
+            return []
+
+        self.loop(begin, end, [], turn)
+
+    def when(
+        self,
+        condition: Value,
+        body: Callable[[], None],
+        otherwise: Callable[[], None] | None = None,
+    ) -> None:
+        """If condition: body() else: otherwise(); no values leave it."""
         yes, no, after = self.label("yes"), self.label("no"), self.label("after")
         self.do(f"br i1 {condition}, label %{yes}, label %{no}")
         self.block(yes)
@@ -167,7 +186,9 @@ class Function:
 def module_text(functions: Sequence[Function]) -> str:
     """A module of `functions`, with what they call declared."""
     own = {f.name for f in functions}
-    declares = {d for f in functions for d in f.declares if d.split("@")[1].split("(")[0] not in own}
+    declares = {
+        d for f in functions for d in f.declares if d.split("@")[1].split("(")[0] not in own
+    }
     return "\n".join([*sorted(declares), *(f.text() for f in functions)])
 
 
@@ -181,7 +202,8 @@ def target_machine(target: Target) -> Any:
     """LLVM's code generator for `target`."""
     _initialize()
     if target.isa == "avx512vnni":
-        # Scheduling for the host's own CPU, but no instruction beyond the features the target names.
+        # Scheduling for the host's own CPU, but no instruction beyond the features the target
+        # names.
         cpu, features = binding.get_host_cpu_name(), ",".join(f"+{f}" for f in target.features)
     else:
         cpu, features = _LLVM_CPU[target.isa] if target.arch == "x86_64" else "", ""
@@ -197,8 +219,8 @@ class Source:
 
     Attributes:
         text: the IR.
-        vectorize: run LLVM's whole pipeline, for kernels written as scalar loops. Tuned kernels go straight to code
-            generation: their order and unrolling is what their configuration says.
+        vectorize: run LLVM's whole pipeline, for kernels written as scalar loops. Tuned kernels go
+            straight to code generation: their order and unrolling is what their configuration says.
     """
 
     text: str

@@ -1,8 +1,9 @@
-"""Operators that touch each element once: entering and leaving the channels-last layout, quantize, dequantize,
-residual add, subsample with channel padding.
+"""Operators that touch each element once: entering and leaving the channels-last layout, quantize,
+dequantize, residual add, subsample with channel padding.
 
-Written as scalar loops with constant bounds and vectorised by LLVM. All share the kernel signature of nest.py; the
-work is cut by rows (t0..t1 over batch * height), panels are not used. Constants come from the 64-byte header `w`:
+Written as scalar loops with constant bounds and vectorised by LLVM. All share the kernel signature
+of nest.py; the work is cut by rows (t0..t1 over batch * height), panels are not used. Constants
+come from the 64-byte header `w`:
 
     0 f32 x_scale   4 i32 x_zero   8 f32 y_scale   12 i32 y_zero   16 f32 r_scale   20 i32 r_zero
 
@@ -12,6 +13,7 @@ Zero points are as stored (int8 plus 128). Their meaning is `core.numerics.quant
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +30,8 @@ _BYTES = {"u8": 1, "f32": 4, "int8": 1, "uint8": 1, "float32": 4}
 
 @dataclass(frozen=True)
 class View:
-    """A tensor's elements: kind "u8" (stored quantized) or "f32", or a plain "int8", "uint8", "float32" array.
+    """A tensor's elements: kind "u8" (stored quantized) or "f32", or a plain "int8", "uint8",
+    "float32" array.
 
     Attributes:
         kind: element kind.
@@ -58,11 +61,12 @@ class View:
 
 @dataclass(frozen=True)
 class MapProblem:
-    """y[n, h, w, before + c] = f(x[n, h, w, c] [, r[n, h, w, c]]); the channels around are the zero of y.
+    """y[n, h, w, before + c] = f(x[n, h, w, c] [, r[n, h, w, c]]); the channels around are the zero
+    of y.
 
     Attributes:
-        op: "copy" (f changes the form only, not the scale), "convert" (f dequantizes and quantizes as the kinds of x
-            and y need it) or "add".
+        op: "copy" (f changes the form only, not the scale), "convert" (f dequantizes and quantizes
+            as the kinds of x and y need it) or "add".
         batch: images.
         height: rows.
         width: columns.
@@ -102,80 +106,96 @@ class MapConstants:
     def pack(self) -> NDArray[np.uint8]:
         """The 64-byte header."""
         out = np.zeros(16, np.int32)
-        out[[0, 2, 4]] = np.array([self.x_scale, self.y_scale, self.r_scale], np.float32).view(np.int32)
+        out[[0, 2, 4]] = np.array([self.x_scale, self.y_scale, self.r_scale], np.float32).view(
+            np.int32
+        )
         out[[1, 3, 5]] = [self.x_zero, self.y_zero, self.r_zero]
         return out.view(np.uint8)
 
 
 def emit_map(name: str, problem: MapProblem) -> str:
     """The kernel as an LLVM module; compile it with `vectorize`."""
-    f = Function(name, [("ptr noalias", "x"), ("ptr", "w"), ("ptr noalias", "y"), ("ptr noalias", "r"),
-                        *[("i64", p) for p in ("t0", "t1", "p0", "p1")]])
-    constant = {key: f.load("float" if key.endswith("scale") else "i32", "%w", 4 * i, 4)
-                for i, key in enumerate(("x_scale", "x_zero", "y_scale", "y_zero", "r_scale", "r_zero"))}
+    pointers = [("ptr noalias", "x"), ("ptr", "w"), ("ptr noalias", "y"), ("ptr noalias", "r")]
+    f = Function(name, [*pointers, *(("i64", p) for p in ("t0", "t1", "p0", "p1"))])
+    names = ("x_scale", "x_zero", "y_scale", "y_zero", "r_scale", "r_zero")
+    constant = {
+        key: f.load("float" if key.endswith("scale") else "i32", "%w", 4 * i, 4)
+        for i, key in enumerate(names)
+    }
     views = {"x": problem.x, "y": problem.y} | ({"r": problem.r} if problem.r else {})
 
-    def element(at: dict[str, Value]) -> None:
-        if problem.op == "copy":
-            _store(f, _load(f, at["x"], problem.x.kind), at["y"], problem.y.kind)
-            return
-        value = _read(f, at["x"], problem.x.kind, constant, "x")
-        if problem.r is not None:
-            value = f.let(f"fadd float {value}, {_read(f, at['r'], problem.r.kind, constant, 'r')}")
-        if problem.relu:
-            positive = f.let(f"fcmp ogt float {value}, 0.0")
-            value = f.let(f"select i1 {positive}, float {value}, float 0.0")
-        if problem.y.kind in _FLOAT:
-            _store(f, value, at["y"], problem.y.kind)
-        else:
-            byte = quantize_scalar(f, value, constant["y_scale"], constant["y_zero"])
-            _store(f, byte, at["y"], problem.y.kind)
-
-    def walk(at: dict[str, Value], loops: list[tuple[int, str]]) -> None:
-        if not loops:
-            element(at)
-            return
-        count, axis = loops[0]
-
-        def turn(i: Value, _: list[Value]) -> list[Value]:
-            walk({k: f.at(p, f.int_op("mul", i, getattr(views[k], axis))) for k, p in at.items()}, loops[1:])
-            return []
-
-        f.loop(0, count, [], turn)
-
-    def row(t: Value, _: list[Value]) -> list[Value]:
+    def row(t: Value) -> None:
         image, line = f.int_op("udiv", t, problem.height), f.int_op("urem", t, problem.height)
         at = {}
         for key, view in views.items():
-            moved = f.int_op("add", f.int_op("mul", image, view.image), f.int_op("mul", line, view.row))
-            at[key] = f.at(f"%{key}", moved)
+            down = f.int_op("mul", line, view.row)
+            at[key] = f.at(f"%{key}", f.int_op("add", f.int_op("mul", image, view.image), down))
         if problem.before or problem.after:
             _fill_around(f, problem, at["y"], constant["y_zero"])
             at["y"] = f.at(at["y"], problem.before * problem.y.channel)
-        walk(at, _inner_loops(problem, list(views.values())))
-        return []
+        _walk(f, views, at, _inner_loops(problem, list(views.values())), element)
 
-    f.loop("%t0", "%t1", [], row)
+    def element(at: dict[str, Value]) -> None:
+        _element(f, problem, at, constant)
+
+    f.repeat("%t0", "%t1", row)
     return module_text([f])
+
+
+def _walk(
+    f: Function,
+    views: dict[str, View],
+    at: dict[str, Value],
+    loops: list[tuple[int, str]],
+    visit: Callable[[dict[str, Value]], None],
+) -> None:
+    """Nested loops of (count, axis); calls visit(pointers) for each element."""
+    if not loops:
+        visit(at)
+        return
+    (count, axis), *inner = loops
+
+    def turn(i: Value) -> None:
+        here = {k: f.at(p, f.int_op("mul", i, getattr(views[k], axis))) for k, p in at.items()}
+        _walk(f, views, here, inner, visit)
+
+    f.repeat(0, count, turn)
+
+
+def _element(
+    f: Function, problem: MapProblem, at: dict[str, Value], constant: dict[str, Value]
+) -> None:
+    """One element of y."""
+    if problem.op == "copy":
+        _store(f, _load(f, at["x"], problem.x.kind), at["y"], problem.y.kind)
+        return
+    value = _read(f, at["x"], problem.x.kind, constant, "x")
+    if problem.r is not None:
+        other = _read(f, at["r"], problem.r.kind, constant, "r")
+        value = f.let(f"fadd float {value}, {other}")
+    if problem.relu:
+        positive = f.let(f"fcmp ogt float {value}, 0.0")
+        value = f.let(f"select i1 {positive}, float {value}, float 0.0")
+    if problem.y.kind not in _FLOAT:
+        value = quantize_scalar(f, value, constant["y_scale"], constant["y_zero"])
+    _store(f, value, at["y"], problem.y.kind)
 
 
 def _fill_around(f: Function, problem: MapProblem, row: Value, zero: Value) -> None:
     """The padding channels of one row of y."""
-    value = "0.0" if problem.y.kind in _FLOAT else f.let(f"trunc i32 {zero} to i8")
+    kind = "float" if problem.y.kind in _FLOAT else "i8"
+    value = "0.0" if kind == "float" else f.let(f"trunc i32 {zero} to i8")
     after = problem.before + problem.channels
 
-    def pixel(j: Value, _: list[Value]) -> list[Value]:
+    def pixel(j: Value) -> None:
         here = f.at(row, f.int_op("mul", j, problem.y.pixel))
-        for begin, end in ((0, problem.before), (after, after + problem.after)):
-            f.loop(begin, end, [], lambda c, _: channel(here, c))
-        return []
+        f.repeat(0, problem.before, lambda c: channel(here, c))
+        f.repeat(after, after + problem.after, lambda c: channel(here, c))
 
-    def channel(here: Value, c: Value) -> list[Value]:
-        at = f.at(here, f.int_op("mul", c, problem.y.channel))
-        f.store("float" if problem.y.kind in _FLOAT else "i8", value, at)
-        return []
+    def channel(here: Value, c: Value) -> None:
+        f.store(kind, value, f.at(here, f.int_op("mul", c, problem.y.channel)))
 
-    f.loop(0, problem.width, [], pixel)
+    f.repeat(0, problem.width, pixel)
 
 
 def _inner_loops(problem: MapProblem, views: list[View]) -> list[tuple[int, str]]:
@@ -209,7 +229,9 @@ def _read(f: Function, pointer: Value, kind: str, constant: dict[str, Value], wh
     if kind in _FLOAT:
         return value
     centred = f.let(f"sub i32 {f.let(f'zext i8 {value} to i32')}, {constant[which + '_zero']}")
-    return f.let(f"fmul float {f.let(f'sitofp i32 {centred} to float')}, {constant[which + '_scale']}")
+    return f.let(
+        f"fmul float {f.let(f'sitofp i32 {centred} to float')}, {constant[which + '_scale']}"
+    )
 
 
 def quantize_scalar(f: Function, value: Value, scale: Value, zero: Value) -> Value:
@@ -219,7 +241,11 @@ def quantize_scalar(f: Function, value: Value, scale: Value, zero: Value) -> Val
     low, high = f.let(f"fneg float {zero_f}"), f.let(f"fsub float {float_bits(255.0)}, {zero_f}")
     ordered = f.let(f"fcmp ord float {value}, {value}")
     value = f.let(f"select i1 {ordered}, float {value}, float 0.0")
-    value = f.let(f"select i1 {f.let(f'fcmp ogt float {value}, {low}')}, float {value}, float {low}")
-    value = f.let(f"select i1 {f.let(f'fcmp olt float {value}, {high}')}, float {value}, float {high}")
+    value = f.let(
+        f"select i1 {f.let(f'fcmp ogt float {value}, {low}')}, float {value}, float {low}"
+    )
+    value = f.let(
+        f"select i1 {f.let(f'fcmp olt float {value}, {high}')}, float {value}, float {high}"
+    )
     bits = f.let(f"bitcast float {f.let(f'fadd float {value}, {float_bits(_ROUND)}')} to i32")
     return f.let(f"trunc i32 {f.let(f'add i32 {bits}, {zero}')} to i8")

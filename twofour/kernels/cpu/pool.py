@@ -1,7 +1,7 @@
 """Pooling: maximum over windows, and the mean of each channel.
 
-Sixteen channels at a time; the last, incomplete block is masked. Same kernel signature as nest.py: t0..t1 counts rows
-(maximum) or images (mean), p0..p1 blocks of 16 channels.
+Sixteen channels at a time; the last, incomplete block is masked. Same kernel signature as nest.py:
+t0..t1 counts rows (maximum) or images (mean), p0..p1 blocks of 16 channels.
 """
 
 from __future__ import annotations
@@ -76,9 +76,13 @@ def pack_mean(scale: float, x_zero_sum: int, y_zero: int) -> NDArray[np.uint8]:
 
 def emit_pool(name: str, problem: PoolProblem) -> str:
     """The kernel as an LLVM module."""
-    f = Function(name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")])
+    f = Function(
+        name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
+    )
     body = _max_row if problem.op == "max" else _mean_image
-    f.loop("%t0", "%t1", [], lambda t, _: f.loop("%p0", "%p1", [], lambda p, _: body(f, problem, t, p)))
+    f.loop(
+        "%t0", "%t1", [], lambda t, _: f.loop("%p0", "%p1", [], lambda p, _: body(f, problem, t, p))
+    )
     return module_text([f])
 
 
@@ -95,21 +99,36 @@ def _load(f: Function, kind: str, pointer: Value, mask: Value) -> Value:
     vector, name = (BYTES16, "v16i8") if kind == "u8" else (F32S, "v16f32")
     if not mask:
         return f.load(vector, pointer)
-    return f.call(vector, f"llvm.masked.load.{name}.p0", ("ptr", pointer), ("<16 x i1>", mask),
-                  (vector, "zeroinitializer"))
+    return f.call(
+        vector,
+        f"llvm.masked.load.{name}.p0",
+        ("ptr", pointer),
+        ("<16 x i1>", mask),
+        (vector, "zeroinitializer"),
+    )
 
 
 def _store(f: Function, kind: str, value: Value, pointer: Value, mask: Value) -> None:
     vector, name = (BYTES16, "v16i8") if kind == "u8" else (F32S, "v16f32")
     if mask:
-        f.call("void", f"llvm.masked.store.{name}.p0", (vector, value), ("ptr", pointer), ("<16 x i1>", mask))
+        f.call(
+            "void",
+            f"llvm.masked.store.{name}.p0",
+            (vector, value),
+            ("ptr", pointer),
+            ("<16 x i1>", mask),
+        )
     else:
         f.store(vector, value, pointer)
 
 
 def _max_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[Value]:
     """One output row of one block of channels; windows are clipped to the image, so padding is never read."""
-    (kh, kw), (sh, sw), (dh, dw) = problem.window.kernel, problem.window.stride, problem.window.dilation
+    (kh, kw), (sh, sw), (dh, dw) = (
+        problem.window.kernel,
+        problem.window.stride,
+        problem.window.dilation,
+    )
     top, left = problem.window.pads[:2]
     out_h, out_w = problem.window.output_size(problem.height, problem.width)
     size = 1 if problem.kind == "u8" else 4
@@ -117,17 +136,28 @@ def _max_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[
     first = f.int_op("mul", block, LANES * size)
     mask = _mask(f, problem, block)
     x = f.at(f.at("%x", f.int_op("mul", image, problem.x.image)), first)
-    y = f.at(f.at("%y", f.int_op("add", f.int_op("mul", image, problem.y.image),
-                                 f.int_op("mul", row, problem.y.row))), first)
+    y = f.at(
+        f.at(
+            "%y",
+            f.int_op(
+                "add", f.int_op("mul", image, problem.y.image), f.int_op("mul", row, problem.y.row)
+            ),
+        ),
+        first,
+    )
     vector = BYTES16 if problem.kind == "u8" else F32S
     lowest = "zeroinitializer" if problem.kind == "u8" else every("float", "0xFFF0000000000000")
 
     def span(origin: Value, count: int, dilation: int, limit: int) -> tuple[Value, Value]:
         """Taps of one axis that lie inside: ceil(-origin / d) .. ceil((limit - origin) / d)."""
         below = f.int_op("sdiv", f.int_op("sub", dilation - 1, origin), dilation)
-        above = f.int_op("sdiv", f.int_op("add", f.int_op("sub", limit, origin), dilation - 1), dilation)
-        return (f.call("i64", "llvm.smax.i64", ("i64", below), ("i64", "0")),
-                f.call("i64", "llvm.smin.i64", ("i64", above), ("i64", str(count))))
+        above = f.int_op(
+            "sdiv", f.int_op("add", f.int_op("sub", limit, origin), dilation - 1), dilation
+        )
+        return (
+            f.call("i64", "llvm.smax.i64", ("i64", below), ("i64", "0")),
+            f.call("i64", "llvm.smin.i64", ("i64", above), ("i64", str(count))),
+        )
 
     def column(j: Value, _: list[Value]) -> list[Value]:
         y0 = f.int_op("sub", f.int_op("mul", row, sh), top)
@@ -142,8 +172,13 @@ def _max_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[
             greater = f.let(f"{compare} {vector} {value}, {best}")
             return [f.let(f"select <16 x i1> {greater}, {vector} {value}, {vector} {best}")]
 
-        best = f.loop(*rows, [(vector, lowest)], lambda a, over: f.loop(
-            *columns, [(vector, over[0])], lambda b, inner: tap(a, b, inner[0])))
+        best = f.loop(
+            *rows,
+            [(vector, lowest)],
+            lambda a, over: f.loop(
+                *columns, [(vector, over[0])], lambda b, inner: tap(a, b, inner[0])
+            ),
+        )
         _store(f, problem.kind, best[0], f.at(y, f.int_op("mul", j, problem.y.pixel)), mask)
         return []
 
@@ -159,20 +194,31 @@ def _mean_image(f: Function, problem: PoolProblem, t: Value, block: Value) -> li
     x = f.at(f.at("%x", f.int_op("mul", t, problem.x.image)), f.int_op("mul", block, LANES * size))
 
     def pixel(i: Value, j: Value, total: Value) -> list[Value]:
-        at = f.at(x, f.int_op("add", f.int_op("mul", i, problem.x.row), f.int_op("mul", j, problem.x.pixel)))
+        at = f.at(
+            x,
+            f.int_op("add", f.int_op("mul", i, problem.x.row), f.int_op("mul", j, problem.x.pixel)),
+        )
         value = _load(f, problem.kind, at, mask)
         if problem.kind != "u8":
             return [f.let(f"fadd {F32S} {total}, {value}")]
         return [f.let(f"add {I32S} {total}, {f.let(f'zext {BYTES16} {value} to {I32S}')}")]
 
-    total = f.loop(0, problem.height, [(vector, "zeroinitializer")], lambda i, over: f.loop(
-        0, problem.width, [(vector, over[0])], lambda j, inner: pixel(i, j, inner[0])))[0]
+    total = f.loop(
+        0,
+        problem.height,
+        [(vector, "zeroinitializer")],
+        lambda i, over: f.loop(
+            0, problem.width, [(vector, over[0])], lambda j, inner: pixel(i, j, inner[0])
+        ),
+    )[0]
     if problem.kind == "u8":
         centred = f.let(f"sub {I32S} {total}, {f.splat('i32', f.load('i32', '%w', 4, 4))}")
         total = f.let(f"sitofp {I32S} {centred} to {F32S}")
     mean = f.let(f"fmul {F32S} {total}, {f.splat('float', f.load('float', '%w', 0, 4))}")
     out_size = 1 if problem.out == "u8" else 4
-    y = f.at(f.at("%y", f.int_op("mul", t, problem.y.image)), f.int_op("mul", block, LANES * out_size))
+    y = f.at(
+        f.at("%y", f.int_op("mul", t, problem.y.image)), f.int_op("mul", block, LANES * out_size)
+    )
     _store(f, problem.out, _quantized(f, mean) if problem.out == "u8" else mean, y, mask)
     return []
 
@@ -183,8 +229,12 @@ def _quantized(f: Function, value: Value) -> Value:
     zero_f = f.let(f"sitofp {I32S} {zero} to {F32S}")
     low = f.let(f"fneg {F32S} {zero_f}")
     high = f.let(f"fsub {F32S} {every('float', float_bits(255.0))}, {zero_f}")
-    value = f.let(f"select <16 x i1> {f.let(f'fcmp ogt {F32S} {value}, {low}')}, {F32S} {value}, {F32S} {low}")
-    value = f.let(f"select <16 x i1> {f.let(f'fcmp olt {F32S} {value}, {high}')}, {F32S} {value}, {F32S} {high}")
+    value = f.let(
+        f"select <16 x i1> {f.let(f'fcmp ogt {F32S} {value}, {low}')}, {F32S} {value}, {F32S} {low}"
+    )
+    value = f.let(
+        f"select <16 x i1> {f.let(f'fcmp olt {F32S} {value}, {high}')}, {F32S} {value}, {F32S} {high}"
+    )
     shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(_ROUND))}")
     bits = f.let(f"add {I32S} {f.let(f'bitcast {F32S} {shifted} to {I32S}')}, {zero}")
     return f.let(f"trunc {I32S} {bits} to {BYTES16}")

@@ -1,7 +1,9 @@
-"""What a convolution or matrix product asks of a kernel: sizes, strides, epilogue. And how it is cut into tiles.
+"""What a convolution or matrix product asks of a kernel: sizes, strides, epilogue. And how it is
+cut into tiles.
 
-A matrix product [M, K] x [K, N] is the convolution of an M x 1 image with a 1 x 1 kernel, so there is one problem.
-Activations lie channels-last; a quantized tensor is stored as uint8 (int8 values plus 128).
+A matrix product [M, K] x [K, N] is the convolution of an M x 1 image with a 1 x 1 kernel, so there
+is one problem. Activations lie channels-last; a quantized tensor is stored as uint8 (int8 values
+plus 128).
 """
 
 from __future__ import annotations
@@ -70,6 +72,16 @@ class ConvProblem:
         return 1 if self.dtype == "int8" else 4
 
     @property
+    def y_bytes(self) -> int:
+        """Bytes of one output element."""
+        return 1 if self.out == "int8" else 4
+
+    @property
+    def r_bytes(self) -> int:
+        """Bytes of one residual element."""
+        return 4 if self.add == "float32" else 1
+
+    @property
     def blocks(self) -> int:
         """16-channel blocks of a group's outputs."""
         return -(-self.n // LANES)
@@ -100,12 +112,17 @@ class ConvProblem:
         views = [(self.x, self.stride), (self.y, (1, 1))] + ([(self.r, (1, 1))] if self.r else [])
         if self.kernel != (1, 1) or self.stride != (1, 1):
             return self
-        if any(v.row != self.out_w * v.pixel or (self.batch > 1 and v.image != self.out_h * v.row)
-               for v, _ in views):
+        if any(
+            v.row != self.out_w * v.pixel or (self.batch > 1 and v.image != self.out_h * v.row)
+            for v, _ in views
+        ):
             return self
         rows = self.batch * self.out_h * self.out_w
-        turned = {name: Strides(rows * v.pixel, v.pixel, v.pixel)
-                  for name, v in (("x", self.x), ("y", self.y), ("r", self.r)) if v is not None}
+        turned = {
+            name: Strides(rows * v.pixel, v.pixel, v.pixel)
+            for name, v in (("x", self.x), ("y", self.y), ("r", self.r))
+            if v is not None
+        }
         return replace(self, batch=1, out_h=rows, out_w=1, **turned)
 
 
@@ -120,7 +137,9 @@ def merge_groups(w: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
         [N, C / merged, KH, KW] and the new number of groups.
     """
     outs, ins = w.shape[0] // groups, w.shape[1]
-    join = next((j for j in range(1, groups + 1) if groups % j == 0 and (j * outs) % LANES == 0), groups)
+    join = next(
+        (j for j in range(1, groups + 1) if groups % j == 0 and (j * outs) % LANES == 0), groups
+    )
     merged = np.zeros((w.shape[0], ins * join, *w.shape[2:]), w.dtype)
     for g in range(groups):
         column = (g % join) * ins
@@ -129,16 +148,24 @@ def merge_groups(w: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
 
 
 def segments_of(w: NDArray[Any], problem: ConvProblem, k_per_step: int) -> NDArray[Any]:
-    """Weights in the order the kernels walk: [groups * blocks, 16, segments, steps, k_per_step], zeros where padded.
+    """Weights in the order the kernels walk: [groups * blocks, 16, segments, steps, k_per_step],
+    zeros where padded.
 
     Args:
         w: [groups * n, c, KH, KW].
         problem: the problem.
         k_per_step: inputs that one step of the kernel takes from a run.
     """
-    runs = w.transpose(0, 2, 3, 1).reshape(problem.groups, problem.n, problem.segments, problem.segment_k)
+    runs = w.transpose(0, 2, 3, 1).reshape(
+        problem.groups, problem.n, problem.segments, problem.segment_k
+    )
     steps = -(-problem.segment_k // k_per_step)
-    padding = ((0, 0), (0, problem.blocks * LANES - problem.n), (0, 0), (0, steps * k_per_step - problem.segment_k))
+    padding = (
+        (0, 0),
+        (0, problem.blocks * LANES - problem.n),
+        (0, 0),
+        (0, steps * k_per_step - problem.segment_k),
+    )
     runs = np.pad(runs, padding)
     return runs.reshape(problem.groups * problem.blocks, LANES, problem.segments, steps, k_per_step)
 
@@ -193,7 +220,8 @@ class Config:
 def tilings(problem: ConvProblem, most_rows: int, blocks: int, count: int) -> list[Config]:
     """The most promising tiles of at most `most_rows` positions, best guess first.
 
-    The guess: every step of a tile costs one cycle a row and block, plus two to fetch weights and two per tile.
+    The guess: every step of a tile costs one cycle a row and block, plus two to fetch weights and
+    two per tile.
 
     Args:
         problem: the problem.
@@ -201,6 +229,7 @@ def tilings(problem: ConvProblem, most_rows: int, blocks: int, count: int) -> li
         blocks: 16-channel blocks of a tile.
         count: how many to return.
     """
+
     def cost(rows: Pieces, columns: Pieces) -> float:
         tiles = rows.count * columns.count
         variants = len(rows.sizes) * len(columns.sizes)
@@ -216,7 +245,8 @@ def tilings(problem: ConvProblem, most_rows: int, blocks: int, count: int) -> li
     return [Config(height, width, blocks) for height, width in best]
 
 
-# Sums that fit in vector registers beside weights, indices and inputs: 16 lanes are one, two or four registers.
+# Sums that fit in vector registers beside weights, indices and inputs: 16 lanes are one, two or
+# four registers.
 _SUMS = {"avx512vnni": 28, "avx2": 6, "vector": 3}
 _LARGE_WEIGHTS_BYTES = 256 << 10  # beyond this the weights leave L2 between two tiles
 
@@ -229,8 +259,9 @@ def tiles_for(
     Args:
         problem: the problem.
         isa: instruction set.
-        blocks: panel widths to try, in 16-channel blocks; only divisors of the layer's blocks are taken. Where there
-            are few positions, wider multiples of the first take the place of rows.
+        blocks: panel widths to try, in 16-channel blocks; only divisors of the layer's blocks are
+            taken. Where there are few positions, wider multiples of the first take the place of
+            rows.
         count: tile shapes a width.
         spare: registers the format needs beyond four.
     """
@@ -243,7 +274,9 @@ def tiles_for(
         wide = [b for b in range(step, most + 1, step) if problem.blocks % b == 0]
         widths = wide[-2:] or widths
     found = [c for width in widths for c in tilings(problem, max(1, sums // width), width, count)]
-    weights_bytes = problem.n * problem.groups * problem.segments * problem.segment_k * problem.x_bytes
+    weights_bytes = (
+        problem.n * problem.groups * problem.segments * problem.segment_k * problem.x_bytes
+    )
     if weights_bytes > _LARGE_WEIGHTS_BYTES and positions > sums:
         found += [replace(found[0], panels_outside=True)]
     return found

@@ -1,12 +1,14 @@
-"""A network as one native call: kernels one after the other, shared by threads, a barrier between two.
+"""A network as one native call: kernels one after the other, shared by threads, a barrier between
+two.
 
-`void program(ptr args, i64 tid, i64 threads)` is run by every thread. `args` is a table of pointers:
+`void program(ptr args, i64 tid, i64 threads)` is run by every thread. `args` is a table of
+pointers:
 
     0 arena   1 weights   2 sync   3... plain tensors (the step's inputs, then its outputs)
 
-Threads meet in the sync block (core/abi.py). Workers wait for the
-next run spinning for a short while, then in a semaphore: a sleeping thread needs 50-120 us to wake, so close requests
-find them awake, and an idle session costs nothing.
+Threads meet in the sync block (core/abi.py). Workers wait for the next run spinning for a short
+while, then in a semaphore: a sleeping thread needs 50-120 us to wake, so close requests find them
+awake, and an idle session costs nothing.
 """
 
 from __future__ import annotations
@@ -54,8 +56,10 @@ class Call:
 
     def split_panels(self, threads: int) -> bool:
         """Whether threads share the panels rather than the row pieces: whichever divides more evenly."""
+
         def idle(count: int) -> float:
             return -(-count // threads) * threads / count
+
         return idle(self.panels) < idle(self.pieces)
 
 
@@ -68,14 +72,18 @@ def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
         threads: the thread count to balance for; any other number gives the same result.
     """
     f = Function(name, [("ptr", "args"), ("i64", "tid"), ("i64", "threads")])
-    base = {i: f.load("ptr", "%args", 8 * i, 8) for i in sorted({SYNC_INDEX, *(
-        o.index for c in calls for o in (c.x, c.w, c.y, c.r))})}
+    base = {
+        i: f.load("ptr", "%args", 8 * i, 8)
+        for i in sorted({SYNC_INDEX, *(o.index for c in calls for o in (c.x, c.w, c.y, c.r))})
+    }
     following = f.int_op("add", "%tid", 1)
     kernels = set()
     for call in calls:
         pointers = [f.at(base[o.index], o.offset) for o in (call.x, call.w, call.y, call.r)]
         count = call.panels if call.split_panels(threads) else call.pieces
-        share = [f.int_op("udiv", f.int_op("mul", who, count), "%threads") for who in ("%tid", following)]
+        share = [
+            f.int_op("udiv", f.int_op("mul", who, count), "%threads") for who in ("%tid", following)
+        ]
         whole = ["0", str(call.pieces if call.split_panels(threads) else call.panels)]
         ranges = whole + share if call.split_panels(threads) else share + whole
         arguments = [f"ptr {p}" for p in pointers] + [f"i64 {v}" for v in ranges]
@@ -106,8 +114,11 @@ def _pause(f: Function) -> None:
         f.call("void", "llvm.x86.sse2.pause")
 
 
-def _spin_while_equal(f: Function, pointer: Value, offset: int, value: Value, limit: int | None) -> Value:
-    """Loads until the i32 differs from `value`, yielding the core now and then; gives up after `limit` turns.
+def _spin_while_equal(
+    f: Function, pointer: Value, offset: int, value: Value, limit: int | None
+) -> Value:
+    """Loads until the i32 differs from `value`, yielding the core now and then; gives up after
+    `limit` turns.
 
     Returns the last value loaded.
     """
@@ -146,7 +157,9 @@ def _barrier() -> Function:
     def meet() -> None:
         generation = _atomic_load(f, "%sync", SYNC["generation"])
         before = f.let(f"atomicrmw add ptr {f.at('%sync', SYNC['arrived'])}, i32 1 seq_cst")
-        last = f.let(f"icmp eq i32 {f.int_op('add', before, 1, 'i32')}, {f.let('trunc i64 %threads to i32')}")
+        last = f.let(
+            f"icmp eq i32 {f.int_op('add', before, 1, 'i32')}, {f.let('trunc i64 %threads to i32')}"
+        )
 
         def release() -> None:
             _atomic_store(f, 0, "%sync", SYNC["arrived"])
@@ -224,10 +237,11 @@ def _worker() -> Function:
 def _sleep(f: Function, sync: Value, seen: Value, flag: Value, semaphore: Value) -> None:
     """Sleeps until the epoch differs from `seen`, if it does not already.
 
-    The flag is raised before the epoch is looked at again, and `_announce` advances the epoch before it looks at the
-    flag, so one of the two always sees the other. Whoever takes the flag down decides: if it was the starter, a post
-    is on its way and must be taken.
+    The flag is raised before the epoch is looked at again, and `_announce` advances the epoch
+    before it looks at the flag, so one of the two always sees the other. Whoever takes the flag
+    down decides: if it was the starter, a post is on its way and must be taken.
     """
+
     def doze() -> None:
         f.do(f"store atomic i32 1, ptr {flag} seq_cst, align 4")
         still = f.let(f"icmp eq i32 {_atomic_load(f, sync, SYNC['epoch'])}, {seen}")
@@ -251,7 +265,11 @@ def _sleep(f: Function, sync: Value, seen: Value, flag: Value, semaphore: Value)
 
 def _repeat() -> Function:
     """repeat(kernel, x, w, y, r, t0, t1, p0, p1, times): for timing, without a foreign call between runs."""
-    names = [("ptr", "kernel"), *(("ptr", p) for p in "xwyr"), *(("i64", p) for p in ("t0", "t1", "p0", "p1"))]
+    names = [
+        ("ptr", "kernel"),
+        *(("ptr", p) for p in "xwyr"),
+        *(("i64", p) for p in ("t0", "t1", "p0", "p1")),
+    ]
     f = Function("repeat", [*names, ("i64", "times")])
     arguments = ", ".join(f"{kind} %{name}" for kind, name in names[1:])
 

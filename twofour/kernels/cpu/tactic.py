@@ -1,7 +1,8 @@
 """Tactics: the ways to run a convolution or matrix product on a CPU, found by file name.
 
-A tactic is a file `conv_*.py` beside this one with a module constant `TACTICS`. It refuses what it cannot do, with a
-reason a user can act on, and lists its configurations, best guess first. Which one is used is decided by time.
+A tactic is a file `conv_*.py` beside this one with a module constant `TACTICS`. It refuses what it
+cannot do, with a reason a user can act on, and lists its configurations, best guess first. Which
+one is used is decided by time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 import twofour.kernels.cpu as home
-from twofour.kernels.cpu.nest import Format
+from twofour.kernels.cpu.packing import Format
 from twofour.kernels.cpu.problem import Config, ConvProblem
 
 Weights = NDArray[Any]
@@ -31,7 +32,8 @@ class Tactic:
         dtype: of the inputs, "int8" or "float32".
         pattern: the weight pattern it exploits; "" for dense.
         format: the packed format and its inner loop.
-        refuse: why it cannot take a problem with weights [groups * n, c, KH, KW] on an instruction set; "" if it can.
+        refuse: why it cannot take a problem with weights [groups * n, c, KH, KW] on an instruction
+            set; "" if it can.
         configs: its configurations for a problem on an instruction set, best guess first.
     """
 
@@ -46,6 +48,8 @@ class Tactic:
 @cache
 def tactics() -> tuple[Tactic, ...]:
     """All tactics, in the order of their files."""
-    names = sorted(m.name for m in pkgutil.iter_modules(home.__path__) if m.name.startswith("conv_"))
+    names = sorted(
+        m.name for m in pkgutil.iter_modules(home.__path__) if m.name.startswith("conv_")
+    )
     modules = [importlib.import_module(f"{home.__name__}.{name}") for name in names]
     return tuple(tactic for module in modules for tactic in module.TACTICS)

@@ -1,7 +1,8 @@
 """The vector operations kernels are made of, per instruction set, each beside its numpy meaning.
 
-All work on 16 lanes of 32 bits, one lane an output channel. On AVX-512 with VNNI each is one instruction; elsewhere
-the same operation is spelled in plain vector IR, slower and equal to the last bit.
+All work on 16 lanes of 32 bits, one lane an output channel. On AVX-512 with VNNI each is one
+instruction; elsewhere the same operation is spelled in plain vector IR, slower and equal to the
+last bit.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ class Vector:
         return self.f.splat("i64", self.f.load("i64", pointer, offset), 8)
 
     def dot4(self, acc: Value, a: Value, b: Value) -> Value:
-        """acc + (a.view(u8).astype(int) * b.view(i8)).reshape(16, 4).sum(1), exact in int32."""
+        """Acc + (a.view(u8).astype(int) * b.view(i8)).reshape(16, 4).sum(1), exact in int32."""
         f = self.f
         if self.isa == "avx512vnni":
             bytes_a, bytes_b = (f.let(f"bitcast {I32S} {v} to {BYTES64}") for v in (a, b))
             return f.call(
-                I32S, "llvm.x86.avx512.vpdpbusd.512", (I32S, acc), (BYTES64, bytes_a), (BYTES64, bytes_b)
+                I32S,
+                "llvm.x86.avx512.vpdpbusd.512",
+                (I32S, acc),
+                (BYTES64, bytes_a),
+                (BYTES64, bytes_b),
             )
         if self.isa == "avx2":
             return self._dot4_words(acc, a, b)
@@ -64,8 +69,10 @@ class Vector:
         wa, wb = (f.let(f"bitcast {I32S} {v} to {words}") for v in (a, b))
         eight = every("i16", 8, 32)
         pairs = (
-            (f.let(f"and {words} {wa}, {every('i16', 255, 32)}"),
-             f.let(f"ashr {words} {f.let(f'shl {words} {wb}, {eight}')}, {eight}")),
+            (
+                f.let(f"and {words} {wa}, {every('i16', 255, 32)}"),
+                f.let(f"ashr {words} {f.let(f'shl {words} {wb}, {eight}')}, {eight}"),
+            ),
             (f.let(f"lshr {words} {wa}, {eight}"), f.let(f"ashr {words} {wb}, {eight}")),
         )
         for left, right in pairs:
@@ -73,7 +80,8 @@ class Vector:
             for part in (0, 1):
                 pick = ", ".join(f"i32 {i}" for i in range(16 * part, 16 * part + 16))
                 x, y = (
-                    f.let(f"shufflevector {words} {v}, {words} poison, <16 x i32> <{pick}>") for v in (left, right)
+                    f.let(f"shufflevector {words} {v}, {words} poison, <16 x i32> <{pick}>")
+                    for v in (left, right)
                 )
                 sums.append(f.call("<8 x i32>", "llvm.x86.avx2.pmadd.wd", (half, x), (half, y)))
             acc = f.let(f"add {I32S} {acc}, {self._join8(sums[0], sums[1])}")
@@ -94,7 +102,8 @@ class Vector:
         return self.f.let(f"bitcast <32 x i16> {moved} to {I32S}")
 
     def select_bytes(self, eight: Value, index: Value) -> Value:
-        """out.view(u8)[i] = eight_bytes[index.view(u8)[i] & 7]; bits 4-6 of an index are ignored, 3 and 7 must be 0.
+        """out.view(u8)[i] = eight_bytes[index.view(u8)[i] & 7]; bits 4-6 of an index are ignored, 3
+        and 7 must be 0.
 
         Args:
             eight: from `broadcast8`.
@@ -103,14 +112,24 @@ class Vector:
         f = self.f
         if self.isa == "vector":
             return self._select_bytes_plain(eight, index)
-        table, picks = f.let(f"bitcast {I64S} {eight} to {BYTES64}"), f.let(f"bitcast {I32S} {index} to {BYTES64}")
+        table, picks = (
+            f.let(f"bitcast {I64S} {eight} to {BYTES64}"),
+            f.let(f"bitcast {I32S} {index} to {BYTES64}"),
+        )
         if self.isa == "avx512vnni":
             out = f.call(BYTES64, "llvm.x86.avx512.pshuf.b.512", (BYTES64, table), (BYTES64, picks))
             return f.let(f"bitcast {BYTES64} {out} to {I32S}")
         halves = []
         for part in (0, 1):
-            lanes = "<32 x i32> <" + ", ".join(f"i32 {i}" for i in range(32 * part, 32 * part + 32)) + ">"
-            x, y = (f.let(f"shufflevector {BYTES64} {v}, {BYTES64} poison, {lanes}") for v in (table, picks))
+            lanes = (
+                "<32 x i32> <"
+                + ", ".join(f"i32 {i}" for i in range(32 * part, 32 * part + 32))
+                + ">"
+            )
+            x, y = (
+                f.let(f"shufflevector {BYTES64} {v}, {BYTES64} poison, {lanes}")
+                for v in (table, picks)
+            )
             out = f.call("<32 x i8>", "llvm.x86.avx2.pshuf.b", ("<32 x i8>", x), ("<32 x i8>", y))
             halves.append(f.let(f"bitcast <32 x i8> {out} to <8 x i32>"))
         return self._join8(halves[0], halves[1])

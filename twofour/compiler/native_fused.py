@@ -1,0 +1,181 @@
+"""Fused nodes read as native operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from twofour.compiler.native import (
+    QUANTIZED,
+    Array,
+    ConvOp,
+    MapOp,
+    NotNative,
+    PoolOp,
+    constant,
+    name_of,
+    shape,
+    stored,
+)
+from twofour.compiler.ops import FusedOp
+from twofour.core.numerics import MAX_K, Epilogue, Window
+from twofour.kernels.cpu.pointwise import MapConstants
+
+
+def _conv(op: FusedOp) -> ConvOp:
+    strides, pads, dilations = (op.attributes[key] for key in ("strides", "pads", "dilations"))
+    w = constant(op.inputs["w"])
+    if w.ndim != 4:
+        raise NotNative(f"native convolutions are 2-D, this one has weights {list(w.shape)}")
+    window = Window(w.shape[2:], strides, dilations, pads)  # type: ignore[arg-type]
+    return _product(op, w, window, int(op.attributes["group"]))  # type: ignore[arg-type]
+
+
+def _gemm(op: FusedOp) -> ConvOp:
+    w = constant(op.inputs["w"])
+    return _product(op, w[:, :, None, None], Window((1, 1)), 1)
+
+
+def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
+    """The part that Conv and Gemm, integer and float, have in common."""
+    for value in (op.inputs["x"], op.output):
+        shape(value)
+    quantized = op.base.startswith("Q")
+    if quantized and w[0].size > MAX_K:
+        raise NotNative(f"sums of {w[0].size} products may overflow int32 (limit {MAX_K})")
+    if not quantized and op.inputs["x"].dtype != ir.DataType.FLOAT:
+        raise NotNative(
+            f"native kernels take float32 and quantized tensors, not {op.inputs['x'].dtype}"
+        )
+    if w.shape[1] * groups >= 4 and w.shape[1] == 1 and groups > 1 and w.shape[0] == groups:
+        raise NotNative("depthwise convolution has no native kernel yet")
+    if op.has_add and shape(op.inputs["res"]) != shape(op.output):
+        raise NotNative(f"the residual is broadcast from {list(shape(op.inputs['res']))}")
+    add = "" if not op.has_add else "float32" if op.add_is_float else "int8"
+    return ConvOp(
+        op.name,
+        op.op_type,
+        "conv",
+        name_of(op.inputs["x"]),
+        name_of(op.output),
+        name_of(op.inputs["res"]) if op.has_add else "",
+        w=w,
+        window=window,
+        groups=groups,
+        epilogue=_epilogue(op, quantized),
+        add=add,
+        x_zero=stored(constant(op.inputs["x_zero_point"]), op.inputs["x"].dtype)
+        if quantized
+        else 0,
+    )
+
+
+def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
+    """Scales divided by y_scale, in float64 and then rounded once."""
+    bias = constant(op.inputs["bias"]).astype(np.float64)
+    if not quantized:
+        return Epilogue(np.ones(bias.shape, np.float32), bias.astype(np.float32), 1.0, 0, op.relu)
+    out = op.output.dtype in QUANTIZED
+    y_scale = float(constant(op.inputs["y_scale"])) if out else 1.0
+    sums = float(constant(op.inputs["x_scale"])) * constant(op.inputs["w_scale"]).astype(np.float64)
+    residual_scale, residual_zero = 0.0, 0
+    if op.has_add and op.add_is_float:
+        residual_scale = 1.0 / y_scale
+    elif op.has_add:
+        residual_scale = float(constant(op.inputs["res_scale"])) / y_scale
+        residual_zero = stored(constant(op.inputs["res_zero_point"]), op.inputs["res"].dtype)
+    return Epilogue(
+        scale=np.broadcast_to(sums / y_scale, bias.shape).astype(np.float32),
+        bias=(bias / y_scale).astype(np.float32),
+        residual_scale=float(np.float32(residual_scale)),
+        residual_zero_point=residual_zero,
+        relu=op.relu,
+        zero_point=stored(constant(op.inputs["y_zero_point"]), op.output.dtype) if out else None,
+        unsigned=True,
+    )
+
+
+def _quantized_add(op: FusedOp) -> MapOp:
+    if shape(op.inputs["a"]) != shape(op.inputs["b"]):
+        raise NotNative("the operands of the addition are broadcast")
+    constants = MapConstants(
+        x_scale=float(constant(op.inputs["a_scale"])),
+        x_zero=stored(constant(op.inputs["a_zero_point"]), op.inputs["a"].dtype),
+        r_scale=float(constant(op.inputs["b_scale"])),
+        r_zero=stored(constant(op.inputs["b_zero_point"]), op.inputs["b"].dtype),
+        y_scale=float(constant(op.inputs["y_scale"])),
+        y_zero=stored(constant(op.inputs["y_zero_point"]), op.output.dtype),
+    )
+    return MapOp(
+        op.name,
+        op.op_type,
+        "map",
+        name_of(op.inputs["a"]),
+        name_of(op.output),
+        name_of(op.inputs["b"]),
+        op="add",
+        constants=constants,
+        relu=op.relu,
+    )
+
+
+def _quantized_mean(op: FusedOp) -> PoolOp:
+    x_scale, quantized = float(constant(op.inputs["x_scale"])), not op.float_out
+    return PoolOp(
+        op.name,
+        op.op_type,
+        "pool",
+        name_of(op.inputs["x"]),
+        name_of(op.output),
+        op="mean",
+        scale=x_scale / float(constant(op.inputs["y_scale"])) if quantized else x_scale,
+        x_zero=stored(constant(op.inputs["x_zero_point"]), op.inputs["x"].dtype),
+        y_zero=stored(constant(op.inputs["y_zero_point"]), op.output.dtype) if quantized else 0,
+    )
+
+
+def _quantized_max(op: FusedOp) -> PoolOp:
+    kernel, strides, pads = (op.attributes[key] for key in ("kernel_shape", "strides", "pads"))
+    if len(kernel) != 2:  # type: ignore[arg-type]
+        raise NotNative("native pooling is 2-D")
+    return PoolOp(
+        op.name,
+        op.op_type,
+        "pool",
+        name_of(op.inputs["x"]),
+        name_of(op.output),
+        op="max",
+        window=Window(kernel, strides, (1, 1), pads),
+    )  # type: ignore[arg-type]
+
+
+def _slice_pad(op: FusedOp) -> MapOp:
+    x = op.inputs["x"]
+    if x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
+        raise NotNative(f"native kernels take float32 and quantized tensors, not {x.dtype}")
+    value = constant(op.inputs["value"])
+    if x.dtype == ir.DataType.FLOAT and float(value) != 0.0:
+        raise NotNative("channels are padded with something other than zero")
+    return MapOp(
+        op.name,
+        op.op_type,
+        "map",
+        name_of(x),
+        name_of(op.output),
+        op="copy",
+        constants=MapConstants(y_zero=stored(value, x.dtype) if x.dtype in QUANTIZED else 0),
+        steps=op.attributes["steps"],
+        channel_pads=op.attributes["channel_pads"],  # type: ignore[arg-type]
+    )
+
+
+READERS = {
+    "QConv": _conv,
+    "Conv": _conv,
+    "QGemm": _gemm,
+    "Gemm": _gemm,
+    "QAdd": _quantized_add,
+    "QGlobalAveragePool": _quantized_mean,
+    "QMaxPool": _quantized_max,
+    "SlicePad": _slice_pad,
+}

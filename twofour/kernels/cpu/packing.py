@@ -1,0 +1,119 @@
+"""Packed weights: what every convolution kernel reads besides activations.
+
+    header 64 bytes: f32 residual scale, i32 residual zero point, f32 low, f32 high, i32 output zero point
+    then per panel: the format's stream; then per block 16 x i32 start, 16 x f32 scale, 16 x f32 bias
+
+A panel is `blocks` blocks of 16 output channels. `start` is what an integer sum begins with: minus
+the zero point of x times the sum of the weights. Zero points are as stored (int8 values plus 128).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.core.numerics import Epilogue
+from twofour.kernels.cpu.llvm import Value
+from twofour.kernels.cpu.problem import LANES, ConvProblem, segments_of
+from twofour.kernels.cpu.vector import Vector
+
+HEADER_BYTES = 64
+CONSTANTS_BYTES = 3 * 4 * LANES
+
+
+class Format(Protocol):
+    """A packed weight format and the inner loop that reads it."""
+
+    name: str
+    k_per_step: int
+    steps_per_group: int
+
+    def group_bytes(self, blocks: int, steps: int) -> int:
+        """Bytes of a group of `steps` steps for a panel of `blocks` blocks."""
+        ...
+
+    def pack_group(self, w: NDArray[Any]) -> NDArray[np.uint8]:
+        """[panels, blocks, 16, steps, k_per_step] to uint8 [panels, group_bytes]."""
+        ...
+
+    def emit_group(
+        self, v: Vector, rows: Sequence[int], x: Value, w: Value, sums: list[Value], steps: int
+    ) -> list[Value]:
+        """One group of steps: sums[row * blocks + block] += ...; `rows` are byte offsets from `x`."""
+        ...
+
+
+def panel_bytes(problem: ConvProblem, fmt: Format, blocks: int) -> int:
+    """Bytes of one packed panel: stream and constants."""
+    steps = -(-problem.segment_k // fmt.k_per_step)
+    full, rest = divmod(steps, fmt.steps_per_group)
+    run = full * fmt.group_bytes(blocks, fmt.steps_per_group) + (
+        fmt.group_bytes(blocks, rest) if rest else 0
+    )
+    return problem.segments * run + blocks * CONSTANTS_BYTES
+
+
+def pack(
+    w: NDArray[Any],
+    problem: ConvProblem,
+    fmt: Format,
+    blocks: int,
+    epilogue: Epilogue,
+    x_zero_point: int = 0,
+) -> NDArray[np.uint8]:
+    """Weights and constants in the kernel's order.
+
+    Args:
+        w: [groups * n, c, KH, KW], int8 or float32.
+        problem: the problem.
+        fmt: the format.
+        blocks: blocks of a panel.
+        epilogue: its constants; zero points as stored, so a quantized y is unsigned.
+        x_zero_point: of the input as stored (uint8).
+
+    Returns:
+        uint8 [HEADER_BYTES + panels * panel_bytes].
+    """
+    ordered = segments_of(w, problem, fmt.k_per_step)
+    panels = ordered.shape[0] // blocks
+    ordered = ordered.reshape(panels, blocks, *ordered.shape[1:])
+    groups = []
+    for segment in range(problem.segments):
+        for first in range(0, ordered.shape[4], fmt.steps_per_group):
+            groups.append(
+                fmt.pack_group(ordered[:, :, :, segment, first : first + fmt.steps_per_group])
+            )
+    start = np.zeros(w.shape[0], np.int32)
+    if problem.dtype == "int8":
+        start = (-x_zero_point * w.reshape(w.shape[0], -1).astype(np.int64).sum(1)).astype(np.int32)
+    constants = np.stack(
+        [
+            _per_lane(c, problem).view(np.int32)
+            for c in (start, epilogue.scale.astype(np.float32), epilogue.bias.astype(np.float32))
+        ],
+        axis=1,
+    )
+    constants = constants.reshape(panels, -1).view(np.uint8)
+    body = np.concatenate([*groups, constants], axis=1)
+    return np.concatenate([header(epilogue, problem), body.reshape(-1)])
+
+
+def _per_lane(values: NDArray[Any], problem: ConvProblem) -> NDArray[Any]:
+    """[groups * n] to [groups * blocks, 16], zeros in the unused lanes."""
+    grouped = values.reshape(problem.groups, problem.n)
+    padded = np.pad(grouped, ((0, 0), (0, problem.blocks * LANES - problem.n)))
+    return padded.reshape(problem.groups * problem.blocks, LANES)
+
+
+def header(epilogue: Epilogue, problem: ConvProblem) -> NDArray[np.uint8]:
+    """The 64 bytes before the panels."""
+    low, high = epilogue.bounds()
+    out = np.zeros(HEADER_BYTES // 4, np.int32)
+    out[[0, 2, 3]] = np.array([epilogue.residual_scale, low, high], np.float32).view(np.int32)
+    out[1] = epilogue.residual_zero_point
+    if epilogue.zero_point is not None:
+        out[4] = epilogue.zero_point
+    return out.view(np.uint8)

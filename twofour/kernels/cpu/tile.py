@@ -1,0 +1,105 @@
+"""One tile of a convolution: all its sums in registers, from start to store.
+
+sums = start                                         positions x blocks accumulators
+for each run of inputs, for each group of steps:
+    sums = format.emit_group(...)                    a kernel file's own part
+y = epilogue(sums)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twofour.kernels.cpu.epilogue import emit_epilogue
+from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.packing import CONSTANTS_BYTES, Format, panel_bytes
+from twofour.kernels.cpu.problem import Config, ConvProblem
+from twofour.kernels.cpu.vector import F32S, I32S, Vector
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`height` x `width` positions of `config.blocks` blocks of channels.
+
+    Attributes:
+        problem: what is computed.
+        fmt: packed format and inner loop.
+        config: blocks and prefetch distance.
+        height: output rows.
+        width: output columns.
+    """
+
+    problem: ConvProblem
+    fmt: Format
+    config: Config
+    height: int
+    width: int
+
+    def emit(self, name: str, isa: str) -> Function:
+        """The function `name(x, w, y, r, h, left)`: h is the header, left the output channels from here on."""
+        problem, blocks = self.problem, self.config.blocks
+        f = Function(name, [("ptr", p) for p in "xwyrh"] + [("i64", "left")], linkage="internal")
+        v = Vector(isa, f)
+        spots = [(i, j) for i in range(self.height) for j in range(self.width)]
+        down, across = problem.x.row * problem.stride[0], problem.x.pixel * problem.stride[1]
+        rows = [i * down + j * across for i, j in spots]
+        constants = f.at("%w", panel_bytes(problem, self.fmt, blocks) - blocks * CONSTANTS_BYTES)
+        if problem.dtype == "int8":
+            starts = [f.load(I32S, constants, b * CONSTANTS_BYTES, 4) for b in range(blocks)]
+        else:
+            starts = ["zeroinitializer"] * blocks
+        sums = self._window(v, rows, ["%x", "%w", *starts * len(rows)], self._levels())[2:]
+        emit_epilogue(v, problem, spots, sums, constants, blocks)
+        return f
+
+    def _levels(self) -> list[tuple[int, int]]:
+        """(count, bytes) of the loops over a window's runs: filter rows, and taps where they lie apart."""
+        problem = self.problem
+        levels = [(problem.kernel[0], problem.dilation[0] * problem.x.row)]
+        if not problem.taps_joined:
+            levels.append((problem.kernel[1], problem.dilation[1] * problem.x.pixel))
+        return [level for level in levels if level[0] > 1]
+
+    def _window(
+        self, v: Vector, rows: list[int], state: list[Value], levels: list[tuple[int, int]]
+    ) -> list[Value]:
+        """All runs; `state` is x, w and the sums, before and after."""
+        if not levels:
+            return self._run(v, rows, state)
+        count, stride = levels[0]
+
+        def turn(_: Value, carried: list[Value]) -> list[Value]:
+            after = self._window(v, rows, carried, levels[1:])
+            return [v.f.at(carried[0], stride), *after[1:]]
+
+        return v.f.loop(0, count, self._typed(state), turn)
+
+    def _run(self, v: Vector, rows: list[int], state: list[Value]) -> list[Value]:
+        """One run: a loop of whole groups, and what is left."""
+        whole = self.fmt.steps_per_group
+        full, rest = divmod(-(-self.problem.segment_k // self.fmt.k_per_step), whole)
+        if full > 1:
+            state = v.f.loop(
+                0, full, self._typed(state), lambda _, carried: self._group(v, rows, carried, whole)
+            )
+        elif full == 1:
+            state = self._group(v, rows, state, whole)
+        return self._group(v, rows, state, rest) if rest else state
+
+    def _group(self, v: Vector, rows: list[int], state: list[Value], steps: int) -> list[Value]:
+        """One group of steps, its weights prefetched for a later one."""
+        f, (x, w, *sums) = v.f, state
+        size = self.fmt.group_bytes(self.config.blocks, steps)
+        for line in range(0, size if self.config.prefetch_bytes else 0, 64):
+            ahead = f.at(w, self.config.prefetch_bytes + line)
+            f.call(
+                "void", "llvm.prefetch.p0", ("ptr", ahead), ("i32", "0"), ("i32", "3"), ("i32", "1")
+            )
+        sums = self.fmt.emit_group(v, rows, x, w, sums, steps)
+        inputs = steps * self.fmt.k_per_step * self.problem.x_bytes
+        return [f.at(x, inputs), f.at(w, size), *sums]
+
+    def _typed(self, state: list[Value]) -> list[tuple[str, Value]]:
+        """`state` with its types, as a loop carries it."""
+        kind = I32S if self.problem.dtype == "int8" else F32S
+        return [("ptr", state[0]), ("ptr", state[1]), *((kind, s) for s in state[2:])]
