@@ -25,16 +25,17 @@ def graph(body: str, opset: int = 18, **weights: np.ndarray) -> ir.Model:
     return model
 
 
-def run(model: ir.Model, seed: int = 0) -> list[np.ndarray]:
-    """The outputs for seeded random inputs, without optimizations: each node by itself."""
+def run(model: ir.Model, feeds: dict[str, np.ndarray] | None = None) -> list[np.ndarray]:
+    """The outputs for these or random inputs, without optimizations: each node by itself."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options)
-    random = np.random.default_rng(seed)
-    feeds = {}
+    random, feeds = np.random.default_rng(0), dict(feeds or {})
     for value in session.get_inputs():
+        if value.name in feeds:
+            continue
         if value.type == "tensor(float)":
             feeds[value.name] = random.normal(size=value.shape).astype(np.float32)
         else:

@@ -9,7 +9,6 @@ import pytest
 from twofour.compiler import ops
 from twofour.core import numerics
 
-RNG = np.random.default_rng(7)
 SCALES = {"x": 0.05, "res": 0.07, "a": 0.03, "b": 0.04, "y": 0.11}
 ZERO_POINTS = {"x": 3, "res": -4, "a": 5, "b": 0, "y": -2}
 ATTRIBUTES = {
@@ -45,6 +44,7 @@ def conv(x, w, bias):
 
 def random_inputs(variant):
     """Arrays for every input of the variant; int8 activations."""
+    random = np.random.default_rng(7)
     shape = {"QGemm": (2, 3, 8), "Gemm": (2, 3, 8)}.get(variant.base, (1, 4, 7, 9))
     out = {"QGemm": (2, 3, 6), "Gemm": (2, 3, 6)}.get(variant.base, (1, 6, 4, 8))
     weight = (6, 8) if "Gemm" in variant.base else (6, 2, 3, 2)
@@ -53,21 +53,21 @@ def random_inputs(variant):
         root = name.removesuffix("_scale").removesuffix("_zero_point")
         quantized = f"{root}_scale" in variant.inputs or variant.base in ("QMaxPool", "SlicePad")
         if name == "w_scale":
-            arrays[name] = RNG.uniform(0.01, 0.02, 6).astype(np.float32)
+            arrays[name] = random.uniform(0.01, 0.02, 6).astype(np.float32)
         elif name.endswith("_scale"):
             arrays[name] = np.array(SCALES[root], np.float32)
         elif name.endswith("_zero_point"):
             arrays[name] = np.array(ZERO_POINTS[root], np.int8)
         elif name == "bias":
-            arrays[name] = RNG.normal(size=6).astype(np.float32)
+            arrays[name] = random.normal(size=6).astype(np.float32)
         elif name == "value":
             arrays[name] = np.array(-7, np.int8)
         else:
             dims = {"w": weight, "res": out}.get(name, shape)
             arrays[name] = (
-                RNG.integers(-128, 128, dims).astype(np.int8)
+                random.integers(-128, 128, dims).astype(np.int8)
                 if quantized
-                else RNG.normal(size=dims).astype(np.float32)
+                else random.normal(size=dims).astype(np.float32)
             )
     return arrays
 

@@ -8,8 +8,7 @@ from tests.graphs import apply, check, graph, op_types, refusal, run
 from twofour.compiler import ops
 from twofour.compiler.passes import canonical_conv, canonical_gemm, canonical_quantize
 
-RNG = np.random.default_rng(3)
-W4 = RNG.normal(size=(2, 3, 3, 3)).astype(np.float32)
+W4 = np.random.default_rng(3).normal(size=(2, 3, 3, 3)).astype(np.float32)
 
 
 # canonical_quantize
@@ -102,7 +101,7 @@ def test_auto_pad_becomes_explicit(mode, stride):
         f"(float[1,3,9,9] x) => (float[1,2,{size},{size}] y) <float[2,3,4,4] w>"
         f'{{ y = Conv <auto_pad = "{mode}", strides = [{stride}, {stride}]>'
         " (x, w) }",
-        w=RNG.normal(size=(2, 3, 4, 4)).astype(np.float32),
+        w=np.random.default_rng(4).normal(size=(2, 3, 4, 4)).astype(np.float32),
     )
     after, refusals = apply(canonical_conv, model)
     assert not refusals
@@ -165,18 +164,20 @@ def test_convolutions_that_stay(body, reason):
 
 def gemm(attributes, a="4,3", b="3,2", c="", dequantized=False):
     """Gemm(a, b, c) with the weight b as f32 or as dequantized int8."""
+    random = np.random.default_rng(3)
     shape = tuple(int(n) for n in b.split(","))
     declared = (
         f"float[{b}] b" if not dequantized else f"int8[{b}] q, float s = {{0.5}}, int8 z = {{0}}"
     )
     bias = f", float[{c}] c" if c else ""
-    weights = (
-        {"c": RNG.normal(size=tuple(int(n) for n in c.split(","))).astype(np.float32)} if c else {}
-    )
+    weights = {}
+    if c:
+        size = tuple(int(n) for n in c.split(","))
+        weights["c"] = random.normal(size=size).astype(np.float32)
     if dequantized:
-        weights["q"] = RNG.integers(-127, 128, shape).astype(np.int8)
+        weights["q"] = random.integers(-127, 128, shape).astype(np.int8)
     else:
-        weights["b"] = RNG.normal(size=shape).astype(np.float32)
+        weights["b"] = random.normal(size=shape).astype(np.float32)
     return graph(
         f"(float[{a}] a) => (float[4,2] y) <{declared}{bias}> {{"
         f" {'b = DequantizeLinear (q, s, z)' if dequantized else ''}"

@@ -189,3 +189,32 @@ def test_apply_of_nothing_changes_nothing():
     after, refusals = apply(Nothing, model)
     assert not refusals
     assert text.graph_text(after) == text.graph_text(model)
+
+
+def test_readers_inside_a_branch_are_left_alone():
+    """Conv and Add feed quantizers in the body of If: neither is fused with what is inside."""
+    body = """g1 () => (int8[1,2,4,4] e) {{ e = QuantizeLinear ({0}, s, z) }}"""
+    model = graph(
+        f"""(int8[1,2,4,4] x, bool c) => (int8[1,2,4,4] y, int8[1,2,4,4] q)
+        <float s = {{0.1}}, int8 z = {{0}}, int8[2,2,1,1] k = {{1, 2, 3, 4}}> {{
+        f = DequantizeLinear (x, s, z)
+        w = DequantizeLinear (k, s, z)
+        a = Conv (f, w)
+        b = Add (f, f)
+        y = If (c) <then_branch = {body.format("a")}, else_branch = {body.format("b")}>
+        r = Relu (f)
+        q = QuantizeLinear (r, s, z)
+        }}"""
+    )
+    fused = pipeline.run_passes(model)
+    assert [node.op_type for node in fused.model.graph if node.op_type[0] == "Q"] == [
+        "QConvF",
+        "QuantizeLinear",
+    ]
+    reasons = {refusal.node: refusal.reason for refusal in fused.refusals}
+    assert reasons["b"].startswith("its result is read inside the body of a branch or loop")
+    x = np.arange(-16, 16, dtype=np.int8).reshape(1, 2, 4, 4)
+    for branch in (True, False):
+        feeds = {"x": x, "c": np.array(branch)}
+        for want, got in zip(run(model, feeds=feeds), run(fused.model, feeds=feeds), strict=True):
+            assert np.array_equal(want, got)

@@ -27,7 +27,8 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     others = [
         use.node
         for use in x.uses()
-        if use.node is not node and reading.is_op(use.node, "QuantizeLinear") and use.idx == 0
+        if use.node is not node and use.node.graph is node.graph
+        if reading.is_op(use.node, "QuantizeLinear") and use.idx == 0
     ]
     if not others or node.outputs[0].is_graph_output():
         return None

@@ -68,7 +68,10 @@ def sole_reader(value: ir.Value) -> ir.Node | str:
     if len(uses) != 1:
         names = ", ".join(repr(use.node.name) for use in uses) or "nobody"
         return f"its result has {len(uses)} readers: {names}"
-    return next(iter(uses)).node
+    reader = next(iter(uses)).node
+    if reader.graph is not value.graph:
+        return f"its result is read inside the body of a branch or loop, by {reader.name!r}"
+    return reader
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:
