@@ -266,10 +266,8 @@ def _notes(
             f"the weight is {pattern}, but {best.tactic} took {best.time_us:.2f} us and dense"
             f" {choice.time_us:.2f} us here: {_why_dense_won(op)}"
         ]
-    return [
-        f"the weight is {pattern}, but no sparse kernel takes it: "
-        + "; ".join(f"{c.tactic}: {c.reason}" for c in candidates if c.reason)
-    ]
+    reasons = dict.fromkeys(c.reason for c in candidates if c.reason)
+    return [f"the weight is {pattern}, but no sparse kernel takes it: {'; '.join(reasons)}"]
 
 
 def _why_dense_won(op: ConvOp) -> str:
