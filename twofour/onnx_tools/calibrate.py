@@ -8,7 +8,7 @@ the tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from twofour.core.data import Batch, Data, DataLike, as_data
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.progress import Report
 from twofour.onnx_tools.histogram import Histogram, Range, choose_range
 from twofour.onnx_tools.load import model_bytes
 from twofour.onnx_tools.options import QuantizeOptions
@@ -30,9 +31,6 @@ BATCH_IF_UNKNOWN = 4
 """Where the shapes do not tell."""
 
 Array = NDArray[Any]
-Progress = Callable[[int, int | None, str], None]
-"""Called with what is done, the total or None, and in words what is being done."""
-
 _ORT_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -48,7 +46,7 @@ def calibrate(
     tensors: Sequence[str],
     data: DataLike,
     options: QuantizeOptions | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> dict[str, Range]:
     """Chooses a range for each tensor from what it holds while the model runs on the data.
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core import numerics
 from twofour.onnx_tools.options import Activation, QuantizeOptions
 
 HALF = 16384
@@ -172,9 +171,9 @@ def _mse(histogram: Histogram, options: QuantizeOptions) -> float:
         threshold = histogram.peak * 2 ** (-step / 16)
         span = Range(max(histogram.low, -threshold), min(histogram.high, threshold))
         scheme = affine(span, options.activation)
-        q = numerics.quantize(x.astype(np.float32), scheme.scale, scheme.zero_point, scheme.dtype)
-        back = numerics.dequantize(q, scheme.scale, scheme.zero_point)
-        error = float(np.dot(counts, np.square(back - x)))
+        info, zero_point = np.iinfo(scheme.dtype), scheme.zero_point
+        steps = np.clip(np.rint(x / scheme.scale), info.min - zero_point, info.max - zero_point)
+        error = float(np.dot(counts, np.square(steps * scheme.scale - x)))
         if error < best_error:
             best, best_error = threshold, error
     return best

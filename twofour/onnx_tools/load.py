@@ -42,7 +42,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     """Reads and checks an ONNX file.
 
     External tensors are read into memory. Initializers that are listed as graph inputs too, as
-    files older than IR version 4 do, are taken off the inputs.
+    files older than IR version 4 do, are taken off the inputs. Nodes without a name get one.
 
     Args:
         path: of a file with one ONNX ModelProto, at most 2 GiB with its external tensors.
@@ -69,6 +69,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
             "convert the model again; int8 weights need a DequantizeLinear before a float operator",
         )
     common_passes.RemoveInitializersFromInputsPass()(model)
+    common_passes.NameFixPass()(model)
     return model
 
 

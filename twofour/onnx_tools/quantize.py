@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from twofour.core import numerics
 from twofour.core.data import DataLike
 from twofour.core.errors import InputError
-from twofour.onnx_tools.calibrate import Progress, calibrate
+from twofour.core.progress import Report
+from twofour.onnx_tools.calibrate import calibrate
 from twofour.onnx_tools.edit import Array, Editor, constant
 from twofour.onnx_tools.histogram import Affine, Range, affine
 from twofour.onnx_tools.options import QuantizeOptions
@@ -34,7 +35,7 @@ def quantize(
     model: ir.Model,
     data: DataLike,
     options: QuantizeOptions | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> ir.Model:
     """Quantizes a model after training.
 
