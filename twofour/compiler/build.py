@@ -27,13 +27,13 @@ from twofour.compiler.tune import TimingCache, Tuner
 from twofour.core.abi import BINDINGS, MAX_THREADS
 from twofour.core.data import DataLike
 from twofour.core.errors import InputError
-from twofour.core.patterns import ineligible, is_pattern, magnitude_mask
 from twofour.core.target import Target, check_runs_here, detect_host, host_target
 from twofour.core.version import __version__
 from twofour.engine import Engine, Layer, Plan, Step, TensorInfo
 from twofour.kernels.cpu.llvm import Source, compile_object
 from twofour.kernels.cpu.program import program_text, threads_text
 from twofour.onnx_tools.load import load_model, model_bytes
+from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
@@ -133,7 +133,7 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     graph = import_graph(source, options.shapes)
     operators = len(graph.graph)
     if options.sparsity == "force":
-        graph = force_sparse(graph)
+        graph, _ = prune(graph)
     fused = run_passes(graph, options.dump)
     order = schedule(fused.model.graph)
     lowered = lower(fused.model.graph, order)
@@ -157,35 +157,6 @@ def _source(model: Model) -> tuple[ir.Model, str, str]:
     if isinstance(model, onnx.ModelProto):
         model = ir.from_proto(model)
     return model, model.graph.name or "model", hashlib.sha256(model_bytes(model)).hexdigest()
-
-
-def force_sparse(model: ir.Model) -> ir.Model:
-    """Prunes every weight of a Conv, Gemm or MatMul that can be 2:4 and is not, by magnitude."""
-    model = model.clone()
-    for node in model.graph:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
-            continue
-        value = node.inputs[1]
-        while value is not None and value.const_value is None and value.producer() is not None:
-            value = value.producer().inputs[0]  # type: ignore[union-attr]
-        if (
-            value is None
-            or value.const_value is None
-            or value.const_value.dtype not in (ir.DataType.FLOAT, ir.DataType.INT8)
-        ):
-            continue
-        w = value.const_value.numpy()
-        along_rows = w.ndim == 2 and not (
-            node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
-        )
-        turned = w.T if along_rows else w
-        if turned.ndim < 2 or ineligible(turned.shape, "2:4") or is_pattern(turned, "2:4"):
-            continue
-        pruned = np.where(magnitude_mask(turned, "2:4"), turned, np.zeros((), w.dtype))
-        value.const_value = ir.tensor(
-            np.ascontiguousarray(pruned.T if along_rows else pruned), name=value.name
-        )
-    return model
 
 
 def _emit(
