@@ -1,11 +1,12 @@
-"""Dense convolution and matrix product on integers: one broadcast and one dot product per 4 inputs.
+"""Dense integer convolution and matrix product: one broadcast and one dot product per 4 inputs.
 
 Lanes are 16 output channels; a tile is up to 28 positions by 1 block of channels, or 14 by 2. Per
 position and 4 inputs: broadcast the 4 activation bytes to every lane (a load, free beside
 arithmetic), `vpdpbusd` with 64 weight bytes: at the machine's peak where K is long. Layout of a
 panel:
 
-    for run in runs: for step in steps: for block in blocks: for lane in 16: for k in 4: w[block, lane][run][4 step + k]
+    for run in runs: for step in steps:
+        for block in blocks: for lane in 16: for k in 4: w[block, lane][run][4 step + k]
 """
 
 from __future__ import annotations

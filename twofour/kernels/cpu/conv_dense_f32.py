@@ -1,8 +1,8 @@
-"""Dense float32 convolution and matrix product: one fused multiply-add per input, activations from
-memory.
+"""Dense float32 convolution and matrix product: one fused multiply-add per input.
 
-Lanes are 16 output channels. The activation is an operand broadcast inside the multiply-add, so a
-step of a tile is one weight load and one instruction a position. Layout of a panel:
+Lanes are 16 output channels. The activation comes from memory, an operand broadcast inside the
+multiply-add, so a step of a tile is one weight load and one instruction a position. Layout of a
+panel:
 
     for run in runs: for k in run: for block in blocks: for lane in 16: w[block, lane][run][k]
 """

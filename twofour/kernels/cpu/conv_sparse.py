@@ -6,9 +6,10 @@ The shuffle shares one of three ports with the dot product, so half the products
 up to 1.5x dense. Indices and weights are held in registers for every position of the tile. Three
 formats of the indices (docs/architecture.md has measured sizes):
 
-    H     one byte holds the 4-bit indices of two steps: 0.75x the dense bytes. Takes 4:8 as well. C
-    one byte holds the 2-bit indices of four steps: 0.625x. Strictly 2:4. pair  as H, but channels n
-    and n + 16 share their indices: one shuffle feeds two dot products, up to 2x dense.
+    H     one byte holds the 4-bit indices of two steps: 0.75x the dense bytes. Takes 4:8 as well.
+    C     one byte holds the 2-bit indices of four steps: 0.625x. Strictly 2:4.
+    pair  as H, but channels n and n + 16 share their indices: one shuffle feeds two dot products,
+          up to 2x dense.
 
 Layout of a panel in format H (two steps a group), and how it is read back:
 
@@ -65,11 +66,15 @@ def compress(w: NDArray[Any], share: int = 1) -> tuple[NDArray[np.uint8], NDArra
 
 
 def _first_kept(used: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Positions of the nonzeros, filled up with zeros; two from each half where two fit, as format C needs."""
+    """Positions of the nonzeros, filled up with positions of zeros.
+
+    Two are taken from each half where two fit, as format C needs.
+    """
     halves = used.reshape(*used.shape[:-1], 2, 4)
     if (halves.sum(-1) <= 2).all():
         inner = np.argsort(~halves, axis=-1, kind="stable")[..., :2]
-        return (inner + np.array([[0], [4]])).reshape(*used.shape[:-1], _KEPT)
+        kept: NDArray[np.intp] = inner + np.array([[0], [4]])
+        return kept.reshape(*used.shape[:-1], _KEPT)
     return np.argsort(~used, axis=-1, kind="stable")[..., :_KEPT]
 
 
@@ -111,7 +116,7 @@ class Sparse:
         shared = blocks // self.share
         metas = [v.f.load(I32S, w, 64 * block, 64) for block in range(shared)]
         picks = [metas, [v.shift_right_words(meta, 4) for meta in metas] if steps == 2 else []]
-        return _steps(v, rows, x, (w, 64 * shared), sums, picks[:steps], self.share)
+        return _steps(v, rows, x, (w, 64 * shared), sums, picks[:steps])
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class SparseCompact:
             picks.append(
                 [f.let(f"or {I32S} {field}, {every('i32', 0x04040000)}") for field in fields]
             )
-        return _steps(v, rows, x, (w, 64 * blocks), sums, picks, 1)
+        return _steps(v, rows, x, (w, 64 * blocks), sums, picks)
 
 
 def _steps(
@@ -163,9 +168,20 @@ def _steps(
     kept: tuple[Value, int],
     sums: list[Value],
     picks: list[list[Value]],
-    share: int,
 ) -> list[Value]:
-    """The steps of a group: `picks[step][block // share]` are its indices, `kept` pointer and offset of its values."""
+    """The steps of a group.
+
+    Args:
+        v: emits the operations.
+        rows: the positions, as byte offsets from `x`.
+        x: points at the group's first input.
+        kept: pointer and offset of its values.
+        sums: before the group.
+        picks: `picks[step][block // share]` are its indices.
+
+    Returns:
+        The sums after the group.
+    """
     blocks = len(sums) // len(rows)
     sums = list(sums)
     for step, indices in enumerate(picks):
@@ -174,12 +190,22 @@ def _steps(
         ]
         for row, offset in enumerate(rows):
             eight = v.broadcast8(x, offset + 8 * step)
-            for group, index in enumerate(indices):
-                inputs = v.select_bytes(eight, index)
-                for block in range(group * share, (group + 1) * share):
-                    at = row * blocks + block
-                    sums[at] = v.dot4(sums[at], inputs, weights[block])
+            here = slice(row * blocks, (row + 1) * blocks)
+            sums[here] = _position(v, eight, indices, weights, sums[here])
     return sums
+
+
+def _position(
+    v: Vector, eight: Value, indices: list[Value], weights: list[Value], sums: list[Value]
+) -> list[Value]:
+    """The sums of one position after a step; neighbouring blocks may share an index."""
+    share = len(weights) // len(indices)
+    after = []
+    for group, index in enumerate(indices):
+        inputs = v.select_bytes(eight, index)
+        for block in range(group * share, (group + 1) * share):
+            after.append(v.dot4(sums[block], inputs, weights[block]))
+    return after
 
 
 def _refuse_free(problem: ConvProblem, w: Weights, isa: str) -> str:

@@ -1,10 +1,9 @@
 """2:4 float32 convolution and matrix product: one permute and one multiply-add per 2 inputs.
-AVX-512 only.
 
-A step takes 16 inputs of a position, of which each channel keeps 8. `vpermps` picks one kept input
-for every lane by 4-bit index (it ignores the higher bits, so eight indices sit in one register and
-are shifted into place), then a fused multiply-add with 16 kept weights: 8 permutes and 8 multiply-
-adds instead of 16 multiply-adds. Layout:
+A step takes 16 inputs of a position, of which each channel keeps 8. `vpermps` (AVX-512 only) picks
+one kept input for every lane by 4-bit index (it ignores the higher bits, so eight indices sit in
+one register and are shifted into place), then a fused multiply-add with 16 kept weights: 8 permutes
+and 8 multiply-adds instead of 16 multiply-adds. Layout:
 
     for run in runs: for step in steps: for block in blocks:
         for lane in 16: u32 = sum over j in 8 of index(j) << 4 j

@@ -1,4 +1,4 @@
-"""What a tile does with its sums: `core.numerics.requantize`, operation by operation, and the store."""
+"""What a tile does with its sums: requantizes them as `core.numerics` does, and stores them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from twofour.kernels.cpu.packing import CONSTANTS_BYTES
 from twofour.kernels.cpu.problem import LANES, ConvProblem
 from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, Vector, every, float_bits
 
-_ROUND = 12582912.0  # 1.5 * 2**23: adding it rounds |v| < 2**22 half to even, leaving the integer in the low bits
+# 1.5 * 2**23: adding it rounds |v| < 2**22 half to even, leaving the integer in the low bits.
+_ROUND = 12582912.0
 
 
 def emit_epilogue(

@@ -149,7 +149,7 @@ class Function:
         return names
 
     def repeat(self, begin: Value | int, end: Value | int, body: Callable[[Value], None]) -> None:
-        """For i in range(begin, end): body(i)"""
+        """Emits a loop that carries no values: for i in range(begin, end): body(i)."""
 
         def turn(index: Value, _: list[Value]) -> list[Value]:
             body(index)
@@ -228,7 +228,10 @@ class Source:
 
 
 def compile_object(sources: Sequence[Source], target: Target) -> bytes:
-    """The modules as one object: sections of several objects could not be loaded into one mapping."""
+    """The modules as one object.
+
+    Sections of several objects could not be loaded into one mapping.
+    """
     with _COMPILE_LOCK:
         machine = target_machine(target)
         whole = _module(Source(""), machine)

@@ -1,8 +1,9 @@
 """The loops around every convolution kernel.
 
-    for each panel of output channels, for each piece of rows, for each piece of columns:     (order: Config)
-        one tile
-        (tile.py)
+    for each panel of output channels, for each piece of rows, for each piece of columns:
+        one tile                                                                (tile.py)
+
+`Config` says whether the panels are walked outside or inside the pieces.
 
 A kernel has one signature, whatever it computes: `void kernel(x, w, y, r, t0, t1, p0, p1)`: row
 pieces t0..t1 and panels p0..p1, so threads share a layer by ranges of either. `w` is laid out by
@@ -88,15 +89,15 @@ class _Walk:
         return [(height, width) for height in self.down.sizes for width in self.across.sizes]
 
     def panels(self, visit: Callable[[Value], None]) -> None:
-        """For p in range(p0, p1): visit(p)"""
+        """Emits a loop over the panels: for p in range(p0, p1): visit(p)."""
         self.f.repeat("%p0", "%p1", visit)
 
     def pieces(self, visit: Visit) -> None:
-        """For t in range(t0, t1): for each tile of row piece t: visit(pointers, size)"""
+        """Emits a loop over the tiles of row pieces t0..t1: visit(pointers, size)."""
         self.f.repeat("%t0", "%t1", lambda t: self._rows(t, visit))
 
     def _rows(self, t: Value, visit: Visit) -> None:
-        """The tiles of one row piece; the first `big_count` pieces of an image are one row higher."""
+        """The tiles of one row piece; the first `big_count` of an image are one row higher."""
         f, down, problem = self.f, self.down, self.problem
         image, piece = f.int_op("udiv", t, down.count), f.int_op("urem", t, down.count)
         mixed = len(down.sizes) == 2

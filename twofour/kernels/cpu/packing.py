@@ -1,7 +1,9 @@
 """Packed weights: what every convolution kernel reads besides activations.
 
-    header 64 bytes: f32 residual scale, i32 residual zero point, f32 low, f32 high, i32 output zero point
-    then per panel: the format's stream; then per block 16 x i32 start, 16 x f32 scale, 16 x f32 bias
+    header, 64 bytes: f32 residual scale, i32 residual zero point, f32 low, f32 high,
+        i32 output zero point
+    then per panel: the format's stream;
+        then per block 16 x i32 start, 16 x f32 scale, 16 x f32 bias
 
 A panel is `blocks` blocks of 16 output channels. `start` is what an integer sum begins with: minus
 the zero point of x times the sum of the weights. Zero points are as stored (int8 values plus 128).
@@ -27,9 +29,20 @@ CONSTANTS_BYTES = 3 * 4 * LANES
 class Format(Protocol):
     """A packed weight format and the inner loop that reads it."""
 
-    name: str
-    k_per_step: int
-    steps_per_group: int
+    @property
+    def name(self) -> str:
+        """As reports show it."""
+        ...
+
+    @property
+    def k_per_step(self) -> int:
+        """Inputs that a step takes from a run."""
+        ...
+
+    @property
+    def steps_per_group(self) -> int:
+        """Steps that are packed together."""
+        ...
 
     def group_bytes(self, blocks: int, steps: int) -> int:
         """Bytes of a group of `steps` steps for a panel of `blocks` blocks."""
@@ -42,7 +55,19 @@ class Format(Protocol):
     def emit_group(
         self, v: Vector, rows: Sequence[int], x: Value, w: Value, sums: list[Value], steps: int
     ) -> list[Value]:
-        """One group of steps: sums[row * blocks + block] += ...; `rows` are byte offsets from `x`."""
+        """Adds one group of steps to sums[row * blocks + block].
+
+        Args:
+            v: emits the operations.
+            rows: the positions, as byte offsets from `x`.
+            x: points at the group's first input.
+            w: points at the group's packed weights.
+            sums: before the group.
+            steps: at most `steps_per_group`.
+
+        Returns:
+            The sums after the group.
+        """
         ...
 
 

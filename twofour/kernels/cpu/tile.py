@@ -36,7 +36,10 @@ class Tile:
     width: int
 
     def emit(self, name: str, isa: str) -> Function:
-        """The function `name(x, w, y, r, h, left)`: h is the header, left the output channels from here on."""
+        """The function `name(x, w, y, r, h, left)`.
+
+        `h` is the header, `left` the number of output channels from here on.
+        """
         problem, blocks = self.problem, self.config.blocks
         f = Function(name, [("ptr", p) for p in "xwyrh"] + [("i64", "left")], linkage="internal")
         v = Vector(isa, f)
@@ -53,7 +56,10 @@ class Tile:
         return f
 
     def _levels(self) -> list[tuple[int, int]]:
-        """(count, bytes) of the loops over a window's runs: filter rows, and taps where they lie apart."""
+        """(count, bytes) of the loops over a window's runs.
+
+        These are the filter rows, and the taps of a row where they lie apart.
+        """
         problem = self.problem
         levels = [(problem.kernel[0], problem.dilation[0] * problem.x.row)]
         if not problem.taps_joined:

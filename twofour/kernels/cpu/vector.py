@@ -43,7 +43,10 @@ class Vector:
         return self.f.splat("i64", self.f.load("i64", pointer, offset), 8)
 
     def dot4(self, acc: Value, a: Value, b: Value) -> Value:
-        """Acc + (a.view(u8).astype(int) * b.view(i8)).reshape(16, 4).sum(1), exact in int32."""
+        """Adds 4 products to each lane, exact in int32.
+
+        acc + (a.view(u8).astype(int) * b.view(i8)).reshape(16, 4).sum(1)
+        """
         f = self.f
         if self.isa == "avx512vnni":
             bytes_a, bytes_b = (f.let(f"bitcast {I32S} {v} to {BYTES64}") for v in (a, b))
@@ -64,7 +67,10 @@ class Vector:
         return acc
 
     def _dot4_words(self, acc: Value, a: Value, b: Value) -> Value:
-        """dot4 on AVX2: even and odd bytes as 16-bit words, two exact vpmaddwd each (vpmaddubsw would saturate)."""
+        """dot4 on AVX2: even and odd bytes as 16-bit words, two vpmaddwd each.
+
+        They are exact, where vpmaddubsw would saturate.
+        """
         f, words, half = self.f, "<32 x i16>", "<16 x i16>"
         wa, wb = (f.let(f"bitcast {I32S} {v} to {words}") for v in (a, b))
         eight = every("i16", 8, 32)
@@ -92,18 +98,19 @@ class Vector:
         return self.f.let(f"shufflevector <8 x i32> {low}, <8 x i32> {high}, <16 x i32> <{pick}>")
 
     def shift_right(self, v: Value, bits: int) -> Value:
-        """V >> bits, zeros shifted in."""
+        """Each lane >> bits, zeros shifted in."""
         return self.f.let(f"lshr {I32S} {v}, {every('i32', bits)}") if bits else v
 
     def shift_right_words(self, v: Value, bits: int) -> Value:
-        """Each 16-bit half of each lane >> bits: one cheap instruction where byte shifts do not exist."""
+        """Each 16-bit half of each lane >> bits; there is no shift of bytes."""
         words = self.f.let(f"bitcast {I32S} {v} to <32 x i16>")
         moved = self.f.let(f"lshr <32 x i16> {words}, {every('i16', bits, 32)}")
         return self.f.let(f"bitcast <32 x i16> {moved} to {I32S}")
 
     def select_bytes(self, eight: Value, index: Value) -> Value:
-        """out.view(u8)[i] = eight_bytes[index.view(u8)[i] & 7]; bits 4-6 of an index are ignored, 3
-        and 7 must be 0.
+        """Picks bytes: out.view(u8)[i] = eight_bytes[index.view(u8)[i] & 7].
+
+        Bits 4-6 of an index are ignored, 3 and 7 must be 0.
 
         Args:
             eight: from `broadcast8`.
@@ -149,10 +156,13 @@ class Vector:
         return out
 
     def fma(self, acc: Value, a: Value, b: Value) -> Value:
-        """Acc + a * b on <16 x float>; one rounding where the CPU has it, two elsewhere."""
+        """A multiply-add on <16 x float>; one rounding where the CPU has it, two elsewhere.
+
+        acc + a * b
+        """
         name = "llvm.fmuladd.v16f32" if self.isa == "vector" else "llvm.fma.v16f32"
         return self.f.call(F32S, name, (F32S, a), (F32S, b), (F32S, acc))
 
     def select_floats(self, sixteen: Value, index: Value) -> Value:
-        """Out[i] = sixteen[index[i] & 15], <16 x float>; AVX-512 only."""
+        """Picks floats: out[i] = sixteen[index[i] & 15], <16 x float>; AVX-512 only."""
         return self.f.call(F32S, "llvm.x86.avx512.permvar.sf.512", (F32S, sixteen), (I32S, index))
