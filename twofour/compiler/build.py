@@ -11,42 +11,30 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
+from twofour.compiler.assemble import Assembler, Progress
 from twofour.compiler.emit import Emitter
-from twofour.compiler.fallback import subgraph
 from twofour.compiler.importer import import_graph
-from twofour.compiler.lower import Lowered, lower
-from twofour.compiler.passes.pipeline import Fused, run_passes
-from twofour.compiler.schedule import Schedule, schedule
+from twofour.compiler.lower import lower
+from twofour.compiler.passes.pipeline import run_passes
+from twofour.compiler.profile import with_times
+from twofour.compiler.schedule import schedule
 from twofour.compiler.tune import TimingCache, Tuner
-from twofour.core.abi import BINDINGS, MAX_THREADS
+from twofour.core.abi import MAX_THREADS
 from twofour.core.data import DataLike
 from twofour.core.errors import InputError
 from twofour.core.target import Target, check_runs_here, detect_host, host_target
-from twofour.core.version import __version__
-from twofour.engine import Engine, Layer, Plan, Step, TensorInfo
-from twofour.kernels.cpu.llvm import Source, compile_object
-from twofour.kernels.cpu.program import program_text, threads_text
+from twofour.engine import Engine
 from twofour.onnx_tools.load import load_model, model_bytes
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
-CODE = "native"
 SPARSITY = ("enable", "force", "disable")
-
-
-class Progress(Protocol):
-    """Told how far a long operation is."""
-
-    def __call__(self, done: int, total: int | None, what: str) -> None:
-        """`done` of `total` (None: unknown) units, now at `what`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -140,13 +128,13 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
     emitter = Emitter(Tuner(target, cache), options.sparsity)
-    steps, subgraphs = _emit(fused, order, lowered, emitter, options.threads, progress)
+    assembler = Assembler(fused, order, lowered, emitter, options.threads, progress)
+    engine = assembler.assemble()
     cache.save(cache_file)
-    counts = {"operators": operators, "fused": len(fused.model.graph), "steps": len(steps)}
-    graph_plan = _plan(fused.model.graph, lowered, emitter, steps, (target, options.threads))
-    plan = replace(graph_plan, source_name=name, source_sha256=digest, graph=counts)
-    code = compile_object([*emitter.sources.values(), Source(threads_text())], target)
-    return Engine(plan, emitter.weights(), {CODE: np.frombuffer(code, np.uint8)}, subgraphs)
+    steps = len(engine.plan.steps)
+    counts = {"operators": operators, "fused": len(fused.model.graph), "steps": steps}
+    plan = replace(engine.plan, source_name=name, source_sha256=digest, graph=counts)
+    return with_times(replace(engine, plan=plan), assembler.placements)
 
 
 def _source(model: Model) -> tuple[ir.Model, str, str]:
@@ -157,85 +145,3 @@ def _source(model: Model) -> tuple[ir.Model, str, str]:
     if isinstance(model, onnx.ModelProto):
         model = ir.from_proto(model)
     return model, model.graph.name or "model", hashlib.sha256(model_bytes(model)).hexdigest()
-
-
-def _emit(
-    fused: Fused,
-    order: Schedule,
-    lowered: Lowered,
-    emitter: Emitter,
-    threads: int,
-    progress: Progress | None,
-) -> tuple[tuple[Step, ...], dict[str, Any]]:
-    """The steps, kernels and fallback models."""
-    total = sum(len(s.ops) + bool(s.nodes) for s in lowered.sections)
-    done, steps, subgraphs = 0, [], {}
-    proto = ir.to_proto(fused.model) if any(s.nodes for s in lowered.sections) else None
-    for index, section in enumerate(lowered.sections):
-        first = len(emitter.layers)
-        if section.native:
-            symbol = f"program{index}"
-            bindings = {
-                name: BINDINGS + i for i, name in enumerate((*section.inputs, *section.outputs))
-            }
-            calls = []
-            for placed in section.ops:
-                _tell(progress, done, total, placed.op.name)
-                calls.append(emitter.emit(placed, bindings))
-                done += 1
-            emitter.sources[symbol] = Source(program_text(symbol, calls, threads))
-        else:
-            symbol = f"fallback{index}"
-            _tell(progress, done, total, symbol)
-            assert proto is not None
-            subgraphs[symbol] = np.frombuffer(subgraph(proto, section), np.uint8)
-            emitter.layers += [_fallback_layer(n, order, fused) for n in section.nodes]
-            done += 1
-        kind = "native" if section.native else "onnxruntime"
-        layers = tuple(range(first, len(emitter.layers)))
-        steps.append(Step(kind, symbol, section.inputs, section.outputs, layers))
-    _tell(progress, total, total, "done")
-    return tuple(steps), subgraphs
-
-
-def _tell(progress: Progress | None, done: int, total: int, what: str) -> None:
-    if progress is not None:
-        progress(done, total, what)
-
-
-def _fallback_layer(node: ir.Node, order: Schedule, fused: Fused) -> Layer:
-    """A node that stays on ONNX Runtime, with all known reasons."""
-    name = node.name or node.op_type
-    notes = [order.reasons.get(node, "")]
-    notes += [f"{r.rule}: {r.reason}" for r in fused.refusals if r.node == name]
-    return Layer(name, node.op_type, "onnxruntime", notes=tuple(n for n in notes if n))
-
-
-def _plan(
-    graph: ir.Graph,
-    lowered: Lowered,
-    emitter: Emitter,
-    steps: tuple[Step, ...],
-    built: tuple[Target, int],
-) -> Plan:
-    """Everything known by now."""
-    ends = {v.name for v in (*graph.inputs, *graph.outputs)}
-    crossing = {n for s in lowered.sections for n in (*s.inputs, *s.outputs)}
-    return Plan(
-        target=built[0],
-        version=__version__,
-        source_sha256="",
-        inputs=_infos(graph.inputs, lowered),
-        outputs=_infos(graph.outputs, lowered),
-        boundary=tuple(lowered.plain[n] for n in sorted(crossing - ends)),
-        steps=steps,
-        layers=tuple(emitter.layers),
-        arena_bytes=lowered.arena_bytes,
-        fills=lowered.fills,
-        threads=built[1],
-        code=(CODE,),
-    )
-
-
-def _infos(values: Any, lowered: Lowered) -> tuple[TensorInfo, ...]:
-    return tuple(lowered.plain[v.name] for v in values)

@@ -18,7 +18,7 @@ from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import ConvOp, MapOp, NativeOp, PoolOp
 from twofour.compiler.tune import Choice, Tuner, work
 from twofour.core.abi import ARENA, WEIGHTS
-from twofour.core.patterns import is_pattern, why_not
+from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.engine import Candidate, Layer, TensorInfo
 from twofour.kernels.cpu.llvm import Source
 from twofour.kernels.cpu.nest import emit_kernel
@@ -227,7 +227,10 @@ def conv_layer(
     size: int,
 ) -> Layer:
     """What `explain` shows of a convolution."""
-    pattern = next((p for p in ("2:4/pair", "2:4", "4:8") if is_pattern(op.w, p)), "dense")
+    held = [p for p in ("2:4/pair", "2:4", "4:8") if is_pattern(op.w, p)]
+    if op.w.shape[0] < PAIR_BLOCK and held[:1] == ["2:4/pair"]:
+        held = held[1:]  # too few channels to form a pair
+    pattern = held[0] if held else "dense"
     window = op.window
     text = f"{_show(placed.x)} -> {_show(placed.y)}"
     if window.kernel != (1, 1) or window.stride != (1, 1):

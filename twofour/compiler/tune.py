@@ -59,7 +59,10 @@ class Choice:
 
 @dataclass
 class TimingCache:
-    """Measured times by key; saved under a temporary name, then renamed."""
+    """Measured times by key: only of kernels whose results were found right.
+
+    Saved under a temporary name, then renamed.
+    """
 
     times_us: dict[str, float] = field(default_factory=dict)
 
@@ -124,7 +127,6 @@ class Tuner:
         """Measures nothing yet."""
         self.target = target
         self.cache = cache
-        self._checked: set[str] = set()
 
     def choose(
         self,
@@ -147,7 +149,7 @@ class Tuner:
             WrongResult: a candidate's output differs from the definition.
         """
         options, refused = self._options(problem, w, wanted)
-        new = [o for o in options if o.key not in self._checked]
+        new = [o for o in options if o.key not in self.cache.times_us]
         if new:
             self._measure(_Trial(problem, w, epilogue, x_zero), new)
         choices = [Choice(o.tactic, o.config, self.cache.times_us[o.key]) for o in options]
@@ -184,9 +186,7 @@ class Tuner:
             weights = trial.pack(option)
             memories.append(weights)
             trial.check(code, f"kernel{index}_", option, weights)
-            self._checked.add(option.key)
-            if option.key not in self.cache.times_us:
-                runs[option.key] = _timer(code, f"kernel{index}_", trial.arguments(option, weights))
+            runs[option.key] = _timer(code, f"kernel{index}_", trial.arguments(option, weights))
         self.cache.times_us.update(_interleaved(runs))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -80,20 +81,30 @@ class Session:
         Raises:
             InputError: a missing or unknown name, a wrong dtype or shape, or the session is closed.
         """
-        tensors = {}
-        for name, dtype, shape in self._expected:
-            array = inputs.get(name)
-            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-                raise self._refusal(name, inputs)
-            tensors[name] = array if array.flags.c_contiguous else array.copy()
-        if len(inputs) != len(tensors):
-            raise self._refusal("", inputs)
+        tensors = self._checked(inputs)
         with self._lock:
-            if self._closed:
-                raise InputError("this session is closed", [], "open a new Session")
+            self._require_open()
             for step in self._steps:
                 step.run(tensors)
         return {t.name: tensors[t.name] for t in self.outputs}
+
+    def step_times_us(self, inputs: Mapping[str, Array], rounds: int) -> list[float]:
+        """Median time of each step in microseconds, over `rounds` whole runs after one more.
+
+        Args:
+            inputs: as for `run`.
+            rounds: how many runs are measured.
+        """
+        samples: list[list[float]] = [[] for _ in self._steps]
+        with self._lock:
+            self._require_open()
+            for _ in range(rounds + 1):
+                tensors = self._checked(inputs)
+                for step, times in zip(self._steps, samples, strict=True):
+                    start = time.perf_counter_ns()
+                    step.run(tensors)
+                    times.append((time.perf_counter_ns() - start) / 1e3)
+        return [float(np.median(times[1:])) for times in samples]
 
     def close(self) -> None:
         """Ends the threads; further runs are errors. Safe to call twice."""
@@ -114,6 +125,22 @@ class Session:
     ) -> None:
         """Closes it."""
         self.close()
+
+    def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs by name, C-contiguous, if they are what the engine wants."""
+        tensors = {}
+        for name, dtype, shape in self._expected:
+            array = inputs.get(name)
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+                raise self._refusal(name, inputs)
+            tensors[name] = array if array.flags.c_contiguous else array.copy()
+        if len(inputs) != len(tensors):
+            raise self._refusal("", inputs)
+        return tensors
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InputError("this session is closed", [], "open a new Session")
 
     def _refusal(self, name: str, inputs: Mapping[str, Array]) -> InputError:
         """What is wrong with the inputs; `name` is the first that does not fit, or "" where there are too many."""

@@ -1,0 +1,94 @@
+"""Times of the layers that were not tuned: pointwise and pooling kernels, and fallback steps.
+
+There is nothing to choose there, but a table of times that leaves layers out hides where the time
+goes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from twofour.core.abi import ARENA, BINDINGS, SLACK_BYTES, WEIGHTS
+from twofour.engine import Engine, Layer, TensorInfo
+from twofour.kernels.cpu.program import Call, Operand
+from twofour.runtime.cpu import Bytes, Code, address, allocate
+from twofour.runtime.session import Session
+
+_ROUNDS = 5
+_ROUND_US = 200.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A call of an engine's program.
+
+    Attributes:
+        layer: index of its layer.
+        call: the call.
+        bindings: the plain tensors of its step, in the order of the table of pointers.
+    """
+
+    layer: int
+    call: Call
+    bindings: tuple[TensorInfo, ...]
+
+
+def with_times(engine: Engine, placements: Sequence[Placement]) -> Engine:
+    """The engine with a time on every layer; a fallback step's time stands on its first layer."""
+    layers = list(engine.plan.layers)
+    arena = allocate(engine.plan.arena_bytes + SLACK_BYTES)
+    weights = allocate(engine.weights.nbytes + SLACK_BYTES)
+    weights[: engine.weights.nbytes] = engine.weights
+    code = Code([engine.code[name].tobytes() for name in engine.plan.code])
+    for placed in placements:
+        if layers[placed.layer].time_us is None:
+            time_us = _time_call(code, placed, (arena, weights))
+            layers[placed.layer] = replace(layers[placed.layer], time_us=round(time_us, 3))
+    _time_fallbacks(engine, layers)
+    return replace(engine, plan=replace(engine.plan, layers=tuple(layers)))
+
+
+def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> float:
+    """Microseconds of one kernel on memory of its own."""
+    call = placed.call
+    plain = [np.zeros(info.shape, info.dtype) for info in placed.bindings]
+    bases = {ARENA: address(memory[0]), WEIGHTS: address(memory[1])}
+    bases |= {BINDINGS + i: address(array) for i, array in enumerate(plain)}
+
+    def pointer(operand: Operand) -> int:
+        return bases[operand.index] + operand.offset
+
+    pointers = [pointer(operand) for operand in (call.x, call.w, call.y, call.r)]
+    repeat, kernel = code.repeat(), code.address(call.symbol)
+
+    def run(count: int) -> None:
+        repeat(kernel, *pointers, 0, call.pieces, 0, call.panels, count)
+
+    run(1)
+    count = max(1, int(_ROUND_US / max(_microseconds(lambda: run(2)) / 2, 0.05)))
+    return float(np.median([_microseconds(lambda: run(count)) / count for _ in range(_ROUNDS)]))
+
+
+def _time_fallbacks(engine: Engine, layers: list[Layer]) -> None:
+    """Times the steps on ONNX Runtime within whole runs on zeros."""
+    fallbacks = [(i, s) for i, s in enumerate(engine.plan.steps) if s.kind == "onnxruntime"]
+    if not fallbacks:
+        return
+    inputs = {t.name: np.zeros(t.shape, t.dtype) for t in engine.plan.inputs}
+    with Session(engine) as session:
+        times_us = session.step_times_us(inputs, _ROUNDS)
+    for index, step in fallbacks:
+        first, count = step.layers[0], len(step.layers)
+        note = f"the time is that of the step's {count} operators together" if count > 1 else ""
+        notes = (*layers[first].notes, *([note] if note else []))
+        layers[first] = replace(layers[first], time_us=round(times_us[index], 3), notes=notes)
+
+
+def _microseconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter_ns()
+    work()
+    return (time.perf_counter_ns() - start) / 1e3
