@@ -1,5 +1,7 @@
-"""Operators that touch each element once: entering and leaving the channels-last layout, quantize,
-dequantize, residual add, subsample with channel padding.
+"""Operators that touch each element once.
+
+They enter and leave the channels-last layout, quantize, dequantize, add a residual, and subsample
+with channel padding.
 
 Written as scalar loops with constant bounds and vectorised by LLVM. All share the kernel signature
 of nest.py; the work is cut by rows (t0..t1 over batch * height), panels are not used. Constants
@@ -23,18 +25,17 @@ from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import Strides
 from twofour.kernels.cpu.vector import float_bits
 
-_ROUND = 12582912.0  # 1.5 * 2**23, see nest.py
+_ROUND = 12582912.0  # 1.5 * 2**23, see epilogue.py
 _FLOAT = ("f32", "float32")
 _BYTES = {"u8": 1, "f32": 4, "int8": 1, "uint8": 1, "float32": 4}
 
 
 @dataclass(frozen=True)
 class View:
-    """A tensor's elements: kind "u8" (stored quantized) or "f32", or a plain "int8", "uint8",
-    "float32" array.
+    """Where a tensor's elements lie.
 
     Attributes:
-        kind: element kind.
+        kind: "u8" (stored quantized) or "f32", or of a plain array "int8", "uint8" or "float32".
         image: bytes from one image to the next.
         row: bytes from one row to the next.
         pixel: bytes from one pixel to the next.
@@ -61,8 +62,11 @@ class View:
 
 @dataclass(frozen=True)
 class MapProblem:
-    """y[n, h, w, before + c] = f(x[n, h, w, c] [, r[n, h, w, c]]); the channels around are the zero
-    of y.
+    """One operator that touches each element once.
+
+        y[n, h, w, before + c] = f(x[n, h, w, c] [, r[n, h, w, c]])
+
+    The channels around hold the zero of y.
 
     Attributes:
         op: "copy" (f changes the form only, not the scale), "convert" (f dequantizes and quantizes
@@ -199,7 +203,10 @@ def _fill_around(f: Function, problem: MapProblem, row: Value, zero: Value) -> N
 
 
 def _inner_loops(problem: MapProblem, views: list[View]) -> list[tuple[int, str]]:
-    """The loops within a row: one where pixels and channels are one run of elements, else the longer inside."""
+    """The loops within a row.
+
+    One where pixels and channels are one run of elements, else two with the longer one inside.
+    """
     if all(v.pixel == problem.channels * v.channel for v in views):
         return [(problem.width * problem.channels, "channel")]
     if problem.width > problem.channels:
@@ -235,7 +242,10 @@ def _read(f: Function, pointer: Value, kind: str, constant: dict[str, Value], wh
 
 
 def quantize_scalar(f: Function, value: Value, scale: Value, zero: Value) -> Value:
-    """saturate(round_half_even(value / scale) + zero) as a stored byte; NaN becomes the zero point."""
+    """Quantizes to a stored byte; NaN becomes the zero point.
+
+    saturate(round_half_even(value / scale) + zero)
+    """
     value = f.let(f"fdiv float {value}, {scale}")
     zero_f = f.let(f"sitofp i32 {zero} to float")
     low, high = f.let(f"fneg float {zero_f}"), f.let(f"fsub float {float_bits(255.0)}, {zero_f}")

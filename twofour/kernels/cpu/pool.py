@@ -16,7 +16,8 @@ from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import LANES, Strides
 from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, every, float_bits
 
-_ROUND = 12582912.0
+_ROUND = 12582912.0  # 1.5 * 2**23, see epilogue.py
+_POINT = Window((1, 1))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class PoolProblem:
     kind: str
     x: Strides
     y: Strides
-    window: Window = Window((1, 1))
+    window: Window = _POINT
     out: str = "u8"
 
     @property
@@ -123,67 +124,72 @@ def _store(f: Function, kind: str, value: Value, pointer: Value, mask: Value) ->
 
 
 def _max_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[Value]:
-    """One output row of one block of channels; windows are clipped to the image, so padding is never read."""
-    (kh, kw), (sh, sw), (dh, dw) = (
-        problem.window.kernel,
-        problem.window.stride,
-        problem.window.dilation,
-    )
-    top, left = problem.window.pads[:2]
+    """One output row of one block of channels."""
+    (sh, sw), (top, left) = problem.window.stride, problem.window.pads[:2]
     out_h, out_w = problem.window.output_size(problem.height, problem.width)
     size = 1 if problem.kind == "u8" else 4
     image, row = f.int_op("udiv", t, out_h), f.int_op("urem", t, out_h)
     first = f.int_op("mul", block, LANES * size)
     mask = _mask(f, problem, block)
     x = f.at(f.at("%x", f.int_op("mul", image, problem.x.image)), first)
-    y = f.at(
-        f.at(
-            "%y",
-            f.int_op(
-                "add", f.int_op("mul", image, problem.y.image), f.int_op("mul", row, problem.y.row)
-            ),
-        ),
-        first,
+    line = f.int_op(
+        "add", f.int_op("mul", image, problem.y.image), f.int_op("mul", row, problem.y.row)
     )
-    vector = BYTES16 if problem.kind == "u8" else F32S
-    lowest = "zeroinitializer" if problem.kind == "u8" else every("float", "0xFFF0000000000000")
-
-    def span(origin: Value, count: int, dilation: int, limit: int) -> tuple[Value, Value]:
-        """Taps of one axis that lie inside: ceil(-origin / d) .. ceil((limit - origin) / d)."""
-        below = f.int_op("sdiv", f.int_op("sub", dilation - 1, origin), dilation)
-        above = f.int_op(
-            "sdiv", f.int_op("add", f.int_op("sub", limit, origin), dilation - 1), dilation
-        )
-        return (
-            f.call("i64", "llvm.smax.i64", ("i64", below), ("i64", "0")),
-            f.call("i64", "llvm.smin.i64", ("i64", above), ("i64", str(count))),
-        )
+    y = f.at(f.at("%y", line), first)
 
     def column(j: Value, _: list[Value]) -> list[Value]:
         y0 = f.int_op("sub", f.int_op("mul", row, sh), top)
         x0 = f.int_op("sub", f.int_op("mul", j, sw), left)
-        rows, columns = span(y0, kh, dh, problem.height), span(x0, kw, dw, problem.width)
-
-        def tap(a: Value, b: Value, best: Value) -> list[Value]:
-            down = f.int_op("mul", f.int_op("add", y0, f.int_op("mul", a, dh)), problem.x.row)
-            across = f.int_op("mul", f.int_op("add", x0, f.int_op("mul", b, dw)), problem.x.pixel)
-            value = _load(f, problem.kind, f.at(x, f.int_op("add", down, across)), mask)
-            compare = "icmp ugt" if problem.kind == "u8" else "fcmp ogt"
-            greater = f.let(f"{compare} {vector} {value}, {best}")
-            return [f.let(f"select <16 x i1> {greater}, {vector} {value}, {vector} {best}")]
-
-        best = f.loop(
-            *rows,
-            [(vector, lowest)],
-            lambda a, over: f.loop(
-                *columns, [(vector, over[0])], lambda b, inner: tap(a, b, inner[0])
-            ),
-        )
-        _store(f, problem.kind, best[0], f.at(y, f.int_op("mul", j, problem.y.pixel)), mask)
+        best = _window_max(f, problem, x, (y0, x0), mask)
+        _store(f, problem.kind, best, f.at(y, f.int_op("mul", j, problem.y.pixel)), mask)
         return []
 
     f.loop(0, out_w, [], column)
     return []
+
+
+def _window_max(
+    f: Function, problem: PoolProblem, x: Value, origin: tuple[Value, Value], mask: Value
+) -> Value:
+    """The maximum of one window; it is clipped to the image, so padding is never read.
+
+    Args:
+        f: the kernel.
+        problem: the problem.
+        x: pixel (0, 0) of the image, at the block.
+        origin: row and column of the window's first tap, maybe outside.
+        mask: which lanes are channels.
+    """
+    (y0, x0), (kh, kw), (dh, dw) = origin, problem.window.kernel, problem.window.dilation
+    rows, columns = _span(f, y0, kh, dh, problem.height), _span(f, x0, kw, dw, problem.width)
+    vector = BYTES16 if problem.kind == "u8" else F32S
+    lowest = "zeroinitializer" if problem.kind == "u8" else every("float", "0xFFF0000000000000")
+
+    def tap(a: Value, b: Value, best: Value) -> list[Value]:
+        down = f.int_op("mul", f.int_op("add", y0, f.int_op("mul", a, dh)), problem.x.row)
+        across = f.int_op("mul", f.int_op("add", x0, f.int_op("mul", b, dw)), problem.x.pixel)
+        value = _load(f, problem.kind, f.at(x, f.int_op("add", down, across)), mask)
+        compare = "icmp ugt" if problem.kind == "u8" else "fcmp ogt"
+        greater = f.let(f"{compare} {vector} {value}, {best}")
+        return [f.let(f"select <16 x i1> {greater}, {vector} {value}, {vector} {best}")]
+
+    return f.loop(
+        *rows,
+        [(vector, lowest)],
+        lambda a, over: f.loop(*columns, [(vector, over[0])], lambda b, inner: tap(a, b, inner[0])),
+    )[0]
+
+
+def _span(f: Function, origin: Value, count: int, dilation: int, limit: int) -> tuple[Value, Value]:
+    """Taps of one axis that lie inside: ceil(-origin / d) .. ceil((limit - origin) / d)."""
+    below = f.int_op("sdiv", f.int_op("sub", dilation - 1, origin), dilation)
+    above = f.int_op(
+        "sdiv", f.int_op("add", f.int_op("sub", limit, origin), dilation - 1), dilation
+    )
+    return (
+        f.call("i64", "llvm.smax.i64", ("i64", below), ("i64", "0")),
+        f.call("i64", "llvm.smin.i64", ("i64", above), ("i64", str(count))),
+    )
 
 
 def _mean_image(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[Value]:
@@ -229,12 +235,10 @@ def _quantized(f: Function, value: Value) -> Value:
     zero_f = f.let(f"sitofp {I32S} {zero} to {F32S}")
     low = f.let(f"fneg {F32S} {zero_f}")
     high = f.let(f"fsub {F32S} {every('float', float_bits(255.0))}, {zero_f}")
-    value = f.let(
-        f"select <16 x i1> {f.let(f'fcmp ogt {F32S} {value}, {low}')}, {F32S} {value}, {F32S} {low}"
-    )
-    value = f.let(
-        f"select <16 x i1> {f.let(f'fcmp olt {F32S} {value}, {high}')}, {F32S} {value}, {F32S} {high}"
-    )
+    above = f.let(f"fcmp ogt {F32S} {value}, {low}")
+    value = f.let(f"select <16 x i1> {above}, {F32S} {value}, {F32S} {low}")
+    below = f.let(f"fcmp olt {F32S} {value}, {high}")
+    value = f.let(f"select <16 x i1> {below}, {F32S} {value}, {F32S} {high}")
     shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(_ROUND))}")
     bits = f.let(f"add {I32S} {f.let(f'bitcast {F32S} {shifted} to {I32S}')}, {zero}")
     return f.let(f"trunc {I32S} {bits} to {BYTES16}")

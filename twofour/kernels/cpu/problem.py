@@ -1,5 +1,4 @@
-"""What a convolution or matrix product asks of a kernel: sizes, strides, epilogue. And how it is
-cut into tiles.
+"""What a convolution or matrix product asks of a kernel, and how it is cut into tiles.
 
 A matrix product [M, K] x [K, N] is the convolution of an M x 1 image with a 1 x 1 kernel, so there
 is one problem. Activations lie channels-last; a quantized tensor is stored as uint8 (int8 values
@@ -88,7 +87,7 @@ class ConvProblem:
 
     @property
     def taps_joined(self) -> bool:
-        """Whether the taps of a filter row lie one after the other, so that kw * c is one run of bytes."""
+        """Whether the taps of a filter row lie one after the other: kw * c is one run of bytes."""
         return self.groups == 1 and self.dilation[1] == 1 and self.x.pixel == self.c * self.x_bytes
 
     @property
@@ -109,21 +108,21 @@ class ConvProblem:
 
     def flattened(self) -> ConvProblem:
         """The same problem with rows and images merged into one column, where strides allow it."""
-        views = [(self.x, self.stride), (self.y, (1, 1))] + ([(self.r, (1, 1))] if self.r else [])
+        views = [self.x, self.y, *([self.r] if self.r is not None else [])]
         if self.kernel != (1, 1) or self.stride != (1, 1):
             return self
         if any(
             v.row != self.out_w * v.pixel or (self.batch > 1 and v.image != self.out_h * v.row)
-            for v, _ in views
+            for v in views
         ):
             return self
         rows = self.batch * self.out_h * self.out_w
-        turned = {
-            name: Strides(rows * v.pixel, v.pixel, v.pixel)
-            for name, v in (("x", self.x), ("y", self.y), ("r", self.r))
-            if v is not None
-        }
-        return replace(self, batch=1, out_h=rows, out_w=1, **turned)
+
+        def column(v: Strides) -> Strides:
+            return Strides(rows * v.pixel, v.pixel, v.pixel)
+
+        r = column(self.r) if self.r is not None else None
+        return replace(self, batch=1, out_h=rows, out_w=1, x=column(self.x), y=column(self.y), r=r)
 
 
 def merge_groups(w: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
@@ -148,13 +147,15 @@ def merge_groups(w: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
 
 
 def segments_of(w: NDArray[Any], problem: ConvProblem, k_per_step: int) -> NDArray[Any]:
-    """Weights in the order the kernels walk: [groups * blocks, 16, segments, steps, k_per_step],
-    zeros where padded.
+    """Weights in the order the kernels walk, zeros where padded.
 
     Args:
         w: [groups * n, c, KH, KW].
         problem: the problem.
         k_per_step: inputs that one step of the kernel takes from a run.
+
+    Returns:
+        [groups * blocks, 16, segments, steps, k_per_step].
     """
     runs = w.transpose(0, 2, 3, 1).reshape(
         problem.groups, problem.n, problem.segments, problem.segment_k
@@ -172,7 +173,10 @@ def segments_of(w: NDArray[Any], problem: ConvProblem, k_per_step: int) -> NDArr
 
 @dataclass(frozen=True)
 class Pieces:
-    """`total` cut into `count` near-equal pieces: the first `big_count` hold `size`, the others size - 1."""
+    """`total` cut into `count` near-equal pieces.
+
+    The first `big_count` hold `size`, the others size - 1.
+    """
 
     total: int
     count: int

@@ -1,5 +1,4 @@
-"""A network as one native call: kernels one after the other, shared by threads, a barrier between
-two.
+"""A network as one native call: kernels in order, shared by threads, a barrier between two.
 
 `void program(ptr args, i64 tid, i64 threads)` is run by every thread. `args` is a table of
 pointers:
@@ -26,7 +25,7 @@ _SIGNATURE = "ptr, ptr, ptr, ptr, i64, i64, i64, i64"
 
 @dataclass(frozen=True)
 class Operand:
-    """Where a pointer argument of a kernel lies: `index` into the table of pointers, plus an offset."""
+    """Where a pointer argument lies: `index` into the table of pointers, plus an offset."""
 
     index: int
     offset: int = 0
@@ -55,7 +54,7 @@ class Call:
     panels: int
 
     def split_panels(self, threads: int) -> bool:
-        """Whether threads share the panels rather than the row pieces: whichever divides more evenly."""
+        """Whether threads share the panels, not the row pieces: what divides more evenly."""
 
         def idle(count: int) -> float:
             return -(-count // threads) * threads / count
@@ -117,10 +116,9 @@ def _pause(f: Function) -> None:
 def _spin_while_equal(
     f: Function, pointer: Value, offset: int, value: Value, limit: int | None
 ) -> Value:
-    """Loads until the i32 differs from `value`, yielding the core now and then; gives up after
-    `limit` turns.
+    """Loads until the i32 differs from `value`, yielding the core now and then.
 
-    Returns the last value loaded.
+    Gives up after `limit` turns. Returns the last value loaded.
     """
     names = ("enter", "spin", "again", "breathe", "turn", "spun")
     before, head, again, breathe, turn, done = (f.label(name) for name in names)
@@ -175,7 +173,7 @@ def _barrier() -> Function:
 
 
 def _run() -> Function:
-    """run(sync, program, args, threads): publishes the work, wakes sleepers, takes part as thread 0."""
+    """run(sync, program, args, threads): publishes work, wakes sleepers, takes part as thread 0."""
     f = Function("run", [("ptr", "sync"), ("ptr", "program"), ("ptr", "args"), ("i64", "threads")])
     f.store("ptr", "%program", "%sync", SYNC["program"], 8)
     f.store("ptr", "%args", "%sync", SYNC["args"], 8)
@@ -264,7 +262,10 @@ def _sleep(f: Function, sync: Value, seen: Value, flag: Value, semaphore: Value)
 
 
 def _repeat() -> Function:
-    """repeat(kernel, x, w, y, r, t0, t1, p0, p1, times): for timing, without a foreign call between runs."""
+    """repeat(kernel, x, w, y, r, t0, t1, p0, p1, times): the timing loop.
+
+    There is no foreign call between two runs.
+    """
     names = [
         ("ptr", "kernel"),
         *(("ptr", p) for p in "xwyr"),

@@ -102,7 +102,7 @@ class Vector:
         return self.f.let(f"lshr {I32S} {v}, {every('i32', bits)}") if bits else v
 
     def shift_right_words(self, v: Value, bits: int) -> Value:
-        """Each 16-bit half of each lane >> bits; there is no shift of bytes."""
+        """Each 16-bit half of each lane >> bits: one instruction, where none shifts bytes."""
         words = self.f.let(f"bitcast {I32S} {v} to <32 x i16>")
         moved = self.f.let(f"lshr <32 x i16> {words}, {every('i16', bits, 32)}")
         return self.f.let(f"bitcast <32 x i16> {moved} to {I32S}")
