@@ -108,6 +108,14 @@ def test_inspect_shows_an_engine(built: Path) -> None:
     assert document["plan"]["source_name"] == "model.onnx"
 
 
+def test_inspect_shows_a_model(built: Path) -> None:
+    text = twofour("inspect", built / "model.onnx").stdout
+    for part in ("opset 18", "input  x: float batchx4x8x8", "1 Conv", "8x4x3x3", "dense"):
+        assert part in text
+    document = json.loads(twofour("inspect", built / "model.onnx", "--json").stdout)
+    assert [weight["node"] for weight in document["weights"]] == ["conv", "linear"]
+
+
 def test_bench_of_an_engine_with_peers(built: Path) -> None:
     result = twofour(
         *("bench", built / "model.engine", "--model", built / "model.onnx"),

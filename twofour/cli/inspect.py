@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from twofour.cli.options import is_engine
-from twofour.cli.output import Json, Output, Quiet
+from twofour.cli.output import Json, Output, Quiet, printable
+
+if TYPE_CHECKING:
+    from twofour.onnx_tools.inspect import TensorInfo as ModelTensor
+    from twofour.onnx_tools.inspect import WeightInfo
 
 
 def inspect(
@@ -23,6 +28,51 @@ def inspect(
     out = Output(as_json, quiet)
     if is_engine(source):
         _engine(source, out)
+    else:
+        _model(source, out)
+
+
+def _model(source: Path, out: Output) -> None:
+    from twofour.onnx_tools.inspect import inspect as look
+    from twofour.onnx_tools.load import load_model
+
+    found = look(load_model(source))
+    operators = ", ".join(f"{count} {name}" for name, count in found.operators.items())
+    out.show(
+        f"{source}: opset {found.opset}, IR {found.ir_version}, by {found.producer or 'nobody'}",
+        *(f"input  {_tensor(info)}" for info in found.inputs),
+        *(f"output {_tensor(info)}" for info in found.outputs),
+        f"operators: {operators}",
+        f"{found.parameters} parameters, {found.parameter_bytes / 1e3:.0f} kB, "
+        f"{found.weight_zeros:.1%} of the weights are zero",
+        *([_weights(found.weights)] if found.weights else []),
+        *(f"- {w.node}: not 2:4: {w.reason}" for w in found.weights if w.reason),
+    )
+    out.data({"kind": "onnx", **found.to_json()})
+
+
+def _tensor(info: ModelTensor) -> str:
+    dims = "unknown shape" if info.shape is None else "x".join(map(str, info.shape))
+    return f"{info.name}: {info.dtype} {dims}"
+
+
+def _weights(weights: tuple[WeightInfo, ...]) -> Table:
+    table = Table(caption="zeros: share of the weight. x: the layer's input.", title_justify="left")
+    for header in ("layer", "operator", "weight"):
+        table.add_column(header, overflow="fold")
+    for header in ("zeros", "pattern", "stored", "x"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for each in weights:
+        table.add_row(
+            printable(each.node),
+            each.op_type,
+            "x".join(map(str, each.shape)),
+            f"{each.zeros:.0%}",
+            each.patterns[0] if each.patterns else "dense",
+            each.dtype,
+            each.input_scale.dtype if each.input_scale else "float",
+        )
+    return table
 
 
 def _engine(source: Path, out: Output) -> None:

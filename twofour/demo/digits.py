@@ -24,10 +24,10 @@ from twofour.demo.side_by_side import (
     engine_entry,
     measure,
     onnxruntime_entry,
-    require_patterns,
     torch_entry,
 )
 from twofour.evaluate.accuracy import Limits, Verdict, gate
+from twofour.onnx_tools.inspect import require_patterns
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.quantize import quantize
@@ -118,7 +118,7 @@ def quantize_file(
         model = load_model(_path(folder, name, FLOAT))
         data = {"x": digits.calibration_x}
         path = save_model(quantize(model, data, None, report), _path(folder, name, INT8))
-        require_patterns(path, held)
+        require_patterns(load_model(path), held)
         if name == "2:4":
             best = quantize(model, data, BEST_FOR_BASELINE, report)
             save_model(best, _path(folder, name, UINT8))
