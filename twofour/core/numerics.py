@@ -1,5 +1,4 @@
-"""The definition of the arithmetic: quantize, dequantize, integer matmul and convolution,
-requantize.
+"""The definition of the arithmetic: quantize, dequantize, matmul, convolution, requantize.
 
 Plain numpy, slow and obvious. Every integer kernel equals it bit for bit; every float operation is
 rounded to float32 once, in the order written here (no fused multiply-add), so that any CPU gives
@@ -25,7 +24,7 @@ MAX_K = (2**31 - 1) // (255 * 128)
 def quantize(
     x: Array, scale: Array | float, zero_point: Array | int, dtype: Any = np.int8
 ) -> Array:
-    """Q = saturate(round_half_even(x / scale) + zero_point)
+    """Quantizes: q = saturate(round_half_even(x / scale) + zero_point).
 
     Args:
         x: float32, any shape.
@@ -45,7 +44,10 @@ def quantize(
 
 
 def dequantize(q: Array, scale: Array | float, zero_point: Array | int) -> Array:
-    """X = (q - zero_point) * scale, float32, the shape of `q`. Source: ONNX DequantizeLinear."""
+    """Dequantizes: x = (q - zero_point) * scale, float32, the shape of `q`.
+
+    Source: ONNX DequantizeLinear.
+    """
     centred = q.astype(np.int32) - np.asarray(zero_point).astype(np.int32)
     return centred.astype(np.float32) * np.asarray(scale, np.float32)
 
@@ -97,8 +99,10 @@ class Epilogue:
 
 
 def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) -> Array:
-    """Y = saturate(round_half_even(acc * scale + bias [+ (r - r_zero_point) * r_scale]) +
-    zero_point)
+    """Turns sums into the values that are stored.
+
+        y = saturate(round_half_even(acc * scale + bias [+ (r - r_zero_point) * r_scale])
+                     + zero_point)
 
     Args:
         acc: int32 [..., N], exact sums (or float32 sums of a float kernel).
@@ -110,7 +114,7 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
 
     Source: Jacob et al. 2018, arXiv:1712.05877, eq. 5.
     """
-    value = acc.astype(np.float32) * epilogue.scale.astype(np.float32)
+    value: Array = acc.astype(np.float32) * epilogue.scale.astype(np.float32)
     value = value + epilogue.bias.astype(np.float32)
     if residual is not None:
         if residual.dtype != np.float32:

@@ -82,7 +82,7 @@ class Host:
 
 
 def detect_host() -> Host:
-    """Reads the CPU's name and features; on systems without /proc the features are unknown, so none."""
+    """Reads the CPU's name and features; without /proc they are unknown, so none."""
     model, flags = platform.processor() or platform.machine(), frozenset[str]()
     info = Path("/proc/cpuinfo")
     if info.exists():

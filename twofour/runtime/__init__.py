@@ -1,1 +1,1 @@
-"""Running engines: numpy, ctypes and llvmlite, and onnxruntime only where an engine has a fallback step."""
+"""Running engines, with numpy, ctypes and llvmlite; onnxruntime only for fallback steps."""

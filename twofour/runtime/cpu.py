@@ -19,6 +19,7 @@ from twofour.core.errors import EngineError, UnsupportedError
 Bytes = NDArray[np.uint8]
 _LOCK = threading.Lock()  # LLVM's JIT set-up is not safe from several threads
 _KERNEL_ARGUMENTS = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4
+_NEEDED = ("sched_yield", "sem_init", "sem_wait", "sem_post", "pthread_create", "pthread_join")
 
 
 def allocate(size_bytes: int, *, huge: bool = False) -> Bytes:
@@ -40,7 +41,10 @@ def address(array: NDArray[Any]) -> int:
 
 
 class Code:
-    """Object files mapped as executable code, each by itself; addresses are valid while this lives."""
+    """Object files mapped as executable code, each by itself.
+
+    Addresses are valid while this lives.
+    """
 
     def __init__(self, objects: Sequence[bytes]) -> None:
         """Maps the objects.
@@ -104,25 +108,7 @@ class Workers:
 
     def __init__(self, code: Code, threads: int) -> None:
         """Starts threads - 1 workers."""
-        libc = ctypes.CDLL(None)
-        missing = [
-            n
-            for n in (
-                "sched_yield",
-                "sem_init",
-                "sem_wait",
-                "sem_post",
-                "pthread_create",
-                "pthread_join",
-            )
-            if not hasattr(libc, n)
-        ]
-        if (missing and threads > 1) or not 1 <= threads <= MAX_THREADS:
-            raise UnsupportedError(
-                f"cannot run with {threads} threads",
-                [f"expected 1 to {MAX_THREADS}", *(f"the system lacks {n}" for n in missing)],
-                "use --threads 1",
-            )
+        libc = _libc(threads)
         self.threads = threads
         self.sync = allocate(SYNC_BYTES)
         self._code = code
@@ -132,10 +118,14 @@ class Workers:
         words = self.sync.view(np.int64)
         for name in ("sched_yield", "sem_wait", "sem_post"):
             if hasattr(libc, name):
-                words[SYNC[name] // 8] = ctypes.cast(getattr(libc, name), ctypes.c_void_p).value
+                words[SYNC[name] // 8] = _function_address(getattr(libc, name))
         base = self._sync_address = address(self.sync)
         self._selves = np.array([[base, tid] for tid in range(threads)], np.int64)
-        handles = []
+        handles: list[ctypes.c_ulong] = []
+        # Holds the code and the memory until the threads that use them have ended.
+        self.close = weakref.finalize(
+            self, _stop, libc, self._run, code, self.sync, handles, self._selves
+        )
         for tid in range(1, threads):
             libc.sem_init(ctypes.c_void_p(base + SYNC["semaphore"] + 64 * tid), 0, 0)
             handle = ctypes.c_ulong()
@@ -146,17 +136,13 @@ class Workers:
                 ctypes.c_void_p(address(self._selves[tid])),
             )
             if failed:
-                _stop(libc, self._run, code, self.sync, handles, self._selves)
+                self.close()
                 raise UnsupportedError(
                     f"the system refused thread {tid + 1} of {threads}",
                     [f"error {failed}"],
                     "use fewer --threads",
                 )
             handles.append(handle)
-        # Holds the code and the memory until the threads that use them have ended.
-        self.close = weakref.finalize(
-            self, _stop, libc, self._run, code, self.sync, handles, self._selves
-        )
 
     def run(self, program: int, args: int) -> None:
         """Runs the program at that address with all threads; returns when all are done.
@@ -168,8 +154,31 @@ class Workers:
         self._run(self._sync_address, program, args, self.threads)
 
 
+def _libc(threads: int) -> Any:
+    """The C library; refuses a number of threads that it or the engine cannot run."""
+    libc = ctypes.CDLL(None)
+    missing = [name for name in _NEEDED if not hasattr(libc, name)]
+    if (missing and threads > 1) or not 1 <= threads <= MAX_THREADS:
+        raise UnsupportedError(
+            f"cannot run with {threads} threads",
+            [f"expected 1 to {MAX_THREADS}", *(f"the system lacks {n}" for n in missing)],
+            "use --threads 1",
+        )
+    return libc
+
+
+def _function_address(function: Any) -> int:
+    """Where a C function starts; 0 for none."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
 def _stop(
-    libc: Any, run: Any, code: Code, sync: Bytes, handles: list[Any], selves: NDArray[np.int64]
+    libc: Any,
+    run: Any,
+    code: Code,
+    sync: Bytes,
+    handles: list[ctypes.c_ulong],
+    selves: NDArray[np.int64],
 ) -> None:
     """Ends the workers and waits for them."""
     if not handles:
@@ -178,6 +187,6 @@ def _stop(
     nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(
         lambda *_: None
     )
-    run(address(sync), ctypes.cast(nothing, ctypes.c_void_p).value, 0, len(handles) + 1)
+    run(address(sync), _function_address(nothing), 0, len(handles) + 1)
     for handle in handles:
         libc.pthread_join(handle, None)

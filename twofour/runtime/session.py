@@ -143,7 +143,12 @@ class Session:
             raise InputError("this session is closed", [], "open a new Session")
 
     def _refusal(self, name: str, inputs: Mapping[str, Array]) -> InputError:
-        """What is wrong with the inputs; `name` is the first that does not fit, or "" where there are too many."""
+        """What is wrong with the inputs.
+
+        Args:
+            name: the first that does not fit, or "" where there are too many.
+            inputs: as given.
+        """
         if name not in inputs:
             return InputError(
                 "the inputs given are not those of the engine",
@@ -153,7 +158,8 @@ class Session:
                 ],
                 "name each array as the model names its input",
             )
-        info, array = self._infos[name], inputs[name]
+        info = self._infos[name]
+        array: object = inputs[name]
         if not isinstance(array, np.ndarray):
             found, fix = type(array).__name__, "pass a numpy array"
         else:
