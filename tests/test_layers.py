@@ -47,7 +47,12 @@ HOMES = {
         "twofour/compiler/",
         "twofour/bench/peers/onnxruntime.py",
     ),
-    "onnx": ("twofour/onnx_tools/", "twofour/compiler/", "twofour/train/export.py"),
+    "onnx": (
+        "twofour/onnx_tools/",
+        "twofour/compiler/",
+        "twofour/train/export.py",
+        "twofour/bench/probe.py",
+    ),
     "onnx_ir": ("twofour/onnx_tools/", "twofour/compiler/", "twofour/train/export.py"),
     "onnxscript": ("twofour/onnx_tools/", "twofour/compiler/"),
     "google": ("twofour/onnx_tools/load.py",),  # protobuf's errors

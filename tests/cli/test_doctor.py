@@ -37,3 +37,15 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert "pip install 'twofour[bench]'" in text
     assert "pip install 'onnxruntime'" in text
     assert "not installed" in text
+
+
+def test_doctor_measures_what_sparsity_pays() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--measure", "--json"], catch_exceptions=False)
+    probes = json.loads(result.stdout)["probes"]
+    assert {(each["precision"], each["pattern"]) for each in probes} >= {
+        ("int8", "2:4"),
+        ("float32", "2:4"),
+    }
+    for each in probes:
+        assert each["gain"] == pytest.approx(each["dense_us"] / each["sparse_us"])
+        assert 1 < each["dense_gops"] < 1e5

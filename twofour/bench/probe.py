@@ -1,0 +1,80 @@
+"""What sparsity pays on this machine: one typical convolution, dense and 2:4, timed by a build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from twofour.compiler.build import build
+from twofour.compiler.explain import explain
+from twofour.core.patterns import magnitude_mask
+from twofour.core.progress import Report
+
+CHANNELS, SIZE = 128, 28
+CASES = (("int8", "2:4"), ("int8", "2:4/pair"), ("float32", "2:4"))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Times of a 3x3 convolution of 128 to 128 channels on 28x28, batch 1, one thread.
+
+    Attributes:
+        precision: "int8" or "float32".
+        pattern: "2:4" or "2:4/pair".
+        dense_us: the best dense kernel.
+        sparse_us: the best kernel that uses the pattern.
+        gain: times as fast.
+        dense_gops: additions and multiplications of the dense kernel, thousand millions a second.
+    """
+
+    precision: str
+    pattern: str
+    dense_us: float
+    sparse_us: float
+    gain: float
+    dense_gops: float
+
+
+def probe(report: Report | None = None) -> list[Probe]:
+    """Builds and times the convolution for each of `CASES`; takes some seconds.
+
+    Args:
+        report: told how far it is.
+    """
+    found = []
+    for done, (precision, pattern) in enumerate(CASES):
+        if report is not None:
+            report(done, len(CASES), f"{precision}, {pattern}")
+        found += _probe(precision, pattern)
+    return found
+
+
+def _probe(precision: str, pattern: str) -> list[Probe]:
+    """Empty where no kernel takes the pattern."""
+    x = np.random.default_rng(0).standard_normal((1, CHANNELS, SIZE, SIZE)).astype(np.float32)
+    int8 = precision == "int8"
+    plan = build(_convolution(pattern), int8=int8, data={"x": x} if int8 else None).plan
+    macs = max(layer.macs for layer in plan.layers)
+    row = max(explain(plan), key=lambda row: row.best_dense_us or 0.0)
+    if row.best_dense_us is None or row.best_sparse_us is None:
+        return []
+    dense, sparse = row.best_dense_us, row.best_sparse_us
+    return [Probe(precision, pattern, dense, sparse, dense / sparse, 2e-3 * macs / dense)]
+
+
+def _convolution(pattern: str) -> ModelProto:
+    """One layer, [1, 128, 28, 28] to the same shape, its weight pruned by magnitude."""
+    shape = (CHANNELS, CHANNELS, 3, 3)
+    w = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    w *= magnitude_mask(w, pattern)
+    sides = [1, CHANNELS, SIZE, SIZE]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])],
+        "probe",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, sides)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, sides)],
+        [numpy_helper.from_array(w, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
