@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from tests.sample_models import conv_model
@@ -128,6 +129,21 @@ def test_bench_of_an_engine_with_peers(built: Path) -> None:
     assert document["results"][1]["ours_is"]["median"] > 0
     (difference,) = document["differences_from_onnxruntime"]
     assert difference["cosine"] > 0.9999
+
+
+def test_bench_with_pytorch(built: Path, tmp_path: Path) -> None:
+    program = torch.export.export(torch.nn.Conv2d(4, 8, 3), (torch.from_numpy(X),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    threads = torch.get_num_threads()
+    try:
+        result = twofour(
+            *("bench", built / "model.engine", "--vs", "torch", "--torch", tmp_path / "m.pt2"),
+            *("--duration", "0.05"),
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    assert "PyTorch 2" in result.stdout
 
 
 def test_bench_of_a_model_builds_it(built: Path) -> None:
