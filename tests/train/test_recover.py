@@ -33,7 +33,7 @@ def test_learns_with_the_masks_held():
     model, sparsifier = pruned()
     x, y = batches(99)[0]
     before = evaluate(model, x, y)
-    history = finetune(model, batches, SCHEDULE, sparsifier)
+    history = finetune(model, batches, SCHEDULE, sparsifier=sparsifier)
     assert [entry.epoch for entry in history] == [0, 1, 2]
     assert history[-1].loss < history[0].loss
     assert history[-1].accuracy > history[0].accuracy
@@ -55,7 +55,9 @@ def test_progress_counts_every_batch_and_the_rate_follows_a_cosine():
 
 def test_bf16_keeps_float32_weights():
     model, sparsifier = pruned()
-    history = finetune(model, batches, dataclasses.replace(SCHEDULE, bf16=True), sparsifier)
+    history = finetune(
+        model, batches, dataclasses.replace(SCHEDULE, bf16=True), sparsifier=sparsifier
+    )
     assert math.isfinite(history[-1].loss)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -66,7 +68,7 @@ class Stop(Exception):
 
 def test_stopped_in_an_epoch_and_resumed_equals_uninterrupted(tmp_path):
     straight, sparsifier = pruned()
-    expected = finetune(straight, batches, SCHEDULE, sparsifier)
+    expected = finetune(straight, batches, SCHEDULE, sparsifier=sparsifier)
 
     def stop(at):
         if (at.epoch, at.batch) == (1, 4):
@@ -75,12 +77,19 @@ def test_stopped_in_an_epoch_and_resumed_equals_uninterrupted(tmp_path):
     checkpoint = tmp_path / "new" / "run.pt"
     model, sparsifier = pruned()
     with pytest.raises(Stop):
-        finetune(model, batches, SCHEDULE, sparsifier, checkpoint, stop)
+        finetune(
+            model, batches, SCHEDULE, sparsifier=sparsifier, checkpoint=checkpoint, progress=stop
+        )
     model, sparsifier = pruned()
     torch.manual_seed(77)  # another process would have other randomness
     epochs = []
     history = finetune(
-        model, batches, SCHEDULE, sparsifier, checkpoint, lambda at: epochs.append(at.epoch)
+        model,
+        batches,
+        SCHEDULE,
+        sparsifier=sparsifier,
+        checkpoint=checkpoint,
+        progress=lambda at: epochs.append(at.epoch),
     )
     assert set(epochs) == {1, 2}
     assert history == expected
@@ -95,21 +104,34 @@ def test_stopped_in_an_epoch_and_resumed_equals_uninterrupted(tmp_path):
 
 def test_finished_run_is_not_trained_again(tmp_path):
     model, sparsifier = pruned()
-    finetune(model, batches, SCHEDULE, sparsifier, tmp_path / "run.pt")
+    finetune(model, batches, SCHEDULE, sparsifier=sparsifier, checkpoint=tmp_path / "run.pt")
     seen = []
-    finetune(model, batches, SCHEDULE, sparsifier, tmp_path / "run.pt", seen.append)
+    finetune(
+        model,
+        batches,
+        SCHEDULE,
+        sparsifier=sparsifier,
+        checkpoint=tmp_path / "run.pt",
+        progress=seen.append,
+    )
     assert seen == []
 
 
 def test_foreign_checkpoints_are_refused(tmp_path):
     model, sparsifier = pruned()
     checkpoint = tmp_path / "run.pt"
-    finetune(model, batches, SCHEDULE, sparsifier, checkpoint)
+    finetune(model, batches, SCHEDULE, sparsifier=sparsifier, checkpoint=checkpoint)
     with pytest.raises(InputError, match=r"another schedule\n  lr: 0.1 there, 0.2 here"):
-        finetune(model, batches, dataclasses.replace(SCHEDULE, lr=0.2), sparsifier, checkpoint)
+        finetune(
+            model,
+            batches,
+            dataclasses.replace(SCHEDULE, lr=0.2),
+            sparsifier=sparsifier,
+            checkpoint=checkpoint,
+        )
     other = nn.Linear(8, 3)
     with pytest.raises(InputError, match="another model"):
-        finetune(other, batches, SCHEDULE, None, checkpoint)
+        finetune(other, batches, SCHEDULE, checkpoint=checkpoint)
     with pytest.raises(InputError, match="cannot read"):
         load_checkpoint(tmp_path / "none.pt", model)
 
@@ -118,7 +140,13 @@ def test_foreign_checkpoints_are_refused(tmp_path):
 def test_damaged_checkpoints_are_refused(tmp_path, keep):
     model, sparsifier = pruned()
     checkpoint = tmp_path / "run.pt"
-    finetune(model, batches, dataclasses.replace(SCHEDULE, epochs=1), sparsifier, checkpoint)
+    finetune(
+        model,
+        batches,
+        dataclasses.replace(SCHEDULE, epochs=1),
+        sparsifier=sparsifier,
+        checkpoint=checkpoint,
+    )
     checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
     with pytest.raises(InputError, match="cannot read"):
         load_checkpoint(checkpoint, model)
@@ -151,7 +179,7 @@ def test_a_mask_lost_while_training_is_named():
             model[3].weight.fill_(1.0)
 
     with pytest.raises(GateError, match="3: weight is not 2:4"):
-        finetune(model, batches, SCHEDULE, sparsifier, progress=spoil)
+        finetune(model, batches, SCHEDULE, sparsifier=sparsifier, progress=spoil)
 
 
 def test_predict_and_evaluate_by_hand():
@@ -170,3 +198,20 @@ def test_predict_and_evaluate_by_hand():
         evaluate(model, x[:0], labels[:0])
     with pytest.raises(InputError, match="got 6 labels, 7 samples"):
         evaluate(model, x, labels[:6])
+
+
+def test_a_teacher_is_copied_and_stays_as_it_is() -> None:
+    """Wrong labels do little harm to a model that listens to its teacher alone."""
+    teacher, _ = pruned()
+    finetune(teacher, batches, SCHEDULE)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    wrong = [(x, (labels + 1) % 3) for x, labels in batches(0)]
+    schedule = dataclasses.replace(SCHEDULE, teacher_share=1.0, temperature=2.0)
+
+    def distance(guide) -> float:
+        model, sparsifier = pruned()
+        finetune(model, lambda _: wrong, schedule, sparsifier=sparsifier, teacher=guide)
+        return sum(float((predict(model, x) - predict(teacher, x)).norm()) for x, _ in wrong)
+
+    assert distance(teacher) < 0.5 * distance(None)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())

@@ -187,7 +187,7 @@ def finetune_digits(
         sparse,
         lambda epoch: ShiftedEpoch(digits, first + epoch),
         RECOVERY,
-        sparsifier,
+        sparsifier=sparsifier,
         progress=progress,
     )
     return sparse, sparsifier
