@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from twofour.compiler.layout import Tensor
 from twofour.compiler.memory import Life, plan
-from twofour.compiler.native import ConvOp, MapOp, NativeOp
-from twofour.compiler.schedule import Schedule, Stretch
+from twofour.compiler.native import ConvOp, MapOp, NativeOp, extent, shape
+from twofour.compiler.schedule import Schedule, Stretch, reads
 from twofour.core.errors import UnsupportedError
 from twofour.engine import Fill, TensorInfo
 
@@ -107,7 +107,7 @@ class _Forms:
         native = [order.ops[n] for s in order.stretches if s.native for n in s.nodes]
         outside = [n for s in order.stretches if not s.native for n in s.nodes]
         crossing = [
-            v for n in outside for v in (*_reads(n), *n.outputs) if v.const_value is None and v.name
+            v for n in outside for v in (*reads(n), *n.outputs) if v.const_value is None and v.name
         ]
         crossing += [*graph.inputs, *graph.outputs]
         self._order = order
@@ -172,12 +172,8 @@ class _Forms:
 
     def _tensor(self, name: str) -> Tensor:
         value = self._values[name]
-        dims = [int(d) for d in value.shape or ()]  # type: ignore[arg-type]
         kind = "float32" if value.dtype == ir.DataType.FLOAT else "u8"
-        if len(dims) == 4:
-            batch, channels, height, width = dims
-        else:
-            batch, channels, height, width = int(np.prod(dims[:-1])), dims[-1], 1, 1
+        batch, height, width, channels = extent(shape(value))
         self._tensors[name] = Tensor(name, batch, height, width, channels, kind)
         return self._tensors[name]
 
@@ -185,16 +181,6 @@ class _Forms:
 def _flexible(op: NativeOp) -> bool:
     """Whether an operator reads and writes plain arrays as well as tensors."""
     return isinstance(op, MapOp) and op.op == "convert"
-
-
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads from its graph, in its subgraphs too."""
-    found = [v for v in node.inputs if v is not None]
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            inner = attribute.as_graph()
-            found += [v for n in inner for v in _reads(n) if v.graph is not inner]
-    return found
 
 
 def _info(value: ir.Value) -> TensorInfo:
@@ -246,6 +232,7 @@ def _lives(ops: list[Placed]) -> dict[str, Life]:
             isinstance(placed.op, ConvOp)
             and isinstance(placed.r, Tensor)
             and isinstance(placed.y, Tensor)
+            and placed.r is not placed.x  # which later tiles still read
         ):
             life = lives[placed.y.name]
             lives[placed.y.name] = Life(life.first, life.last, placed.r.name)
@@ -256,13 +243,13 @@ def _sections(
     stretches: tuple[Stretch, ...], placed: list[list[Placed]], graph: ir.Graph
 ) -> tuple[Section, ...]:
     """The steps, with the plain values each reads and writes."""
-    reads = [
+    read = [
         [n for p in part for n in p.plain_reads]
         if stretch.native
         else [
             v.name or ""
             for n in stretch.nodes
-            for v in _reads(n)
+            for v in reads(n)
             if v.const_value is None and v.name
         ]
         for stretch, part in zip(stretches, placed, strict=True)
@@ -270,12 +257,12 @@ def _sections(
     finals = {v.name for v in graph.outputs}
     sections = []
     for index, (stretch, part) in enumerate(zip(stretches, placed, strict=True)):
-        later = {name for names in reads[index + 1 :] for name in names} | finals
+        later = {name for names in read[index + 1 :] for name in names} | finals
         if stretch.native:
             writes = [n for p in part for n in p.plain_writes]
         else:
             writes = [v.name or "" for n in stretch.nodes for v in n.outputs]
-        inputs = dict.fromkeys(name for name in reads[index] if name not in writes)
+        inputs = dict.fromkeys(name for name in read[index] if name not in writes)
         outputs = dict.fromkeys(name for name in writes if name in later or stretch.native)
         nodes = () if stretch.native else stretch.nodes
         sections.append(Section(stretch.native, tuple(part), nodes, tuple(inputs), tuple(outputs)))

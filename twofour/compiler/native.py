@@ -117,7 +117,23 @@ def shape(value: ir.Value) -> tuple[int, ...]:
     """The static shape."""
     if value.shape is None or not all(isinstance(d, int) for d in value.shape):
         raise NotNative(f"the shape of {value.name} is not known")
+    if 0 in value.shape:
+        raise NotNative(f"{value.name} is empty")
     return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+
+
+def extent(dims: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Batch, height, width, channels of a tensor: [N, C, H, W], or rows of channels [..., C]."""
+    if len(dims) == 4:
+        return dims[0], dims[2], dims[3], dims[1]
+    return int(np.prod(dims[:-1])), 1, 1, dims[-1]
+
+
+def operand(value: ir.Value | None) -> str:
+    """The name of a value that is computed while running."""
+    if value is None or value.const_value is not None:
+        raise NotNative(f"operand {value.name if value else ''} is a constant")
+    return name_of(value)
 
 
 def stored(zero_point: Array, dtype: ir.DataType | None) -> int:

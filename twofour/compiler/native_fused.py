@@ -14,6 +14,7 @@ from twofour.compiler.native import (
     PoolOp,
     constant,
     name_of,
+    operand,
     shape,
     stored,
 )
@@ -33,6 +34,8 @@ def _conv(op: FusedOp) -> ConvOp:
 
 def _gemm(op: FusedOp) -> ConvOp:
     w = constant(op.inputs["w"])
+    if len(shape(op.inputs["x"])) == 4:
+        raise NotNative("native matrix products take tensors of at most 3 dimensions")
     return _product(op, w[:, :, None, None], Window((1, 1)), 1)
 
 
@@ -47,7 +50,7 @@ def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
         raise NotNative(
             f"native kernels take float32 and quantized tensors, not {op.inputs['x'].dtype}"
         )
-    if w.shape[1] * groups >= 4 and w.shape[1] == 1 and groups > 1 and w.shape[0] == groups:
+    if groups > 1 and w.shape[1] == 1:
         raise NotNative("depthwise convolution has no native kernel yet")
     if op.has_add and shape(op.inputs["res"]) != shape(op.output):
         raise NotNative(f"the residual is broadcast from {list(shape(op.inputs['res']))}")
@@ -56,9 +59,9 @@ def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
         op.name,
         op.op_type,
         "conv",
-        name_of(op.inputs["x"]),
+        operand(op.inputs["x"]),
         name_of(op.output),
-        name_of(op.inputs["res"]) if op.has_add else "",
+        operand(op.inputs["res"]) if op.has_add else "",
         w=w,
         window=window,
         groups=groups,
@@ -110,9 +113,9 @@ def _quantized_add(op: FusedOp) -> MapOp:
         op.name,
         op.op_type,
         "map",
-        name_of(op.inputs["a"]),
+        operand(op.inputs["a"]),
         name_of(op.output),
-        name_of(op.inputs["b"]),
+        operand(op.inputs["b"]),
         op="add",
         constants=constants,
         relu=op.relu,
@@ -125,7 +128,7 @@ def _quantized_mean(op: FusedOp) -> PoolOp:
         op.name,
         op.op_type,
         "pool",
-        name_of(op.inputs["x"]),
+        operand(op.inputs["x"]),
         name_of(op.output),
         op="mean",
         scale=x_scale / float(constant(op.inputs["y_scale"])) if quantized else x_scale,
@@ -142,7 +145,7 @@ def _quantized_max(op: FusedOp) -> PoolOp:
         op.name,
         op.op_type,
         "pool",
-        name_of(op.inputs["x"]),
+        operand(op.inputs["x"]),
         name_of(op.output),
         op="max",
         window=Window(kernel, strides, (1, 1), pads),
@@ -160,7 +163,7 @@ def _slice_pad(op: FusedOp) -> MapOp:
         op.name,
         op.op_type,
         "map",
-        name_of(x),
+        operand(x),
         name_of(op.output),
         op="copy",
         constants=MapConstants(y_zero=stored(value, x.dtype) if x.dtype in QUANTIZED else 0),

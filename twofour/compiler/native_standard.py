@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,7 +15,9 @@ from twofour.compiler.native import (
     NotNative,
     PoolOp,
     constant,
+    extent,
     name_of,
+    operand,
     shape,
     stored,
 )
@@ -43,7 +47,7 @@ def _quantize(node: ir.Node) -> MapOp:
         node.name or "",
         node.op_type,
         "map",
-        name_of(x),
+        operand(x),
         name_of(y),
         op="convert",
         constants=MapConstants(y_scale=scale, y_zero=stored(zero, y.dtype)),
@@ -59,7 +63,7 @@ def _dequantize(node: ir.Node) -> MapOp:
         node.name or "",
         node.op_type,
         "map",
-        name_of(x),
+        operand(x),
         name_of(y),
         op="convert",
         constants=MapConstants(x_scale=scale, x_zero=stored(zero, x.dtype)),
@@ -83,7 +87,7 @@ def _float_ends(node: ir.Node) -> tuple[ir.Value, ir.Value]:
 
 def _relu(node: ir.Node) -> MapOp:
     x, y = _float_ends(node)
-    return MapOp(node.name or "", "Relu", "map", name_of(x), name_of(y), op="convert", relu=True)
+    return MapOp(node.name or "", "Relu", "map", operand(x), name_of(y), op="convert", relu=True)
 
 
 def _add(node: ir.Node) -> MapOp:
@@ -91,47 +95,53 @@ def _add(node: ir.Node) -> MapOp:
     other = node.inputs[1]
     if other is None or other.const_value is not None or shape(other) != shape(x):
         raise NotNative("the operands of the addition are broadcast")
-    return MapOp(node.name or "", "Add", "map", name_of(x), name_of(y), name_of(other), op="add")
+    return MapOp(node.name or "", "Add", "map", operand(x), name_of(y), operand(other), op="add")
 
 
 def _mean(node: ir.Node) -> PoolOp:
     x, y = _float_ends(node)
-    if node.op_type == "ReduceMean":
-        given = node.attributes.get("axes")
-        axes = tuple(given.as_ints()) if given else tuple(constant(node.inputs[1]).tolist())
-        if sorted(a % len(shape(x)) for a in axes) != [2, 3]:
-            raise NotNative(f"averages over axes {axes}, not over the image")
     if len(shape(x)) != 4:
         raise NotNative("native pooling is 2-D")
-    return PoolOp(node.name or "", node.op_type, "pool", name_of(x), name_of(y), op="mean")
+    if node.op_type == "ReduceMean" and sorted(a % 4 for a in _axes(node)) != [2, 3]:
+        raise NotNative("averages over something other than the image")
+    return PoolOp(node.name or "", node.op_type, "pool", operand(x), name_of(y), op="mean")
+
+
+def _axes(node: ir.Node) -> list[int]:
+    """The axes of a reduction: an attribute, or from opset 18 on an input."""
+    given = node.attributes.get("axes")
+    if given is not None:
+        return list(given.as_ints())
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        raise NotNative("averages over all axes")
+    return [int(a) for a in constant(node.inputs[1]).reshape(-1)]
 
 
 def _max(node: ir.Node) -> PoolOp:
     x, y = _float_ends(node)
-    given = {key: node.attributes[key] for key in node.attributes}
-    kernel = tuple(given["kernel_shape"].as_ints())
-    extra = {"ceil_mode", "auto_pad", "dilations", "storage_order"} & set(given)
-    if len(kernel) != 2 or any(
-        a.as_ints() != [1, 1]
-        if k == "dilations"
-        else a.as_string() != "NOTSET"
-        if k == "auto_pad"
-        else a.as_int()
-        for k, a in given.items()
-        if k in extra
-    ):
-        raise NotNative("a maximum with ceil_mode, auto_pad or dilation has no native kernel yet")
-    strides = tuple(given["strides"].as_ints()) if "strides" in given else (1, 1)
-    pads = tuple(given["pads"].as_ints()) if "pads" in given else (0, 0, 0, 0)
+    get = node.attributes
+    kernel, dilations = get["kernel_shape"].as_ints(), get.get_ints("dilations", (1, 1))
+    if len(kernel) != 2:
+        raise NotNative("native pooling is 2-D")
+    if get.get_int("ceil_mode", 0) or get.get_string("auto_pad", "NOTSET") != "NOTSET":
+        raise NotNative("a maximum with ceil_mode or auto_pad has no native kernel yet")
+    if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
+        raise NotNative("the indices of the maximum are read")
+    strides, pads = get.get_ints("strides", (1, 1)), get.get_ints("pads", (0, 0, 0, 0))
+    window = Window(_two(kernel), _two(strides), _two(dilations), _four(pads))
     return PoolOp(
-        node.name or "",
-        "MaxPool",
-        "pool",
-        name_of(x),
-        name_of(y),
-        op="max",
-        window=Window(kernel, strides, (1, 1), pads),
-    )  # type: ignore[arg-type]
+        node.name or "", "MaxPool", "pool", operand(x), name_of(y), op="max", window=window
+    )
+
+
+def _two(values: Sequence[int]) -> tuple[int, int]:
+    """(height, width)."""
+    return int(values[0]), int(values[1])
+
+
+def _four(values: Sequence[int]) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right)."""
+    return int(values[0]), int(values[1]), int(values[2]), int(values[3])
 
 
 def _alias(node: ir.Node) -> NativeOp:
@@ -139,13 +149,9 @@ def _alias(node: ir.Node) -> NativeOp:
     if x is None or x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
         raise NotNative("native kernels take float32 and quantized tensors")
     before, after = shape(x), shape(y)
-    if (
-        before[0] != after[0]
-        or before[1:2] != after[1:2]
-        or any(d != 1 for d in (*before[2:], *after[2:]))
-    ):
+    if not before or not after or extent(before) != extent(after):
         raise NotNative("the reshape would reorder a channels-last tensor")
-    return NativeOp(node.name or "", node.op_type, "alias", name_of(x), name_of(y))
+    return NativeOp(node.name or "", node.op_type, "alias", operand(x), name_of(y))
 
 
 READERS = {

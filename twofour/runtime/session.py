@@ -213,6 +213,9 @@ class _FallbackStep:
                 [f"it computes {', '.join(step.outputs)}"],
                 "pip install onnxruntime",
             ) from e
+        state = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+        raised = [c for c in state if isinstance(c, type) and issubclass(c, Exception)]
+        self._errors = (RuntimeError, ValueError, *raised)  # its own classes have no common parent
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = session.threads
         options.inter_op_num_threads = 1
@@ -222,17 +225,19 @@ class _FallbackStep:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-        except (RuntimeError, ValueError, onnxruntime.capi.onnxruntime_pybind11_state.Fail) as e:
+        except self._errors as e:
             raise EngineError(
                 f"ONNX Runtime refuses step {step.symbol!r}", [str(e)], "rebuild the engine"
             ) from e
-        self._inputs, self._outputs = step.inputs, step.outputs
+        self._inputs, self._outputs, self._symbol = step.inputs, step.outputs, step.symbol
 
     def run(self, tensors: dict[str, Array]) -> None:
         """Feeds and runs the subgraph."""
-        results = self._session.run(
-            list(self._outputs), {name: tensors[name] for name in self._inputs}
-        )
+        feeds = {name: tensors[name] for name in self._inputs}
+        try:
+            results = self._session.run(list(self._outputs), feeds)
+        except self._errors as e:
+            raise InputError(f"ONNX Runtime failed in step {self._symbol!r}", [str(e)]) from e
         for name, value in zip(self._outputs, results, strict=True):
             tensors[name] = np.ascontiguousarray(value)
 

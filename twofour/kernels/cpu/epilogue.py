@@ -90,7 +90,8 @@ def _store(
     if problem.out == "float32":
         kind, width, name = F32S, 4, "v16f32"
         if problem.relu:
-            value = f.call(F32S, "llvm.maxnum.v16f32", (F32S, value), (F32S, "zeroinitializer"))
+            negative = f.let(f"fcmp ogt {F32S} zeroinitializer, {value}")  # false for NaN: kept
+            value = f.let(f"select <16 x i1> {negative}, {F32S} zeroinitializer, {F32S} {value}")
     else:
         kind, width, name = BYTES16, 1, "v16i8"
         above = f.let(f"fcmp ogt {F32S} {value}, {low}")  # as maxps: a NaN becomes the bound
