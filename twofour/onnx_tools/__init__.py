@@ -1,7 +1,5 @@
 """ONNX files in, ONNX files out: load and check, calibrate, quantize, inspect."""
 
-from twofour.onnx_tools.calibrate import calibrate
-from twofour.onnx_tools.histogram import Range
 from twofour.onnx_tools.inspect import Inspection, inspect, verify_pattern
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.options import QuantizeOptions
@@ -10,8 +8,6 @@ from twofour.onnx_tools.quantize import quantize
 __all__ = [
     "Inspection",
     "QuantizeOptions",
-    "Range",
-    "calibrate",
     "inspect",
     "load_model",
     "quantize",

@@ -119,13 +119,13 @@ class Histogram:
         return max(-self.low, self.high, 0.0)
 
     def _count(self, chunk: NDArray[np.float32]) -> None:
-        nonzero = int(np.count_nonzero(chunk))
-        self.zeros += chunk.size - nonzero
-        if nonzero:
-            # A power of two: the product is exact, and |product| < HALF.
-            places = np.floor(chunk * np.float32(HALF / self.limit)).astype(np.int32) + HALF
-            self.counts += np.bincount(places, minlength=2 * HALF)
-            self.counts[HALF] -= chunk.size - nonzero
+        nonzero = chunk[chunk != 0]
+        self.zeros += chunk.size - nonzero.size
+        if nonzero.size:
+            # limit is a power of two: the float64 product is exact, and |product| < HALF.
+            places = np.multiply(nonzero, HALF / self.limit, dtype=np.float64)
+            bins = np.floor(places, out=places).astype(np.intp) + HALF
+            self.counts += np.bincount(bins, minlength=2 * HALF)
 
     def _grow(self, limit: float) -> None:
         while 0 < self.limit < limit:
