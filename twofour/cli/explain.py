@@ -76,14 +76,14 @@ def _layers(rows: tuple[Explained, ...], width: int) -> Table:
     """A narrow terminal shows fewer columns, never broken numbers."""
     wide = width >= _WIDE
     table = Table(
-        caption="us: measured at build. dense, 2:4: the best candidate of each kind, "
+        caption="us: measured at build. dense, sparse: the best candidate of each kind, "
         "gain: their ratio.",
         caption_justify="left",
     )
     for header in ("layer", "operator", "shape") if wide else ("layer",):
         table.add_column(header, overflow="fold")
     table.add_column("runs as", overflow="fold")
-    for header in ("us", "share", "dense", "2:4", "gain"):
+    for header in ("us", "share", "dense", "sparse", "gain"):
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
         middle = [printable(row.op), printable(row.shape)] if wide else []
@@ -91,10 +91,10 @@ def _layers(rows: tuple[Explained, ...], width: int) -> Table:
             printable(row.name),
             *middle,
             printable(row.runs_as),
-            _number(row.time_us, "{:.1f}"),
+            _number(row.time_us, "{:.2f}"),
             _number(row.share, "{:.0%}"),
-            _number(row.best_dense_us, "{:.1f}"),
-            _number(row.best_sparse_us, "{:.1f}"),
+            _number(row.best_dense_us, "{:.2f}"),
+            _number(row.best_sparse_us, "{:.2f}"),
             _number(row.gain, "{:.2f}x"),
         )
     return table
