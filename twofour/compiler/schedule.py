@@ -94,14 +94,14 @@ def _order(graph: ir.Graph, native: Callable[[ir.Node], bool]) -> list[Stretch]:
 
 def _producers(node: ir.Node) -> list[ir.Node | None]:
     """The nodes whose results it reads, in subgraphs too."""
-    values = [v for v in node.inputs if v is not None]
+    return [v.producer() for v in reads(node)]
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads from its graph, in its subgraphs too, however deep."""
+    found = [v for v in node.inputs if v is not None]
     for attribute in node.attributes.values():
-        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
-        values += [
-            v
-            for g in graphs
-            for n in g
-            for v in n.inputs
-            if v is not None and v.graph is node.graph
-        ]
-    return [v.producer() for v in values]
+        if attribute.type == ir.AttributeType.GRAPH:
+            inner = attribute.as_graph()
+            found += [v for n in inner for v in reads(n) if v.graph is not inner]
+    return found

@@ -43,14 +43,20 @@ class SparseFloat:
     def pack_group(self, w: NDArray[Any]) -> NDArray[np.uint8]:
         """[panels, blocks, 16, 1, 16] to [panels, group_bytes].
 
+        Where fewer than 8 are nonzero, the rest is the first of them times zero: an input of this
+        channel, never one beyond the run, where the bytes of a NaN may lie.
+
         Raises:
             ValueError: more than 8 of 16 are nonzero.
         """
         used = w[:, :, :, 0] != 0
         if (used.sum(-1) > _KEPT).any():
             raise ValueError("more than 8 of 16 consecutive weights are nonzero")
-        index = np.sort(np.argsort(~used, axis=-1, kind="stable")[..., :_KEPT], axis=-1)
-        values = np.take_along_axis(w[:, :, :, 0], index, axis=-1)
+        index = np.argsort(~used, axis=-1, kind="stable")[..., :_KEPT]
+        kept = np.take_along_axis(used, index, axis=-1)
+        first = np.where(kept[..., :1], index[..., :1], 0)
+        values = np.where(kept, np.take_along_axis(w[:, :, :, 0], index, axis=-1), np.float32(0))
+        index = np.where(kept, index, first)
         meta = (index.astype(np.uint32) << (4 * np.arange(_KEPT, dtype=np.uint32))).sum(
             -1, dtype=np.uint32
         )

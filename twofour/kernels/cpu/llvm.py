@@ -25,6 +25,16 @@ TOOLS = f"llvmlite {llvmlite.__version__}, LLVM {LLVM_VERSION}"
 _LLVM_CPU = {"avx2": "x86-64-v3", "vector": "x86-64"}
 _COMPILE_LOCK = threading.Lock()
 
+# What code for AVX-512 VNNI may use: all that every CPU with it has, and nothing of later ones.
+_AVX512_BASE = frozenset(
+    "64bit cmov crc32 cx8 cx16 fxsr mmx sahf sse sse2 sse3 ssse3 sse4.1 sse4.2 popcnt avx f16c bmi"
+    " bmi2 lzcnt movbe xsave avx512cd evex512".split()
+)
+
+# Without "no-builtins" LLVM turns copy loops into calls of memcpy: the object would need a library,
+# and a table for its address that the memory manager of `runtime.cpu.Code` does not provide for.
+_ATTRIBUTES = 'nounwind "no-builtins"'
+
 Value = str
 Carried = Sequence[tuple[str, Value]]
 
@@ -175,7 +185,7 @@ class Function:
         self.do(f"br label %{after}")
         self.block(after)
 
-    def text(self, attributes: str = "nounwind") -> str:
+    def text(self, attributes: str = _ATTRIBUTES) -> str:
         """The function as LLVM IR."""
         args = ", ".join(f"{kind} %{name}" for kind, name in self.args)
         head = f"define {self.linkage} {self.returns} @{self.name}({args}) {attributes} {{"
@@ -202,9 +212,13 @@ def target_machine(target: Target) -> Any:
     """LLVM's code generator for `target`."""
     _initialize()
     if target.isa == "avx512vnni":
-        # Scheduling for the host's own CPU, but no instruction beyond the features the target
-        # names.
-        cpu, features = binding.get_host_cpu_name(), ",".join(f"+{f}" for f in target.features)
+        # Scheduling for the host's own CPU, but no instruction that another CPU with AVX-512 VNNI
+        # may lack: an engine moves between machines.
+        cpu, allowed = binding.get_host_cpu_name(), _AVX512_BASE.union(target.features)
+        known = binding.get_host_cpu_features()
+        features = ",".join(
+            f"{'+' if known[f] and f in allowed else '-'}{f}" for f in sorted(known)
+        )
     else:
         cpu, features = _LLVM_CPU[target.isa] if target.arch == "x86_64" else "", ""
     triple = binding.get_process_triple()
