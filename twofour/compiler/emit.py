@@ -189,7 +189,7 @@ class Emitter:
 
 
 def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProblem:
-    """The kernel's view of a placed convolution, merged into one column of positions where it can be."""
+    """The kernel's view of a placed convolution, merged into one column where it can be."""
     x, y, r = placed.x, placed.y, placed.r
     assert isinstance(x, Tensor)
     out_h, out_w = op.window.output_size(x.height, x.width)

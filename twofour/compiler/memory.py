@@ -1,5 +1,4 @@
-"""One arena for all activations: every tensor gets an offset, and tensors that never live together
-share bytes.
+"""One arena for all activations: tensors that never live together share bytes.
 
 A tensor with a halo keeps its bytes for tensors of exactly its layout, because the halo is set only
 once, when a session starts. Tensors without a halo share all remaining bytes freely.
@@ -14,14 +13,19 @@ from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.core.abi import SLACK_BYTES
 from twofour.engine import Fill
 
-_GUARD_BYTES = (
-    64  # kernels read up to this far beyond a tensor; what they find there meets zero weights
-)
+# Kernels read up to this far beyond a tensor; what they find there meets zero weights.
+_GUARD_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Life:
-    """The first and last operator that touch a tensor, and the tensor it may overwrite ("" for none)."""
+    """When a tensor is in use.
+
+    Attributes:
+        first: the first operator that touches it.
+        last: the last one.
+        replaces: the tensor it may overwrite, or "".
+    """
 
     first: int
     last: int
@@ -46,7 +50,10 @@ def plan(tensors: Sequence[Tensor], lives: Mapping[str, Life]) -> tuple[int, tup
 def _plan_halos(
     tensors: Sequence[Tensor], lives: Mapping[str, Life]
 ) -> tuple[int, tuple[Fill, ...]]:
-    """Slots by layout; a slot is free again after the last use, or at once for the tensor that replaces it."""
+    """Slots by layout.
+
+    A slot is free again after the last use, or at once for the tensor that replaces it.
+    """
     slots: list[tuple[tuple[int, ...], int, Tensor]] = []  # layout, offset, who is in it
     end, fills = 0, []
     for tensor in sorted(tensors, key=lambda t: lives[t.name].first):
@@ -80,18 +87,25 @@ def _plan_free(tensors: Sequence[Tensor], lives: Mapping[str, Life], base: int) 
     end = base
     for tensor in sorted(tensors, key=lambda t: (-t.size_bytes, lives[t.name].first)):
         beside = [other for other in placed if _meet(tensor, other, lives)]
-        replaced = next((t for t in beside if _may_replace(tensor, t, lives)), None)
-        others = [t for t in beside if t is not replaced]
-        if replaced is not None and not any(_overlap(replaced.offset, tensor, t) for t in others):
-            tensor.offset = replaced.offset
-        else:
-            tensor.offset = base
-            for other in sorted(beside, key=lambda t: t.offset):
-                if _overlap(tensor.offset, tensor, other):
-                    tensor.offset = other.offset + _rounded(other.size_bytes)
+        tensor.offset = _free_offset(tensor, beside, lives, base)
         placed.append(tensor)
         end = max(end, tensor.offset + _rounded(tensor.size_bytes))
     return end
+
+
+def _free_offset(
+    tensor: Tensor, beside: Sequence[Tensor], lives: Mapping[str, Life], base: int
+) -> int:
+    """Where `tensor` fits: over the one it replaces, else in the first gap of those `beside` it."""
+    replaced = next((t for t in beside if _may_replace(tensor, t, lives)), None)
+    others = [t for t in beside if t is not replaced]
+    if replaced is not None and not any(_overlap(replaced.offset, tensor, t) for t in others):
+        return replaced.offset
+    offset = base
+    for other in sorted(beside, key=lambda t: t.offset):
+        if _overlap(offset, tensor, other):
+            offset = other.offset + _rounded(other.size_bytes)
+    return offset
 
 
 def _meet(a: Tensor, b: Tensor, lives: Mapping[str, Life]) -> bool:
@@ -101,7 +115,10 @@ def _meet(a: Tensor, b: Tensor, lives: Mapping[str, Life]) -> bool:
 
 
 def _may_replace(new: Tensor, old: Tensor, lives: Mapping[str, Life]) -> bool:
-    """Whether `new` may be written over `old`: its residual, of the same layout, read for the last time."""
+    """Whether `new` may be written over `old`.
+
+    `old` must be its residual, of the same layout, read for the last time.
+    """
     life = lives[new.name]
     return (
         life.replaces == old.name

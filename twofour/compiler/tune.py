@@ -229,7 +229,10 @@ def _timer(code: Code, symbol: str, arguments: tuple[int, ...]) -> Timer:
 
 
 class _Trial:
-    """One problem with random inputs in buffers of its own, guard bytes around the output, and the right answer."""
+    """One problem with random inputs and the right answer.
+
+    Every tensor has a buffer of its own, with guard bytes around the output.
+    """
 
     def __init__(self, problem: ConvProblem, w: Array, epilogue: Epilogue, x_zero: int) -> None:
         self.problem, self.w, self.epilogue, self.x_zero = problem, w, epilogue, x_zero
@@ -277,21 +280,27 @@ class _Trial:
             else ~_close(got, self.expected, self._slack())
         )
         if wrong.any() or not untouched:
-            where = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.any() else ()
-            raise WrongResult(
-                f"kernel {option.tactic.name} {option.config} computes a wrong result",
-                [
-                    f"{self.problem}",
-                    f"{int(wrong.sum())} of {wrong.size} values differ, first at {where}",
-                    "bytes around the output are intact"
-                    if untouched
-                    else "bytes around the output were overwritten",
-                ],
-                "report this with the lines above; until it is mended, build with another --isa",
-            )
+            raise self._fault(option, wrong, untouched)
+
+    def _fault(self, option: _Option, wrong: NDArray[np.bool_], untouched: bool) -> WrongResult:
+        """What a kernel did wrong: values that differ, or bytes overwritten around the output."""
+        where = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.any() else ()
+        around = "are intact" if untouched else "were overwritten"
+        return WrongResult(
+            f"kernel {option.tactic.name} {option.config} computes a wrong result",
+            [
+                f"{self.problem}",
+                f"{int(wrong.sum())} of {wrong.size} values differ, first at {where}",
+                f"bytes around the output {around}",
+            ],
+            "report this with the lines above; until it is mended, build with another --isa",
+        )
 
     def _slack(self) -> Array | float:
-        """Bound on the rounding of float sums: K eps sum |x w|, and one step for each operation of the epilogue."""
+        """Bound on the rounding of float sums.
+
+        K eps sum |x w|, and one step for each operation of the epilogue.
+        """
         if self.problem.dtype != "float32":
             return 1e-6 * (
                 np.abs(self.sums) * np.abs(self.epilogue.scale) + np.abs(self.epilogue.bias) + 8
