@@ -185,46 +185,48 @@ def make(
 ) -> Case:
     """A case with random data."""
     window = window or Window((3, 3))
-    out = out or dtype
-    shape = (n, c // groups, *window.kernel)
-    if dtype == "int8":
-        x = rng.integers(0, 256, (batch, height, width, c), np.uint8)
-        w = rng.integers(-128, 128, shape).astype(np.int8)
-    else:
-        x = rng.standard_normal((batch, height, width, c), np.float32)
-        w = rng.standard_normal(shape, np.float32)
-    if pattern:
-        w = np.where(magnitude_mask(w, pattern), w, np.zeros((), w.dtype))
-    k = w[0].size
-    spread = 60.0 / (74 * 74 * k**0.5) if dtype == "int8" else 1.0
-    scale = (
-        (spread * rng.uniform(0.5, 2, n)).astype(np.float32)
-        if dtype == "int8"
-        else np.ones(n, np.float32)
-    )
+    x = _stored(rng, dtype, (batch, height, width, c))
+    w = _weights(rng, dtype, (n, c // groups, *window.kernel), pattern)
+    scale = _scales(rng, dtype, w)
     epilogue = Epilogue(
         scale,
         rng.normal(size=n).astype(np.float32),
         0.37 if add else 0.0,
-        0,
+        128 if add == "int8" else 0,
         relu,
-        y_zero if out == "int8" else None,
+        y_zero if (out or dtype) == "int8" else None,
         unsigned=True,
     )
     case = Case(x, w, epilogue, window, groups, x_zero)
-    if add:
-        size = (batch, *case.out_size, n)
-        residual = (
-            rng.integers(0, 256, size, np.uint8)
-            if add == "int8"
-            else rng.standard_normal(size, np.float32)
-        )
-        case = replace(
-            case,
-            residual=residual,
-            epilogue=replace(epilogue, residual_zero_point=128 if add == "int8" else 0),
-        )
-    return case
+    if not add:
+        return case
+    return replace(case, residual=_stored(rng, add, (batch, *case.out_size, n)))
+
+
+def _stored(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Random activations: all bytes alike, or normal floats."""
+    if dtype == "int8":
+        return rng.integers(0, 256, shape, np.uint8)
+    return rng.standard_normal(shape, np.float32)
+
+
+def _weights(
+    rng: np.random.Generator, dtype: str, shape: tuple[int, ...], pattern: str
+) -> np.ndarray:
+    """Random weights, pruned to the pattern; "" for dense."""
+    if dtype == "int8":
+        w = rng.integers(-128, 128, shape).astype(np.int8)
+    else:
+        w = rng.standard_normal(shape, np.float32)
+    return np.where(magnitude_mask(w, pattern), w, np.zeros((), w.dtype)) if pattern else w
+
+
+def _scales(rng: np.random.Generator, dtype: str, w: np.ndarray) -> np.ndarray:
+    """Scales that spread the sums over the range of a byte; ones for floats."""
+    if dtype != "int8":
+        return np.ones(w.shape[0], np.float32)
+    spread = 60.0 / (74 * 74 * w[0].size ** 0.5)
+    return (spread * rng.uniform(0.5, 2, w.shape[0])).astype(np.float32)
 
 
 def float_bound(case: Case) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Every convolution tactic x instruction set x configuration x size x data: equal to the definition, bit for bit."""
+"""Every convolution tactic equals the definition, bit for bit.
+
+Tactics x instruction sets x configurations x sizes x data.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.kernels.harness import Case, float_bound, make, run, tactic, targets
 
+from tests.kernels.harness import Case, float_bound, make, run, tactic, targets
 from twofour.core.numerics import Epilogue, Window
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides, merge_groups
 from twofour.kernels.cpu.tactic import Tactic, tactics
