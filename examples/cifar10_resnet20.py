@@ -5,10 +5,11 @@
     python examples/cifar10_resnet20.py --short                 # under a minute, proves nothing
 
 For each pattern: the published network is pruned (all convolutions but the first) and fine-tuned
-with the masks held and its own dense self as teacher; exported to ONNX; calibrated on training images and quantized; checked to be
-still 2:4 in the file; and built. Then all networks are evaluated on the test images and timed in
-one race beside PyTorch, ONNX Runtime and OpenVINO. The exit code is 1 if one of our sparse engines
-lost more than half a point of top-1, or is not faster than ONNX Runtime.
+with the masks held and its dense self as teacher; exported to ONNX; calibrated on training images
+and quantized; checked to be still 2:4 in the file; and built. Then all networks are evaluated on
+the test images and timed in one race beside PyTorch, ONNX Runtime and OpenVINO. The exit code is 1
+if one of our sparse engines lost more than half a point of top-1, or is not faster than ONNX
+Runtime.
 
 The dataset and the published checkpoint are read from the folder that TWOFOUR_DATA names, by
 default `../shared/data` beside the repository. A run that was stopped goes on where it was when it
@@ -137,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
         "--calibration",
         type=int,
         default=CALIBRATION,
-        help="training images that quantization sees",
+        help="training images for quantization",
     )
     add("--duration", type=float, default=20.0, help="timed seconds, shared by all rows")
     add("--table", type=Path, help="write the table here as markdown, and as .json beside it")
