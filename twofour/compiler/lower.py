@@ -1,5 +1,4 @@
-"""Fused graph -> operators over tensors: which values live in the arena, which are plain arrays
-between steps, and where one form is turned into the other.
+"""Fused graph -> operators over tensors, each value in the arena or a plain array between steps.
 
 A value is native if a kernel needs it channels-last in the arena, plain if it is an input or output
 of the model or crosses to a fallback. Where it is both, a copy stands beside its producer or first
@@ -12,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler.layout import Tensor
 from twofour.compiler.memory import Life, plan
-from twofour.compiler.native import ConvOp, MapOp, NativeOp, extent, shape
+from twofour.compiler.native import ConvOp, MapOp, NativeOp, extent, shape, static_shape
 from twofour.compiler.schedule import Schedule, Stretch, reads
 from twofour.core.errors import UnsupportedError
 from twofour.engine import Fill, TensorInfo
@@ -27,7 +25,7 @@ Place = Tensor | TensorInfo
 
 @dataclass(frozen=True)
 class Placed:
-    """A native operator with the places of its operands: a tensor of the arena, or a plain array."""
+    """A native operator, with each operand's place: a tensor of the arena, or a plain array."""
 
     op: NativeOp
     x: Place
@@ -101,7 +99,7 @@ def lower(graph: ir.Graph, order: Schedule) -> Lowered:
 
 
 class _Forms:
-    """Which values are native and which plain, decided for the whole graph before anything is placed."""
+    """Which values are native and which plain, decided for the whole graph before any is placed."""
 
     def __init__(self, graph: ir.Graph, order: Schedule) -> None:
         native = [order.ops[n] for s in order.stretches if s.native for n in s.nodes]
@@ -162,7 +160,7 @@ class _Forms:
         return self._tensor(op.y)
 
     def _enter(self, name: str, out: list[Placed]) -> Tensor:
-        """The tensor of a value, copied into the arena where it so far exists only as a plain array."""
+        """The tensor of a value, copied into the arena where it so far is a plain array only."""
         if name not in self._tensors:
             tensor = self._tensor(name)
             out.append(
@@ -185,19 +183,14 @@ def _flexible(op: NativeOp) -> bool:
 
 def _info(value: ir.Value) -> TensorInfo:
     """A plain value's name, dtype and shape."""
-    if (
-        value.dtype is None
-        or value.shape is None
-        or not all(isinstance(d, int) for d in value.shape)
-    ):
+    dims = static_shape(value)
+    if value.dtype is None or dims is None:
         raise UnsupportedError(
             f"the shape of {value.name!r} is not known before running",
             [f"its shape is {value.shape}, its dtype {value.dtype}"],
             "give input shapes with --shapes",
         )
-    return TensorInfo(
-        value.name or "", value.dtype.numpy().name, tuple(int(d) for d in value.shape)
-    )  # type: ignore[arg-type]
+    return TensorInfo(value.name or "", value.dtype.numpy().name, dims)
 
 
 def _set_halos(ops: list[Placed]) -> None:
@@ -212,7 +205,8 @@ def _set_halos(ops: list[Placed]) -> None:
             raise UnsupportedError(
                 f"tensor {x.name!r} is read with two zero points",
                 [
-                    f"{op.name} reads it with {op.x_zero}, another layer with {zero[id(x)]} (as stored)"
+                    f"{op.name} reads it with {op.x_zero}, another layer with {zero[id(x)]}"
+                    " (as stored)"
                 ],
                 "quantize the tensor once",
             )

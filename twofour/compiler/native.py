@@ -6,6 +6,7 @@ kernels see uint8 only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,13 +114,22 @@ def constant(value: ir.Value | None) -> Array:
     return value.const_value.numpy()
 
 
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape, or None where a dimension is not known before running."""
+    if value.shape is None:
+        return None
+    dims = tuple(d for d in value.shape if isinstance(d, int))
+    return dims if len(dims) == len(value.shape) else None
+
+
 def shape(value: ir.Value) -> tuple[int, ...]:
-    """The static shape."""
-    if value.shape is None or not all(isinstance(d, int) for d in value.shape):
+    """The static shape; a value without one, or an empty one, is not native."""
+    dims = static_shape(value)
+    if dims is None:
         raise NotNative(f"the shape of {value.name} is not known")
-    if 0 in value.shape:
+    if 0 in dims:
         raise NotNative(f"{value.name} is empty")
-    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+    return dims
 
 
 def extent(dims: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -136,10 +146,26 @@ def operand(value: ir.Value | None) -> str:
     return name_of(value)
 
 
+def window_of(
+    kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int]
+) -> Window:
+    """The window of a 2-D ONNX operator.
+
+    Args:
+        kernel: (height, width), as are strides and dilations.
+        strides: steps.
+        dilations: distances between taps.
+        pads: (top, left, bottom, right).
+    """
+    (kh, kw), (sh, sw), (dh, dw), (top, left, bottom, right) = kernel, strides, dilations, pads
+    return Window((kh, kw), (sh, sw), (dh, dw), (top, left, bottom, right))
+
+
 def stored(zero_point: Array, dtype: ir.DataType | None) -> int:
     """A zero point as stored."""
     return int(zero_point) + (128 if dtype == ir.DataType.INT8 else 0)
 
 
 def name_of(value: ir.Value) -> str:
+    """The name; "" without one."""
     return value.name or ""

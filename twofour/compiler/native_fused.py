@@ -17,19 +17,32 @@ from twofour.compiler.native import (
     operand,
     shape,
     stored,
+    window_of,
 )
 from twofour.compiler.ops import FusedOp
 from twofour.core.numerics import MAX_K, Epilogue, Window
 from twofour.kernels.cpu.pointwise import MapConstants
 
 
+def _ints(op: FusedOp, name: str) -> tuple[int, ...]:
+    """The integers of an attribute, one or several."""
+    value = op.attributes[name]
+    return (value,) if isinstance(value, int) else value
+
+
+def _pair(op: FusedOp, name: str) -> tuple[int, int]:
+    """An attribute of two integers."""
+    first, second = _ints(op, name)
+    return first, second
+
+
 def _conv(op: FusedOp) -> ConvOp:
-    strides, pads, dilations = (op.attributes[key] for key in ("strides", "pads", "dilations"))
+    strides, pads, dilations = (_ints(op, key) for key in ("strides", "pads", "dilations"))
+    (groups,) = _ints(op, "group")
     w = constant(op.inputs["w"])
     if w.ndim != 4:
         raise NotNative(f"native convolutions are 2-D, this one has weights {list(w.shape)}")
-    window = Window(w.shape[2:], strides, dilations, pads)  # type: ignore[arg-type]
-    return _product(op, w, window, int(op.attributes["group"]))  # type: ignore[arg-type]
+    return _product(op, w, window_of(w.shape[2:], strides, dilations, pads), groups)
 
 
 def _gemm(op: FusedOp) -> ConvOp:
@@ -138,8 +151,8 @@ def _quantized_mean(op: FusedOp) -> PoolOp:
 
 
 def _quantized_max(op: FusedOp) -> PoolOp:
-    kernel, strides, pads = (op.attributes[key] for key in ("kernel_shape", "strides", "pads"))
-    if len(kernel) != 2:  # type: ignore[arg-type]
+    kernel, strides, pads = (_ints(op, key) for key in ("kernel_shape", "strides", "pads"))
+    if len(kernel) != 2:
         raise NotNative("native pooling is 2-D")
     return PoolOp(
         op.name,
@@ -148,8 +161,8 @@ def _quantized_max(op: FusedOp) -> PoolOp:
         operand(op.inputs["x"]),
         name_of(op.output),
         op="max",
-        window=Window(kernel, strides, (1, 1), pads),
-    )  # type: ignore[arg-type]
+        window=window_of(kernel, strides, (1, 1), pads),
+    )
 
 
 def _slice_pad(op: FusedOp) -> MapOp:
@@ -167,8 +180,8 @@ def _slice_pad(op: FusedOp) -> MapOp:
         name_of(op.output),
         op="copy",
         constants=MapConstants(y_zero=stored(value, x.dtype) if x.dtype in QUANTIZED else 0),
-        steps=op.attributes["steps"],
-        channel_pads=op.attributes["channel_pads"],  # type: ignore[arg-type]
+        steps=_pair(op, "steps"),
+        channel_pads=_pair(op, "channel_pads"),
     )
 
 

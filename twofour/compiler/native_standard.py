@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
@@ -20,8 +18,8 @@ from twofour.compiler.native import (
     operand,
     shape,
     stored,
+    window_of,
 )
-from twofour.core.numerics import Window
 from twofour.kernels.cpu.pointwise import MapConstants
 
 
@@ -128,20 +126,10 @@ def _max(node: ir.Node) -> PoolOp:
     if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
         raise NotNative("the indices of the maximum are read")
     strides, pads = get.get_ints("strides", (1, 1)), get.get_ints("pads", (0, 0, 0, 0))
-    window = Window(_two(kernel), _two(strides), _two(dilations), _four(pads))
+    window = window_of(kernel, strides, dilations, pads)
     return PoolOp(
         node.name or "", "MaxPool", "pool", operand(x), name_of(y), op="max", window=window
     )
-
-
-def _two(values: Sequence[int]) -> tuple[int, int]:
-    """(height, width)."""
-    return int(values[0]), int(values[1])
-
-
-def _four(values: Sequence[int]) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right)."""
-    return int(values[0]), int(values[1]), int(values[2]), int(values[3])
 
 
 def _alias(node: ir.Node) -> NativeOp:

@@ -215,7 +215,8 @@ class _FallbackStep:
             ) from e
         state = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
         raised = [c for c in state if isinstance(c, type) and issubclass(c, Exception)]
-        self._errors = (RuntimeError, ValueError, *raised)  # its own classes have no common parent
+        # Its own classes have no common parent.
+        self._errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, *raised)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = session.threads
         options.inter_op_num_threads = 1
