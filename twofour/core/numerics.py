@@ -110,7 +110,8 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
         residual: int8, uint8 or float32, the shape of `acc`, or None.
 
     Returns:
-        int8 or uint8, or float32 where `epilogue.zero_point` is None; the shape of `acc`.
+        int8 or uint8, or float32 where `epilogue.zero_point` is None; the shape of `acc`. A NaN
+        (of a float residual) stays one in float32, and is the smallest value in integers.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, eq. 5.
     """
@@ -120,10 +121,11 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
         if residual.dtype != np.float32:
             residual = (residual.astype(np.int32) - epilogue.residual_zero_point).astype(np.float32)
         value = value + residual * np.float32(epilogue.residual_scale)
-    low, high = epilogue.bounds()
-    value = np.clip(value, np.float32(low), np.float32(high))
+    low, high = (np.float32(bound) for bound in epilogue.bounds())
+    value = np.clip(value, low, high)
     if epilogue.zero_point is None:
         return value
+    value = np.where(np.isnan(value), low, value)
     rounded = np.rint(value).astype(np.int32) + epilogue.zero_point
     return rounded.astype(np.uint8 if epilogue.unsigned else np.int8)
 
