@@ -283,6 +283,11 @@ def test_activations_are_not_folded():
     assert fold_dequantize.rule(model.graph[0]) is None
 
 
+def test_other_readers_of_constants_are_another_pattern():
+    model = graph("(int8[2] x) => (int8[2] y) <int8[2] c = {1, 2}> { y = Add (c, x) }")
+    assert fold_dequantize.rule(model.graph[0]) is None
+
+
 @pytest.mark.parametrize(
     ("inputs", "attributes", "parameters"),
     [

@@ -54,10 +54,7 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
 
 
 def _dtype(node: ir.Node) -> ir.DataType | None:
-    """The quantized type of the node."""
-    zero_point = reading.optional(node, 2)
-    if zero_point is not None:
-        return zero_point.dtype
+    """The quantized type, where no zero point tells it."""
     if node.op_type == "DequantizeLinear":
         return reading.data(node).dtype
     return ir.DataType(reading.int_attribute(node, "output_dtype", 0) or ir.DataType.UINT8.value)
