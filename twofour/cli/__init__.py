@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from twofour.cli import bench, build, demo, doctor, explain, inspect, run
+from twofour.cli import (
+    bench,
+    build,
+    demo,
+    doctor,
+    explain,
+    inspect,
+    prune,
+    quantize,
+    run,
+)
 from twofour.cli.output import command
 from twofour.core.version import __version__
 
@@ -23,6 +33,8 @@ for function in (
     demo.demo,
     doctor.doctor,
     inspect.inspect,
+    prune.prune,
+    quantize.quantize,
     build.build,
     explain.explain,
     run.run,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twofour.cli.options import Shapes, Threads, parse_shapes
+from twofour.cli.options import Shapes, Threads, parse_shapes, require_writable
 from twofour.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def build(
     from twofour.core.target import host_target
 
     out = Output(as_json, quiet)
-    _require_writable(output)
+    require_writable(output)
     _require_data(int8, data)
     with out.stage("building") as report:
         engine = compile_model(
@@ -80,15 +80,6 @@ def build(
     engine.save(output)
     out.show(_summary(engine, output))
     out.data(_document(engine, output))
-
-
-def _require_writable(output: Path) -> None:
-    """A build takes long; a wrong path is better found before it."""
-    from twofour.core.errors import InputError
-
-    if output.is_dir() or not output.parent.is_dir():
-        found = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
-        raise InputError(f"cannot write {output}", [found], "name a file in an existing folder")
 
 
 def _require_data(int8: bool, data: str | None) -> None:

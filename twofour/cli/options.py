@@ -40,6 +40,13 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def require_writable(output: Path) -> None:
+    """A command may take long; a wrong path is better found before it."""
+    if output.is_dir() or not output.parent.is_dir():
+        found = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
+        raise InputError(f"cannot write {output}", [found], "name a file in an existing folder")
+
+
 def is_engine(path: Path) -> bool:
     """Whether a file is an engine by its first bytes, or by its name where it cannot be read.
 

@@ -1,0 +1,57 @@
+"""prune, then quantize, then build, all on the command line; and what each refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from typer.testing import CliRunner, Result
+
+from tests.sample_models import conv_model
+from twofour.cli import app
+from twofour.core.patterns import is_pattern
+from twofour.onnx_tools.load import load_model
+from twofour.onnx_tools.weights import layer_weights
+
+X = np.random.default_rng(0).standard_normal((8, 4, 8, 8)).astype(np.float32)
+
+
+def twofour(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_a_file_is_pruned_quantized_and_built(tmp_path: Path) -> None:
+    model, data = conv_model(tmp_path / "m.onnx"), tmp_path / "data.npz"
+    np.savez(data, x=X)
+    sparse, int8, engine = (tmp_path / name for name in ("s.onnx", "q.onnx", "m.engine"))
+    pruned = twofour("prune", model, "-o", sparse, "--json")
+    assert pruned.exit_code == 0, pruned.output
+    report = json.loads(pruned.stdout)["layers"]
+    assert any(layer["pruned"] and 0.5 < layer["energy_kept"] < 1 for layer in report)
+    quantized = twofour("quantize", sparse, "-o", int8, "--data", data, "--json")
+    assert quantized.exit_code == 0, quantized.output
+    kept = json.loads(quantized.stdout)["patterns"]
+    assert kept == {layer["node"]: "2:4" for layer in report if layer["pruned"]}
+    weights = {layer.name: w.values for layer, w in layer_weights(load_model(int8))}
+    assert all(weights[name].dtype == np.int8 and is_pattern(weights[name], "2:4") for name in kept)
+    built = twofour("build", int8, "-o", engine, "--json")
+    assert built.exit_code == 0, built.output
+    assert json.loads(built.stdout)["fallback"] == 0
+
+
+def test_nothing_to_prune_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
+    model = conv_model(tmp_path / "m.onnx")
+    result = twofour("prune", model, "-o", tmp_path / "s.onnx", "--skip", "*")
+    assert result.exit_code == 2
+    assert "excluded by name" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_bad_calibration_data_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
+    model, data = conv_model(tmp_path / "m.onnx"), tmp_path / "data.npz"
+    for bad in (np.full_like(X, np.nan), X[:0]):
+        np.savez(data, x=bad)
+        result = twofour("quantize", model, "-o", tmp_path / "q.onnx", "--data", data)
+        assert result.exit_code == 2
+        assert not (tmp_path / "q.onnx").exists()

@@ -1,0 +1,80 @@
+"""twofour quantize: a float ONNX file to INT8 with Q/DQ, calibrated on samples."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twofour.cli.options import require_writable
+from twofour.cli.output import Json, Output, Quiet
+
+
+class Method(StrEnum):
+    """How the range of an activation is chosen, those of `onnx_tools.options.Method`."""
+
+    mse = "mse"
+    entropy = "entropy"
+    percentile = "percentile"
+    minmax = "minmax"
+
+
+class Activation(StrEnum):
+    """The type of quantized activations."""
+
+    int8 = "int8"
+    uint8 = "uint8"
+
+
+class AddInputs(StrEnum):
+    """Which inputs of a residual Add are quantized."""
+
+    shortcut = "shortcut"
+    both = "both"
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A float ONNX file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    data: Annotated[
+        str, typer.Option(help="Samples to calibrate with: .npz, folder of .npy, module:function.")
+    ],
+    method: Annotated[Method, typer.Option(help="How ranges are chosen.")] = Method.mse,
+    activation: Annotated[
+        Activation, typer.Option(help="int8: symmetric; uint8: with a zero point.")
+    ] = Activation.int8,
+    add_inputs: Annotated[
+        AddInputs, typer.Option(help="both: as ONNX Runtime likes it; shortcut: one rounding less.")
+    ] = AddInputs.shortcut,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Shell pattern of node names that stay float.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize an ONNX file after training; every runtime that reads Q/DQ can run the result.
+
+    Example: twofour quantize resnet20.onnx -o resnet20_int8.onnx --data samples.npz
+    """
+    from twofour.onnx_tools.inspect import patterns_of, require_patterns
+    from twofour.onnx_tools.load import load_model, save_model
+    from twofour.onnx_tools.options import QuantizeOptions
+    from twofour.onnx_tools.quantize import quantize as quantize_model
+
+    out = Output(as_json, quiet)
+    require_writable(output)
+    options = QuantizeOptions(
+        method.value, activation.value, add_inputs.value, tuple(exclude or ())
+    )
+    source = load_model(model)
+    with out.stage("calibrating") as report:
+        quantized = quantize_model(source, data, options, report)
+    patterns = patterns_of(source)
+    require_patterns(quantized, patterns)
+    save_model(quantized, output)
+    kept = f", the patterns of {len(patterns)} layers kept" if patterns else ""
+    out.show(f"{output}: {output.stat().st_size / 1e3:.0f} kB{kept}")
+    document = {"model": str(output), "size_bytes": output.stat().st_size, "patterns": patterns}
+    out.data({**document, "method": method.value, "activation": activation.value})
