@@ -1,7 +1,9 @@
 """model -> engine: import, passes, schedule, places, kernels, engine.
 
-engine = build("model.onnx")
-engine.save("model.engine")
+    engine = build("model.onnx")
+    engine.save("model.engine")
+
+The steps stand in `compile_model`, in order.
 """
 
 from __future__ import annotations

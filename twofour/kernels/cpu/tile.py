@@ -1,9 +1,11 @@
 """One tile of a convolution: all its sums in registers, from start to store.
 
-sums = start                                         positions x blocks accumulators
-for each run of inputs, for each group of steps:
-    sums = format.emit_group(...)                    a kernel file's own part
-y = epilogue(sums)
+    sums = start                                         positions x blocks accumulators
+    for each run of inputs, for each group of steps:
+        sums = format.emit_group(...)                    a kernel file's own part
+    y = epilogue(sums)
+
+A tile is a function of its own, which the loops of nest.py call.
 """
 
 from __future__ import annotations
