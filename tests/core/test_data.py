@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofour.core.data import as_data, load_data
@@ -66,6 +66,7 @@ def test_every_source_yields_all_samples_in_order_and_again(source, size, limit)
     assert source.count in (10, None)
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 40), size=st.integers(1, 50), limit=st.integers(1, 50))
 def test_batches_partition_the_samples(n, size, limit):
     got = list(as_data({"x": np.arange(n)}, ["x"]).batches(size, limit))

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -33,6 +33,7 @@ def same(a: Histogram, b: Histogram) -> bool:
     )
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.float32, st.integers(1, 60), elements=FLOATS), st.data())
 def test_neither_order_nor_batches_matter(x, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(x)), max_size=5)))
@@ -40,6 +41,7 @@ def test_neither_order_nor_batches_matter(x, data):
     assert same(seen(x), seen(*np.split(shuffled, cuts)))
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.float32, st.integers(1, 60), elements=FLOATS))
 def test_every_value_is_counted_in_its_bin(x):
     histogram = seen(x)
@@ -67,6 +69,7 @@ def test_not_finite(bad):
         seen([1, 2, bad, 3])
 
 
+@settings(deadline=None)
 @given(low=FLOATS, high=FLOATS, activation=st.sampled_from(ACTIVATIONS), data=st.data())
 def test_inside_the_range_the_error_is_at_most_half_a_step(low, high, activation, data):
     span = Range(*sorted((low, high)))
@@ -82,6 +85,7 @@ def test_inside_the_range_the_error_is_at_most_half_a_step(low, high, activation
     assert np.abs(back - x).max() <= scheme.scale * (halves + 256 * 2.0**-22)
 
 
+@settings(deadline=None)
 @given(low=FLOATS, high=FLOATS, activation=st.sampled_from(ACTIVATIONS))
 def test_zero_is_exact(low, high, activation):
     scheme = affine(Range(*sorted((low, high))), activation)

@@ -128,10 +128,13 @@ class Histogram:
             self.counts += np.bincount(bins, minlength=2 * HALF)
 
     def _grow(self, limit: float) -> None:
-        while 0 < self.limit < limit:
+        if 0 < self.limit < limit:
+            doublings = int(math.log2(limit / self.limit))
+            filled = np.flatnonzero(self.counts)
             merged = np.zeros_like(self.counts)
-            merged[HALF // 2 : HALF + HALF // 2] = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts, self.limit = merged, self.limit * 2
+            # A right shift rounds down, as the bins of both sides of zero do.
+            np.add.at(merged, ((filled - HALF) >> doublings) + HALF, self.counts[filled])
+            self.counts = merged
         self.limit = max(self.limit, limit)
 
 
