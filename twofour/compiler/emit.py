@@ -32,6 +32,25 @@ from twofour.kernels.cpu.tactic import Tactic
 Array = NDArray[Any]
 
 
+@dataclass(frozen=True)
+class _Kernel:
+    """A kernel ready to be called.
+
+    Attributes:
+        symbol: its function.
+        constants: packed weights, scales, zero points.
+        pieces: row pieces.
+        panels: panels.
+        x_offset: where its input starts in the arena.
+    """
+
+    symbol: str
+    constants: Array
+    pieces: int
+    panels: int
+    x_offset: int
+
+
 @dataclass
 class Emitter:
     """Collects code and constants of one engine.
@@ -63,12 +82,12 @@ class Emitter:
         """
         op = placed.op
         if isinstance(op, ConvOp):
-            symbol, constants, pieces, panels, x_at = self._conv(op, placed)
+            kernel = self._conv(op, placed)
         elif isinstance(op, PoolOp):
-            symbol, constants, pieces, panels, x_at = self._pool(op, placed)
+            kernel = self._pool(op, placed)
         else:
             assert isinstance(op, MapOp)
-            symbol, constants, pieces, panels, x_at = self._map(op, placed)
+            kernel = self._map(op, placed)
 
         def operand(place: Place, offset: int | None = None) -> Operand:
             if isinstance(place, TensorInfo):
@@ -77,15 +96,8 @@ class Emitter:
 
         y = operand(placed.y)
         r = y if placed.r is None else operand(placed.r)
-        return Call(
-            symbol,
-            operand(placed.x, x_at),
-            Operand(WEIGHTS, self._keep(constants)),
-            y,
-            r,
-            pieces,
-            panels,
-        )
+        x, w = operand(placed.x, kernel.x_offset), Operand(WEIGHTS, self._keep(kernel.constants))
+        return Call(kernel.symbol, x, w, y, r, kernel.pieces, kernel.panels)
 
     def _keep(self, constants: Array) -> int:
         """Appends constants, aligned; returns their offset."""
@@ -102,7 +114,7 @@ class Emitter:
             self.sources[symbol] = Source(text(symbol), vectorize)
         return symbol
 
-    def _conv(self, op: ConvOp, placed: Placed) -> tuple[str, Array, int, int, int]:
+    def _conv(self, op: ConvOp, placed: Placed) -> _Kernel:
         w, groups = merge_groups(op.w, op.groups)
         problem = conv_problem(op, placed, w, groups)
         choice, candidates = self.tuner.choose(
@@ -114,7 +126,8 @@ class Emitter:
         constants = pack(w, problem, fmt, config.blocks, op.epilogue, op.x_zero)
         self.layers.append(conv_layer(op, placed, problem, choice, candidates, constants.size))
         assert isinstance(placed.x, Tensor)
-        return symbol, constants, *work(problem, config), placed.x.at(*op.window.pads[:2])
+        x_offset = placed.x.at(*op.window.pads[:2])
+        return _Kernel(symbol, constants, *work(problem, config), x_offset)
 
     def _wanted(self, w: Array, dtype: str) -> Callable[[Tactic], str]:
         """Why a tactic is ruled out by the user's choice of sparsity."""
@@ -130,7 +143,7 @@ class Emitter:
 
         return wanted
 
-    def _pool(self, op: PoolOp, placed: Placed) -> tuple[str, Array, int, int, int]:
+    def _pool(self, op: PoolOp, placed: Placed) -> _Kernel:
         x, y = placed.x, placed.y
         assert isinstance(x, Tensor)
         y_strides = (
@@ -155,9 +168,9 @@ class Emitter:
         constants = pack_mean(op.scale / pixels, pixels * op.x_zero, op.y_zero)
         symbol = self._kernel(lambda name: emit_pool(name, problem))
         self._plain_layer(op, placed, "pool")
-        return symbol, constants, problem.pieces, problem.blocks, x.at()
+        return _Kernel(symbol, constants, problem.pieces, problem.blocks, x.at())
 
-    def _map(self, op: MapOp, placed: Placed) -> tuple[str, Array, int, int, int]:
+    def _map(self, op: MapOp, placed: Placed) -> _Kernel:
         before, after = op.channel_pads
         views = [_view(p) for p in (placed.x, placed.y, placed.r) if p is not None]
         x_view, y_view = views[0], views[1]
@@ -179,7 +192,7 @@ class Emitter:
         symbol = self._kernel(lambda name: emit_map(name, problem), vectorize=True)
         self._plain_layer(op, placed, "pointwise")
         x_at = placed.x.at() if isinstance(placed.x, Tensor) else 0
-        return symbol, op.constants.pack(), batch * height, 1, x_at
+        return _Kernel(symbol, op.constants.pack(), batch * height, 1, x_at)
 
     def _plain_layer(self, op: NativeOp, placed: Placed, tactic: str) -> None:
         shape = f"{_show(placed.x)} -> {_show(placed.y)}"
