@@ -238,3 +238,16 @@ def test_an_epilogue_ends(nodes, op_type, reason):
     after, refusals = apply(fuse_epilogue, convs(nodes, inputs=", float[1,4,4,4] r"))
     assert op_types(after)[0] == op_type
     assert [r.reason for r in refusals] == [reason]
+
+
+def test_other_producers_are_another_pattern():
+    model = graph(
+        f"""(float[1,3,8,8] x, float[1,4,4,4] r) => (float[1,4,4,4] y, float[1,3,8,8] z)
+        <{WEIGHT}> {{
+        c = {CONV} (x, w, b)
+        a = Add (c, r)
+        y = Relu (a)
+        z = Relu (x) }}""",
+        w=W4,
+    )
+    assert [fuse_epilogue.rule(node) for node in model.graph] == [None] * 4
