@@ -18,7 +18,17 @@ from twofour.cli import app
 from twofour.cli.output import command
 from twofour.core.errors import GateError, InputError
 
-COMMANDS = ("demo", "doctor", "inspect", "build", "explain", "run", "bench")
+COMMANDS = (
+    "demo",
+    "doctor",
+    "inspect",
+    "prune",
+    "quantize",
+    "build",
+    "explain",
+    "run",
+    "bench",
+)
 
 
 def twofour(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
