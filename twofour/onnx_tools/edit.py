@@ -56,7 +56,10 @@ class Editor:
     def __init__(self, graph: ir.Graph) -> None:
         """Collects the names in use, those of subgraphs too."""
         self.graph = graph
-        self._taken = {value.name for value in [*graph.inputs, *graph.initializers.values()]}
+        self._taken: set[str | None] = set()
+        for part in (graph, *graph.subgraphs()):
+            self._taken.update(value.name for value in part.inputs)
+            self._taken.update(part.initializers)
         for node in graph.all_nodes():
             self._taken.add(node.name)
             self._taken.update(value.name for value in node.outputs)
