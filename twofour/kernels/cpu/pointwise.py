@@ -178,8 +178,8 @@ def _element(
         other = _read(f, at["r"], problem.r.kind, constant, "r")
         value = f.let(f"fadd float {value}, {other}")
     if problem.relu:
-        positive = f.let(f"fcmp ogt float {value}, 0.0")
-        value = f.let(f"select i1 {positive}, float {value}, float 0.0")
+        negative = f.let(f"fcmp ogt float 0.0, {value}")  # false for NaN: kept
+        value = f.let(f"select i1 {negative}, float 0.0, float {value}")
     if problem.y.kind not in _FLOAT:
         value = quantize_scalar(f, value, constant["y_scale"], constant["y_zero"])
     _store(f, value, at["y"], problem.y.kind)
