@@ -122,6 +122,19 @@ def test_an_int32_bias_becomes_float(golden):
     assert bias.const_value.numpy().tolist() == [50.0, -1.75]
 
 
+def test_an_int32_bias_needs_no_zero_point():
+    model = graph(
+        """(float[1,3,5,5] x) => (float[1,2,3,3] y)
+        <float[2,3,3,3] w, int32[2] b = {100, -7}, float s = {0.5}> {
+        bias = DequantizeLinear (b, s)
+        y = Conv (x, w, bias) }""",
+        w=W4,
+    )
+    after, _ = apply(canonical_conv, model)
+    bias = ops.parse_op(after.graph[0]).inputs["bias"]
+    assert bias.const_value.numpy().tolist() == [50.0, -3.5]
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

@@ -101,6 +101,23 @@ def test_new_names_are_unique():
     assert len({node.name for node in model.graph}) == 2
 
 
+def test_a_removed_node_is_not_looked_at():
+    model = graph(SIMPLE)
+    seen = []
+
+    def swallow(node):
+        """Neg and its Relu -> Abs."""
+        seen.append((node.op_type, node.graph is model.graph))
+        if node.op_type != "Neg":
+            return None
+        relu = next(iter(node.outputs[0].uses())).node
+        new = ir.node("Abs", node.inputs)
+        return rewrite.Replacement(relu.outputs[0], new.outputs[0], (new,))
+
+    rewrite.apply("swallow", swallow, model.graph)
+    assert seen == [("Neg", True), ("Abs", True)]
+
+
 def broken(make):
     return (pipeline.Pass("broken", once("Relu", make), ""),)
 

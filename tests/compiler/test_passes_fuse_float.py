@@ -136,6 +136,18 @@ def test_a_pad_of_pixels_is_another_pattern():
     assert [fuse_slice_pad.rule(node) for node in model.graph] == [None] * 3
 
 
+def test_a_pad_alone_or_of_other_ranks_is_another_pattern():
+    model = graph(f"(float[1,4,7,8] x) => (float[1,7,7,8] y) <{CHANNELS}> {{ y = Pad (x, p) }}")
+    assert fuse_slice_pad.rule(model.graph[0]) is None
+    model = slice_pad(
+        "a = Slice (x, zero, end, two, step)\n y = Pad (a, p)",
+        "1,6,4",
+        extra="int64[6] p = {0, 1, 0, 0, 1, 0}",
+        size="1,4,7",
+    )
+    assert [fuse_slice_pad.rule(node) for node in model.graph] == [None, None]
+
+
 # fuse_epilogue
 
 

@@ -164,3 +164,17 @@ def test_an_average_read_twice_keeps_its_axes():
 def test_a_float_average_is_another_pattern():
     model = graph("(float[1,4,3,5] x) => (float[1,4,1,1] y) { y = GlobalAveragePool (x) }")
     assert fuse_integer_pool.rule(model.graph[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "extra"),
+    [
+        ("ReduceMax <keepdims = 0> (m, axes)", "1,4", AXES),
+        ("Reshape (m, to)", "4,1", "int64[2] to = {4, 1}"),
+    ],
+)
+def test_what_follows_an_average_may_be_no_flattening(op, shape, extra):
+    model = average(f"m = GlobalAveragePool (t)\n y = {op}", f"float[{shape}]", extra)
+    after, refusals = apply(fuse_integer_pool, model)
+    assert not refusals
+    assert op_types(after) == ["QGlobalAveragePoolF", op.split()[0]]

@@ -177,6 +177,13 @@ def test_quantize_moves_up_a_chain_to_its_equal():
             "'x' is also read by QuantizeLinear 'n', not with this scale",
         ),
         (
+            "f = Flatten (x)\n a = Transpose <perm = [0, 1]> (f)\n n = Neg (x)\n"
+            " y = QuantizeLinear (a, s, z)",
+            "float[1,4] n",
+            "",
+            "'x' is also read by Neg 'n', not with this scale",
+        ),
+        (
             "c = Neg (x)\n a = Flatten (c)\n y = QuantizeLinear (a, s, z)",
             "float[1,4] c",
             "",
@@ -241,6 +248,17 @@ def test_relus_that_stay(rest, outputs, extra, reason):
         f" <{constants(params(), extra)}> {{ {rest} }}"
     )
     assert refusal(move_relu, model) == reason
+
+
+@pytest.mark.parametrize("op", ["Neg (d)", "Relu (g)"])
+def test_other_operators_do_not_move(op):
+    model = graph(f"""(float[4] x, int8[4] p) => (float[4] y, float[4] e) <{params()}> {{
+        q = QuantizeLinear (x, s, z)
+        d = DequantizeLinear (q, s, z)
+        g = DequantizeLinear (p, s, z)
+        y = {op}
+        e = Add (d, g) }}""")
+    assert [move_relu.rule(node) for node in model.graph] == [None] * 5
 
 
 # drop_requantize
@@ -341,4 +359,12 @@ def test_outputs_of_the_model_are_not_merged():
         b = QuantizeLinear (x, s, z) }}""")
     after, refusals = apply(merge_quantize, model)
     assert not refusals
+    assert op_types(after) == ["QuantizeLinear", "QuantizeLinear"]
     assert [value.name for value in after.graph.outputs] == ["a", "b"]
+
+
+def test_a_float_reader_beside_a_quantizer_is_another_pattern():
+    model = graph(f"""(float[4] x) => (float[4] n, int8[4] q) <{params()}> {{
+        n = Neg (x)
+        q = QuantizeLinear (x, s, z) }}""")
+    assert [merge_quantize.rule(node) for node in model.graph] == [None, None]

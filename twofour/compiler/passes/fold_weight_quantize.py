@@ -39,6 +39,6 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
         )
     if zero_point.dtype not in (np.int8, np.uint8):
         return Refused(f"the weight {w_value.name!r} becomes {zero_point.dtype}; expected int8")
-    along = reading.broadcast_shape(w.ndim, scale, reading.int_attribute(node, "axis", 1))
+    along = reading.broadcast_shape(w.ndim, reading.int_attribute(node, "axis", 1))
     q = numerics.quantize(w, scale.reshape(along), zero_point.reshape(along), zero_point.dtype)
     return Replacement(node.outputs[0], reading.constant(f"{w_value.name}_quantized", q))

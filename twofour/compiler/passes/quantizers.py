@@ -120,7 +120,7 @@ class QuantizedConstant:
     @property
     def along(self) -> tuple[int, ...]:
         """The shape in which scale and zero point broadcast to `q`."""
-        return reading.broadcast_shape(self.q.ndim, self.scale, self.axis)
+        return reading.broadcast_shape(self.q.ndim, self.axis)
 
     @property
     def centred(self) -> reading.Array:

@@ -100,10 +100,8 @@ def int_list(node: ir.Node, index: int) -> tuple[int, ...] | None:
     return None if contents is None else tuple(int(item) for item in contents.reshape(-1))
 
 
-def broadcast_shape(ndim: int, scale: Array, axis: int) -> tuple[int, ...]:
-    """The shape in which a scale of one tensor or of one axis broadcasts to `ndim` dimensions."""
-    if scale.size == 1:
-        return ()
+def broadcast_shape(ndim: int, axis: int) -> tuple[int, ...]:
+    """The shape in which a scale of one axis, or of one element, broadcasts to `ndim` axes."""
     return tuple(-1 if d == axis % ndim else 1 for d in range(ndim))
 
 
