@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -19,6 +21,11 @@ from twofour.core.errors import EngineError, UnsupportedError
 Bytes = NDArray[np.uint8]
 _LOCK = threading.Lock()  # LLVM's JIT set-up is not safe from several threads
 _KERNEL_ARGUMENTS = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4
+# Private: after a fork neither process sees what the other computes. Windows has no flags.
+_PRIVATE = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+)
+_ELF_HEADER_BYTES = 64
 _NEEDED = ("sched_yield", "sem_init", "sem_wait", "sem_post", "pthread_create", "pthread_join")
 
 
@@ -29,7 +36,7 @@ def allocate(size_bytes: int, *, huge: bool = False) -> Bytes:
         size_bytes: how much.
         huge: advise the system to back it with huge pages (fewer TLB misses on large weights).
     """
-    mapping = mmap.mmap(-1, max(size_bytes, 1))
+    mapping = mmap.mmap(-1, max(size_bytes, 1), **_PRIVATE)
     if huge and hasattr(mmap, "MADV_HUGEPAGE") and size_bytes >= 1 << 21:
         mapping.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(mapping, np.uint8)
@@ -50,7 +57,7 @@ class Code:
         """Maps the objects.
 
         Raises:
-            EngineError: LLVM cannot read one.
+            EngineError: one is not an object file of this system.
         """
         self._engines = [_mapped(data) for data in objects]
 
@@ -79,6 +86,7 @@ class Code:
 
 def _mapped(data: bytes) -> Any:
     """LLVM's handle on one object in memory."""
+    _require_object(data)
     with _LOCK:
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
@@ -98,8 +106,27 @@ def _mapped(data: bytes) -> Any:
         return engine
 
 
+def _require_object(data: bytes) -> None:
+    """Refuses what LLVM would crash on: no ELF object, or one that ends before its sections do."""
+    if not sys.platform.startswith("linux"):
+        return
+    table, size, count = (
+        int.from_bytes(data[at : at + width], sys.byteorder)
+        for at, width in ((40, 8), (58, 2), (60, 2))
+    )
+    whole = len(data) >= _ELF_HEADER_BYTES and count and table + size * count <= len(data)
+    if data[:4] != b"\x7fELF" or not whole:
+        raise EngineError(
+            "the engine's code cannot be loaded",
+            [f"expected an ELF object, got {len(data)} bytes that begin {data[:4]!r}"],
+            "rebuild the engine on this system",
+        )
+
+
 class Workers:
     """The threads of one session: native, asleep between runs, ended with the session.
+
+    Threads do not survive a fork: in the child process the caller's own thread does all the work.
 
     Args:
         code: holds `run` and `worker`.
@@ -121,7 +148,8 @@ class Workers:
                 words[SYNC[name] // 8] = _function_address(getattr(libc, name))
         base = self._sync_address = address(self.sync)
         self._selves = np.array([[base, tid] for tid in range(threads)], np.int64)
-        handles: list[ctypes.c_ulong] = []
+        handles = self._handles = list[ctypes.c_ulong]()
+        _ALIVE.add(self)
         # Holds the code and the memory until the threads that use them have ended.
         self.close = weakref.finalize(
             self, _stop, libc, self._run, code, self.sync, handles, self._selves
@@ -152,6 +180,20 @@ class Workers:
             args: address of its table of pointers.
         """
         self._run(self._sync_address, program, args, self.threads)
+
+
+_ALIVE: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+def _forget_threads() -> None:
+    """After a fork, in the child: its copies of the worker threads do not exist."""
+    for workers in _ALIVE:
+        workers.threads = 1
+        workers._handles.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _libc(threads: int) -> Any:
