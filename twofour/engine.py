@@ -36,7 +36,7 @@ _MAX_ELEMENTS = 1 << 33
 _MAX_RANK = 32
 _STEP_KINDS = ("native", "onnxruntime")
 _REBUILD = "rebuild it from its model: twofour build MODEL.onnx -o E.engine"
-_DTYPES = frozenset(
+DTYPES = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
 )
 
@@ -334,7 +334,7 @@ def _wrong_plan(plan: Plan) -> Iterator[str]:
     if not 1 <= plan.threads <= MAX_THREADS:
         yield f"{plan.threads} threads, expected 1 to {MAX_THREADS}"
     for tensor in _plain_tensors(plan):
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             yield f"tensor {tensor.name!r} has unknown dtype {tensor.dtype!r}"
         shape = tensor.shape
         if len(shape) > _MAX_RANK or min(shape, default=0) < 0 or math.prod(shape) > _MAX_ELEMENTS:

@@ -18,7 +18,7 @@ from twofour.compiler.memory import Life, plan
 from twofour.compiler.native import ConvOp, MapOp, NativeOp, extent, shape, static_shape
 from twofour.compiler.schedule import Schedule, Stretch, reads
 from twofour.core.errors import UnsupportedError
-from twofour.engine import Fill, TensorInfo
+from twofour.engine import DTYPES, Fill, TensorInfo
 
 Place = Tensor | TensorInfo
 
@@ -87,7 +87,8 @@ def lower(graph: ir.Graph, order: Schedule) -> Lowered:
         order: its schedule.
 
     Raises:
-        UnsupportedError: a tensor is read with two zero points.
+        UnsupportedError: a tensor is read with two zero points, or one that crosses between steps
+            has no static shape or a type that engines do not hold.
     """
     forms = _Forms(graph, order)
     placed = [forms.place(stretch) for stretch in order.stretches]
@@ -95,7 +96,9 @@ def lower(graph: ir.Graph, order: Schedule) -> Lowered:
     _set_halos(ops)
     arena_bytes, fills = plan(forms.arena(), _lives(ops))
     sections = _sections(order.stretches, placed, graph)
-    return Lowered(sections, forms.plain, arena_bytes, fills)
+    names = [n for s in sections for n in (*s.inputs, *s.outputs)]
+    names += [value.name or "" for value in (*graph.inputs, *graph.outputs)]
+    return Lowered(sections, {n: forms.info(n) for n in names}, arena_bytes, fills)
 
 
 class _Forms:
@@ -110,12 +113,16 @@ class _Forms:
         crossing += [*graph.inputs, *graph.outputs]
         self._order = order
         self._values = {v.name: v for n in graph for v in (*n.inputs, *n.outputs) if v is not None}
-        self._values |= {v.name: v for v in crossing}
-        self.plain = {v.name or "": _info(v) for v in crossing}
+        self._plain = {v.name: v for v in crossing}
+        self._values |= self._plain
         rigid = [op for op in native if not _flexible(op)]
         self._read_native = {name for op in rigid for name in (op.x, op.r) if name}
         self._read = {name for op in native for name in (op.x, op.r) if name}
         self._tensors: dict[str, Tensor] = {}
+
+    def info(self, name: str) -> TensorInfo:
+        """A plain value, where it is needed between steps."""
+        return _info(self._plain[name])
 
     def arena(self) -> list[Tensor]:
         """Every tensor once; aliases share one."""
@@ -127,7 +134,7 @@ class _Forms:
         for node in stretch.nodes if stretch.native else ():
             op = self._order.ops[node]
             if _flexible(op):
-                x: Place = self._tensors.get(op.x) or self.plain[op.x]
+                x: Place = self._tensors.get(op.x) or self.info(op.x)
                 r = None
             else:
                 x, r = self._enter(op.x, out), self._enter(op.r, out) if op.r else None
@@ -138,17 +145,14 @@ class _Forms:
             else:
                 y = self._destination(op)
                 out.append(Placed(op, x, y, r))
-            if isinstance(y, Tensor) and op.y in self.plain:
-                out.append(
-                    Placed(
-                        MapOp(f"{op.name}/plain", "Copy", "map", op.y, op.y), y, self.plain[op.y]
-                    )
-                )
+            if isinstance(y, Tensor) and op.y in self._plain:
+                copy = MapOp(f"{op.name}/plain", "Copy", "map", op.y, op.y)
+                out.append(Placed(copy, y, self.info(op.y)))
         return out
 
     def _destination(self, op: NativeOp) -> Place:
         """Where an operator writes."""
-        if op.y not in self.plain or op.y in self._read_native:
+        if op.y not in self._plain or op.y in self._read_native:
             return self._tensor(op.y)
         value = self._values[op.y]
         # A float vector per image lies the same way in both forms.
@@ -156,16 +160,15 @@ class _Forms:
             value.shape is not None and len(value.shape) == 2 and value.dtype == ir.DataType.FLOAT
         )
         if _flexible(op) or (vector and op.kind == "conv" and op.y not in self._read):
-            return self.plain[op.y]
+            return self.info(op.y)
         return self._tensor(op.y)
 
     def _enter(self, name: str, out: list[Placed]) -> Tensor:
         """The tensor of a value, copied into the arena where it so far is a plain array only."""
         if name not in self._tensors:
             tensor = self._tensor(name)
-            out.append(
-                Placed(MapOp(f"{name}/native", "Copy", "map", name, name), self.plain[name], tensor)
-            )
+            copy = MapOp(f"{name}/native", "Copy", "map", name, name)
+            out.append(Placed(copy, self.info(name), tensor))
         return self._tensors[name]
 
     def _tensor(self, name: str) -> Tensor:
@@ -183,14 +186,21 @@ def _flexible(op: NativeOp) -> bool:
 
 def _info(value: ir.Value) -> TensorInfo:
     """A plain value's name, dtype and shape."""
-    dims = static_shape(value)
-    if value.dtype is None or dims is None:
+    dims, dtype = static_shape(value), value.dtype
+    if dims is None:
         raise UnsupportedError(
             f"the shape of {value.name!r} is not known before running",
-            [f"its shape is {value.shape}, its dtype {value.dtype}"],
-            "give input shapes with --shapes",
+            [f"found {value.shape}: it depends on the data"],
+            "cut the model so that this tensor is neither an output nor between two steps",
         )
-    return TensorInfo(value.name or "", value.dtype.numpy().name, dims)
+    kind = dtype.numpy().name if dtype is not None else ""
+    if kind not in DTYPES:
+        raise UnsupportedError(
+            f"tensor {value.name!r} has a type that an engine does not pass on",
+            [f"expected one of {', '.join(sorted(DTYPES))}", f"found {dtype}"],
+            "cast it within the model",
+        )
+    return TensorInfo(value.name or "", kind, dims)
 
 
 def _set_halos(ops: list[Placed]) -> None:

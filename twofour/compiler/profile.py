@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from twofour.core.abi import ARENA, BINDINGS, SLACK_BYTES, WEIGHTS
+from twofour.core.errors import InputError
 from twofour.engine import Engine, Layer, TensorInfo
 from twofour.kernels.cpu.program import Call, Operand
 from twofour.runtime.cpu import Bytes, Code, address, allocate
@@ -74,13 +75,20 @@ def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> fl
 
 
 def _time_fallbacks(engine: Engine, layers: list[Layer]) -> None:
-    """Times the steps on ONNX Runtime within whole runs on zeros."""
+    """Times the steps on ONNX Runtime within whole runs on ones; zeros could be divisors."""
     fallbacks = [(i, s) for i, s in enumerate(engine.plan.steps) if s.kind == "onnxruntime"]
     if not fallbacks:
         return
-    inputs = {t.name: np.zeros(t.shape, t.dtype) for t in engine.plan.inputs}
-    with Session(engine) as session:
-        times_us = session.step_times_us(inputs, _ROUNDS)
+    inputs = {t.name: np.ones(t.shape, t.dtype) for t in engine.plan.inputs}
+    try:
+        with Session(engine) as session:
+            times_us = session.step_times_us(inputs, _ROUNDS)
+    except InputError as error:  # the model needs inputs of a certain kind
+        for _, step in fallbacks:
+            first = step.layers[0]
+            note = f"not timed, it does not take ones: {'; '.join(error.reasons)}"
+            layers[first] = replace(layers[first], notes=(*layers[first].notes, note))
+        return
     for index, step in fallbacks:
         first, count = step.layers[0], len(step.layers)
         note = f"the time is that of the step's {count} operators together" if count > 1 else ""
