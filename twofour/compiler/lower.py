@@ -87,9 +87,15 @@ def lower(graph: ir.Graph, order: Schedule) -> Lowered:
         order: its schedule.
 
     Raises:
-        UnsupportedError: a tensor is read with two zero points, or one that crosses between steps
+        UnsupportedError: an output is a constant, a tensor is read with two zero points, or one that crosses between steps
             has no static shape or a type that engines do not hold.
     """
+    if constants := [value.name for value in graph.outputs if value.is_initializer()]:
+        raise UnsupportedError(
+            f"output {constants[0]!r} is a constant of the model",
+            ["expected outputs that are computed"],
+            "remove it from the model's outputs",
+        )
     forms = _Forms(graph, order)
     placed = [forms.place(stretch) for stretch in order.stretches]
     ops = [p for part in placed for p in part]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import math
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,13 +72,20 @@ class TimingCache:
         """The cache in a file; an empty one where there is none.
 
         Raises:
-            InputError: the file is not a timing cache.
+            InputError: the file is not a timing cache, or its folder does not exist.
         """
-        if path is None or not path.exists():
+        if path is None:
+            return TimingCache()
+        if not path.parent.is_dir():
+            raise _unwritable(path, f"there is no folder {path.parent}")
+        if not path.exists():
             return TimingCache()
         try:
-            times = json.loads(path.read_text())["times_us"]
-            return TimingCache({str(k): float(v) for k, v in times.items()})
+            given = json.loads(path.read_text())["times_us"]
+            times = {str(k): float(v) for k, v in given.items()}
+            if wrong := [k for k, v in times.items() if not 0 < v < math.inf]:
+                raise ValueError(f"{wrong[0]} took {times[wrong[0]]} us")
+            return TimingCache(times)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise InputError(
                 f"{path} is not a timing cache",
@@ -86,17 +94,26 @@ class TimingCache:
             ) from e
 
     def save(self, path: Path | None) -> None:
-        """Writes the file."""
+        """Writes the file.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         if path is None:
             return
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-                json.dump({"times_us": self.times_us}, file, indent=0)
-            Path(file.name).replace(path)
+            temporary.write_text(json.dumps({"times_us": self.times_us}, indent=0))
+            temporary.replace(path)
         except OSError as e:
-            raise InputError(
-                f"cannot write the timing cache {path}", [str(e)], "choose a writable folder"
-            ) from e
+            raise _unwritable(path, str(e)) from e
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, reason: str) -> InputError:
+    what = f"cannot write the timing cache {path}"
+    return InputError(what, [reason], "choose an existing, writable folder")
 
 
 def timing_key(
@@ -317,7 +334,10 @@ def _guard(dtype: Any) -> Any:
 
 
 def _close(got: Array, expected: Array, slack: Array | float) -> NDArray[np.bool_]:
-    return np.abs(got.astype(np.float64) - expected) <= slack
+    """Within the bound; where weights are NaN or infinite there is none."""
+    with np.errstate(invalid="ignore"):
+        within: NDArray[np.bool_] = np.abs(got.astype(np.float64) - expected) <= slack
+    return within | (got == expected) | ~np.isfinite(slack)
 
 
 class _Buffer:
