@@ -87,8 +87,8 @@ def lower(graph: ir.Graph, order: Schedule) -> Lowered:
         order: its schedule.
 
     Raises:
-        UnsupportedError: an output is a constant, a tensor is read with two zero points, or one that crosses between steps
-            has no static shape or a type that engines do not hold.
+        UnsupportedError: an output is a constant, a tensor is read with two zero points, or one
+            that crosses between steps has no static shape or a type that engines do not hold.
     """
     if constants := [value.name for value in graph.outputs if value.is_initializer()]:
         raise UnsupportedError(

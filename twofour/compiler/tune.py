@@ -336,8 +336,9 @@ def _guard(dtype: Any) -> Any:
 def _close(got: Array, expected: Array, slack: Array | float) -> NDArray[np.bool_]:
     """Within the bound; where weights are NaN or infinite there is none."""
     with np.errstate(invalid="ignore"):
-        within: NDArray[np.bool_] = np.abs(got.astype(np.float64) - expected) <= slack
-    return within | (got == expected) | ~np.isfinite(slack)
+        within = np.abs(got.astype(np.float64) - expected) <= slack
+    accepted: NDArray[np.bool_] = within | (got == expected) | ~np.isfinite(slack)
+    return accepted
 
 
 class _Buffer:
