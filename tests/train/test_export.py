@@ -123,3 +123,14 @@ def test_what_cannot_be_exported_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="expected one name for each input; got 1 and 2"):
         export_onnx(Branches(), [torch.randn(1, 8)] * 2, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_channels_last_memory_leaves_no_trace(tmp_path):
+    """Of the weights and of the input, around a pooling that has a decomposition for it."""
+    layers = (nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    last = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)
+    export_onnx(last, x, tmp_path / "m.onnx")
+    used = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert used <= {"Conv", "ReduceMean", "GlobalAveragePool", "Reshape", "Flatten", "Gemm"}
+    assert last[0].weight.is_contiguous(memory_format=torch.channels_last)

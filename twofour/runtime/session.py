@@ -128,6 +128,12 @@ class Session:
 
     def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs by name, C-contiguous, if they are what the engine wants."""
+        if not isinstance(inputs, Mapping):
+            raise InputError(
+                "the inputs are no dict",
+                [f"expected {{name: array}}, got {type(inputs).__name__}"],
+                f"pass {{{self.inputs[0].name if self.inputs else 'name'!r}: array}}",
+            )
         tensors = {}
         for name, dtype, shape in self._expected:
             array = inputs.get(name)
@@ -220,7 +226,7 @@ class _FallbackStep:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = session.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, not printed as well
         model = session.engine.subgraphs[step.symbol].tobytes()
         try:
             self._session = onnxruntime.InferenceSession(
@@ -240,7 +246,7 @@ class _FallbackStep:
         except self._errors as e:
             raise InputError(f"ONNX Runtime failed in step {self._symbol!r}", [str(e)]) from e
         for name, value in zip(self._outputs, results, strict=True):
-            tensors[name] = np.ascontiguousarray(value)
+            tensors[name] = np.asarray(value, order="C")  # keeps a scalar a scalar
 
 
 def load(path: str | Path, threads: int | None = None) -> Session:

@@ -10,6 +10,7 @@ paths of source files, are dropped.
 from __future__ import annotations
 
 import ast
+import copy
 import logging
 import os
 import warnings
@@ -106,7 +107,9 @@ def _exported(
         # torch.export takes a size of 1 for a constant.
         inputs = tuple(torch.cat([x, x]) if len(x) == 1 else x for x in inputs)
         dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-    training = model.training
+    # Channels-last memory would be written out as gathers and reshapes by some decompositions.
+    inputs = tuple(x.contiguous() for x in inputs)
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     notices = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = notices.level
     try:
@@ -132,7 +135,6 @@ def _exported(
         ) from e
     finally:
         notices.setLevel(level)
-        model.train(training)
     if program is None:
         raise InputError(f"PyTorch exported nothing for {type(model).__name__}")
     return onnx_ir.from_proto(program.model_proto)
