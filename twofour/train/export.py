@@ -109,7 +109,9 @@ def _exported(
         dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
     # Channels-last memory would be written out as gathers and reshapes by some decompositions.
     inputs = tuple(x.contiguous() for x in inputs)
-    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    model = copy.deepcopy(model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.contiguous()
     notices = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = notices.level
     try:
