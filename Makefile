@@ -7,7 +7,7 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 STAMP := pyproject.toml Makefile
 
-.PHONY: demo test clean
+.PHONY: demo test figures clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/twofour demo
@@ -17,6 +17,12 @@ test: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict twofour
 	.venv/bin/python -m pytest
+
+# Measures the demo on a quiet machine, and writes all tables of benchmarks/ into the README.
+figures: .venv-demo/ready
+	.venv-demo/bin/twofour demo --output-dir runs/digits
+	cp runs/digits/summary.json benchmarks/digits.json
+	.venv-demo/bin/python benchmarks/update_readme.py
 
 .venv-demo/ready: $(STAMP)
 	@$(call environment,.venv-demo)
