@@ -316,7 +316,7 @@ class _Trial:
     def _slack(self) -> Array | float:
         """Bound on the rounding of float sums.
 
-        K eps sum |x w|, and one step for each operation of the epilogue.
+        K eps sum |x w|, and one step for each operation of the epilogue; none where sums overflow.
         """
         if self.problem.dtype != "float32":
             return 1e-6 * (
@@ -325,6 +325,7 @@ class _Trial:
         k = self.problem.segments * self.problem.segment_k
         window = Window(self.problem.kernel, self.problem.stride, self.problem.dilation)
         size = convolve(np.abs(self.x.values()), np.abs(self.w), window, self.problem.groups)
+        size = np.where(size < np.finfo(np.float32).max, size, np.inf)
         return (k + 4) * float(np.finfo(np.float32).eps) * (size + np.abs(self.epilogue.bias) + 8)
 
 
@@ -334,7 +335,7 @@ def _guard(dtype: Any) -> Any:
 
 
 def _close(got: Array, expected: Array, slack: Array | float) -> NDArray[np.bool_]:
-    """Within the bound; where weights are NaN or infinite there is none."""
+    """Within the bound, where there is one."""
     with np.errstate(invalid="ignore"):
         within = np.abs(got.astype(np.float64) - expected) <= slack
     accepted: NDArray[np.bool_] = within | (got == expected) | ~np.isfinite(slack)

@@ -1,0 +1,217 @@
+"""Choosing kernels: a wrong one is an error, every candidate is reported, times are remembered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.kernels.harness import make
+from twofour.compiler import tune
+from twofour.compiler.tune import TimingCache, Tuner, WrongResult, timing_key, work
+from twofour.core.errors import Error, InputError
+from twofour.core.numerics import Window
+from twofour.core.target import host_target
+from twofour.kernels.cpu.conv_dense import Dense
+from twofour.kernels.cpu.problem import Config
+from twofour.kernels.cpu.tactic import Tactic, tactics
+
+TARGET = host_target()
+DENSE = next(t for t in tactics() if t.name == "dense" and t.dtype == "int8")
+CASE = make(np.random.default_rng(0), c=16, n=32, pattern="2:4", add="int8")
+
+
+def choose(tuner: Tuner, case=CASE, wanted=lambda _: ""):
+    return tuner.choose(case.problem(), case.w, case.epilogue, case.x_zero, wanted)
+
+
+def plant(monkeypatch, tactic: Tactic) -> None:
+    """Adds a tactic to those that compete."""
+    monkeypatch.setattr(tune, "tactics", lambda: (*tactics(), tactic))
+
+
+@dataclass(frozen=True)
+class Forgetful(Dense):
+    """Leaves out the last input of each step: almost right."""
+
+    name: str = "forgetful"
+
+    def pack_group(self, w):
+        w = w.copy()
+        w[..., 3] = 0
+        return super().pack_group(w)
+
+
+@dataclass(frozen=True)
+class Untidy(Dense):
+    """Computes the right sums, and writes a byte behind the output."""
+
+    name: str = "untidy"
+
+    def emit_group(self, v, rows, x, w, sums, steps):
+        v.f.store("i8", "7", "%y", 5 * 5 * 32 + 100)
+        return super().emit_group(v, rows, x, w, sums, steps)
+
+
+def planted(fmt: Dense) -> Tactic:
+    one = [Config(1, 1, 1)]
+    return Tactic(fmt.name, "int8", "", fmt, lambda *_: "", lambda *_: one)
+
+
+def test_a_wrong_kernel_is_an_error_and_never_a_choice(monkeypatch) -> None:
+    plant(monkeypatch, planted(Forgetful()))
+    tuner = Tuner(TARGET, TimingCache())
+    with pytest.raises(WrongResult, match="forgetful 1x1x16 computes a wrong result") as caught:
+        choose(tuner)
+    assert "values differ, first at (0, 0, 0" in str(caught.value)
+    assert "around the output are intact" in str(caught.value)
+    assert isinstance(caught.value, Error)
+    assert tuner.cache.times_us == {}, "times of kernels nobody checked"
+
+
+def test_a_kernel_that_writes_outside_is_an_error(monkeypatch) -> None:
+    plant(monkeypatch, planted(Untidy()))
+    with pytest.raises(WrongResult, match="around the output were overwritten"):
+        choose(Tuner(TARGET, TimingCache()))
+
+
+def test_a_wrong_float_kernel_is_an_error(monkeypatch) -> None:
+    dense = next(t for t in tactics() if t.name == "dense" and t.dtype == "float32")
+    case = make(np.random.default_rng(1), c=16, n=16, dtype="float32", window=Window((1, 1)))
+    choose(Tuner(TARGET, TimingCache()), case)
+    off = case.w.copy()
+    off[3, 5] *= np.float32(1.001)
+    real = tune.pack
+    monkeypatch.setattr(tune, "pack", lambda _, *rest: real(off, *rest))
+    with pytest.raises(WrongResult):
+        choose(Tuner(TARGET, TimingCache()), case, lambda t: "" if t is dense else "not now")
+
+
+def test_weights_that_are_not_finite_are_no_fault_of_a_kernel() -> None:
+    for value in (np.nan, np.inf, np.float32(3e38)):
+        case = make(np.random.default_rng(2), c=16, n=16, dtype="float32", window=Window((1, 1)))
+        case.w[3] = value
+        with np.errstate(all="ignore"):
+            choice, _ = choose(Tuner(TARGET, TimingCache()), case)
+        assert choice.time_us > 0
+
+
+def test_every_candidate_is_reported_the_fastest_first() -> None:
+    choice, candidates = choose(Tuner(TARGET, TimingCache()))
+    timed = [c for c in candidates if c.time_us is not None]
+    assert [c.time_us for c in timed] == sorted(c.time_us for c in timed)
+    assert (timed[0].tactic, timed[0].config) == (choice.tactic.name, str(choice.config))
+    assert {c.tactic for c in candidates} == {t.name for t in tactics() if t.dtype == "int8"}
+    refused = {c.tactic: c.reason for c in candidates if c.time_us is None}
+    assert refused.keys() == {"2:4 pair"}
+    assert refused["2:4 pair"]
+
+
+def test_what_is_not_wanted_is_reported_with_the_reason() -> None:
+    choice, candidates = choose(
+        Tuner(TARGET, TimingCache()), wanted=lambda t: "not today" if t.pattern else ""
+    )
+    assert choice.tactic.pattern == ""
+    assert {c.reason for c in candidates if c.tactic.startswith("2:4")} == {"not today"}
+
+
+def test_known_times_are_not_measured_again(monkeypatch, tmp_path) -> None:
+    file = tmp_path / "times.json"
+    first = TimingCache()
+    before = choose(Tuner(TARGET, first))
+    first.save(file)
+    second = TimingCache.load(file)
+    assert second == first
+
+    def measured(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(tune, "_interleaved", measured)
+    monkeypatch.setattr(tune, "compile_object", measured)
+    assert choose(Tuner(TARGET, second)) == before
+
+
+def test_the_fastest_known_time_wins() -> None:
+    """Also against the order of the candidates."""
+    tuner = Tuner(TARGET, TimingCache())
+    choose(tuner)
+    for winner in list(tuner.cache.times_us):
+        tuner.cache.times_us = dict.fromkeys(tuner.cache.times_us, 5.0) | {winner: 1.0}
+        choice, _ = choose(tuner)
+        assert choice.time_us == 1.0
+
+
+def test_a_key_covers_all_that_a_time_depends_on() -> None:
+    problem, config = CASE.problem(), Config(2, 2, 1)
+    base = (problem, DENSE, config, TARGET, "source")
+    float_dense = next(t for t in tactics() if t.name == "dense" and t.dtype == "float32")
+    others = [
+        (replace(problem, relu=True), *base[1:]),
+        (replace(problem, x=replace(problem.x, row=999)), *base[1:]),
+        (problem, float_dense, *base[2:]),
+        (problem, DENSE, replace(config, tile_w=3), *base[3:]),
+        (problem, DENSE, config, replace(TARGET, model="Another CPU"), "source"),
+        (problem, DENSE, config, replace(TARGET, isa="vector"), "source"),
+        (*base[:4], "another source"),
+    ]
+    keys = [timing_key(*base), *(timing_key(*other) for other in others)]
+    assert len(set(keys)) == len(keys)
+    assert timing_key(*base) == keys[0]
+
+
+DAMAGED = {
+    "no json": "hello",
+    "half": '{"times_us": {"a": 1.0',
+    "list": "[1, 2]",
+    "other": '{"plan": {}}',
+    "words": '{"times_us": {"a": "fast"}}',
+    "nested": '{"times_us": {"a": [1]}}',
+    "nan": '{"times_us": {"a": NaN}}',
+    "infinite": '{"times_us": {"a": 1e999}}',
+    "negative": '{"times_us": {"a": -1}}',
+    "zero": '{"times_us": {"a": 0}}',
+    "bytes": "\x00\x01",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_cache_is_refused_and_kept(text, tmp_path) -> None:
+    file = tmp_path / "times.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match="is not a timing cache"):
+        TimingCache.load(file)
+    assert file.read_text() == text
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path) -> None:
+    (tmp_path / "times.json").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(InputError, match="is not a timing cache"):
+        TimingCache.load(tmp_path / "times.json")
+    with pytest.raises(InputError, match="is not a timing cache"):
+        TimingCache.load(tmp_path)
+
+
+def test_a_cache_is_written_whole_or_not_at_all(tmp_path) -> None:
+    cache = TimingCache({"a": 1.5})
+    cache.save(tmp_path / "times.json")
+    assert json.loads((tmp_path / "times.json").read_text()) == {"times_us": {"a": 1.5}}
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="cannot write"):
+        cache.save(tmp_path / "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "times.json"]
+    cache.save(None)
+    assert TimingCache.load(None) == TimingCache()
+
+
+def test_a_folder_that_does_not_exist_is_found_before_the_work(tmp_path) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        TimingCache.load(tmp_path / "missing" / "times.json")
+    assert TimingCache.load(Path("times-that-do-not-exist.json")) == TimingCache()
+
+
+def test_work_counts_pieces_of_every_image_and_panels_of_every_group() -> None:
+    problem = replace(CASE.problem(), batch=3, out_h=7, groups=2)
+    assert work(problem, Config(3, 2, 2)) == (3 * 3, 2)
