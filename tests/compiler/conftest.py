@@ -55,3 +55,9 @@ def quantize_onnxruntime(tmp_path_factory):
         return ir.load(folder / "int8.onnx")
 
     return quantize
+
+
+@pytest.fixture(scope="session")
+def timing_cache(tmp_path_factory):
+    """One file of measured times for all tests that build: each kernel is timed once."""
+    return tmp_path_factory.mktemp("times") / "times.json"
