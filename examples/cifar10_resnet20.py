@@ -30,6 +30,7 @@ from cifar10.settings import CALIBRATION, DENSE, DEPTH, EPOCHS, FOLDERS, LR, Set
 from cifar10.training import accuracy_stage, export_stage, finetune_stage
 
 from twofour.bench.table import rich_table
+from twofour.bench.timing import Schedule as Race
 from twofour.cli.output import Output
 from twofour.core.errors import Error, GateError, InputError
 from twofour.core.patterns import Pattern
@@ -107,6 +108,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         raise InputError(f"no {args.pattern} here", [f"expected all or one of {', '.join(known)}"])
     if min(args.epochs, args.batch_size, args.calibration) < 1:
         raise InputError("--epochs, --batch-size and --calibration must be at least 1")
+    Race(duration_s=args.duration)  # refuses what cannot be measured, before hours of training
     schedule = Schedule(1 if args.short else args.epochs, args.lr, seed=args.seed, bf16=args.bf16)
     return Settings(
         args.out,
