@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10: prune 2:4, fine-tune, quantize, export, compile, prove.
 
-    python examples/cifar10_resnet20.py --bf16                  # both patterns: about two hours
+    python examples/cifar10_resnet20.py --bf16                  # both patterns: about 40 minutes
     python examples/cifar10_resnet20.py --bf16 --pattern 2:4
     python examples/cifar10_resnet20.py --short                 # under a minute, proves nothing
 
