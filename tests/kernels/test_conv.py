@@ -252,9 +252,13 @@ def test_sparse_tactics_refuse_with_the_place() -> None:
         assert not t.pattern or "output channel 0" in reason
 
 
-def test_pair_needs_an_even_number_of_blocks() -> None:
-    case = make(np.random.default_rng(8), c=16, n=16, pattern="2:4")
-    assert "pairs of 16" in tactic("2:4 pair").refuse(case.problem(), case.w, TARGETS[0].isa)
+@pytest.mark.parametrize("n", [16, 17, 24, 31, 48, 56])
+def test_pair_needs_whole_blocks_of_32(n) -> None:
+    """A last incomplete block is free 2:4 by definition: its channels do not share their masks."""
+    case = make(np.random.default_rng(8), c=16, n=n, pattern="2:4/pair")
+    reason = tactic("2:4 pair").refuse(case.problem(), case.w, TARGETS[0].isa)
+    assert f"blocks of 32 output channels: this layer has {n}" in reason
+    check(case, tactic("2:4 H"), TARGETS[0])
 
 
 def test_four_of_eight_runs_in_format_h_only() -> None:

@@ -129,7 +129,7 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     lowered = lower(fused.model.graph, order)
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
-    emitter = Emitter(Tuner(target, cache), options.sparsity)
+    emitter = Emitter(Tuner(target, cache, options.threads), options.sparsity)
     assembler = Assembler(fused, order, lowered, emitter, options.threads, progress)
     engine = assembler.assemble()
     cache.save(cache_file)

@@ -29,7 +29,7 @@ from twofour.kernels.cpu.llvm import TOOLS, Source, compile_object
 from twofour.kernels.cpu.nest import emit_kernel
 from twofour.kernels.cpu.packing import pack
 from twofour.kernels.cpu.problem import Config, ConvProblem, Pieces, Strides
-from twofour.kernels.cpu.program import threads_text
+from twofour.kernels.cpu.program import imbalance, threads_text
 from twofour.kernels.cpu.tactic import Tactic, tactics
 from twofour.runtime.cpu import Code, address, allocate
 
@@ -138,12 +138,14 @@ class Tuner:
     Args:
         target: what to build for.
         cache: times already known.
+        threads: that will share the work: a tile that divides it evenly may beat a faster one.
     """
 
-    def __init__(self, target: Target, cache: TimingCache) -> None:
+    def __init__(self, target: Target, cache: TimingCache, threads: int = 1) -> None:
         """Measures nothing yet."""
         self.target = target
         self.cache = cache
+        self.threads = threads
 
     def choose(
         self,
@@ -170,7 +172,7 @@ class Tuner:
         if new:
             self._measure(_Trial(problem, w, epilogue, x_zero), new)
         choices = [Choice(o.tactic, o.config, self.cache.times_us[o.key]) for o in options]
-        choices.sort(key=lambda c: c.time_us)
+        choices.sort(key=lambda c: c.time_us * imbalance(*work(problem, c.config), self.threads))
         timed = [Candidate(c.tactic.name, str(c.config), round(c.time_us, 3)) for c in choices]
         return choices[0], (*timed, *refused)
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core.patterns import why_not
+from twofour.core.patterns import PAIR_BLOCK, why_not
 from twofour.kernels.cpu.llvm import Value
 from twofour.kernels.cpu.problem import ConvProblem, tiles_for
 from twofour.kernels.cpu.tactic import Tactic, Weights
@@ -219,8 +219,9 @@ def _refuse_compact(problem: ConvProblem, w: Weights, isa: str) -> str:
 
 
 def _refuse_pair(problem: ConvProblem, w: Weights, isa: str) -> str:
-    if problem.blocks % 2:
-        return f"needs pairs of 16 output channels: this layer has {problem.n}"
+    if problem.n % PAIR_BLOCK:
+        # The pattern leaves the channels of a last incomplete block of 32 unpaired.
+        return f"needs whole blocks of {PAIR_BLOCK} output channels: this layer has {problem.n}"
     return why_not(w, "2:4/pair") or ""
 
 

@@ -55,11 +55,17 @@ class Call:
 
     def split_panels(self, threads: int) -> bool:
         """Whether threads share the panels, not the row pieces: what divides more evenly."""
+        return _waiting(self.panels, threads) < _waiting(self.pieces, threads)
 
-        def idle(count: int) -> float:
-            return -(-count // threads) * threads / count
 
-        return idle(self.panels) < idle(self.pieces)
+def imbalance(pieces: int, panels: int, threads: int) -> float:
+    """How much longer a kernel takes than its even share of the work; 1 is perfect."""
+    return min(_waiting(pieces, threads), _waiting(panels, threads))
+
+
+def _waiting(count: int, threads: int) -> float:
+    """`imbalance` if `count` units are shared: the largest share over the mean."""
+    return -(-count // threads) * threads / count
 
 
 def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
