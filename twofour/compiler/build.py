@@ -69,8 +69,8 @@ class BuildOptions:
         """Checks what can be checked before any work.
 
         Raises:
-            InputError: an unknown sparsity, INT8 without data, or a thread count that the machine
-                does not have.
+            InputError: an unknown sparsity, INT8 without data or the reverse, or a thread count
+                that the machine does not have.
         """
         if self.sparsity not in SPARSITY:
             raise InputError(
@@ -81,6 +81,12 @@ class BuildOptions:
                 "INT8 needs calibration data",
                 ["int8 was asked for without data"],
                 "give calibration inputs: --int8 --data inputs.npz",
+            )
+        if self.data is not None and not self.int8:
+            raise InputError(
+                "data is of no use without int8",
+                ["calibration data was given without int8"],
+                "add int8=True, or drop data",
             )
         most = min(MAX_THREADS, detect_host().cores)
         if not 1 <= self.threads <= most:

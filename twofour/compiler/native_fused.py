@@ -52,10 +52,15 @@ def _gemm(op: FusedOp) -> ConvOp:
     return _product(op, w[:, :, None, None], Window((1, 1)), 1)
 
 
-def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
-    """The part that Conv and Gemm, integer and float, have in common."""
+def _require_shapes(op: FusedOp) -> None:
+    """Refuses an operator whose sizes are not known when the engine is built."""
     for value in (op.inputs["x"], op.output):
         shape(value)
+
+
+def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
+    """The part that Conv and Gemm, integer and float, have in common."""
+    _require_shapes(op)
     quantized = op.base.startswith("Q")
     if quantized and w[0].size > MAX_K:
         raise NotNative(f"sums of {w[0].size} products may overflow int32 (limit {MAX_K})")
@@ -136,6 +141,7 @@ def _quantized_add(op: FusedOp) -> MapOp:
 
 
 def _quantized_mean(op: FusedOp) -> PoolOp:
+    _require_shapes(op)
     x_scale, quantized = float(constant(op.inputs["x_scale"])), not op.float_out
     return PoolOp(
         op.name,
@@ -151,6 +157,7 @@ def _quantized_mean(op: FusedOp) -> PoolOp:
 
 
 def _quantized_max(op: FusedOp) -> PoolOp:
+    _require_shapes(op)
     kernel, strides, pads = (_ints(op, key) for key in ("kernel_shape", "strides", "pads"))
     if len(kernel) != 2:
         raise NotNative("native pooling is 2-D")
@@ -166,6 +173,7 @@ def _quantized_max(op: FusedOp) -> PoolOp:
 
 
 def _slice_pad(op: FusedOp) -> MapOp:
+    _require_shapes(op)
     x = op.inputs["x"]
     if x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
         raise NotNative(f"native kernels take float32 and quantized tensors, not {x.dtype}")

@@ -226,6 +226,8 @@ class _FallbackStep:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = session.threads
         options.inter_op_num_threads = 1
+        # It would drop a DQ -> Q pair between two scales, and move values by a whole step.
+        options.add_session_config_entry("session.disable_double_qdq_remover", "1")
         options.log_severity_level = 4  # what goes wrong is raised, not printed as well
         model = session.engine.subgraphs[step.symbol].tobytes()
         try:
