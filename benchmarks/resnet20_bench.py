@@ -1,7 +1,7 @@
 """Writes `resnet20_bench.md`: `twofour bench` on the engines of the CIFAR-10 example.
 
     python benchmarks/resnet20_bench.py                  # after examples/cifar10_resnet20.py
-    python benchmarks/resnet20_bench.py --folder DIR --duration 1 --output /tmp/bench.md
+    python benchmarks/resnet20_bench.py --folder DIR --duration 1 --output bench.md
 
 ONNX Runtime is at its best on another INT8 file than the engines are built from, so the INT8 engine
 is measured beside both.

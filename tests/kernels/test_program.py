@@ -317,3 +317,26 @@ def test_code_that_is_none_is_refused() -> None:
 def test_a_missing_function_is_refused(code) -> None:
     with pytest.raises(EngineError, match="no function 'nothing'"):
         code.address("nothing")
+
+
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True,
+    reason="needs two cores that a thread can be bound to",
+)
+def test_workers_keep_off_the_core_of_their_caller(code) -> None:
+    """However the caller moves: two threads on one core would wait for each other's time slices."""
+    allowed = os.sched_getaffinity(0)
+    before = {int(path.name) for path in Path("/proc/self/task").iterdir()}
+    program = Program(code, 2)
+    (worker,) = {int(path.name) for path in Path("/proc/self/task").iterdir()} - before
+    try:
+        for core in sorted(allowed)[:2] * 2:
+            os.sched_setaffinity(0, {core})
+            os.sched_setaffinity(0, allowed)
+            program.check(core)
+            assert len(os.sched_getaffinity(worker)) == len(allowed) - 1
+        os.sched_setaffinity(0, {min(allowed)})
+        program.check(7)  # one core for both: slow, right, and the caller's wish
+    finally:
+        os.sched_setaffinity(0, allowed)
+        program.workers.close()
