@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from twofour.compiler.emit import Emitter
@@ -92,10 +94,15 @@ class Assembler:
     def _fallback(self, symbol: str, section: Section) -> None:
         """A subgraph for ONNX Runtime."""
         self._tell(symbol)
-        model = subgraph(ir.to_proto(self.fused.model), section)
+        model = subgraph(self._proto, section)
         self._subgraphs[symbol] = np.frombuffer(model, np.uint8)
         self.emitter.layers += [self._fallback_layer(node) for node in section.nodes]
         self._done += 1
+
+    @cached_property
+    def _proto(self) -> onnx.ModelProto:
+        """The fused graph as all fallback steps take their parts from it."""
+        return ir.to_proto(self.fused.model)
 
     def _fallback_layer(self, node: ir.Node) -> Layer:
         """A node that stays on ONNX Runtime, with all known reasons."""

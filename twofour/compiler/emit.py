@@ -20,8 +20,7 @@ from twofour.compiler.tune import Choice, Tuner, work
 from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.engine import Candidate, Layer, TensorInfo
-from twofour.kernels.cpu.llvm import Source
-from twofour.kernels.cpu.nest import emit_kernel
+from twofour.kernels.cpu.llvm import Source, renamed
 from twofour.kernels.cpu.packing import pack
 from twofour.kernels.cpu.pointwise import MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_mean
@@ -107,11 +106,11 @@ class Emitter:
         self._constant_bytes += padded
         return offset
 
-    def _kernel(self, text: Callable[[str], str], *, vectorize: bool = False) -> str:
-        """The symbol of a kernel; kept once."""
-        symbol = "k" + hashlib.sha256(text("kernel").encode()).hexdigest()[:16]
+    def _kernel(self, text: str, *, vectorize: bool = False) -> str:
+        """The symbol of a kernel, given with the name `kernel`; kept once."""
+        symbol = "k" + hashlib.sha256(text.encode()).hexdigest()[:16]
         if symbol not in self.sources:
-            self.sources[symbol] = Source(text(symbol), vectorize)
+            self.sources[symbol] = Source(renamed(text, symbol), vectorize)
         return symbol
 
     def _conv(self, op: ConvOp, placed: Placed) -> _Kernel:
@@ -121,8 +120,7 @@ class Emitter:
             problem, w, op.epilogue, op.x_zero, self._wanted(w, problem.dtype)
         )
         config, fmt = choice.config, choice.tactic.format
-        isa = self.tuner.target.isa
-        symbol = self._kernel(lambda name: emit_kernel(name, problem, fmt, config, isa))
+        symbol = self._kernel(choice.text)
         constants = pack(w, problem, fmt, config.blocks, op.epilogue, op.x_zero)
         self.layers.append(conv_layer(op, placed, problem, choice, candidates, constants.size))
         assert isinstance(placed.x, Tensor)
@@ -166,7 +164,7 @@ class Emitter:
         )
         pixels = x.height * x.width
         constants = pack_mean(op.scale / pixels, pixels * op.x_zero, op.y_zero)
-        symbol = self._kernel(lambda name: emit_pool(name, problem))
+        symbol = self._kernel(emit_pool("kernel", problem))
         self._plain_layer(op, placed, "pool")
         return _Kernel(symbol, constants, problem.pieces, problem.blocks, x.at())
 
@@ -189,7 +187,7 @@ class Emitter:
             before,
             after,
         )
-        symbol = self._kernel(lambda name: emit_map(name, problem), vectorize=True)
+        symbol = self._kernel(emit_map("kernel", problem), vectorize=True)
         self._plain_layer(op, placed, "pointwise")
         x_at = placed.x.at() if isinstance(placed.x, Tensor) else 0
         return _Kernel(symbol, op.constants.pack(), batch * height, 1, x_at)

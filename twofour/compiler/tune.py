@@ -25,7 +25,7 @@ from twofour.core.errors import Error, InputError
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.core.target import Target
 from twofour.engine import Candidate
-from twofour.kernels.cpu.llvm import TOOLS, Source, compile_object
+from twofour.kernels.cpu.llvm import TOOLS, Source, compile_object, renamed
 from twofour.kernels.cpu.nest import emit_kernel
 from twofour.kernels.cpu.packing import pack
 from twofour.kernels.cpu.problem import Config, ConvProblem, Pieces, Strides
@@ -51,11 +51,13 @@ class Choice:
         tactic: the tactic.
         config: its configuration.
         time_us: median time of one run.
+        text: the kernel as an LLVM module, its function named `kernel`.
     """
 
     tactic: Tactic
     config: Config
     time_us: float
+    text: str
 
 
 @dataclass
@@ -146,6 +148,7 @@ class Tuner:
         self.target = target
         self.cache = cache
         self.threads = threads
+        self._texts: dict[tuple[ConvProblem, str, Config], str] = {}
 
     def choose(
         self,
@@ -171,7 +174,7 @@ class Tuner:
         new = [o for o in options if o.key not in self.cache.times_us]
         if new:
             self._measure(_Trial(problem, w, epilogue, x_zero), new)
-        choices = [Choice(o.tactic, o.config, self.cache.times_us[o.key]) for o in options]
+        choices = [Choice(o.tactic, o.config, self.cache.times_us[o.key], o.text) for o in options]
         choices.sort(key=lambda c: c.time_us * imbalance(*work(problem, c.config), self.threads))
         timed = [Candidate(c.tactic.name, str(c.config), round(c.time_us, 3)) for c in choices]
         return choices[0], (*timed, *refused)
@@ -188,16 +191,24 @@ class Tuner:
                 refused.append(Candidate(tactic.name, "", None, reason))
                 continue
             for config in tactic.configs(problem, self.target.isa):
-                text = emit_kernel("kernel", problem, tactic.format, config, self.target.isa)
+                text = self._text(problem, tactic, config)
                 key = timing_key(
                     problem, tactic, config, self.target, hashlib.sha256(text.encode()).hexdigest()
                 )
                 options.append(_Option(tactic, config, text, key))
         return options, refused
 
+    def _text(self, problem: ConvProblem, tactic: Tactic, config: Config) -> str:
+        """The kernel; written once for all layers of one shape."""
+        key = (problem, tactic.name, config)
+        if key not in self._texts:
+            isa = self.target.isa
+            self._texts[key] = emit_kernel("kernel", problem, tactic.format, config, isa)
+        return self._texts[key]
+
     def _measure(self, trial: _Trial, options: Sequence[_Option]) -> None:
         """Builds, checks and times; results go to the cache."""
-        sources = [Source(o.text.replace("@kernel", f"@kernel{i}_")) for i, o in enumerate(options)]
+        sources = [Source(renamed(o.text, f"kernel{i}_")) for i, o in enumerate(options)]
         code = Code([compile_object([*sources, Source(threads_text())], self.target)])
         runs = {}
         memories = []  # timers hold bare addresses

@@ -5,10 +5,18 @@ from __future__ import annotations
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.packing import CONSTANTS_BYTES
 from twofour.kernels.cpu.problem import LANES, ConvProblem
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, Vector, every, float_bits
+from twofour.kernels.cpu.vector import (
+    BYTES16,
+    F32S,
+    I32S,
+    ROUND,
+    Vector,
+    every,
+    float_bits,
+    lanes_below,
+)
 
 # 1.5 * 2**23: adding it rounds |v| < 2**22 half to even, leaving the integer in the low bits.
-_ROUND = 12582912.0
 
 
 def emit_epilogue(
@@ -54,9 +62,7 @@ def emit_epilogue(
 
 def _tail_mask(f: Function, block: int) -> Value:
     """Which lanes of the panel's block `block` are real channels."""
-    left = f.int_op("sub", "%left", block * LANES)
-    lanes = "<" + ", ".join(f"i64 {lane}" for lane in range(LANES)) + ">"
-    return f.let(f"icmp slt <16 x i64> {lanes}, {f.splat('i64', left)}")
+    return lanes_below(f, f.int_op("sub", "%left", block * LANES))
 
 
 def _residual(
@@ -98,7 +104,7 @@ def _store(
         value = f.let(f"select <16 x i1> {above}, {F32S} {value}, {F32S} {low}")
         below = f.let(f"fcmp olt {F32S} {value}, {high}")
         value = f.let(f"select <16 x i1> {below}, {F32S} {value}, {F32S} {high}")
-        shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(_ROUND))}")
+        shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(ROUND))}")
         bits = f.let(f"bitcast {F32S} {shifted} to {I32S}")
         value = f.let(f"add {BYTES16} {f.let(f'trunc {I32S} {bits} to {BYTES16}')}, {zero_byte}")
     pointer = f.at("%y", where + block * LANES * width)

@@ -202,6 +202,11 @@ def module_text(functions: Sequence[Function]) -> str:
     return "\n".join([*sorted(declares), *(f.text() for f in functions)])
 
 
+def renamed(text: str, symbol: str) -> str:
+    """A module whose function `kernel`, and those named after it, have another name."""
+    return text.replace("@kernel", f"@{symbol}")
+
+
 @cache
 def _initialize() -> None:
     binding.initialize_native_target()
@@ -252,12 +257,6 @@ def compile_object(sources: Sequence[Source], target: Target) -> bytes:
         for source in sources:
             whole.link_in(_module(source, machine))
         return bytes(machine.emit_object(whole))
-
-
-def assembly(source: Source, target: Target) -> str:
-    """The machine code of a module as text, for people."""
-    machine = target_machine(target)
-    return str(machine.emit_assembly(_module(source, machine)))
 
 
 def _module(source: Source, machine: Any) -> Any:

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import Strides
-from twofour.kernels.cpu.vector import float_bits
+from twofour.kernels.cpu.vector import ROUND, float_bits
 
-_ROUND = 12582912.0  # 1.5 * 2**23, see epilogue.py
 _FLOAT = ("f32", "float32")
 _BYTES = {"u8": 1, "f32": 4, "int8": 1, "uint8": 1, "float32": 4}
 
@@ -257,5 +256,5 @@ def quantize_scalar(f: Function, value: Value, scale: Value, zero: Value) -> Val
     value = f.let(
         f"select i1 {f.let(f'fcmp olt float {value}, {high}')}, float {value}, float {high}"
     )
-    bits = f.let(f"bitcast float {f.let(f'fadd float {value}, {float_bits(_ROUND)}')} to i32")
+    bits = f.let(f"bitcast float {f.let(f'fadd float {value}, {float_bits(ROUND)}')} to i32")
     return f.let(f"trunc i32 {f.let(f'add i32 {bits}, {zero}')} to i8")

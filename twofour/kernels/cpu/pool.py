@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from twofour.core.numerics import Window
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import LANES, Strides
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, every, float_bits
+from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, ROUND, every, float_bits, lanes_below
 
-_ROUND = 12582912.0  # 1.5 * 2**23, see epilogue.py
 _POINT = Window((1, 1))
 
 
@@ -91,9 +90,7 @@ def _mask(f: Function, problem: PoolProblem, block: Value) -> Value:
     """Which lanes are channels; "" where all are."""
     if problem.channels % LANES == 0:
         return ""
-    left = f.int_op("sub", problem.channels, f.int_op("mul", block, LANES))
-    lanes = "<" + ", ".join(f"i64 {lane}" for lane in range(LANES)) + ">"
-    return f.let(f"icmp slt <16 x i64> {lanes}, {f.splat('i64', left)}")
+    return lanes_below(f, f.int_op("sub", problem.channels, f.int_op("mul", block, LANES)))
 
 
 def _load(f: Function, kind: str, pointer: Value, mask: Value) -> Value:
@@ -239,6 +236,6 @@ def _quantized(f: Function, value: Value) -> Value:
     value = f.let(f"select <16 x i1> {above}, {F32S} {value}, {F32S} {low}")
     below = f.let(f"fcmp olt {F32S} {value}, {high}")
     value = f.let(f"select <16 x i1> {below}, {F32S} {value}, {F32S} {high}")
-    shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(_ROUND))}")
+    shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(ROUND))}")
     bits = f.let(f"add {I32S} {f.let(f'bitcast {F32S} {shifted} to {I32S}')}, {zero}")
     return f.let(f"trunc {I32S} {bits} to {BYTES16}")

@@ -26,6 +26,16 @@ def float_bits(value: float) -> str:
     return "0x" + struct.pack(">d", struct.unpack(">f", struct.pack(">f", value))[0]).hex().upper()
 
 
+ROUND = 12582912.0
+"""1.5 * 2**23: adding it rounds |v| < 2**22 half to even and leaves the integer in the low bits."""
+
+
+def lanes_below(function: Function, count: Value) -> Value:
+    """np.arange(16) < count, <16 x i1>; `count` is an i64."""
+    lanes = "<" + ", ".join(f"i64 {lane}" for lane in range(LANES)) + ">"
+    return function.let(f"icmp slt <16 x i64> {lanes}, {function.splat('i64', count)}")
+
+
 class Vector:
     """Vector operations for one instruction set; values are `<16 x i32>` unless said otherwise."""
 
