@@ -1,0 +1,1 @@
+"""Networks that benchmarks and tests are measured on, with weights drawn from a seed."""
