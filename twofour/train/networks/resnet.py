@@ -31,16 +31,14 @@ class Block(nn.Module):
         super().__init__()
         channels = width * 4 if bottleneck else width
         if bottleneck:
-            shapes = [
-                (channels_in, width, 1, 1),
-                (width, width, 3, stride),
-                (width, channels, 1, 1),
-            ]
+            shapes = [(width, 1, 1), (width, 3, stride), (channels, 1, 1)]
         else:
-            shapes = [(channels_in, width, 3, stride), (width, channels, 3, 1)]
-        for index, (c, n, kernel, step) in enumerate(shapes, 1):
+            shapes = [(width, 3, stride), (channels, 3, 1)]
+        c = channels_in
+        for index, (n, kernel, step) in enumerate(shapes, 1):
             self.add_module(f"conv{index}", nn.Conv2d(c, n, kernel, step, kernel // 2, bias=False))
             self.add_module(f"bn{index}", nn.BatchNorm2d(n))
+            c = n
         self.count = len(shapes)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
@@ -88,7 +86,8 @@ class ResNet(nn.Module):
         x = self.maxpool(functional.relu(self.bn1(self.conv1(x))))
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
-        return self.fc(x.mean((2, 3)))
+        classes: Tensor = self.fc(x.mean((2, 3)))
+        return classes
 
 
 class CifarResNet(nn.Module):
@@ -118,7 +117,8 @@ class CifarResNet(nn.Module):
         x = self.get_submodule("layer1")(x)
         x = self.get_submodule("layer2")(x)
         x = self.get_submodule("layer3")(x)
-        return self.linear(x.mean((2, 3)))
+        classes: Tensor = self.linear(x.mean((2, 3)))
+        return classes
 
 
 class CifarBlock(nn.Module):

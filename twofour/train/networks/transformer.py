@@ -78,7 +78,8 @@ class Embeddings(nn.Module):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """Two int64 [B, S] -> float32 [B, S, hidden]."""
         x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
-        return self.LayerNorm(x + self.position_embeddings.weight[: input_ids.shape[1]])
+        y: Tensor = self.LayerNorm(x + self.position_embeddings.weight[: input_ids.shape[1]])
+        return y
 
 
 class SelfAttention(nn.Module):
@@ -101,7 +102,7 @@ class SelfAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, S, hidden] -> [B, heads, S, hidden / heads]."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Residual(nn.Module):
@@ -115,7 +116,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """[B, S, channels_in] and [B, S, hidden] -> [B, S, hidden]."""
-        return self.LayerNorm(self.dense(x) + shortcut)
+        y: Tensor = self.LayerNorm(self.dense(x) + shortcut)
+        return y
 
 
 class Layer(nn.Module):
@@ -133,7 +135,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """[B, S, hidden] and [B, 1, 1, S] -> [B, S, hidden]."""
         x = self.attention["output"](self.attention["self"](x, mask), x)
-        return self.output(functional.gelu(self.intermediate["dense"](x)), x)
+        y: Tensor = self.output(functional.gelu(self.intermediate["dense"](x)), x)
+        return y
 
 
 class Bert(nn.Module):
@@ -161,10 +164,10 @@ class Bert(nn.Module):
 
         `attention_mask` is 1 for a token and 0 for padding, which nothing attends to.
         """
-        x = self.embeddings(input_ids, token_type_ids)
+        x: Tensor = self.embeddings(input_ids, token_type_ids)
         lowest = torch.finfo(x.dtype).min
         mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * lowest
-        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
+        for layer in self.encoder["layer"].children():
             x = layer(x, mask)
         if self.pooler is None:
             return x
