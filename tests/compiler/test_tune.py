@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.kernels.harness import make
-from twofour.compiler import tune
-from twofour.compiler.tune import TimingCache, Tuner, WrongResult, timing_key, work
+from twofour.compiler import trial, tune
+from twofour.compiler.trial import WrongResult, work
+from twofour.compiler.tune import TimingCache, Tuner, timing_key
 from twofour.core.errors import Error, InputError
 from twofour.core.numerics import Window
 from twofour.core.target import host_target
@@ -84,8 +85,8 @@ def test_a_wrong_float_kernel_is_an_error(monkeypatch) -> None:
     choose(Tuner(TARGET, TimingCache()), case)
     off = case.w.copy()
     off[3, 5] *= np.float32(1.001)
-    real = tune.pack
-    monkeypatch.setattr(tune, "pack", lambda _, *rest: real(off, *rest))
+    real = trial.pack
+    monkeypatch.setattr(trial, "pack", lambda _, *rest: real(off, *rest))
     with pytest.raises(WrongResult):
         choose(Tuner(TARGET, TimingCache()), case, lambda t: "" if t is dense else "not now")
 

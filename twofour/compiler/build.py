@@ -24,7 +24,7 @@ from twofour.compiler.importer import import_graph
 from twofour.compiler.lower import lower
 from twofour.compiler.passes.pipeline import run_passes
 from twofour.compiler.profile import with_times
-from twofour.compiler.schedule import schedule
+from twofour.compiler.schedule import schedule, weight_bytes
 from twofour.compiler.tune import TimingCache, Tuner
 from twofour.core.abi import MAX_THREADS
 from twofour.core.data import DataLike
@@ -36,6 +36,7 @@ from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
+_NEAR_BYTES = 1 << 20  # weights of a whole network that an L2 may hold from run to run
 SPARSITY = ("enable", "force", "disable")
 
 
@@ -135,7 +136,8 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     lowered = lower(fused.model.graph, order)
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
-    emitter = Emitter(Tuner(target, cache, options.threads), options.sparsity)
+    cold = weight_bytes(order) > _NEAR_BYTES
+    emitter = Emitter(Tuner(target, cache, options.threads, cold=cold), options.sparsity)
     assembler = Assembler(fused, order, lowered, emitter, options.threads, progress)
     engine = assembler.assemble()
     cache.save(cache_file)

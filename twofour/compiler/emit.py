@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import ConvOp, MapOp, NativeOp, PoolOp
-from twofour.compiler.tune import Choice, Tuner, work
+from twofour.compiler.trial import work
+from twofour.compiler.tune import Choice, Tuner
 from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.engine import Candidate, Layer, TensorInfo

@@ -67,7 +67,7 @@ def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> fl
     repeat, kernel = code.repeat(), code.address(call.symbol)
 
     def run(count: int) -> None:
-        repeat(kernel, *pointers, 0, call.pieces, 0, call.panels, count)
+        repeat(kernel, *pointers, 0, call.pieces, 0, call.panels, count, 0, 1)
 
     run(1)
     count = max(1, int(_ROUND_US / max(_microseconds(lambda: run(2)) / 2, 0.05)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from twofour.compiler import native_fused, native_standard
-from twofour.compiler.native import NativeOp, NotNative
+from twofour.compiler.native import ConvOp, NativeOp, NotNative
 from twofour.compiler.ops import is_fused, parse_op
 
 
@@ -57,6 +57,11 @@ def schedule(graph: ir.Graph) -> Schedule:
         for node in (n for s in idle for n in s.nodes):
             del ops[node]
             reasons[node] = "no convolution or matrix product beside it runs natively"
+
+
+def weight_bytes(order: Schedule) -> int:
+    """Bytes of all weights that native convolutions and matrix products read, not packed."""
+    return sum(op.w.nbytes for op in order.ops.values() if isinstance(op, ConvOp))
 
 
 def read(node: ir.Node) -> NativeOp | str:

@@ -89,8 +89,12 @@ class Code:
         return ctypes.CFUNCTYPE(None, *_KERNEL_ARGUMENTS)(self.address(symbol))
 
     def repeat(self) -> Any:
-        """The timing loop as a Python callable: (kernel address, kernel arguments..., times)."""
-        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *_KERNEL_ARGUMENTS, ctypes.c_int64)
+        """The timing loop as a Python callable.
+
+        Its arguments are the kernel's address, those of the kernel, the number of runs, and the
+        bytes from one run's weights to the next one's and to the end of all, where they start over.
+        """
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *_KERNEL_ARGUMENTS, *[ctypes.c_int64] * 3)
         return kind(self.address("repeat"))
 
 

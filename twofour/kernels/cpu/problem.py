@@ -221,11 +221,23 @@ class Config:
         return text + (f" prefetch {self.prefetch_bytes}" if self.prefetch_bytes else "")
 
 
+_L1_SETS, _LINE_BYTES = 64, 64
+_WAYS_FOR_INPUTS = 6  # of 8; the others hold weights and outputs as they pass
+
+
+def crowding(problem: ConvProblem, height: int, width: int) -> int:
+    """The most positions of a height x width tile whose inputs lie in one set of L1."""
+    down = problem.x.row * problem.stride[0] * np.arange(height)
+    across = problem.x.pixel * problem.stride[1] * np.arange(width)
+    lines = (down[:, None] + across).reshape(-1) // _LINE_BYTES
+    return int(np.bincount(lines % _L1_SETS).max())
+
+
 def tilings(problem: ConvProblem, most_rows: int, blocks: int, count: int) -> list[Config]:
     """The most promising tiles of at most `most_rows` positions, best guess first.
 
     The guess: every step of a tile costs one cycle a row and block, plus two to fetch weights and
-    two per tile.
+    two per tile; twice that where its inputs lie in so few sets of L1 that they evict each other.
 
     Args:
         problem: the problem.
@@ -237,7 +249,9 @@ def tilings(problem: ConvProblem, most_rows: int, blocks: int, count: int) -> li
     def cost(rows: Pieces, columns: Pieces) -> float:
         tiles = rows.count * columns.count
         variants = len(rows.sizes) * len(columns.sizes)
-        return tiles * 2.0 * (1 + 1 / blocks) + 0.01 * variants + 0.001 * columns.size
+        crowded = crowding(problem, rows.size, columns.size) > _WAYS_FOR_INPUTS
+        fetches = tiles * 2.0 * (1 + 1 / blocks) * (1 + crowded)
+        return fetches + 0.01 * variants + 0.001 * columns.size
 
     found: dict[tuple[int, int], float] = {}
     for columns in range(1, min(problem.out_w, most_rows) + 1):
@@ -252,6 +266,8 @@ def tilings(problem: ConvProblem, most_rows: int, blocks: int, count: int) -> li
 # Sums that fit in vector registers beside weights, indices and inputs: 16 lanes are one, two or
 # four registers.
 _SUMS = {"avx512vnni": 28, "avx2": 6, "vector": 3}
+_PREFETCH_BYTES = 4096  # the time of about two tiles' steps: what L3 takes to answer
+_NEAR_WEIGHTS_BYTES = 32 << 10  # up to here all panels stay in L1 between two tiles
 _LARGE_WEIGHTS_BYTES = 256 << 10  # beyond this the weights leave L2 between two tiles
 
 
@@ -283,4 +299,6 @@ def tiles_for(
     )
     if weights_bytes > _LARGE_WEIGHTS_BYTES and positions > sums:
         found += [replace(found[0], panels_outside=True)]
+    if weights_bytes > _NEAR_WEIGHTS_BYTES and isa == "avx512vnni":
+        found += [replace(config, prefetch_bytes=_PREFETCH_BYTES) for config in found]
     return found

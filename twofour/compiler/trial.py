@@ -1,0 +1,242 @@
+"""One candidate kernel on trial: compared with the definition, then timed.
+
+Weights of a network larger than L2 are not in a near cache when their layer's turn comes. So a
+kernel is timed on several copies of its weights in turn, unless those of the whole network fit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.compiler.layout import ALIGNMENT
+from twofour.core.abi import SLACK_BYTES
+from twofour.core.errors import Error
+from twofour.core.numerics import Epilogue, Window, convolve, requantize
+from twofour.kernels.cpu.packing import pack
+from twofour.kernels.cpu.problem import Config, ConvProblem, Pieces, Strides
+from twofour.kernels.cpu.tactic import Tactic
+from twofour.runtime.cpu import Code, address, allocate
+
+Array = NDArray[Any]
+_ROUNDS = 9
+_ROUND_US = 300.0  # a round runs a kernel for about this long
+_GUARD = 0xA5
+_COLD_BYTES = 4 << 20  # of weights before a copy is read again: several times an L2
+
+
+class WrongResult(Error):
+    """A generated kernel differs from the definition: a fault of twofour, not of the input."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A candidate.
+
+    Attributes:
+        tactic: the tactic.
+        config: its configuration.
+        text: its code, an LLVM module with a function `kernel`.
+        key: of its time in the cache.
+    """
+
+    tactic: Tactic
+    config: Config
+    text: str
+    key: str
+
+
+def work(problem: ConvProblem, config: Config) -> tuple[int, int]:
+    """Row pieces and panels of a kernel."""
+    pieces = problem.batch * Pieces.of(problem.out_h, config.tile_h).count
+    return pieces, problem.groups * problem.blocks // config.blocks
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights as a kernel reads them, once or several times over.
+
+    Attributes:
+        memory: the copies, aligned.
+        step: bytes from one copy to the next.
+        end: bytes of all copies.
+    """
+
+    memory: Array
+    step: int
+    end: int
+
+
+Timer = Callable[[int], float]
+
+
+def interleaved(timers: dict[str, Timer]) -> dict[str, float]:
+    """Median time in microseconds of each, measured in turns."""
+    counts = {}
+    for key, timer in timers.items():
+        timer(1)
+        counts[key] = max(1, int(_ROUND_US / max(timer(2), 0.05)))
+    samples: dict[str, list[float]] = {key: [] for key in timers}
+    for _ in range(_ROUNDS):
+        for key, timer in timers.items():
+            samples[key].append(timer(counts[key]))
+    return {key: float(np.median(values)) for key, values in samples.items()}
+
+
+def timer_of(code: Code, symbol: str, arguments: tuple[int, ...], packed: Packed) -> Timer:
+    """timer(n) -> microseconds a run, over n runs, each on the next copy of the weights."""
+    repeat, kernel = code.repeat(), code.address(symbol)
+
+    def timer(count: int) -> float:
+        start = time.perf_counter_ns()
+        repeat(kernel, *arguments, count, packed.step, packed.end)
+        return (time.perf_counter_ns() - start) / count / 1e3
+
+    return timer
+
+
+class Trial:
+    """One problem with random inputs and the right answer.
+
+    Every tensor has a buffer of its own, with guard bytes around the output.
+    """
+
+    def __init__(self, problem: ConvProblem, w: Array, epilogue: Epilogue, x_zero: int) -> None:
+        """Makes the inputs and computes the answer."""
+        self.problem, self.w, self.epilogue, self.x_zero = problem, w, epilogue, x_zero
+        rng = np.random.default_rng(0)
+        (kh, kw), (dh, dw), (sh, sw) = problem.kernel, problem.dilation, problem.stride
+        height, width = (
+            (problem.out_h - 1) * sh + (kh - 1) * dh + 1,
+            (problem.out_w - 1) * sw + (kw - 1) * dw + 1,
+        )
+        channels = problem.c * problem.groups
+        self.x = _Buffer(problem.x, (problem.batch, height, width, channels), problem.dtype, rng)
+        outs = (problem.batch, problem.out_h, problem.out_w, problem.n * problem.groups)
+        self.y = _Buffer(problem.y, outs, problem.out, None)
+        self.r = _Buffer(problem.r, outs, problem.add, rng) if problem.r is not None else None
+        window = Window(problem.kernel, problem.stride, problem.dilation)
+        sums = convolve(self.x.values(), w, window, problem.groups, x_zero)
+        self.sums = sums
+        self.expected = requantize(sums, epilogue, self.r.values() if self.r else None)
+
+    def pack(self, option: Option, *, cold: bool) -> Packed:
+        """The weights as the kernel reads them, if `cold` in many copies."""
+        fmt, blocks = option.tactic.format, option.config.blocks
+        packed = pack(self.w, self.problem, fmt, blocks, self.epilogue, self.x_zero)
+        step = -(-packed.nbytes // ALIGNMENT) * ALIGNMENT
+        copies = max(1, _COLD_BYTES // step) if cold else 1
+        memory = allocate(copies * step + SLACK_BYTES, huge=True)
+        memory[: copies * step].reshape(copies, step)[:, : packed.nbytes] = packed
+        return Packed(memory, step, copies * step)
+
+    def arguments(self, option: Option, packed: Packed) -> tuple[int, ...]:
+        """Pointers and the whole range of work."""
+        pieces, panels = work(self.problem, option.config)
+        r = self.r or self.y
+        return (
+            self.x.address,
+            address(packed.memory),
+            self.y.address,
+            r.address,
+            0,
+            pieces,
+            0,
+            panels,
+        )
+
+    def check(self, code: Code, symbol: str, option: Option, packed: Packed) -> None:
+        """Runs once and compares everything, guard bytes included."""
+        self.y.memory[:] = _GUARD
+        before = self.y.memory.copy()
+        code.kernel(symbol)(*self.arguments(option, packed))
+        got = self.y.values().copy()
+        self.y.values()[...] = _guard(got.dtype)
+        untouched = bool((self.y.memory == before).all())
+        wrong = (
+            got != self.expected
+            if got.dtype != np.float32
+            else ~_close(got, self.expected, self._slack())
+        )
+        if wrong.any() or not untouched:
+            raise self._fault(option, wrong, untouched)
+
+    def _fault(self, option: Option, wrong: NDArray[np.bool_], untouched: bool) -> WrongResult:
+        """What a kernel did wrong: values that differ, or bytes overwritten around the output."""
+        where = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.any() else ()
+        around = "are intact" if untouched else "were overwritten"
+        return WrongResult(
+            f"kernel {option.tactic.name} {option.config} computes a wrong result",
+            [
+                f"{self.problem}",
+                f"{int(wrong.sum())} of {wrong.size} values differ, first at {where}",
+                f"bytes around the output {around}",
+            ],
+            "report this with the lines above; until it is mended, build with another --isa",
+        )
+
+    def _slack(self) -> Array | float:
+        """Bound on the rounding of float sums.
+
+        K eps sum |x w|, and one step for each operation of the epilogue; none where sums overflow.
+        """
+        if self.problem.dtype != "float32":
+            return 1e-6 * (
+                np.abs(self.sums) * np.abs(self.epilogue.scale) + np.abs(self.epilogue.bias) + 8
+            )
+        k = self.problem.segments * self.problem.segment_k
+        window = Window(self.problem.kernel, self.problem.stride, self.problem.dilation)
+        size = convolve(np.abs(self.x.values()), np.abs(self.w), window, self.problem.groups)
+        size = np.where(size < np.finfo(np.float32).max, size, np.inf)
+        return (k + 4) * float(np.finfo(np.float32).eps) * (size + np.abs(self.epilogue.bias) + 8)
+
+
+def _guard(dtype: Any) -> Any:
+    """The guard pattern as one element."""
+    return np.frombuffer(bytes([_GUARD] * 4), dtype)[0]
+
+
+def _close(got: Array, expected: Array, slack: Array | float) -> NDArray[np.bool_]:
+    """Within the bound, where there is one."""
+    with np.errstate(invalid="ignore"):
+        within = np.abs(got.astype(np.float64) - expected) <= slack
+    accepted: NDArray[np.bool_] = within | (got == expected) | ~np.isfinite(slack)
+    return accepted
+
+
+class _Buffer:
+    """A strided tensor in memory of its own."""
+
+    def __init__(
+        self, strides: Strides, shape: tuple[int, ...], dtype: str, rng: np.random.Generator | None
+    ) -> None:
+        self.kind = np.dtype(np.uint8 if dtype == "int8" else np.float32)
+        self.shape, self.strides = (
+            shape,
+            (strides.image, strides.row, strides.pixel, self.kind.itemsize),
+        )
+        size = (
+            sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + self.kind.itemsize
+        )
+        self.memory = allocate(size + 4096)
+        self.address = address(self.memory) + 1024
+        self._begin = 1024
+        if rng is not None and self.kind == np.uint8:
+            self.memory[:] = rng.integers(0, 256, self.memory.size, np.uint8)
+        elif rng is not None:
+            self.memory.view(np.float32)[:] = rng.standard_normal(self.memory.size // 4, np.float32)
+
+    def values(self) -> Array:
+        """The tensor as a view."""
+        flat = (
+            self.memory[self._begin :].view()
+            if self.kind == np.uint8
+            else self.memory[self._begin :]
+        )
+        flat = flat[: flat.size // self.kind.itemsize * self.kind.itemsize].view(self.kind)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, self.strides)
