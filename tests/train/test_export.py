@@ -87,7 +87,7 @@ def test_fixed_batch_and_two_inputs(tmp_path):
 
     path = tmp_path / "sum.onnx"
     pair = (torch.zeros(1, 4), torch.zeros(1, 4))
-    export_onnx(Sum(), pair, path, ("a", "b"), ("total",), dynamic_batch=False)
+    export_onnx(Sum(), pair, path, ("a", "b"), ("total",), dynamic=())
     graph = onnx.load(path).graph
     assert [i.name for i in graph.input] == ["a", "b"]
     assert graph.output[0].name == "total"

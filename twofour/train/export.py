@@ -39,7 +39,7 @@ def export_onnx(
     path: Path | str,
     input_names: Sequence[str] = ("x",),
     output_names: Sequence[str] = ("y",),
-    dynamic_batch: bool = True,
+    dynamic: Sequence[str] = ("batch",),
 ) -> dict[str, str]:
     """Writes the model, as it is in eval mode, to an ONNX file (opset 18).
 
@@ -52,7 +52,8 @@ def export_onnx(
         path: of the file; replaced if it exists.
         input_names: one for each input.
         output_names: one for each output.
-        dynamic_batch: the batch size stays open in the file; else it is that of the example.
+        dynamic: names of sizes that stay open in the file, those of the first axes of every
+            input: ("batch",), ("batch", "length"), or () for the sizes of the example.
 
     Returns:
         Module name -> pattern, for each weight that was checked.
@@ -68,7 +69,7 @@ def export_onnx(
             [f"expected one name for each input; got {len(input_names)} and {len(inputs)}"],
         )
     expected = _patterns_of(model)
-    graph_model = _exported(model, inputs, (input_names, output_names), dynamic_batch)
+    graph_model = _exported(model, inputs, (input_names, output_names), dynamic)
     modules = _name_nodes(model, graph_model.graph)
     _drop_notes(graph_model)
     path = Path(path)
@@ -100,13 +101,12 @@ def _exported(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     names: tuple[Sequence[str], Sequence[str]],
-    dynamic_batch: bool,
+    dynamic: Sequence[str],
 ) -> onnx_ir.Model:
-    dynamic = None
-    if dynamic_batch:
-        # torch.export takes a size of 1 for a constant.
-        inputs = tuple(torch.cat([x, x]) if len(x) == 1 else x for x in inputs)
-        dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    for axis in range(len(dynamic)):  # torch.export takes a size of 1 for a constant
+        inputs = tuple(torch.cat([x, x], axis) if x.shape[axis] == 1 else x for x in inputs)
+    # Names, not `Dim`: those bounds that a network itself has need not be spelled out then.
+    shapes = tuple(dict(enumerate(dynamic)) for _ in inputs) if dynamic else None
     # Channels-last memory would be written out as gathers and reshapes by some decompositions.
     inputs = tuple(x.contiguous() for x in inputs)
     model = copy.deepcopy(model)
@@ -118,6 +118,7 @@ def _exported(
         notices.setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own tree specs
+            warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # inputs share it
             program = torch.onnx.export(
                 model.eval(),
                 inputs,
@@ -125,15 +126,15 @@ def _exported(
                 opset_version=OPSET,
                 input_names=list(names[0]),
                 output_names=list(names[1]),
-                dynamic_shapes=dynamic,
+                dynamic_shapes=shapes,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as e:
         raise InputError(
             f"PyTorch cannot export {type(model).__name__} to ONNX",
             [str(e).strip().splitlines()[0]],
-            "see whether torch.export.export accepts the model; if only the batch size is the "
-            "problem, use dynamic_batch=False",
+            "see whether torch.export.export accepts the model; if only an open size is the "
+            "problem, use dynamic=()",
         ) from e
     finally:
         notices.setLevel(level)
@@ -161,6 +162,7 @@ def _name_nodes(model: nn.Module, graph: onnx_ir.Graph) -> dict[str, str]:
         if node.outputs[0] not in outputs:
             node.outputs[0].name = name
     _name_biases(graph, taken)
+    _name_weights(graph, modules, taken)
     return modules
 
 
@@ -188,6 +190,17 @@ def _name_biases(graph: onnx_ir.Graph, taken: set[str | None]) -> None:
         wanted = name.removesuffix(".weight_bias") + ".bias"
         if name.endswith(".weight_bias") and wanted not in taken:
             value.name = wanted
+
+
+def _name_weights(graph: onnx_ir.Graph, modules: dict[str, str], taken: set[str | None]) -> None:
+    """A weight that the exporter transposed becomes `query.weight`; it says `val_18`."""
+    for node in graph:
+        weight = node.inputs[1] if node.name in modules else None
+        wanted = f"{modules.get(str(node.name))}.weight"
+        if weight is not None and weight.is_initializer() and wanted not in taken:
+            if not str(weight.name).endswith(".weight"):
+                weight.name = wanted
+                taken.add(wanted)
 
 
 def _drop_notes(model: onnx_ir.Model) -> None:
