@@ -1,0 +1,303 @@
+"""Small operators on tensors of any rank and layout, as nests of loops over byte strides.
+
+A nest walks `dims` once and computes one element of y a turn; every operand says how many bytes one
+step along each axis is. So a transpose, a slice, a broadcast (stride 0), a channels-last tensor
+with a halo and a plain array are all the same loop:
+
+    for i in ndindex(dims): y[i . y.strides] = op(x[i . x.strides], ...)
+
+Axes of one element are dropped, the rest is ordered by the strides of y (of x, for a reduction) and
+neighbours that are one run of memory in every operand are merged, so most nests end as one or two
+loops. The innermost one is a scalar loop that LLVM vectorises (`Source(vectorize=True)`).
+
+The kernel signature is that of nest.py, but x points to a table of pointers, those of all operands
+in order; w, y and r are not used. t0..t1 counts pieces of each nest's longest outer axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from twofour.kernels.cpu.functions import emit_exp
+from twofour.kernels.cpu.llvm import Function, Value, module_text
+from twofour.kernels.cpu.nd_scalar import (
+    BINARY,
+    BYTES,
+    REDUCTIONS,
+    element,
+    fill_value,
+    load,
+    reduced,
+    store,
+)
+from twofour.kernels.cpu.vector import float_bits
+
+_SMALL = 8192  # elements: less is not worth a second thread
+_MOST_PIECES = 64
+_EVEN = 16  # an axis this long can be shared evenly enough
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Where a nest finds an operand.
+
+    Attributes:
+        index: of its pointer in the table.
+        kind: of its elements, a key of `nd_scalar.BYTES`.
+        strides: bytes of one step along each axis of the nest; 0 repeats, negative goes back.
+        offset: bytes from the pointer to the element at index 0.
+    """
+
+    index: int
+    kind: str
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Nest:
+    """One walk over y.
+
+    Attributes:
+        op: "fill", "gather", "softmax", or an operation or reduction of nd_scalar.py.
+        dims: elements along each axis; of "softmax" the last axis is the one that sums to 1.
+        y: the result; a reduction has stride 0 along what it reduces.
+        inputs: operands.
+        scalars: constants of the operation: the value of "fill", the limits of "clip", ...
+        rows: of "gather", how many rows inputs[0] has and the bytes from one to the next;
+            inputs[1] holds the row of each element (stride 0 of inputs[0] along its axes).
+    """
+
+    op: str
+    dims: tuple[int, ...]
+    y: Ref
+    inputs: tuple[Ref, ...] = ()
+    scalars: tuple[float, ...] = ()
+    rows: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """One loop: its turns, and the bytes a turn moves each operand (inputs, then y)."""
+
+    count: int
+    steps: tuple[int, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether the loop moves y; a reduction's own loops do not."""
+        return self.steps[-1] != 0 or self.count == 1
+
+
+def nd_pieces(nests: Sequence[Nest]) -> int:
+    """Units of work that threads share."""
+    if sum(_elements(nest) for nest in nests) < _SMALL:
+        return 1
+    found = [_loops(nest) for nest in nests]
+    return min(_MOST_PIECES, max(loops[_split(loops)].count for loops in found))
+
+
+def emit_nd(name: str, nests: Sequence[Nest]) -> str:
+    """The kernel as an LLVM module; compile it with `vectorize`."""
+    pieces = nd_pieces(nests)
+    pointers = [("ptr", p) for p in "xwyr"]
+    kernel = Function(name, [*pointers, *(("i64", p) for p in ("t0", "t1", "p0", "p1"))])
+    functions = [kernel]
+    for number, nest in enumerate(nests):
+        one = _nest(f"{name}_nest{number}", nest, pieces)
+        at = [kernel.load("ptr", "%x", 8 * ref.index, 8) for ref in (*nest.inputs, nest.y)]
+        arguments = [("ptr", p) for p in at] + [("i64", "%t0"), ("i64", "%t1")]
+        kernel.call("void", one.name, *arguments)
+        functions.append(one)
+    return module_text(functions)
+
+
+def _nest(name: str, nest: Nest, pieces: int) -> Function:
+    """One nest as a function of its own, whose pointers are known not to overlap."""
+    refs = (*nest.inputs, nest.y)
+    args = [("ptr noalias", f"a{i}") for i in range(len(refs))]
+    f = Function(name, [*args, ("i64", "t0"), ("i64", "t1")], linkage="internal")
+    loops = _loops(nest)
+    split = _split(loops)
+    bounds: list[tuple[Value | int, Value | int]] = [(0, loop.count) for loop in loops]
+    bounds[split] = _share(f, loops[split].count, pieces)
+    walk = _Walk(f, loops, bounds)
+    at = [f.at(f"%a{i}", ref.offset) for i, ref in enumerate(refs)]
+    if nest.op in REDUCTIONS:
+        _reduce(f, nest, walk, at)
+    elif nest.op == "softmax":
+        walk.each(at, lambda here: _softmax_row(f, nest, here))
+    else:
+        walk.each(at, lambda here: _element(f, nest, here))
+    return f
+
+
+@dataclass
+class _Walk:
+    """Nested loops in a function.
+
+    Attributes:
+        f: the function.
+        loops: outermost first.
+        bounds: first and last turn of each.
+    """
+
+    f: Function
+    loops: list[_Loop]
+    bounds: list[tuple[Value | int, Value | int]]
+
+    def each(
+        self,
+        at: list[Value],
+        visit: Callable[[list[Value]], None],
+        kept_only: bool = False,
+        depth: int = 0,
+    ) -> None:
+        """Calls visit(pointers) for each turn, or only for each element of y."""
+        if depth == len(self.loops):
+            visit(at)
+            return
+        loop = self.loops[depth]
+        if kept_only and not loop.kept:
+            self.each(at, visit, kept_only, depth + 1)
+            return
+
+        def turn(i: Value) -> None:
+            moved = [
+                self.f.at(p, self.f.int_op("mul", i, step)) if step else p
+                for p, step in zip(at, loop.steps, strict=True)
+            ]
+            self.each(moved, visit, kept_only, depth + 1)
+
+        self.f.repeat(*self.bounds[depth], turn)
+
+
+def _element(f: Function, nest: Nest, at: list[Value]) -> None:
+    """One element of y."""
+    if nest.op == "fill":
+        store(f, fill_value(nest.y.kind, nest.scalars[0]), at[-1], nest.y.kind)
+        return
+    if nest.op == "gather":
+        at = [_picked(f, nest, at), at[-1]]
+    values = [(load(f, p, ref.kind), ref.kind) for p, ref in zip(at, nest.inputs, strict=False)]
+    op = "copy" if nest.op == "gather" else nest.op
+    store(f, element(f, op, values[: len(at) - 1], nest.y.kind, nest.scalars), at[-1], nest.y.kind)
+
+
+def _picked(f: Function, nest: Nest, at: list[Value]) -> Value:
+    """Where the element's row lies: an index from -n to n - 1, clamped to that."""
+    count, step = nest.rows
+    index = load(f, at[1], nest.inputs[1].kind)
+    if nest.inputs[1].kind == "int32":
+        index = f.let(f"sext i32 {index} to i64")
+    negative = f.let(f"icmp slt i64 {index}, 0")
+    index = f.let(f"select i1 {negative}, i64 {f.int_op('add', index, count)}, i64 {index}")
+    index = f.call("i64", "llvm.smax.i64", ("i64", index), ("i64", "0"))
+    index = f.call("i64", "llvm.smin.i64", ("i64", index), ("i64", str(count - 1)))
+    return f.at(at[0], f.int_op("mul", index, step))
+
+
+def _reduce(f: Function, nest: Nest, walk: _Walk, at: list[Value]) -> None:
+    """Start with the identity, combine with each prepared x, finish."""
+    kind, (x,) = nest.y.kind, nest.inputs
+    steps = reduced(f, nest.op, kind, _elements(nest) // _kept_elements(walk.loops))
+
+    def begin(here: list[Value]) -> None:
+        store(f, steps.identity, here[-1], kind)
+
+    def combine(here: list[Value]) -> None:
+        value = steps.prepare(load(f, here[0], x.kind))
+        store(f, steps.combine(load(f, here[1], kind), value), here[1], kind)
+
+    def finish(here: list[Value]) -> None:
+        store(f, steps.finish(load(f, here[-1], kind)), here[-1], kind)
+
+    walk.each(at, begin, kept_only=True)
+    walk.each(at, combine)
+    walk.each(at, finish, kept_only=True)
+
+
+def _softmax_row(f: Function, nest: Nest, at: list[Value]) -> None:
+    """One softmax: exp(x - max(x)) over its sum, along the last axis."""
+    (x,), y, count = nest.inputs, nest.y, nest.dims[-1]
+
+    def place(pointer: Value, strides: tuple[int, ...], i: Value) -> Value:
+        return f.at(pointer, f.int_op("mul", i, strides[-1]))
+
+    def highest(i: Value, best: list[Value]) -> list[Value]:
+        value = f.load("float", place(at[0], x.strides, i))
+        return [BINARY["max"](f, value, best[0], "float32")]
+
+    def power(i: Value, total: list[Value]) -> list[Value]:
+        value = f.load("float", place(at[0], x.strides, i))
+        value = emit_exp(f, f.let(f"fsub float {value}, {most}"), lanes=1)
+        f.store("float", value, place(at[1], y.strides, i))
+        return [f.let(f"fadd reassoc float {total[0]}, {value}")]
+
+    def share(i: Value) -> None:
+        here = place(at[1], y.strides, i)
+        f.store("float", f.let(f"fdiv float {f.load('float', here)}, {total}"), here)
+
+    (most,) = f.loop(0, count, [("float", float_bits(float("-inf")))], highest)
+    (total,) = f.loop(0, count, [("float", float_bits(0.0))], power)
+    f.repeat(0, count, share)
+
+
+def _elements(nest: Nest) -> int:
+    total = 1
+    for count in nest.dims:
+        total *= count
+    return total
+
+
+def _kept_elements(loops: Sequence[_Loop]) -> int:
+    total = 1
+    for loop in loops:
+        total *= loop.count if loop.kept else 1
+    return total
+
+
+def _loops(nest: Nest) -> list[_Loop]:
+    """The fewest loops that walk the nest, outermost first; at least one that moves y."""
+    refs = (*nest.inputs, nest.y)
+    axes = [i for i, count in enumerate(nest.dims) if count > 1]
+    if nest.op == "softmax":  # _softmax_row walks it
+        axes = [i for i in axes if i != len(nest.dims) - 1]
+    leading = nest.inputs[0] if nest.op in REDUCTIONS else nest.y
+    axes.sort(key=lambda i: -abs(leading.strides[i]))
+    loops: list[_Loop] = []
+    for axis in axes:
+        count, steps = nest.dims[axis], tuple(ref.strides[axis] for ref in refs)
+        outer = loops[-1].steps if loops else ()
+        if loops and outer == tuple(step * count for step in steps):
+            loops[-1] = _Loop(loops[-1].count * count, steps)
+        else:
+            loops.append(_Loop(count, steps))
+    if not any(loop.kept for loop in loops):
+        loops.insert(0, _Loop(1, (0,) * len(refs)))
+    return loops
+
+
+def _split(loops: Sequence[_Loop]) -> int:
+    """The loop that threads share: the outermost that divides evenly, else the longest."""
+    kept = [i for i, loop in enumerate(loops) if loop.kept]
+    even = [i for i in kept if loops[i].count >= _EVEN]
+    return even[0] if even else max(kept, key=lambda i: loops[i].count)
+
+
+def _share(f: Function, count: int, pieces: int) -> tuple[Value, Value]:
+    """The turns of t0..t1 of `pieces`."""
+    if count == pieces:
+        return "%t0", "%t1"
+    first, last = (f.int_op("udiv", f.int_op("mul", t, count), pieces) for t in ("%t0", "%t1"))
+    return first, last
+
+
+def contiguous(kind: str, dims: Sequence[int]) -> tuple[int, ...]:
+    """Byte strides of a C-contiguous array."""
+    strides, step = [], BYTES[kind]
+    for count in reversed(dims):
+        strides.append(step)
+        step *= count
+    return tuple(reversed(strides))
