@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from tests.kernels.harness import make
-from twofour.compiler import trial, tune
-from twofour.compiler.trial import WrongResult, work
+from twofour.compiler import tune
+from twofour.compiler.trial import WrongResult
 from twofour.compiler.tune import TimingCache, Tuner, timing_key
 from twofour.core.errors import Error, InputError
 from twofour.core.numerics import Window
 from twofour.core.target import host_target
+from twofour.kernels.cpu import nest
 from twofour.kernels.cpu.conv_dense import Dense
+from twofour.kernels.cpu.nest import Tiled
 from twofour.kernels.cpu.problem import Config
 from twofour.kernels.cpu.tactic import Tactic, tactics
 
@@ -59,7 +61,7 @@ class Untidy(Dense):
 
 def planted(fmt: Dense) -> Tactic:
     one = [Config(1, 1, 1)]
-    return Tactic(fmt.name, "int8", "", fmt, lambda *_: "", lambda *_: one)
+    return Tactic(fmt.name, "int8", "", Tiled(fmt), lambda *_: "", lambda *_: one)
 
 
 def test_a_wrong_kernel_is_an_error_and_never_a_choice(monkeypatch) -> None:
@@ -85,8 +87,8 @@ def test_a_wrong_float_kernel_is_an_error(monkeypatch) -> None:
     choose(Tuner(TARGET, TimingCache()), case)
     off = case.w.copy()
     off[3, 5] *= np.float32(1.001)
-    real = trial.pack
-    monkeypatch.setattr(trial, "pack", lambda _, *rest: real(off, *rest))
+    real = nest.pack
+    monkeypatch.setattr(nest, "pack", lambda _, *rest: real(off, *rest))
     with pytest.raises(WrongResult):
         choose(Tuner(TARGET, TimingCache()), case, lambda t: "" if t is dense else "not now")
 
@@ -130,7 +132,7 @@ def test_known_times_are_not_measured_again(monkeypatch, tmp_path) -> None:
     def measured(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(tune, "_interleaved", measured)
+    monkeypatch.setattr(tune, "interleaved", measured)
     monkeypatch.setattr(tune, "compile_object", measured)
     assert choose(Tuner(TARGET, second)) == before
 
@@ -215,4 +217,4 @@ def test_a_folder_that_does_not_exist_is_found_before_the_work(tmp_path) -> None
 
 def test_work_counts_pieces_of_every_image_and_panels_of_every_group() -> None:
     problem = replace(CASE.problem(), batch=3, out_h=7, groups=2)
-    assert work(problem, Config(3, 2, 2)) == (3 * 3, 2)
+    assert DENSE.kernel.work(problem, Config(3, 2, 2)) == (3 * 3, 2)

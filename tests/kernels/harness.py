@@ -11,9 +11,7 @@ from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.core.patterns import magnitude_mask
 from twofour.core.target import Target, host_target
 from twofour.kernels.cpu.llvm import Source, compile_object
-from twofour.kernels.cpu.nest import emit_kernel
-from twofour.kernels.cpu.packing import pack
-from twofour.kernels.cpu.problem import Config, ConvProblem, Pieces, Strides
+from twofour.kernels.cpu.problem import Config, ConvProblem, Strides
 from twofour.kernels.cpu.tactic import Tactic, tactics
 from twofour.runtime.cpu import Code, address, allocate
 
@@ -123,7 +121,7 @@ def run(
         [
             compile_object(
                 [
-                    Source(emit_kernel(f"kernel{i}_", problem, t.format, c, target.isa))
+                    Source(t.kernel.emit(f"kernel{i}_", problem, c, target.isa))
                     for i, (t, c) in enumerate(options)
                 ],
                 target,
@@ -139,8 +137,8 @@ def run(
 def _run_one(
     case: Case, problem: ConvProblem, kernel, option: tuple[Tactic, Config], parts: int
 ) -> np.ndarray:
-    config = option[1]
-    packed = pack(case.w, problem, option[0].format, config.blocks, case.epilogue, case.x_zero)
+    config, made = option[1], option[0].kernel
+    packed = made.pack(case.w, problem, config, case.epilogue, case.x_zero)
     weights = allocate(packed.size + SLACK_BYTES)
     weights[: packed.size] = packed
     n = case.w.shape[0]
@@ -150,8 +148,7 @@ def _run_one(
     y = np.full(2 * MARGIN + rows * row_bytes, GUARD, np.uint8)
     x_memory, x_address = place(case.x, case.x_gap)
     r_memory, r_address = place(case.residual, 0) if case.residual is not None else (None, 0)
-    pieces = problem.batch * Pieces.of(problem.out_h, config.tile_h).count
-    panels = problem.groups * problem.blocks // config.blocks
+    pieces, panels = made.work(problem, config)
     for part in range(parts):
         begin, end = pieces * part // parts, pieces * (part + 1) // parts
         kernel(x_address, address(weights), address(y) + MARGIN, r_address, begin, end, 0, panels)

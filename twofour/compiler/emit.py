@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import ConvOp, MapOp, NativeOp, PoolOp
-from twofour.compiler.trial import work
 from twofour.compiler.tune import Choice, Tuner
 from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.engine import Candidate, Layer, TensorInfo
 from twofour.kernels.cpu.llvm import Source, renamed
-from twofour.kernels.cpu.packing import pack
 from twofour.kernels.cpu.pointwise import MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_mean
 from twofour.kernels.cpu.problem import ConvProblem, Strides, merge_groups
@@ -120,13 +118,13 @@ class Emitter:
         choice, candidates = self.tuner.choose(
             problem, w, op.epilogue, op.x_zero, self._wanted(w, problem.dtype)
         )
-        config, fmt = choice.config, choice.tactic.format
+        config, kernel = choice.config, choice.tactic.kernel
         symbol = self._kernel(choice.text)
-        constants = pack(w, problem, fmt, config.blocks, op.epilogue, op.x_zero)
+        constants = kernel.pack(w, problem, config, op.epilogue, op.x_zero)
         self.layers.append(conv_layer(op, placed, problem, choice, candidates, constants.size))
         assert isinstance(placed.x, Tensor)
         x_offset = placed.x.at(*op.window.pads[:2])
-        return _Kernel(symbol, constants, *work(problem, config), x_offset)
+        return _Kernel(symbol, constants, *kernel.work(problem, config), x_offset)
 
     def _wanted(self, w: Array, dtype: str) -> Callable[[Tactic], str]:
         """Why a tactic is ruled out by the user's choice of sparsity."""

@@ -18,8 +18,7 @@ from twofour.compiler.layout import ALIGNMENT
 from twofour.core.abi import SLACK_BYTES
 from twofour.core.errors import Error
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
-from twofour.kernels.cpu.packing import pack
-from twofour.kernels.cpu.problem import Config, ConvProblem, Pieces, Strides
+from twofour.kernels.cpu.problem import Config, ConvProblem, Strides
 from twofour.kernels.cpu.tactic import Tactic
 from twofour.runtime.cpu import Code, address, allocate
 
@@ -49,12 +48,6 @@ class Option:
     config: Config
     text: str
     key: str
-
-
-def work(problem: ConvProblem, config: Config) -> tuple[int, int]:
-    """Row pieces and panels of a kernel."""
-    pieces = problem.batch * Pieces.of(problem.out_h, config.tile_h).count
-    return pieces, problem.groups * problem.blocks // config.blocks
 
 
 @dataclass(frozen=True)
@@ -127,8 +120,8 @@ class Trial:
 
     def pack(self, option: Option, *, cold: bool) -> Packed:
         """The weights as the kernel reads them, if `cold` in many copies."""
-        fmt, blocks = option.tactic.format, option.config.blocks
-        packed = pack(self.w, self.problem, fmt, blocks, self.epilogue, self.x_zero)
+        kernel, problem = option.tactic.kernel, self.problem
+        packed = kernel.pack(self.w, problem, option.config, self.epilogue, self.x_zero)
         step = -(-packed.nbytes // ALIGNMENT) * ALIGNMENT
         copies = max(1, _COLD_BYTES // step) if cold else 1
         memory = allocate(copies * step + SLACK_BYTES, huge=True)
@@ -137,7 +130,7 @@ class Trial:
 
     def arguments(self, option: Option, packed: Packed) -> tuple[int, ...]:
         """Pointers and the whole range of work."""
-        pieces, panels = work(self.problem, option.config)
+        pieces, panels = option.tactic.kernel.work(self.problem, option.config)
         r = self.r or self.y
         return (
             self.x.address,

@@ -18,13 +18,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from twofour.compiler.trial import Option, Trial, interleaved, timer_of, work
+from twofour.compiler.trial import Option, Trial, interleaved, timer_of
 from twofour.core.errors import InputError
 from twofour.core.numerics import Epilogue
 from twofour.core.target import Target
 from twofour.engine import Candidate
 from twofour.kernels.cpu.llvm import TOOLS, Source, compile_object, renamed
-from twofour.kernels.cpu.nest import emit_kernel
 from twofour.kernels.cpu.problem import Config, ConvProblem
 from twofour.kernels.cpu.program import imbalance, threads_text
 from twofour.kernels.cpu.tactic import Tactic, tactics
@@ -169,7 +168,12 @@ class Tuner:
         if new:
             self._measure(Trial(problem, w, epilogue, x_zero), new)
         choices = [Choice(o.tactic, o.config, self.cache.times_us[o.key], o.text) for o in options]
-        choices.sort(key=lambda c: c.time_us * imbalance(*work(problem, c.config), self.threads))
+
+        def shared_us(c: Choice) -> float:
+            work = c.tactic.kernel.work(problem, c.config)
+            return c.time_us * imbalance(*work, self.threads)
+
+        choices.sort(key=shared_us)
         timed = [Candidate(c.tactic.name, str(c.config), round(c.time_us, 3)) for c in choices]
         return choices[0], (*timed, *refused)
 
@@ -179,7 +183,7 @@ class Tuner:
         """What can run the problem, and what cannot with the reason."""
         options, refused = [], []
         for tactic in tactics():
-            if tactic.dtype != problem.dtype:
+            if (tactic.dtype, tactic.depthwise) != (problem.dtype, problem.depthwise):
                 continue
             if reason := wanted(tactic) or tactic.refuse(problem, w, self.target.isa):
                 refused.append(Candidate(tactic.name, "", None, reason))
@@ -199,7 +203,7 @@ class Tuner:
         key = (problem, tactic.name, config)
         if key not in self._texts:
             isa = self.target.isa
-            self._texts[key] = emit_kernel("kernel", problem, tactic.format, config, isa)
+            self._texts[key] = tactic.kernel.emit("kernel", problem, config, isa)
         return self._texts[key]
 
     def _measure(self, trial: Trial, options: Sequence[Option]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.kernels.cpu.llvm import Value
+from twofour.kernels.cpu.nest import Tiled
 from twofour.kernels.cpu.problem import ConvProblem, tiles_for
 from twofour.kernels.cpu.tactic import Tactic, Weights
 from twofour.kernels.cpu.vector import I32S, Vector
@@ -67,7 +68,7 @@ TACTICS = (
         "dense",
         "int8",
         "",
-        Dense(),
+        Tiled(Dense()),
         _refuse,
         lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2),
     ),

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from twofour.core.patterns import PAIR_BLOCK, why_not
 from twofour.kernels.cpu.llvm import Value
+from twofour.kernels.cpu.nest import Tiled
 from twofour.kernels.cpu.problem import ConvProblem, tiles_for
 from twofour.kernels.cpu.tactic import Tactic, Weights
 from twofour.kernels.cpu.vector import I32S, Vector, every
@@ -230,7 +231,7 @@ TACTICS = (
         "2:4 H",
         "int8",
         "2:4",
-        Sparse(1),
+        Tiled(Sparse(1)),
         _refuse_free,
         lambda p, isa: tiles_for(p, isa, blocks=(1,), count=2),
     ),
@@ -238,7 +239,7 @@ TACTICS = (
         "2:4 C",
         "int8",
         "2:4",
-        SparseCompact(),
+        Tiled(SparseCompact()),
         _refuse_compact,
         lambda p, isa: tiles_for(p, isa, blocks=(1,), count=1, spare=2),
     ),
@@ -246,7 +247,7 @@ TACTICS = (
         "2:4 pair",
         "int8",
         "2:4/pair",
-        Sparse(2),
+        Tiled(Sparse(2)),
         _refuse_pair,
         lambda p, isa: tiles_for(p, isa, blocks=(2,), count=2),
     ),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from twofour.core.patterns import why_not
 from twofour.kernels.cpu.llvm import Value
+from twofour.kernels.cpu.nest import Tiled
 from twofour.kernels.cpu.problem import ConvProblem, tiles_for
 from twofour.kernels.cpu.tactic import Tactic, Weights
 from twofour.kernels.cpu.vector import F32S, I32S, Vector
@@ -98,7 +99,7 @@ TACTICS = (
         "2:4",
         "float32",
         "2:4",
-        SparseFloat(),
+        Tiled(SparseFloat()),
         _refuse,
         lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2, spare=6),
     ),

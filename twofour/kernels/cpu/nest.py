@@ -1,7 +1,7 @@
 """The loops around every convolution kernel.
 
     for each panel of output channels, for each piece of rows, for each piece of columns:
-        one tile                                                                (tile.py)
+        one tile                                  (tile.py, or a kernel file's own)
 
 `Config` says whether the panels are walked outside or inside the pieces.
 
@@ -14,9 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.llvm import Function, Value, module_text
-from twofour.kernels.cpu.packing import HEADER_BYTES, Format, panel_bytes
+from twofour.kernels.cpu.packing import HEADER_BYTES, Format, pack, panel_bytes
 from twofour.kernels.cpu.problem import LANES, Config, ConvProblem, Pieces
 from twofour.kernels.cpu.tile import Tile
 
@@ -24,15 +29,83 @@ Pointers = dict[str, Value]
 Visit = Callable[[Pointers, tuple[int, int]], None]
 
 
-def emit_kernel(name: str, problem: ConvProblem, fmt: Format, config: Config, isa: str) -> str:
+@dataclass(frozen=True)
+class Panels:
+    """How a kernel's panels lie in the packed weights and in the tensors.
+
+    Attributes:
+        size_bytes: of one packed panel.
+        outputs: output channels of a panel.
+        sharing: neighbouring panels that read the same inputs.
+        inputs_bytes: from their inputs to those of the next.
+        own_last: the panel with tile functions of its own, or -1.
+    """
+
+    size_bytes: int
+    outputs: int
+    sharing: int
+    inputs_bytes: int
+    own_last: int = -1
+
+
+Tiles = Callable[[tuple[int, int], bool], Function]
+"""Writes the tile function of a (height, width), for the `own_last` panel or for the others."""
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """Kernels made of a packed format and its inner loop: tile.py within the loops of this file."""
+
+    format: Format
+
+    def emit(self, name: str, problem: ConvProblem, config: Config, isa: str) -> str:
+        """The kernel as an LLVM module."""
+
+        def tile(size: tuple[int, int], _: bool) -> Function:
+            written = Tile(problem, self.format, config, *size)
+            return written.emit(f"{name}_tile_{size[0]}x{size[1]}", isa)
+
+        panels = Panels(
+            panel_bytes(problem, self.format, config.blocks),
+            config.blocks * LANES,
+            problem.blocks // config.blocks,
+            problem.c * problem.x_bytes if problem.groups > 1 else 0,
+        )
+        return emit_loops(name, problem, config, panels, tile)
+
+    def pack(
+        self,
+        w: NDArray[Any],
+        problem: ConvProblem,
+        config: Config,
+        epilogue: Epilogue,
+        x_zero_point: int,
+    ) -> NDArray[np.uint8]:
+        """Weights and constants, see packing.py."""
+        return pack(w, problem, self.format, config.blocks, epilogue, x_zero_point)
+
+    def work(self, problem: ConvProblem, config: Config) -> tuple[int, int]:
+        """Row pieces and panels."""
+        return row_pieces(problem, config), problem.groups * problem.blocks // config.blocks
+
+
+def row_pieces(problem: ConvProblem, config: Config) -> int:
+    """Row pieces of all images."""
+    return problem.batch * Pieces.of(problem.out_h, config.tile_h).count
+
+
+def emit_loops(
+    name: str, problem: ConvProblem, config: Config, panels: Panels, tiles: Tiles
+) -> str:
     """The kernel as an LLVM module.
 
     Args:
         name: its symbol.
         problem: what it computes.
-        fmt: packed format and inner loop.
         config: tile and order of the loops.
-        isa: instruction set.
+        panels: where the parts of a panel lie.
+        tiles: writes the functions `tile(x, w, y, r, header, left)` that the loops call; `left`
+            is the number of output channels from the panel on.
     """
     f = Function(
         name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
@@ -40,32 +113,36 @@ def emit_kernel(name: str, problem: ConvProblem, fmt: Format, config: Config, is
     walk = _Walk(
         f, problem, Pieces.of(problem.out_h, config.tile_h), Pieces.of(problem.out_w, config.tile_w)
     )
-    tiles = {
-        size: Tile(problem, fmt, config, *size).emit(f"{name}_tile_{size[0]}x{size[1]}", isa)
-        for size in walk.tile_sizes()
-    }
+    kinds = (False, True) if panels.own_last > 0 else (panels.own_last == 0,)
+    written = {(size, k): tiles(size, k) for size in walk.tile_sizes() for k in kinds}
 
     def tile(at: Pointers, size: tuple[int, int], p: Value) -> None:
         """Calls the tile function of `size` on panel `p`."""
-        stream = f.int_op("mul", p, panel_bytes(problem, fmt, config.blocks))
-        w = f.at("%w", f.int_op("add", stream, HEADER_BYTES))
-        first = f.int_op("mul", p, config.blocks * LANES)
+        w = f.at("%w", f.int_op("add", f.int_op("mul", p, panels.size_bytes), HEADER_BYTES))
+        first = f.int_op("mul", p, panels.outputs)
         x = at["x"]
-        if problem.groups > 1:
-            group = f.int_op("udiv", p, problem.blocks // config.blocks)
-            x = f.at(x, f.int_op("mul", group, problem.c * problem.x_bytes))
+        if panels.inputs_bytes:
+            shared = f.int_op("udiv", p, panels.sharing) if panels.sharing > 1 else p
+            x = f.at(x, f.int_op("mul", shared, panels.inputs_bytes))
         y = f.at(at["y"], f.int_op("mul", first, problem.y_bytes))
         r = f.at(at["r"], f.int_op("mul", first, problem.r_bytes))
         left = f.int_op("sub", problem.n * problem.groups, first)
-        f.do(
-            f"call void @{tiles[size].name}(ptr {x}, ptr {w}, ptr {y}, ptr {r}, ptr %w, i64 {left})"
-        )
+        arguments = f"(ptr {x}, ptr {w}, ptr {y}, ptr {r}, ptr %w, i64 {left})"
+
+        def call(kind: bool) -> None:
+            f.do(f"call void @{written[size, kind].name}{arguments}")
+
+        if len(kinds) == 1:
+            call(kinds[0])
+        else:
+            last = f.let(f"icmp eq i64 {p}, {panels.own_last}")
+            f.when(last, lambda: call(True), lambda: call(False))
 
     if config.panels_outside:
         walk.panels(lambda p: walk.pieces(lambda at, size: tile(at, size, p)))
     else:
         walk.pieces(lambda at, size: walk.panels(lambda p: tile(at, size, p)))
-    return module_text([*tiles.values(), f])
+    return module_text([*written.values(), f])
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,11 @@ class ConvProblem:
         return 4 if self.add == "float32" else 1
 
     @property
+    def depthwise(self) -> bool:
+        """Whether each output channel has one input channel of its own."""
+        return self.groups > 1 and self.c == self.n == 1
+
+    @property
     def blocks(self) -> int:
         """16-channel blocks of a group's outputs."""
         return -(-self.n // LANES)
@@ -128,6 +133,8 @@ class ConvProblem:
 def merge_groups(w: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
     """Joins groups, with zeros between them, until a group fills whole blocks of output channels.
 
+    A depthwise convolution stays as it is.
+
     Args:
         w: [N, C / groups, KH, KW].
         groups: of the convolution.
@@ -136,6 +143,8 @@ def merge_groups(w: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
         [N, C / merged, KH, KW] and the new number of groups.
     """
     outs, ins = w.shape[0] // groups, w.shape[1]
+    if outs == ins == 1:
+        return w, groups
     join = next(
         (j for j in range(1, groups + 1) if groups % j == 0 and (j * outs) % LANES == 0), groups
     )

@@ -12,15 +12,47 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 import twofour.kernels.cpu as home
-from twofour.kernels.cpu.packing import Format
+from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.problem import Config, ConvProblem
 
 Weights = NDArray[Any]
+
+
+class Kernel(Protocol):
+    """Code and packed weights of a tactic; `nest.Tiled` makes both of a packed format."""
+
+    def emit(self, name: str, problem: ConvProblem, config: Config, isa: str) -> str:
+        """The kernel as an LLVM module; its symbol is `name`, its signature that of nest.py."""
+        ...
+
+    def pack(
+        self,
+        w: Weights,
+        problem: ConvProblem,
+        config: Config,
+        epilogue: Epilogue,
+        x_zero_point: int,
+    ) -> NDArray[np.uint8]:
+        """Weights and constants as the kernel reads them.
+
+        Args:
+            w: [groups * n, c, KH, KW], int8 or float32.
+            problem: the problem.
+            config: the kernel's configuration.
+            epilogue: its constants; zero points as stored.
+            x_zero_point: of the input as stored (uint8).
+        """
+        ...
+
+    def work(self, problem: ConvProblem, config: Config) -> tuple[int, int]:
+        """Row pieces and panels, which threads share."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,18 +63,20 @@ class Tactic:
         name: as reports show it.
         dtype: of the inputs, "int8" or "float32".
         pattern: the weight pattern it exploits; "" for dense.
-        format: the packed format and its inner loop.
+        kernel: its code and packed weights.
         refuse: why it cannot take a problem with weights [groups * n, c, KH, KW] on an instruction
             set; "" if it can.
         configs: its configurations for a problem on an instruction set, best guess first.
+        depthwise: it takes depthwise convolutions, and only these; the others take the rest.
     """
 
     name: str
     dtype: str
     pattern: str
-    format: Format
+    kernel: Kernel
     refuse: Callable[[ConvProblem, Weights, str], str]
     configs: Callable[[ConvProblem, str], list[Config]]
+    depthwise: bool = False
 
 
 @cache
