@@ -1,0 +1,350 @@
+"""The definition of exp, the activations and their relatives, as sequences of float32 operations.
+
+Each function here is one multiplication, addition, comparison or bit operation after the other,
+every one rounded to float32 (no fused multiply-add), in the order written. Kernels emit the same
+sequence (kernels/cpu/functions.py) and give the same bits on any CPU.
+
+The polynomials are minimax fits by linear programming on 2000 to 3000 Chebyshev points:
+
+- `EXP`: e**r = 1 + r + r**2 q(r), relative error, |r| <= ln(2) / 2;
+- `EXP2`: 2**f = 1 + f q(f), relative error, |f| <= 1/2;
+- a `Tail` T(a) = p(a)**(2**squarings) falls like exp(-a**2) with a short p, because the root of
+  such a function is nearly flat. The error that is fitted is that of a T(a) in gelu, of T(a) in
+  erf; p**n is linearised around the last p, six times.
+
+Max errors against float64, as tests/core/test_functions.py measures them:
+
+    exp         2.0e-7 relative, -87.3 <= x <= 88.3; 0 below, inf above
+    sigmoid     1.1e-7                silu             1.5e-7 * max(1, |x|)
+    tanh        2.0e-7                erf              7.2e-7
+    gelu        8.2e-7 * max(1, x)    gelu_short       1.6e-4 * max(1, x)
+    gelu_tanh   1.3e-6 * max(1, x)    gelu_tanh_short  9.8e-5 * max(1, x)
+
+The short forms take 14 operations instead of 19. They are what a result that is quantized to 8
+bits at once gets: their error is far below a quantization step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+_F = np.float32
+
+ROUND127 = 12582912.0 + 127.0
+"""1.5 * 2**23 + 127: added to |v| < 2**21 it rounds half to even to an integer n, and the low bits
+of the sum are n + 127: shifted left by 23 they are the float 2**n."""
+LOG2_E = 1.44269504
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
+"""ln(2) in two parts: n * LN2_HIGH is exact."""
+EXP = (1.0, 1.0, 0.499992281, 0.166671172, 0.041890651, 0.00831246655)
+EXP2 = (1.0, 0.693147004, 0.240222424, 0.0555073358, 0.00967151299, 0.00132647273)
+EXP_LOW, EXP_HIGH = -87.33654, 88.37
+SIGMOID_LIMIT, TANH_LIMIT = 87.0, 10.0
+SIXTH = 1.0 / 6.0
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A falling function of a >= 0.
+
+        T(a) = p(min(a, limit)) ** (2 ** squarings)
+
+    Attributes:
+        limit: from here on it is constant, and as small as its error.
+        squarings: how often p is squared.
+        coefficients: of p, the constant first.
+    """
+
+    limit: float
+    squarings: int
+    coefficients: tuple[float, ...]
+
+
+GELU = Tail(
+    5.3,
+    4,
+    (0.95760572, -0.0477798469, -0.0177671518, -0.00139624858, 0.000692238158, -4.55205518e-05),
+)
+GELU_SHORT = Tail(3.9, 3, (0.916212797, -0.0866539925, -0.0405598991, 0.00534876063))
+GELU_TANH = Tail(
+    4.8,
+    4,
+    (
+        *(0.9576087, -0.047823444, -0.0175688379, -0.00175576797),
+        *(0.001116195, -0.000235623389, 2.12373925e-05),
+    ),
+)
+GELU_TANH_SHORT = Tail(4.2, 3, (0.916487455, -0.0880740732, -0.0385957658, 0.00465228781))
+ERFC = Tail(
+    4.0,
+    3,
+    (
+        *(1.0, -0.141049072, -0.0696095079, -0.00218389044),
+        *(0.00679241868, -4.06758372e-05, -0.000377235992, 4.81755196e-05),
+    ),
+)
+
+
+@np.errstate(all="ignore")
+def exp(x: Array) -> Array:
+    """e**x = 2**n * e**r, r = x - n ln(2), n the nearest integer to x / ln(2).
+
+    Args:
+        x: float32, any shape.
+
+    Returns:
+        float32, the shape of `x`; 0 below EXP_LOW (where the result would not be normal), infinity
+        above EXP_HIGH; NaN stays NaN.
+    """
+    x = np.asarray(x, np.float32)
+    shifted = x * _F(LOG2_E) + _F(ROUND127)
+    n = shifted - _F(ROUND127)
+    r = x - n * _F(LN2_HIGH)
+    r = r - n * _F(LN2_LOW)
+    y = _polynomial(r, EXP) * _power_of_two(shifted)
+    y = np.where(x < _F(EXP_LOW), _F(0), y)
+    return np.where(x > _F(EXP_HIGH), _F(np.inf), y)
+
+
+@np.errstate(all="ignore")
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e**-x), x limited to +-SIGMOID_LIMIT.
+
+    Args:
+        x: float32, any shape.
+
+    Returns:
+        float32, the shape of `x`; NaN stays NaN.
+    """
+    limited = clip(x, -SIGMOID_LIMIT, SIGMOID_LIMIT)
+    return _F(1) / (_F(1) + _exp2(limited * _F(-LOG2_E)))
+
+
+@np.errstate(all="ignore")
+def tanh(x: Array) -> Array:
+    """1 - 2 / (1 + e**2x), x limited to +-TANH_LIMIT.
+
+    Args:
+        x: float32, any shape.
+
+    Returns:
+        float32, the shape of `x`; NaN stays NaN.
+    """
+    limited = clip(x, -TANH_LIMIT, TANH_LIMIT)
+    return _F(1) - _F(2) / (_F(1) + _exp2(limited * _F(2 * LOG2_E)))
+
+
+@np.errstate(all="ignore")
+def erf(x: Array) -> Array:
+    """The error function: 1 - T(|x|) with the sign of x, T = ERFC.
+
+    Args:
+        x: float32, any shape.
+
+    Returns:
+        float32, the shape of `x`; NaN stays NaN.
+    """
+    x = np.asarray(x, np.float32)
+    size = _F(1) - _tail(_limited(x, ERFC), ERFC)
+    return (size.view(np.uint32) | (x.view(np.uint32) & np.uint32(1 << 31))).view(np.float32)
+
+
+def gelu(x: Array) -> Array:
+    """The Gaussian error linear unit, x * Phi(x) = max(x, 0) - |x| (1 - Phi(|x|)).
+
+    Phi is the distribution function of the standard normal distribution.
+
+    Args:
+        x: float32, any shape.
+
+    Returns:
+        float32, the shape of `x`; NaN stays NaN.
+
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
+    """
+    return _gelu(x, GELU)
+
+
+def gelu_short(x: Array) -> Array:
+    """`gelu` for results that are quantized at once."""
+    return _gelu(x, GELU_SHORT)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """Gelu by tanh: x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))), computed like `gelu`.
+
+    Args:
+        x: float32, any shape.
+
+    Returns:
+        float32, the shape of `x`; NaN stays NaN.
+    """
+    return _gelu(x, GELU_TANH)
+
+
+def gelu_tanh_short(x: Array) -> Array:
+    """`gelu_tanh` for results that are quantized at once."""
+    return _gelu(x, GELU_TANH_SHORT)
+
+
+@np.errstate(all="ignore")
+def silu(x: Array) -> Array:
+    """The product x * sigmoid(x), its factor x limited to -SIGMOID_LIMIT from below.
+
+    Args:
+        x: float32, any shape.
+
+    Returns:
+        float32, the shape of `x`; NaN stays NaN.
+    """
+    return _most(_F(-SIGMOID_LIMIT), np.asarray(x, np.float32)) * sigmoid(x)
+
+
+@np.errstate(all="ignore")
+def hard_sigmoid(x: Array) -> Array:
+    """min(max(x / 6 + 1/2, 0), 1), float32, the shape of `x`; NaN stays NaN."""
+    return clip(np.asarray(x, np.float32) * _F(SIXTH) + _F(0.5), 0.0, 1.0)
+
+
+@np.errstate(all="ignore")
+def hard_swish(x: Array) -> Array:
+    """The product x * hard_sigmoid(x), float32, the shape of `x`; NaN for NaN and -infinity."""
+    x = np.asarray(x, np.float32)
+    return np.asarray(x * hard_sigmoid(x))
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0), float32, the shape of `x`; NaN stays NaN."""
+    return _most(_F(0), np.asarray(x, np.float32))
+
+
+def clip(x: Array, low: float, high: float) -> Array:
+    """min(max(x, low), high), float32, the shape of `x`; NaN stays NaN."""
+    return _least(_F(high), _most(_F(low), np.asarray(x, np.float32)))
+
+
+PLAIN: dict[str, Callable[[Array], Array]] = {
+    "": lambda x: x,
+    "Relu": relu,
+    "HardSwish": hard_swish,
+    "HardSigmoid": hard_sigmoid,
+    "Sigmoid": sigmoid,
+    "Silu": silu,
+    "Gelu": gelu,
+    "GeluTanh": gelu_tanh,
+    "Tanh": tanh,
+}
+"""Activations without parameters, by name."""
+SHORT: dict[str, Callable[[Array], Array]] = PLAIN | {
+    "Gelu": gelu_short,
+    "GeluTanh": gelu_tanh_short,
+}
+"""The same where the result is quantized at once."""
+CLAMPS = ("", "Relu", "Clip")
+"""Those that only bound their input: f(x) / s = f'(x / s) with bounds divided by s."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What is applied to each result.
+
+    Attributes:
+        name: "" for none, "Clip", or a key of PLAIN.
+        low: smallest result of Clip.
+        high: largest result of Clip.
+    """
+
+    name: str = ""
+    low: float = -np.inf
+    high: float = np.inf
+
+    def __post_init__(self) -> None:
+        """Refuses unknown names and bounds that make no sense."""
+        if self.name != "Clip" and self.name not in PLAIN:
+            raise ValueError(f"no activation {self.name!r}; expected one of {[*PLAIN, 'Clip']}")
+        if self.name != "Clip" and (self.low, self.high) != (-np.inf, np.inf):
+            raise ValueError(f"{self.name or 'no activation'} has no bounds")
+        if not self.low <= self.high:
+            raise ValueError(f"Clip to [{self.low}, {self.high}]: expected low <= high")
+
+    @property
+    def clamps(self) -> bool:
+        """Whether it only bounds its input, and so is part of the saturation of a quantized y."""
+        return self.name in CLAMPS
+
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest result of one that clamps."""
+        return (0.0, np.inf) if self.name == "Relu" else (self.low, self.high)
+
+    def apply(self, x: Array, *, short: bool = False) -> Array:
+        """The activation of each element.
+
+        Args:
+            x: float32, any shape.
+            short: use the short form where there is one: the result is quantized at once.
+
+        Returns:
+            float32, the shape of `x`.
+        """
+        if self.name == "Clip":
+            return clip(x, self.low, self.high)
+        return (SHORT if short else PLAIN)[self.name](np.asarray(x, np.float32))
+
+
+NO_ACTIVATION = Activation()
+
+
+def _least(a: Array | np.float32, b: Array | np.float32) -> Array:
+    """Minimum: a where a < b, else b: b where one is NaN."""
+    return np.where(a < b, a, b)
+
+
+def _most(a: Array | np.float32, b: Array | np.float32) -> Array:
+    """Maximum: a where a > b, else b: b where one is NaN."""
+    return np.where(a > b, a, b)
+
+
+def _polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:
+    """Horner's rule; the constant coefficient comes first."""
+    value: Array = np.full_like(x, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        value = value * x + _F(coefficient)
+    return value
+
+
+def _power_of_two(shifted: Array) -> Array:
+    """2**n from n + ROUND127."""
+    return (np.asarray(shifted).view(np.uint32) << np.uint32(23)).view(np.float32)
+
+
+def _exp2(x: Array) -> Array:
+    """2**x for |x| <= 126."""
+    shifted = x + _F(ROUND127)
+    return _polynomial(x - (shifted - _F(ROUND127)), EXP2) * _power_of_two(shifted)
+
+
+def _limited(x: Array, tail: Tail) -> Array:
+    """min(|x|, limit)."""
+    return _least(_F(tail.limit), np.abs(x))
+
+
+def _tail(a: Array, tail: Tail) -> Array:
+    """T(a) for a <= limit, see `Tail`."""
+    value = _polynomial(a, tail.coefficients)
+    for _ in range(tail.squarings):
+        value = value * value
+    return value
+
+
+@np.errstate(all="ignore")
+def _gelu(x: Array, tail: Tail) -> Array:
+    """max(x, 0) - a T(a), a = min(|x|, limit)."""
+    x = np.asarray(x, np.float32)
+    a = _limited(x, tail)
+    return np.asarray(relu(x) - a * _tail(a, tail))

@@ -1,0 +1,208 @@
+"""The emitters of core/functions.py: the same float32 operations in the same order.
+
+All take and return vectors of `lanes` floats (1: a scalar `float`, for loops that LLVM vectorises).
+Nothing here may become a fused multiply-add: no fast-math flags, no `llvm.fma`.
+"""
+
+from __future__ import annotations
+
+from twofour.core import functions as definition
+from twofour.core.functions import Tail
+from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.vector import LANES, every, float_bits
+
+Bounds = tuple[Value, Value]
+
+
+class Floats:
+    """Float32 operations on `lanes` lanes, each beside its numpy meaning."""
+
+    def __init__(self, function: Function, lanes: int = LANES) -> None:
+        """Emits into `function`."""
+        self.f = function
+        self.lanes = lanes
+        self.kind = "float" if lanes == 1 else f"<{lanes} x float>"
+        self.bits = "i32" if lanes == 1 else f"<{lanes} x i32>"
+
+    def constant(self, value: float) -> Value:
+        """np.float32(value) in each lane."""
+        text = float_bits(value)
+        return text if self.lanes == 1 else every("float", text, self.lanes)
+
+    def op(self, name: str, a: Value, b: Value) -> Value:
+        """One of a + b, a - b, a * b, a / b: `name` is fadd, fsub, fmul or fdiv."""
+        return self.f.let(f"{name} {self.kind} {a}, {b}")
+
+    def least(self, a: Value, b: Value) -> Value:
+        """np.where(a < b, a, b), one instruction."""
+        return self.select(self.compare("olt", a, b), a, b)
+
+    def most(self, a: Value, b: Value) -> Value:
+        """np.where(a > b, a, b), one instruction."""
+        return self.select(self.compare("ogt", a, b), a, b)
+
+    def compare(self, how: str, a: Value, b: Value) -> Value:
+        """Booleans: `how` as LLVM spells it (olt, ogt, ...), false for NaN."""
+        return self.f.let(f"fcmp {how} {self.kind} {a}, {b}")
+
+    def select(self, condition: Value, a: Value, b: Value) -> Value:
+        """np.where(condition, a, b)."""
+        mask = "i1" if self.lanes == 1 else f"<{self.lanes} x i1>"
+        return self.f.let(f"select {mask} {condition}, {self.kind} {a}, {self.kind} {b}")
+
+    def size(self, x: Value) -> Value:
+        """np.abs(x)."""
+        name = "llvm.fabs.f32" if self.lanes == 1 else f"llvm.fabs.v{self.lanes}f32"
+        return self.f.call(self.kind, name, (self.kind, x))
+
+    def polynomial(self, x: Value, coefficients: tuple[float, ...]) -> Value:
+        """Horner's rule; the constant coefficient comes first."""
+        value = self.constant(coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            value = self.op("fadd", self.op("fmul", value, x), self.constant(coefficient))
+        return value
+
+    def power_of_two(self, shifted: Value) -> Value:
+        """2**n from n + ROUND127."""
+        whole = self.f.let(f"bitcast {self.kind} {shifted} to {self.bits}")
+        places = "23" if self.lanes == 1 else every("i32", 23, self.lanes)
+        moved = self.f.let(f"shl {self.bits} {whole}, {places}")
+        return self.f.let(f"bitcast {self.bits} {moved} to {self.kind}")
+
+    def exp2(self, x: Value) -> Value:
+        """2**x for |x| <= 126."""
+        magic = self.constant(definition.ROUND127)
+        shifted = self.op("fadd", x, magic)
+        fraction = self.op("fsub", x, self.op("fsub", shifted, magic))
+        power = self.power_of_two(shifted)
+        return self.op("fmul", self.polynomial(fraction, definition.EXP2), power)
+
+    def tail(self, a: Value, tail: Tail) -> Value:
+        """T(a) for a <= limit."""
+        value = self.polynomial(a, tail.coefficients)
+        for _ in range(tail.squarings):
+            value = self.op("fmul", value, value)
+        return value
+
+    def limited(self, x: Value, tail: Tail) -> Value:
+        """min(|x|, limit)."""
+        return self.least(self.constant(tail.limit), self.size(x))
+
+
+def emit_exp(f: Function, x: Value, lanes: int = LANES) -> Value:
+    """`core.functions.exp`: 23 operations."""
+    v = Floats(f, lanes)
+    magic = v.constant(definition.ROUND127)
+    shifted = v.op("fadd", v.op("fmul", x, v.constant(definition.LOG2_E)), magic)
+    n = v.op("fsub", shifted, magic)
+    r = v.op("fsub", x, v.op("fmul", n, v.constant(definition.LN2_HIGH)))
+    r = v.op("fsub", r, v.op("fmul", n, v.constant(definition.LN2_LOW)))
+    y = v.op("fmul", v.polynomial(r, definition.EXP), v.power_of_two(shifted))
+    below = v.compare("olt", x, v.constant(definition.EXP_LOW))
+    y = v.select(below, v.constant(0.0), y)
+    above = v.compare("ogt", x, v.constant(definition.EXP_HIGH))
+    return v.select(above, v.constant(float("inf")), y)
+
+
+def emit_sigmoid(f: Function, x: Value, lanes: int = LANES) -> Value:
+    """`core.functions.sigmoid`: 20 operations, one of them a division."""
+    v = Floats(f, lanes)
+    limited = _between(v, x, -definition.SIGMOID_LIMIT, definition.SIGMOID_LIMIT)
+    power = v.exp2(v.op("fmul", limited, v.constant(-definition.LOG2_E)))
+    return v.op("fdiv", v.constant(1.0), v.op("fadd", v.constant(1.0), power))
+
+
+def emit_tanh(f: Function, x: Value, lanes: int = LANES) -> Value:
+    """`core.functions.tanh`: 21 operations, one of them a division."""
+    v = Floats(f, lanes)
+    limited = _between(v, x, -definition.TANH_LIMIT, definition.TANH_LIMIT)
+    power = v.exp2(v.op("fmul", limited, v.constant(2 * definition.LOG2_E)))
+    half = v.op("fdiv", v.constant(2.0), v.op("fadd", v.constant(1.0), power))
+    return v.op("fsub", v.constant(1.0), half)
+
+
+def emit_erf(f: Function, x: Value, lanes: int = LANES) -> Value:
+    """`core.functions.erf`: 22 operations."""
+    v = Floats(f, lanes)
+    rest = v.tail(v.limited(x, definition.ERFC), definition.ERFC)
+    size = v.op("fsub", v.constant(1.0), rest)
+    both = [f.let(f"bitcast {v.kind} {value} to {v.bits}") for value in (x, size)]
+    top = str(-(1 << 31)) if lanes == 1 else every("i32", -(1 << 31), lanes)
+    sign = f.let(f"and {v.bits} {both[0]}, {top}")
+    return f.let(f"bitcast {v.bits} {f.let(f'or {v.bits} {sign}, {both[1]}')} to {v.kind}")
+
+
+def emit_silu(f: Function, x: Value, lanes: int = LANES) -> Value:
+    """`core.functions.silu`: 22 operations, one of them a division."""
+    v = Floats(f, lanes)
+    factor = v.most(v.constant(-definition.SIGMOID_LIMIT), x)
+    return v.op("fmul", factor, emit_sigmoid(f, x, lanes))
+
+
+def emit_hard_sigmoid(f: Function, x: Value, lanes: int = LANES) -> Value:
+    """`core.functions.hard_sigmoid`: 4 operations."""
+    v = Floats(f, lanes)
+    line = v.op("fadd", v.op("fmul", x, v.constant(definition.SIXTH)), v.constant(0.5))
+    return _between(v, line, 0.0, 1.0)
+
+
+def emit_gelu(f: Function, x: Value, tail: Tail, lanes: int = LANES) -> Value:
+    """`core.functions.gelu` and its relatives: 14 to 21 operations, as `tail` is GELU or ..."""
+    v = Floats(f, lanes)
+    a = v.limited(x, tail)
+    rest = v.op("fmul", a, v.tail(a, tail))
+    return v.op("fsub", v.most(v.constant(0.0), x), rest)
+
+
+def emit_activation(
+    f: Function,
+    name: str,
+    x: Value,
+    bounds: Bounds | None = None,
+    *,
+    short: bool = False,
+    lanes: int = LANES,
+) -> Value:
+    """`core.functions.Activation.apply`.
+
+    Args:
+        f: the function being written.
+        name: of the activation.
+        x: its input.
+        bounds: low and high of Clip, vectors like `x`.
+        short: as there.
+        lanes: of x.
+
+    Raises:
+        ValueError: Clip without bounds, or an unknown name.
+    """
+    v = Floats(f, lanes)
+    if name == "Clip" and bounds is not None:
+        return v.least(bounds[1], v.most(bounds[0], x))
+    tails = _SHORT_TAILS if short else _TAILS
+    if name in tails:
+        return emit_gelu(f, x, tails[name], lanes)
+    if name == "HardSwish":
+        return v.op("fmul", x, emit_hard_sigmoid(f, x, lanes))
+    if name == "Relu":
+        return v.most(v.constant(0.0), x)
+    if name in _OTHERS:
+        return _OTHERS[name](f, x, lanes)
+    if name:
+        raise ValueError(f"no emitter for activation {name!r} with bounds {bounds}")
+    return x
+
+
+_TAILS = {"Gelu": definition.GELU, "GeluTanh": definition.GELU_TANH}
+_SHORT_TAILS = {"Gelu": definition.GELU_SHORT, "GeluTanh": definition.GELU_TANH_SHORT}
+_OTHERS = {
+    "HardSigmoid": emit_hard_sigmoid,
+    "Sigmoid": emit_sigmoid,
+    "Silu": emit_silu,
+    "Tanh": emit_tanh,
+}
+
+
+def _between(v: Floats, x: Value, low: float, high: float) -> Value:
+    """min(max(x, low), high); NaN stays NaN."""
+    return v.least(v.constant(high), v.most(v.constant(low), x))
