@@ -15,11 +15,18 @@ from numpy.typing import NDArray
 
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed
-from twofour.compiler.native import ConvOp, MapOp, NativeOp, PoolOp
+from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NativeOp, NormOp, PoolOp
+from twofour.compiler.row_problems import (
+    attention_macs,
+    attention_problem,
+    norm_problem,
+    tensor,
+)
 from twofour.compiler.tune import Choice, Tuner
 from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.engine import Candidate, Layer, TensorInfo
+from twofour.kernels.cpu.attention import pack_attention
 from twofour.kernels.cpu.llvm import Source, renamed
 from twofour.kernels.cpu.pointwise import MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_mean
@@ -83,6 +90,10 @@ class Emitter:
             kernel = self._conv(op, placed)
         elif isinstance(op, PoolOp):
             kernel = self._pool(op, placed)
+        elif isinstance(op, NormOp):
+            kernel = self._norm(op, placed)
+        elif isinstance(op, AttentionOp):
+            kernel = self._attention(op, placed)
         else:
             assert isinstance(op, MapOp)
             kernel = self._map(op, placed)
@@ -93,7 +104,8 @@ class Emitter:
             return Operand(ARENA, place.at() if offset is None else offset)
 
         y = operand(placed.y)
-        r = y if placed.r is None else operand(placed.r)
+        second = placed.also[0] if placed.also else placed.r
+        r = y if second is None else operand(second)
         x, w = operand(placed.x, kernel.x_offset), Operand(WEIGHTS, self._keep(kernel.constants))
         return Call(kernel.symbol, x, w, y, r, kernel.pieces, kernel.panels)
 
@@ -191,10 +203,31 @@ class Emitter:
         x_at = placed.x.at() if isinstance(placed.x, Tensor) else 0
         return _Kernel(symbol, op.constants.pack(), batch * height, 1, x_at)
 
-    def _plain_layer(self, op: NativeOp, placed: Placed, tactic: str) -> None:
+    def _norm(self, op: NormOp, placed: Placed) -> _Kernel:
+        problem = norm_problem(op, placed)
+        constants = pack_norm(op.gamma, op.beta, MapConstants(y_scale=op.scale, y_zero=op.zero))
+        symbol = self._kernel(emit_norm("kernel", problem, self.tuner.target.isa))
+        self._plain_layer(op, placed, "norm")
+        return _Kernel(symbol, constants, problem.pieces, 1, tensor(placed.x).at())
+
+    def _attention(self, op: AttentionOp, placed: Placed) -> _Kernel:
+        problem, offsets = attention_problem(op, placed)
+        symbol = self._kernel("")
+        self._plain_layer(op, placed, "attention", macs=attention_macs(problem))
+        constants = pack_attention(op.scales, offsets)
+        return _Kernel(symbol, constants, problem.pieces, 1, tensor(placed.x).at())
+
+    def _plain_layer(self, op: NativeOp, placed: Placed, tactic: str, macs: int = 0) -> None:
         shape = f"{_show(placed.x)} -> {_show(placed.y)}"
         self.layers.append(
-            Layer(op.name, op.op_type, tactic, shape=shape, precision=_precision(placed.y))
+            Layer(
+                op.name,
+                op.op_type,
+                tactic,
+                shape=shape,
+                precision=_precision(placed.y),
+                macs=macs,
+            )
         )
 
 
@@ -224,7 +257,7 @@ def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProbl
         groups,
         r.strides if isinstance(r, Tensor) else None,
         op.add,
-        op.epilogue.relu,
+        op.epilogue.activation.name,
     ).flattened()
 
 

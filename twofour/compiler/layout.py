@@ -2,11 +2,16 @@
 
 The interior of a tensor is written by its producer; the halo around it is set once, when a session
 starts, to the zero point: convolutions read their padding from it, free of any test or copy.
+
+A tensor may be a view: some channels of every k-th image of another one, its parent. It has no
+bytes of its own, and the steps from pixel to pixel are the parent's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from twofour.core.numerics import Window
 from twofour.kernels.cpu.pointwise import View
@@ -25,10 +30,13 @@ class Tensor:
         height: rows.
         width: columns.
         channels: channels.
-        kind: "u8" (stored quantized: int8 values plus 128) or "float32".
+        kind: "u8" (stored quantized: int8 values plus 128), or the numpy name of its type.
         fill: the byte of the halo.
-        halo: pixels around the interior: top, left, bottom, right.
-        offset: in the arena; set by memory planning.
+        halo: pixels around the interior: top, left, bottom, right; of the parent for a view.
+        offset: in the arena; set by memory planning. A view has none of its own.
+        parent: the tensor that this is a view of, or None.
+        images: of the parent, those of the view; none if each pixel of it is an image of the view.
+        first: channel of the parent where the view starts.
     """
 
     name: str
@@ -40,15 +48,41 @@ class Tensor:
     fill: int = 0
     halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     offset: int = -1
+    parent: Tensor | None = None
+    images: range = range(0)
+    first: int = 0
 
     @property
     def element_bytes(self) -> int:
         """Bytes of an element."""
-        return 1 if self.kind == "u8" else 4
+        return 1 if self.kind == "u8" else np.dtype(self.kind).itemsize
+
+    @property
+    def root(self) -> Tensor:
+        """The tensor that holds the bytes."""
+        return self if self.parent is None else self.parent.root
+
+    def part(self, name: str, first: int, channels: int, images: range) -> Tensor:
+        """A view of `channels` channels from `first` on, and of some images, under another name."""
+        view = Tensor(name, len(images), self.height, self.width, channels, self.kind)
+        view.parent, view.images, view.first = self, images, first
+        return view
+
+    def column(self, name: str) -> Tensor:
+        """All pixels of all images as images of one pixel; there must be no halo between them."""
+        count = self.batch * self.height * self.width
+        view = Tensor(name, count, 1, 1, self.channels, self.kind, parent=self)
+        view.images = range(0)
+        return view
 
     @property
     def strides(self) -> Strides:
         """Of the interior."""
+        if self.parent is not None:
+            outer = self.parent.strides
+            if not self.images:
+                return Strides(outer.pixel, outer.pixel, outer.pixel)
+            return Strides(outer.image * self.images.step, outer.row, outer.pixel)
         pixel = self.channels * self.element_bytes
         row = (self.width + self.halo[1] + self.halo[3]) * pixel
         return Strides((self.height + self.halo[0] + self.halo[2]) * row, row, pixel)
@@ -61,7 +95,8 @@ class Tensor:
     @property
     def view(self) -> View:
         """As the pointwise kernels see it."""
-        return View.native("u8" if self.kind == "u8" else "f32", self.strides)
+        kind = "f32" if self.kind == "float32" else self.kind
+        return View.native(kind, self.strides)
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -78,6 +113,9 @@ class Tensor:
 
     def at(self, top: int = 0, left: int = 0) -> int:
         """Arena offset of pixel (-top, -left)."""
+        if self.parent is not None:
+            inside = self.images.start * self.parent.strides.image
+            return self.parent.at(top, left) + inside + self.first * self.element_bytes
         strides = self.strides
         return (
             self.offset + (self.halo[0] - top) * strides.row + (self.halo[1] - left) * strides.pixel
@@ -85,6 +123,9 @@ class Tensor:
 
     def widen(self, window: Window) -> None:
         """Makes the halo hold every pixel the window reads outside the interior."""
+        if self.parent is not None:
+            self.parent.widen(window)
+            return
         out_h, out_w = window.output_size(self.height, self.width)
         top, left = window.pads[:2]
         reach = [

@@ -9,13 +9,22 @@ cost no extra pass.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from twofour.compiler.layout import Tensor
 from twofour.compiler.memory import Life, plan
-from twofour.compiler.native import ConvOp, MapOp, NativeOp, extent, shape, static_shape
+from twofour.compiler.native import (
+    QUANTIZED,
+    ConvOp,
+    MapOp,
+    NativeOp,
+    ViewOp,
+    extent,
+    shape,
+    static_shape,
+)
 from twofour.compiler.schedule import Schedule, Stretch, reads
 from twofour.core.errors import UnsupportedError
 from twofour.engine import DTYPES, Fill, TensorInfo
@@ -25,22 +34,43 @@ Place = Tensor | TensorInfo
 
 @dataclass(frozen=True)
 class Placed:
-    """A native operator, with each operand's place: a tensor of the arena, or a plain array."""
+    """A native operator, with each operand's place: a tensor of the arena, or a plain array.
+
+    Attributes:
+        op: the operator.
+        x: of what it reads first.
+        y: of what it writes first.
+        r: of the second value it reads, or None.
+        more: of the further values it reads.
+        also: of the further values it writes.
+    """
 
     op: NativeOp
     x: Place
     y: Place
     r: Place | None = None
+    more: tuple[Place, ...] = ()
+    also: tuple[Place, ...] = ()
+
+    @property
+    def reads(self) -> list[Place]:
+        """Every place it reads."""
+        return [self.x, *([self.r] if self.r is not None else []), *self.more]
+
+    @property
+    def writes(self) -> list[Place]:
+        """Every place it writes."""
+        return [self.y, *self.also]
 
     @property
     def plain_reads(self) -> list[str]:
         """Names of the plain arrays it reads."""
-        return [p.name for p in (self.x, self.r) if isinstance(p, TensorInfo)]
+        return [p.name for p in self.reads if isinstance(p, TensorInfo)]
 
     @property
     def plain_writes(self) -> list[str]:
         """Names of the plain arrays it writes."""
-        return [self.y.name] if isinstance(self.y, TensorInfo) else []
+        return [p.name for p in self.writes if isinstance(p, TensorInfo)]
 
 
 @dataclass(frozen=True)
@@ -122,8 +152,9 @@ class _Forms:
         self._plain = {v.name: v for v in crossing}
         self._values |= self._plain
         rigid = [op for op in native if not _flexible(op)]
-        self._read_native = {name for op in rigid for name in (op.x, op.r) if name}
-        self._read = {name for op in native for name in (op.x, op.r) if name}
+        self._read_native = {name for op in rigid for name in op.reads}
+        self._read = {name for op in native for name in op.reads}
+        self._padded = _padded(native)
         self._tensors: dict[str, Tensor] = {}
 
     def info(self, name: str) -> TensorInfo:
@@ -131,43 +162,66 @@ class _Forms:
         return _info(self._plain[name])
 
     def arena(self) -> list[Tensor]:
-        """Every tensor once; aliases share one."""
-        return list({id(t): t for t in self._tensors.values()}.values())
+        """Every tensor that holds bytes, once; aliases share one, views are part of one."""
+        return list({id(t.root): t.root for t in self._tensors.values()}.values())
 
     def place(self, stretch: Stretch) -> list[Placed]:
         """The operators of a stretch, with copies where a value changes form."""
         out: list[Placed] = []
         for node in stretch.nodes if stretch.native else ():
             op = self._order.ops[node]
-            if _flexible(op):
-                x: Place = self._tensors.get(op.x) or self.info(op.x)
-                r = None
-            else:
-                x, r = self._enter(op.x, out), self._enter(op.r, out) if op.r else None
             if op.kind == "alias":
-                assert isinstance(x, Tensor)
-                self._tensors[op.y] = x
-                y: Place = x
+                self._alias(op, out)
             else:
-                y = self._destination(op)
-                out.append(Placed(op, x, y, r))
-            if isinstance(y, Tensor) and op.y in self._plain:
-                copy = MapOp(f"{op.name}/plain", "Copy", "map", op.y, op.y)
-                out.append(Placed(copy, y, self.info(op.y)))
+                out.append(self._placed(op, out))
+            for name in op.writes:
+                tensor = self._tensors.get(name)
+                if tensor is not None and name in self._plain:
+                    copy = MapOp(f"{op.name}/plain", "Copy", "map", name, name)
+                    out.append(Placed(copy, tensor, self.info(name)))
         return out
 
-    def _destination(self, op: NativeOp) -> Place:
-        """Where an operator writes."""
-        if op.y not in self._plain or op.y in self._read_native:
-            return self._tensor(op.y)
-        value = self._values[op.y]
-        # A float vector per image lies the same way in both forms.
-        vector = (
-            value.shape is not None and len(value.shape) == 2 and value.dtype == ir.DataType.FLOAT
-        )
-        if _flexible(op) or (vector and op.kind == "conv" and op.y not in self._read):
-            return self.info(op.y)
-        return self._tensor(op.y)
+    def _placed(self, op: NativeOp, out: list[Placed]) -> Placed:
+        """An operator with its operands' places; copies of those that have to move come first."""
+        reads = [self._source(op, name, out) for name in op.reads]
+        x, r, more = reads[0], reads[1] if op.r else None, tuple(reads[1 + bool(op.r) :])
+        y, *also = [self._destination(op, name) for name in op.writes]
+        return Placed(op, x, y, r, more, tuple(also))
+
+    def _alias(self, op: NativeOp, out: list[Placed]) -> None:
+        """Other names for a tensor or for parts of it."""
+        x = self._enter(op.x, out)
+        if not isinstance(op, ViewOp):
+            self._tensors[op.y] = x
+            return
+        if op.pixels:
+            if x.root.name in self._padded:  # pixels beside a halo do not lie at even distances
+                x, source = replace(x, name=f"{op.y}/dense", parent=None), x
+                out.append(Placed(MapOp(op.name, "Copy", "map", op.x, op.y), source, x))
+            self._tensors[op.y] = x.column(op.y)
+            return
+        for name, first in zip(op.writes, op.channels, strict=True):
+            dims = extent(shape(self._values[name]))
+            images = range(op.image, op.image + dims[0] * op.image_step, op.image_step)
+            self._tensors[name] = x.part(name, first, dims[3], images)
+
+    def _source(self, op: NativeOp, name: str, out: list[Placed]) -> Place:
+        """Where an operator reads one of its operands."""
+        if _flexible(op):
+            return self._tensors.get(name) or self.info(name)
+        return self._enter(name, out)
+
+    def _destination(self, op: NativeOp, name: str) -> Place:
+        """Where an operator writes one of its results."""
+        if name not in self._plain or name in self._read_native:
+            return self._tensor(name)
+        value = self._values[name]
+        # Rows of float channels lie the same way in both forms.
+        rows = len(shape(value)) != 4 and value.dtype == ir.DataType.FLOAT
+        direct = op.kind in ("conv", "norm", "attention") and name not in self._read
+        if _flexible(op) or (rows and direct):
+            return self.info(name)
+        return self._tensor(name)
 
     def _enter(self, name: str, out: list[Placed]) -> Tensor:
         """The tensor of a value, copied into the arena where it so far is a plain array only."""
@@ -178,11 +232,21 @@ class _Forms:
         return self._tensors[name]
 
     def _tensor(self, name: str) -> Tensor:
-        value = self._values[name]
-        kind = "float32" if value.dtype == ir.DataType.FLOAT else "u8"
-        batch, height, width, channels = extent(shape(value))
+        dtype = self._values[name].dtype
+        kind = "u8" if dtype is None or dtype in QUANTIZED else dtype.numpy().name
+        batch, height, width, channels = extent(shape(self._values[name]))
         self._tensors[name] = Tensor(name, batch, height, width, channels, kind)
         return self._tensors[name]
+
+
+def _padded(ops: list[NativeOp]) -> set[str]:
+    """The tensors that get a halo, by the value that their bytes are allocated for."""
+    origin: dict[str, str] = {}
+    for op in ops:
+        if op.kind == "alias":
+            origin |= dict.fromkeys(op.writes, origin.get(op.x, op.x))
+    padded = [op.x for op in ops if isinstance(op, ConvOp) and any(op.window.pads)]
+    return {origin.get(name, name) for name in padded}
 
 
 def _flexible(op: NativeOp) -> bool:
@@ -217,32 +281,38 @@ def _set_halos(ops: list[Placed]) -> None:
         if not isinstance(op, ConvOp) or not isinstance(x, Tensor):
             continue
         x.widen(op.window)
-        if zero.setdefault(id(x), op.x_zero) != op.x_zero:
+        if not any(x.root.halo):
+            continue
+        held = x.root
+        if zero.setdefault(id(held), op.x_zero) != op.x_zero:
             raise UnsupportedError(
                 f"tensor {x.name!r} is read with two zero points",
                 [
-                    f"{op.name} reads it with {op.x_zero}, another layer with {zero[id(x)]}"
+                    f"{op.name} reads it with {op.x_zero}, another layer with {zero[id(held)]}"
                     " (as stored)"
                 ],
                 "quantize the tensor once",
             )
-        x.fill = op.x_zero
+        held.fill = op.x_zero
 
 
 def _lives(ops: list[Placed]) -> dict[str, Life]:
-    """When each tensor is first written and last read, by tensor name."""
+    """When each tensor that holds bytes is first written and last read, by its name."""
     lives: dict[str, Life] = {}
     for index, placed in enumerate(ops):
-        for place in (placed.x, placed.r, placed.y):
+        for place in (*placed.reads, *placed.writes):
             if isinstance(place, Tensor):
-                first = lives[place.name].first if place.name in lives else index
-                replaces = lives[place.name].replaces if place.name in lives else ""
-                lives[place.name] = Life(first, index, replaces)
+                name = place.root.name
+                first = lives[name].first if name in lives else index
+                replaces = lives[name].replaces if name in lives else ""
+                lives[name] = Life(first, index, replaces)
         if (
             isinstance(placed.op, ConvOp)
+            and isinstance(placed.x, Tensor)
             and isinstance(placed.r, Tensor)
             and isinstance(placed.y, Tensor)
-            and placed.r is not placed.x  # which later tiles still read
+            and placed.r.parent is None
+            and placed.r is not placed.x.root  # which later tiles still read
         ):
             life = lives[placed.y.name]
             lives[placed.y.name] = Life(life.first, life.last, placed.r.name)

@@ -14,12 +14,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from twofour.core.attention import AttentionScales
 from twofour.core.numerics import Epilogue, Window
 from twofour.kernels.cpu.pointwise import MapConstants
 
 Array = NDArray[Any]
 POINT = Window((1, 1))
 PLAIN = MapConstants()
+FLOAT_ATTENTION = AttentionScales(1.0, 0, 1.0, 0, 1.0)
 QUANTIZED = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
@@ -30,10 +32,12 @@ class NativeOp:
     Attributes:
         name: of the layer, in the source model's words.
         op_type: of the fused node.
-        kind: "conv", "map", "pool" or "alias".
+        kind: "conv", "map", "pool", "norm", "attention", or "alias" (no kernel at all).
         x: the value it reads.
         y: the value it writes.
         r: the second value it reads, or "".
+        more: further values it reads.
+        also: further values it writes.
     """
 
     name: str
@@ -42,6 +46,18 @@ class NativeOp:
     x: str
     y: str
     r: str = ""
+    more: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All values it reads."""
+        return (self.x, *((self.r,) if self.r else ()), *self.more)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """All values it writes."""
+        return (self.y, *self.also)
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,71 @@ class PoolOp(NativeOp):
     scale: float = 1.0
     x_zero: int = 0
     y_zero: int = 0
+
+
+@dataclass(frozen=True)
+class ViewOp(NativeOp):
+    """Parts of a tensor under names of their own: nothing is computed or moved.
+
+    Attributes:
+        channels: the first channel of each result in x.
+        image: the first image (row, for rows of channels) of the result in x.
+        image_step: images of x from one image of the result to the next.
+        pixels: every pixel of x is an image of the result.
+    """
+
+    channels: tuple[int, ...] = (0,)
+    image: int = 0
+    image_step: int = 1
+    pixels: bool = False
+
+
+@dataclass(frozen=True)
+class NormOp(NativeOp):
+    """A layer normalization over the channels, see core/norm.py.
+
+    `y` is the float32 result; where it is quantized, `also` holds the bytes, or `y` does if nobody
+    reads the floats.
+
+    Attributes:
+        gamma: float32 [channels].
+        beta: float32 [channels].
+        epsilon: added to the variance.
+        scale: of the bytes.
+        zero: zero point of the bytes as stored.
+        float_out: y is float32.
+        quantized_out: bytes are written.
+    """
+
+    gamma: Array = field(default_factory=lambda: np.empty(0))
+    beta: Array = field(default_factory=lambda: np.empty(0))
+    epsilon: float = 0.0
+    scale: float = 1.0
+    zero: int = 0
+    float_out: bool = True
+    quantized_out: bool = False
+
+
+@dataclass(frozen=True)
+class AttentionOp(NativeOp):
+    """softmax(q k' scale + mask) v for each head, see core/attention.py.
+
+    `x` is q, `more` are k, v and the mask if there is one.
+
+    Attributes:
+        batch: sequences.
+        heads: number of heads; head h of q, k, v and y is a slice of their channels.
+        scales: of the scores; and of all quantizers, zero points as stored, where q, k and v are
+            quantized.
+        mask_shape: [batch, heads, queries, keys], each may be 1; () without a mask.
+        causal: a query sees no key after its own place.
+    """
+
+    batch: int = 1
+    heads: int = 1
+    scales: AttentionScales = FLOAT_ATTENTION
+    mask_shape: tuple[int, ...] = ()
+    causal: bool = False
 
 
 class NotNative(Exception):

@@ -7,6 +7,10 @@ An operator type is a base and optional parts, in this order:
     QAdd              [Relu]
     QGlobalAveragePool                        [F]
     QMaxPool, SlicePad
+    LayerNorm, QLayerNorm, LayerNormQ                 float32, quantized, or both (y, q)
+    QAttention        [Mask | Causal]         [F]     on [batch, length, heads * channels]
+    Attention         [Mask | Causal]                 float32
+    Tokens                                            [N, C, H, W] -> [N, H * W, C]
 
 `Add` adds a residual before the activation: quantized for Q operators, float32 for the others;
 `AddFloat` adds a float32 residual to a Q operator. `F` leaves the output float32 instead of
@@ -15,7 +19,9 @@ their inputs, here of QConv and QGemm:
 
     x, x_scale, x_zero_point, w, w_scale, bias
     [res, res_scale, res_zero_point | res]       with Add | AddFloat
-    [y_scale, y_zero_point]                      without F
+    [y_scale, y_zero_point]                      without F; of QGemm one number or one per channel
+
+`Mask` adds a float32 mask to the scores of attention, `Causal` hides what comes after a query.
 
 The functions are attached to a model that uses them (`attach_functions`), so every ONNX runtime
 can execute a fused graph: that execution is the definition the kernels are compared with.
@@ -30,8 +36,12 @@ from dataclasses import dataclass
 import onnx.parser
 import onnx_ir as ir
 
+from twofour.compiler import meanings
+
 DOMAIN = "twofour"
 VERSION = 1
+
+Attribute = int | float | tuple[int, ...]
 
 _QUANTIZED_X = ("x", "x_scale", "x_zero_point")
 _QUANTIZED_RES = ("res", "res_scale", "res_zero_point")
@@ -70,6 +80,8 @@ class _Base:
         body: standard operators that end in the value `acc`.
         parts: those that may follow the base.
         quantized: the output is quantized unless part F is there.
+        outputs: names; a second one is the quantized first one.
+        axis: of a y_scale that is per channel, or None where it is one number.
     """
 
     inputs: tuple[str, ...]
@@ -77,6 +89,8 @@ class _Base:
     body: str
     parts: tuple[str, ...] = ()
     quantized: bool = False
+    outputs: tuple[str, ...] = ("y",)
+    axis: int | None = None
 
 
 _BASES = {
@@ -93,6 +107,7 @@ _BASES = {
         f"{_DEQUANTIZE_X}\n {_DEQUANTIZE_W}\n {_MATMUL.format(x='x_f', w='w_f')}",
         ("Add", "AddFloat", "Relu", "F"),
         quantized=True,
+        axis=-1,
     ),
     "Conv": _Base(
         ("x", "w", "bias"), _CONV_ATTRIBUTES, f"acc = {_CONV_CALL} (x, w, bias)", ("Add", "Relu")
@@ -116,8 +131,32 @@ _BASES = {
         " pads: ints = @pads> (x)",
     ),
     "SlicePad": _Base(("x", "value"), ("steps", "channel_pads"), _SLICE_PAD),
+    "LayerNorm": _Base(("x", "gamma", "beta"), ("epsilon",), f"acc = {meanings.NORM}"),
+    "QLayerNorm": _Base(
+        ("x", "gamma", "beta"), ("epsilon",), f"acc = {meanings.NORM}", quantized=True
+    ),
+    "LayerNormQ": _Base(
+        ("x", "gamma", "beta", *_QUANTIZED_Y),
+        ("epsilon",),
+        f"acc = {meanings.NORM}",
+        outputs=("y", "q"),
+    ),
+    "Attention": _Base(
+        ("q", "k", "v"),
+        ("heads", "scale"),
+        meanings.ATTENTION,
+        ("Mask", "Causal"),
+    ),
+    "QAttention": _Base(
+        (*meanings.QUANTIZED_QKV, "p_scale", "p_zero_point"),
+        ("heads", "scale"),
+        meanings.QUANTIZED_ATTENTION,
+        ("Mask", "Causal", "F"),
+        quantized=True,
+    ),
+    "Tokens": _Base(("x",), (), meanings.TOKENS),
 }
-_TYPE = re.compile(rf"({'|'.join(_BASES)})(?:(AddFloat|Add))?(Relu)?(F)?")
+_TYPE = re.compile(rf"({'|'.join(_BASES)})(?:(AddFloat|Add))?(Mask|Causal)?(Relu)?(F)?")
 
 
 @dataclass(frozen=True)
@@ -128,17 +167,18 @@ class Variant:
     add: str = ""
     relu: bool = False
     float_out: bool = False
+    mask: str = ""
 
     def __post_init__(self) -> None:
         """Refuses parts the base does not have."""
         allowed = ("", *_BASES[self.base].parts)
-        wanted = (self.add, "Relu" if self.relu else "", "F" if self.float_out else "")
+        wanted = (self.add, self.mask, "Relu" if self.relu else "", "F" if self.float_out else "")
         if unknown := [part for part in wanted if part not in allowed]:
             raise ValueError(f"{self.base} has no variant {unknown[0]!r}")
 
     def __str__(self) -> str:
         """The operator type."""
-        return f"{self.base}{self.add}{'Relu' * self.relu}{'F' * self.float_out}"
+        return f"{self.base}{self.add}{self.mask}{'Relu' * self.relu}{'F' * self.float_out}"
 
     @property
     def quantized_out(self) -> bool:
@@ -152,7 +192,13 @@ class Variant:
         if self.add:
             quantized_res = self.add == "Add" and _BASES[self.base].quantized
             names += _QUANTIZED_RES if quantized_res else ("res",)
+        names += ("mask",) if self.mask == "Mask" else ()
         return names + _QUANTIZED_Y if self.quantized_out else names
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of all outputs, in order."""
+        return _BASES[self.base].outputs
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -167,7 +213,8 @@ class Variant:
                 "axes = Constant <value_ints = [2, 3]> ()\n"
                 " acc = ReduceMean <keepdims: int = @keepdims> (x_f, axes)"
             )
-        lines = [_BASES[self.base].body.replace("MEAN", mean)]
+        body = _BASES[self.base].body.replace("MEAN", mean)
+        lines = [body.replace("MASK", meanings.MASKS[self.mask])]
         value = "acc"
         if self.add:
             res = "res"
@@ -179,13 +226,18 @@ class Variant:
         if self.relu:
             lines.append(f"act = Relu ({value})")
             value = "act"
-        last = f"QuantizeLinear ({value}, y_scale, y_zero_point)"
+        axis = _BASES[self.base].axis
+        along = "" if axis is None else f" <axis = {axis}>"
+        last = f"QuantizeLinear{along} ({value}, y_scale, y_zero_point)"
         lines.append(f"y = {last if self.quantized_out else f'Identity ({value})'}")
+        if "q" in self.outputs:
+            lines.append("q = QuantizeLinear (y, y_scale, y_zero_point)")
         attributes = f"<{', '.join(self.attributes)}>" if self.attributes else ""
         body = "\n ".join(lines)
         return (
             f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">\n'
-            f"{self} {attributes} ({', '.join(self.inputs)}) => (y) {{\n {body}\n}}"
+            f"{self} {attributes} ({', '.join(self.inputs)}) =>"
+            f" ({', '.join(self.outputs)}) {{\n {body}\n}}"
         )
 
 
@@ -196,15 +248,15 @@ class FusedOp:
     Attributes:
         name: of the node, in the source model's words.
         op_type: base and parts, for example "QConvAddRelu".
-        base: "QConv", "QGemm", "Conv", "Gemm", "QAdd", "QGlobalAveragePool", "QMaxPool",
-            "SlicePad".
+        base: as in the module's docstring.
         has_add: a residual `res` is added.
         add_is_float: that residual is float32.
         relu: negative results become zero.
         float_out: the output is float32, though the operator is an integer one.
         inputs: values by name, as in the module's docstring.
-        output: the result.
-        attributes: ints and tuples of ints by name; all that the base has.
+        outputs: the results.
+        attributes: numbers and tuples of ints by name; all that the base has.
+        mask: "Mask", "Causal" or "".
     """
 
     name: str
@@ -215,16 +267,23 @@ class FusedOp:
     relu: bool
     float_out: bool
     inputs: Mapping[str, ir.Value]
-    output: ir.Value
-    attributes: Mapping[str, int | tuple[int, ...]]
+    outputs: tuple[ir.Value, ...]
+    attributes: Mapping[str, Attribute]
+    mask: str = ""
+
+    @property
+    def output(self) -> ir.Value:
+        """The first result."""
+        return self.outputs[0]
 
 
 def variants() -> list[Variant]:
     """Every fused operator."""
     return [
-        Variant(base, add, relu, float_out)
+        Variant(base, add, relu, float_out, mask)
         for base, entry in _BASES.items()
         for add in ("", *(part for part in entry.parts if part.startswith("Add")))
+        for mask in ("", *(part for part in entry.parts if part in ("Mask", "Causal")))
         for relu in (False, True)[: 1 + ("Relu" in entry.parts)]
         for float_out in (False, True)[: 1 + ("F" in entry.parts)]
     ]
@@ -239,8 +298,8 @@ def parse_type(op_type: str) -> Variant:
     match = _TYPE.fullmatch(op_type)
     if match is None:
         raise ValueError(f"twofour has no operator {op_type!r}; its bases are {', '.join(_BASES)}")
-    base, add, relu, float_out = match.groups()
-    return Variant(base, add or "", bool(relu), bool(float_out))
+    base, add, mask, relu, float_out = match.groups()
+    return Variant(base, add or "", bool(relu), bool(float_out), mask or "")
 
 
 def is_fused(node: ir.Node) -> bool:
@@ -280,13 +339,16 @@ def parse_op(node: ir.Node) -> FusedOp:
         relu=variant.relu,
         float_out=variant.float_out,
         inputs=dict(zip(variant.inputs, values, strict=True)),
-        output=node.outputs[0],
+        outputs=tuple(node.outputs),
         attributes={name: _attribute(node.attributes[name]) for name in variant.attributes},
+        mask=variant.mask,
     )
 
 
-def _attribute(attribute: ir.Attr) -> int | tuple[int, ...]:
-    """The value of an int or ints attribute."""
+def _attribute(attribute: ir.Attr) -> Attribute:
+    """The value of an int, float or ints attribute."""
+    if attribute.type == ir.AttributeType.FLOAT:
+        return attribute.as_float()
     if attribute.type == ir.AttributeType.INT:
         return attribute.as_int()
     return tuple(attribute.as_ints())
@@ -295,7 +357,7 @@ def _attribute(attribute: ir.Attr) -> int | tuple[int, ...]:
 def make_node(
     variant: Variant,
     inputs: Mapping[str, ir.Value],
-    attributes: Mapping[str, int | Sequence[int]],
+    attributes: Mapping[str, int | float | Sequence[int]],
     source: ir.Node,
 ) -> ir.Node:
     """A fused node that carries the name of the source model's main node.
@@ -312,6 +374,7 @@ def make_node(
         {name: attributes[name] for name in variant.attributes},
         domain=DOMAIN,
         name=source.name,
+        num_outputs=len(variant.outputs),
     )
 
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from twofour.compiler import native_fused, native_standard
+from twofour.compiler import native_fused, native_rows, native_standard
 from twofour.compiler.native import ConvOp, NativeOp, NotNative
 from twofour.compiler.ops import is_fused, parse_op
+
+_FUSED = {**native_fused.READERS, **native_rows.FUSED}
+_STANDARD = {**native_standard.READERS, **native_rows.STANDARD}
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ def read(node: ir.Node) -> NativeOp | str:
     try:
         if is_fused(node):
             op = parse_op(node)
-            return native_fused.READERS[op.base](op)
-        if node.domain == "" and node.op_type in native_standard.READERS:
-            return native_standard.READERS[node.op_type](node)
+            return _FUSED[op.base](op)
+        if node.domain == "" and node.op_type in _STANDARD:
+            return _STANDARD[node.op_type](node)
     except NotNative as e:
         return str(e)
     return f"no native kernel for {node.domain + '.' if node.domain else ''}{node.op_type}"

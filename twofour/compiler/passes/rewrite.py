@@ -47,12 +47,14 @@ class Replacement:
         nodes: new nodes, in order; they are put where `old` is computed. New constants among their
             inputs become initializers. Values without a name are named after `old`.
         note: what was left undone all the same, and why; kept as a refusal.
+        more: further pairs of old and new, of the same `nodes`; `old` is computed first of all.
     """
 
     old: ir.Value
     new: ir.Value
     nodes: tuple[ir.Node, ...] = ()
     note: str = ""
+    more: tuple[tuple[ir.Value, ir.Value], ...] = ()
 
 
 Rule = Callable[[ir.Node], Replacement | Refused | None]
@@ -101,24 +103,39 @@ def apply(name: str, rule: Rule, graph: ir.Graph) -> list[Refusal]:
 
 def replace(graph: ir.Graph, replacement: Replacement) -> None:
     """Puts the new nodes in place and removes what nobody reads any more."""
-    old, new, nodes = replacement.old, replacement.new, replacement.nodes
-    producer = old.producer()
-    if producer is None or old is new:
-        raise ValueError(f"{old.name!r} cannot be replaced: it is not another node's result")
-    name = old.name or ""
-    fresh = new.producer() in nodes
-    if old.is_graph_output() and not fresh and not _may_be_output(new):
-        alias = ir.node("Identity", [new], name=producer.name)
-        nodes, new, fresh = (*nodes, alias), alias.outputs[0], True
-    new.shape = new.shape if new.shape is not None else old.shape
-    new.type = new.type if new.type is not None else old.type
-    if fresh or old.is_graph_output():
-        old.name, new.name = None, name
-    _name(graph, nodes, name)
-    _register_constants(graph, [*(value for node in nodes for value in node.inputs), new])
-    graph.insert_before(producer, nodes)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    _remove_unread(graph, producer)
+    nodes = replacement.nodes
+    place = replacement.old.producer()
+    pairs = []
+    for old, new in ((replacement.old, replacement.new), *replacement.more):
+        if old.producer() is None or old is new:
+            raise ValueError(f"{old.name!r} cannot be replaced: it is not another node's result")
+        if old.is_graph_output() and new.producer() not in nodes and not _may_be_output(new):
+            alias = ir.node("Identity", [new], name=_producer(old).name)
+            nodes, new = (*nodes, alias), alias.outputs[0]
+        pairs.append((old, new))
+    stem = replacement.old.name or ""
+    for old, new in pairs:
+        new.shape = new.shape if new.shape is not None else old.shape
+        new.type = new.type if new.type is not None else old.type
+        if new.producer() in nodes or old.is_graph_output():
+            old.name, new.name = None, old.name
+    _name(graph, nodes, stem)
+    given = [value for node in nodes for value in node.inputs]
+    _register_constants(graph, [*given, *(new for _, new in pairs)])
+    assert place is not None
+    graph.insert_before(place, nodes)
+    for old, new in pairs:
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    for producer in dict.fromkeys(_producer(old) for old, _ in pairs):
+        if producer.graph is graph:
+            _remove_unread(graph, producer)
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    """The node that computes the value."""
+    producer = value.producer()
+    assert producer is not None
+    return producer
 
 
 def _may_be_output(value: ir.Value) -> bool:

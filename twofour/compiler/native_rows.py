@@ -1,0 +1,181 @@
+"""Operators on rows of channels read as native ones: attention, normalization, parts of tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from twofour.compiler.native import (
+    QUANTIZED,
+    AttentionOp,
+    NativeOp,
+    NormOp,
+    NotNative,
+    ViewOp,
+    constant,
+    name_of,
+    operand,
+    shape,
+    stored,
+)
+from twofour.compiler.ops import FusedOp
+from twofour.core.attention import AttentionScales
+
+_SYMMETRIC = 128  # zero point 0 as stored
+
+
+def _number(op: FusedOp, name: str) -> float:
+    """A float attribute."""
+    value = op.attributes[name]
+    if isinstance(value, tuple):
+        raise NotNative(f"{name} is {value}; expected one number")
+    return float(value)
+
+
+def _zero(op: FusedOp, name: str) -> int:
+    """The zero point of a quantized operand, as stored."""
+    zero_point = constant(op.inputs[f"{name}_zero_point"])
+    return stored(zero_point, ir.DataType.from_numpy(zero_point.dtype))
+
+
+def _layer_norm(op: FusedOp) -> NormOp:
+    x = op.inputs["x"]
+    if x.dtype != ir.DataType.FLOAT:
+        raise NotNative(f"native normalization takes float32, not {x.dtype}")
+    if len(shape(x)) == 4:
+        raise NotNative("native normalization takes tensors of at most 3 dimensions")
+    quantized = "y_scale" in op.inputs
+    both = op.base == "LayerNormQ"
+    return NormOp(
+        op.name,
+        op.op_type,
+        "norm",
+        operand(x),
+        name_of(op.output),
+        also=(name_of(op.outputs[1]),) if both else (),
+        gamma=constant(op.inputs["gamma"]),
+        beta=constant(op.inputs["beta"]),
+        epsilon=_number(op, "epsilon"),
+        scale=float(constant(op.inputs["y_scale"])) if quantized else 1.0,
+        zero=_zero(op, "y") if quantized else 0,
+        float_out=both or not quantized,
+        quantized_out=quantized,
+    )
+
+
+def _attention(op: FusedOp) -> AttentionOp:
+    q, k, v = (op.inputs[name] for name in "qkv")
+    quantized = op.base == "QAttention"
+    if not quantized and any(value.dtype != ir.DataType.FLOAT for value in (q, k, v)):
+        raise NotNative(f"native attention takes float32 and quantized tensors, not {q.dtype}")
+    if any(len(shape(value)) != 3 for value in (q, k, v, op.output)):
+        raise NotNative("native attention takes tensors of 3 dimensions")
+    mask = op.inputs.get("mask")
+    return AttentionOp(
+        op.name,
+        op.op_type,
+        "attention",
+        operand(q),
+        name_of(op.output),
+        more=tuple(operand(value) for value in (k, v, mask) if value is not None),
+        batch=shape(q)[0],
+        heads=int(_number(op, "heads")),
+        scales=_scales(op) if quantized else AttentionScales(_number(op, "scale"), 0, 1.0, 0, 1.0),
+        mask_shape=() if mask is None else _mask_shape(mask),
+        causal=op.mask == "Causal",
+    )
+
+
+def _scales(op: FusedOp) -> AttentionScales:
+    """The scales and zero points of an attention on bytes."""
+    if others := [name for name in "kv" if _zero(op, name) != _SYMMETRIC]:
+        raise NotNative(
+            f"{others[0]} has the zero point {_zero(op, others[0])} (as stored);"
+            f" native attention takes {_SYMMETRIC}: quantize k and v symmetrically"
+        )
+    number = {name: float(constant(op.inputs[f"{name}_scale"])) for name in "qkvp"}
+    return AttentionScales(
+        score=float(np.float32(number["q"] * number["k"] * _number(op, "scale"))),
+        q_zero=_zero(op, "q"),
+        p=number["p"],
+        p_zero=_zero(op, "p"),
+        v=number["v"],
+        y=1.0 if op.float_out else float(constant(op.inputs["y_scale"])),
+        y_zero=None if op.float_out else _zero(op, "y"),
+    )
+
+
+def _mask_shape(mask: ir.Value) -> tuple[int, ...]:
+    """The shape with leading ones, of 4 dimensions."""
+    dims = shape(mask)
+    if mask.dtype != ir.DataType.FLOAT or len(dims) > 4:
+        raise NotNative("native attention takes a float32 mask of at most 4 dimensions")
+    if len(dims) == 4 and dims[1] > 1 and dims[2] * dims[3] > 1:
+        raise NotNative("native attention takes one mask for all heads")
+    return (1,) * (4 - len(dims)) + dims
+
+
+def _tokens(op: FusedOp) -> NativeOp:
+    x = op.inputs["x"]
+    if x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
+        raise NotNative("native kernels take float32 and quantized tensors")
+    shape(x)
+    return ViewOp(op.name, op.op_type, "alias", operand(x), name_of(op.output), pixels=True)
+
+
+def _split(node: ir.Node) -> ViewOp:
+    """Channels of rows, or of an image."""
+    x, outputs = node.inputs[0], node.outputs
+    _require_view(x)
+    rank = len(shape(x)) if x is not None else 0
+    axis = node.attributes.get_int("axis", 0) % rank
+    if axis != (1 if rank == 4 else rank - 1):
+        raise NotNative("splits something other than channels")
+    sizes = [shape(value)[axis] for value in outputs]
+    starts = tuple(int(start) for start in np.cumsum([0, *sizes[:-1]]))
+    return ViewOp(
+        node.name or "",
+        node.op_type,
+        "alias",
+        operand(x),
+        name_of(outputs[0]),
+        also=tuple(name_of(value) for value in outputs[1:]),
+        channels=starts,
+    )
+
+
+def _require_view(x: ir.Value | None) -> None:
+    """Refuses what no kernel reads as part of another tensor."""
+    if x is None or x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
+        raise NotNative("native kernels take float32 and quantized tensors")
+
+
+def _gather(node: ir.Node) -> ViewOp:
+    """One row of each sequence: x[:, i]."""
+    x = node.inputs[0]
+    _require_view(x)
+    assert x is not None
+    dims, index = shape(x), constant(node.inputs[1])
+    if len(dims) != 3 or node.attributes.get_int("axis", 0) % 3 != 1 or index.size != 1:
+        raise NotNative("gathers something other than one row of each sequence")
+    row = int(index.reshape(())) % dims[1]
+    return ViewOp(
+        node.name or "",
+        node.op_type,
+        "alias",
+        operand(x),
+        name_of(node.outputs[0]),
+        image=row,
+        image_step=dims[1],
+    )
+
+
+FUSED = {
+    "LayerNorm": _layer_norm,
+    "QLayerNorm": _layer_norm,
+    "LayerNormQ": _layer_norm,
+    "Attention": _attention,
+    "QAttention": _attention,
+    "Tokens": _tokens,
+}
+STANDARD = {"Split": _split, "Gather": _gather}
