@@ -4,13 +4,14 @@ The int8 form quantizes the probabilities and nothing else in between, so both p
 bytes times bytes:
 
     t = sum over d of (q - q_zero) * k                               exact, int32
-    s = float(t) * score_scale + mask
-    p = exp(s - max over keys of s)
+    s = float(t) * (score_scale * log2(e)) + mask * log2(e)
+    p = powers(s - max over keys of s)                               2**x, see there
     p8 = saturate(round(p * ((1 / p_scale) / row_sum(p))))           0 ... 255 - p_zero
     y = requantize(sum over keys of p8 * v, exact)
 
-A masked key is one whose mask is -inf, or, if causal, one after the query's own position. A query
-that has no other keys gets zeros: no key is attended to.
+The keys are padded to a multiple of 16 with s = -inf. A masked key is one whose mask is -inf (or
+below -2.3e38), or, if causal, one after the query's own position. A query that has no other keys
+gets zeros: no key is attended to.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; ONNX Attention.
 """
@@ -23,12 +24,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core.functions import exp
-from twofour.core.norm import row_sum
+from twofour.core.functions import LOG2_E, exp
+from twofour.core.norm import LANES, row_sum
 from twofour.core.numerics import Epilogue, requantize
 
 Array = NDArray[Any]
 
+POWERS = (1.0, 0.693282939, 0.242210967, 0.0550088904)
+"""2**f = 1 + f q(f), |f| <= 1/2, relative error 1.1e-4, far below a step of 1/255: a minimax fit."""
+POWERS_LOW = -125.0
+"""Smallest exponent: with a factor of 0.7 before it the result is still a normal number."""
+ROUND = 12582912.0
+"""1.5 * 2**23: added to |v| < 2**22 it rounds half to even, and the low bits hold the integer."""
 LOWEST = np.finfo(np.float32).min
 """What a row's maximum begins with: it is finite, so that a row of -inf alone gives no NaN."""
 
@@ -58,6 +65,11 @@ class AttentionScales:
     y_zero: int | None = None
 
     @property
+    def score_log2(self) -> np.float32:
+        """From sums to exponents of 2."""
+        return np.float32(np.float64(self.score) * LOG2_E)
+
+    @property
     def inverse_p(self) -> np.float32:
         """1 / p, what kernels multiply by."""
         return np.float32(1) / np.float32(self.p)
@@ -80,8 +92,8 @@ def masked(scores: Array, mask: Array | None, causal: bool) -> Array:
     if mask is not None:
         scores = scores + mask.astype(np.float32)
     if causal:
-        seen = np.tri(*scores.shape[-2:], dtype=bool)
-        scores = np.where(seen, scores, np.float32(-np.inf))
+        query, key = np.ogrid[: scores.shape[-2], : scores.shape[-1]]
+        scores = np.where(key <= query, scores, np.float32(-np.inf))
     return scores
 
 
@@ -100,6 +112,24 @@ def exponentials(scores: Array) -> tuple[Array, Array]:
     top = np.maximum(scores.max(axis=-1, keepdims=True), LOWEST)
     p = exp(scores - top)
     return p, np.maximum(row_sum(p), np.float32(1))
+
+
+def powers(x: Array) -> Array:
+    """2**x of x <= 0 in 11 operations, for results that are rounded to 8 bits.
+
+    Args:
+        x: float32, any shape; limited to POWERS_LOW from below.
+
+    Returns:
+        float32, the shape of `x`; relative error below 1.2e-4, powers(0) == 1.
+    """
+    x = np.where(x > np.float32(POWERS_LOW), x, np.float32(POWERS_LOW))
+    shifted = x + np.float32(ROUND)
+    fraction = x - (shifted - np.float32(ROUND))
+    value = np.full_like(x, POWERS[-1])
+    for coefficient in POWERS[-2::-1]:
+        value = value * fraction + np.float32(coefficient)
+    return (value.view(np.uint32) + (shifted.view(np.uint32) << np.uint32(23))).view(np.float32)
 
 
 def softmax(x: Array) -> Array:
@@ -163,11 +193,32 @@ def attention_int8(
     k, v = (_for_each_head(x, q.shape[1]) for x in (k, v))
     # float64 holds every partial sum exactly.
     t = (q.astype(np.float64) - scales.q_zero) @ (k.astype(np.float64) - 128).swapaxes(-1, -2)
-    scores = t.astype(np.float32) * np.float32(scales.score)
-    p, total = exponentials(masked(scores, mask, causal))
-    steps = np.minimum(p * (scales.inverse_p / total), np.float32(255 - scales.p_zero))
-    sums = np.rint(steps).astype(np.float64) @ (v.astype(np.float64) - 128)
+    with np.errstate(over="ignore"):
+        mask = None if mask is None else mask.astype(np.float32) * np.float32(LOG2_E)
+    steps = probability_steps(
+        masked(t.astype(np.float32) * scales.score_log2, mask, causal), scales
+    )
+    sums = steps.astype(np.float64) @ (v.astype(np.float64) - 128)
     return requantize(sums.astype(np.int32), scales.epilogue)
+
+
+def probability_steps(scores: Array, scales: AttentionScales) -> Array:
+    """The quantized probabilities, without their zero point.
+
+    Args:
+        scores: float32 [..., K], exponents of 2.
+        scales: of the attention.
+
+    Returns:
+        int32 [..., K], 0 ... 255 - p_zero.
+    """
+    padding = [(0, 0)] * (scores.ndim - 1) + [(0, -scores.shape[-1] % LANES)]
+    padded = np.pad(scores, padding, constant_values=-np.inf)
+    with np.errstate(over="ignore"):
+        p = powers(padded - np.maximum(padded.max(-1, keepdims=True), LOWEST))
+    total = np.maximum(row_sum(p), np.float32(1))
+    steps = np.minimum(p * (scales.inverse_p / total), np.float32(255 - scales.p_zero))
+    return np.asarray(np.rint(steps)[..., : scores.shape[-1]].astype(np.int32))
 
 
 def _for_each_head(x: Array, heads: int) -> Array:

@@ -1,0 +1,145 @@
+"""Sixteen elements of a row at a time: masked loads and stores, sums in the fixed order, rounding.
+
+What norm.py, softmax.py and attention.py share. Each emitter has its numpy meaning beside it; the
+order of a sum is that of `core.norm.row_sum`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.vector import (
+    BYTES16,
+    F32S,
+    I32S,
+    LANES,
+    ROUND,
+    every,
+    float_bits,
+)
+
+_NAMES = {F32S: "v16f32", BYTES16: "v16i8"}
+
+
+def first_lanes(count: int) -> Value:
+    """np.arange(16) < count as a constant; "" where that is all of them."""
+    if count >= LANES:
+        return ""
+    return "<" + ", ".join(f"i1 {int(lane < count)}" for lane in range(LANES)) + ">"
+
+
+def load16(
+    f: Function, kind: str, pointer: Value, offset: int | Value = 0, mask: str = ""
+) -> Value:
+    """Sixteen elements, zeros where `mask` is false; nothing is read there."""
+    if not mask:
+        return f.load(kind, pointer, offset)
+    return f.call(
+        kind,
+        f"llvm.masked.load.{_NAMES[kind]}.p0",
+        ("ptr", f.at(pointer, offset)),
+        ("<16 x i1>", mask),
+        (kind, "zeroinitializer"),
+    )
+
+
+def store16(
+    f: Function, kind: str, value: Value, pointer: Value, offset: int | Value = 0, mask: str = ""
+) -> None:
+    """Stores sixteen elements, those whose `mask` is true."""
+    if not mask:
+        f.store(kind, value, pointer, offset)
+        return
+    f.call(
+        "void",
+        f"llvm.masked.store.{_NAMES[kind]}.p0",
+        (kind, value),
+        ("ptr", f.at(pointer, offset)),
+        ("<16 x i1>", mask),
+    )
+
+
+def keep(f: Function, value: Value, mask: Value, other: str = "zeroinitializer") -> Value:
+    """np.where(mask, value, other) on floats; `value` where there is no mask."""
+    if not mask:
+        return value
+    return f.let(f"select <16 x i1> {mask}, {F32S} {value}, {F32S} {other}")
+
+
+def add16(f: Function, a: Value, b: Value) -> Value:
+    """A + b on floats."""
+    return f.let(f"fadd {F32S} {a}, {b}")
+
+
+def greater16(f: Function, a: Value, b: Value) -> Value:
+    """np.where(a > b, a, b) on floats: b where one is NaN."""
+    return f.let(f"select <16 x i1> {f.let(f'fcmp ogt {F32S} {a}, {b}')}, {F32S} {a}, {F32S} {b}")
+
+
+def total16(f: Function, lanes: Value) -> Value:
+    """The lanes' sum in each lane: l + (l ^ 8), then ^ 4, ^ 2, ^ 1, the order of `row_sum`."""
+    for distance in (8, 4, 2, 1):
+        lanes = add16(f, lanes, _swapped(f, lanes, distance))
+    return lanes
+
+
+def highest16(f: Function, lanes: Value) -> Value:
+    """The lanes' maximum in each lane."""
+    for distance in (8, 4, 2, 1):
+        lanes = greater16(f, lanes, _swapped(f, lanes, distance))
+    return lanes
+
+
+def _swapped(f: Function, lanes: Value, distance: int) -> Value:
+    """lanes[np.arange(16) ^ distance]."""
+    pick = ", ".join(f"i32 {lane ^ distance}" for lane in range(LANES))
+    return f.let(f"shufflevector {F32S} {lanes}, {F32S} poison, <16 x i32> <{pick}>")
+
+
+def scalar_of(f: Function, lanes: Value) -> Value:
+    """lanes[0]."""
+    return f.let(f"extractelement {F32S} {lanes}, i32 0")
+
+
+def widened(f: Function, stored: Value, zero: Value) -> Value:
+    """(stored.astype(int) - zero).astype(float32); `zero` is <16 x i32>."""
+    wide = f.let(f"zext {BYTES16} {stored} to {I32S}")
+    return f.let(f"sitofp {I32S} {f.let(f'sub {I32S} {wide}, {zero}')} to {F32S}")
+
+
+def rounded(f: Function, value: Value) -> Value:
+    """np.rint(value) in the low bits, |value| < 2**22; other bits set above bit 21."""
+    shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(ROUND))}")
+    return f.let(f"bitcast {F32S} {shifted} to {I32S}")
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """The range of a stored byte and its zero point, as vectors in a kernel.
+
+    Attributes:
+        low: 0 - zero, <16 x float>.
+        high: 255 - zero, <16 x float>.
+        zero: the zero point, <16 x i8>.
+    """
+
+    low: Value
+    high: Value
+    zero: Value
+
+    @staticmethod
+    def of(f: Function, zero: Value) -> Narrow:
+        """For the zero point `zero` as stored, an i32."""
+        real = f.let(f"sitofp i32 {zero} to float")
+        low, high = f.let(f"fneg float {real}"), f.let(f"fsub float {float_bits(255.0)}, {real}")
+        byte = f.splat("i8", f.let(f"trunc i32 {zero} to i8"))
+        return Narrow(f.splat("float", low), f.splat("float", high), byte)
+
+    def emit(self, f: Function, value: Value) -> Value:
+        """saturate(round_half_even(value) + zero) as <16 x i8>; 0 for NaN, as `requantize`."""
+        value = greater16(f, value, self.low)
+        below = f.let(f"fcmp olt {F32S} {value}, {self.high}")
+        value = f.let(f"select <16 x i1> {below}, {F32S} {value}, {F32S} {self.high}")
+        low_bytes = f.let(f"trunc {I32S} {rounded(f, value)} to {BYTES16}")
+        return f.let(f"add {BYTES16} {low_bytes}, {self.zero}")
