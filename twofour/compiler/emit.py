@@ -28,7 +28,8 @@ from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.engine import Candidate, Layer, TensorInfo
 from twofour.kernels.cpu.attention import pack_attention
 from twofour.kernels.cpu.llvm import Source, renamed
-from twofour.kernels.cpu.pointwise import MapProblem, View, emit_map
+from twofour.kernels.cpu.norm import emit_norm, pack_norm
+from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_mean
 from twofour.kernels.cpu.problem import ConvProblem, Strides, merge_groups
 from twofour.kernels.cpu.program import Call, Operand
