@@ -64,6 +64,9 @@ def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> fl
         return bases[operand.index] + operand.offset
 
     pointers = [pointer(operand) for operand in (call.x, call.w, call.y, call.r)]
+    table = np.array([pointer(operand) for operand in call.table], np.int64)
+    if call.table:
+        pointers[0] = address(table)
     repeat, kernel = code.repeat(), code.address(call.symbol)
 
     def run(count: int) -> None:

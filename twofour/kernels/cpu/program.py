@@ -43,6 +43,8 @@ class Call:
         r: residual; `y` where there is none.
         pieces: row pieces of the kernel.
         panels: panels of the kernel.
+        table: where it has entries, the kernel gets the address of a table with their pointers in
+            the place of `x`: operands of any number, wherever they lie.
     """
 
     symbol: str
@@ -52,6 +54,12 @@ class Call:
     r: Operand
     pieces: int
     panels: int
+    table: tuple[Operand, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """Everything whose address is needed."""
+        return (self.x, self.w, self.y, self.r, *self.table)
 
     def split_panels(self, threads: int) -> bool:
         """Whether threads share the panels, not the row pieces: what divides more evenly."""
@@ -79,12 +87,17 @@ def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
     f = Function(name, [("ptr", "args"), ("i64", "tid"), ("i64", "threads")])
     base = {
         i: f.load("ptr", "%args", 8 * i, 8)
-        for i in sorted({SYNC_INDEX, *(o.index for c in calls for o in (c.x, c.w, c.y, c.r))})
+        for i in sorted({SYNC_INDEX, *(o.index for c in calls for o in c.operands)})
     }
     following = f.int_op("add", "%tid", 1)
+    table = f.let(f"alloca [{max((len(c.table) for c in calls), default=0)} x ptr]")
     kernels = set()
     for call in calls:
         pointers = [f.at(base[o.index], o.offset) for o in (call.x, call.w, call.y, call.r)]
+        if call.table:
+            pointers[0] = table
+            for place, o in enumerate(call.table):
+                f.store("ptr", f.at(base[o.index], o.offset), table, 8 * place, 8)
         count = call.panels if call.split_panels(threads) else call.pieces
         share = [
             f.int_op("udiv", f.int_op("mul", who, count), "%threads") for who in ("%tid", following)
