@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.compiler.emit_nd import nd_nests, nd_places, nd_shape
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NativeOp, NormOp, PoolOp
+from twofour.compiler.native_nd import NdOp
 from twofour.compiler.row_problems import (
     attention_macs,
     attention_problem,
@@ -28,6 +30,7 @@ from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.engine import Candidate, Layer, TensorInfo
 from twofour.kernels.cpu.attention import pack_attention
 from twofour.kernels.cpu.llvm import Source, renamed
+from twofour.kernels.cpu.nd import emit_nd, nd_pieces
 from twofour.kernels.cpu.norm import emit_norm, pack_norm
 from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_mean
@@ -74,6 +77,7 @@ class Emitter:
     layers: list[Layer] = field(default_factory=list)
     _constants: list[Array] = field(default_factory=list)
     _constant_bytes: int = 0
+    _kept: dict[str, int] = field(default_factory=dict)
 
     def weights(self) -> NDArray[np.uint8]:
         """All constants in one block."""
@@ -87,6 +91,8 @@ class Emitter:
             bindings: plain tensor -> its index in the step's table of pointers.
         """
         op = placed.op
+        if isinstance(op, NdOp):
+            return self._nd(op, placed, bindings)
         if isinstance(op, ConvOp):
             kernel = self._conv(op, placed)
         elif isinstance(op, PoolOp):
@@ -195,7 +201,7 @@ class Emitter:
             x_view,
             y_view,
             views[2] if len(views) > 2 else None,
-            op.relu,
+            op.activation.name,
             before,
             after,
         )
@@ -217,6 +223,32 @@ class Emitter:
         self._plain_layer(op, placed, "attention", macs=attention_macs(problem))
         constants = pack_attention(op.scales, offsets)
         return _Kernel(symbol, constants, problem.pieces, 1, tensor(placed.x).at())
+
+    def _nd(self, op: NdOp, placed: Placed, bindings: dict[str, int]) -> Call:
+        """A small operator: all its operands are entries of a table."""
+        nests = nd_nests(op, placed)
+        symbol = self._kernel(emit_nd("kernel", nests), vectorize=True)
+        table = []
+        for value, place in zip(op.values, nd_places(op, placed), strict=True):
+            if value.constant is not None:
+                table.append(Operand(WEIGHTS, self._keep_once(value.constant)))
+            elif isinstance(place, Tensor):
+                table.append(Operand(ARENA, place.at()))
+            else:
+                table.append(Operand(bindings[value.name]))
+        precision = _precision(placed.y)
+        layer = Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=precision)
+        self.layers.append(layer)
+        first, last, w = table[0], table[-1], Operand(WEIGHTS)
+        return Call(symbol, first, w, last, last, nd_pieces(nests), 1, tuple(table))
+
+    def _keep_once(self, constant: Array) -> int:
+        """The offset of a constant that several operators may read."""
+        held = np.ascontiguousarray(constant).reshape(-1).view(np.uint8)
+        key = hashlib.sha256(held.data).hexdigest()
+        if key not in self._kept:
+            self._kept[key] = self._keep(held)
+        return self._kept[key]
 
     def _plain_layer(self, op: NativeOp, placed: Placed, tactic: str, macs: int = 0) -> None:
         shape = f"{_show(placed.x)} -> {_show(placed.y)}"

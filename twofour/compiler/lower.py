@@ -25,6 +25,7 @@ from twofour.compiler.native import (
     shape,
     static_shape,
 )
+from twofour.compiler.native_nd import NdOp
 from twofour.compiler.schedule import Schedule, Stretch, reads
 from twofour.core.errors import UnsupportedError
 from twofour.engine import DTYPES, Fill, TensorInfo
@@ -251,7 +252,7 @@ def _padded(ops: list[NativeOp]) -> set[str]:
 
 def _flexible(op: NativeOp) -> bool:
     """Whether an operator reads and writes plain arrays as well as tensors."""
-    return isinstance(op, MapOp) and op.op == "convert"
+    return isinstance(op, NdOp) or (isinstance(op, MapOp) and op.op == "convert")
 
 
 def _info(value: ir.Value) -> TensorInfo:

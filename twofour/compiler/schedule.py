@@ -9,15 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 
-from twofour.compiler import native_fused, native_rows, native_standard
+from twofour.compiler import (
+    native_fused,
+    native_nd,
+    native_nd_moves,
+    native_rows,
+    native_standard,
+)
 from twofour.compiler.native import ConvOp, NativeOp, NotNative
 from twofour.compiler.ops import is_fused, parse_op
 
 _FUSED = {**native_fused.READERS, **native_rows.FUSED}
-_STANDARD = {**native_standard.READERS, **native_rows.STANDARD}
+# What each has a kernel of its own for, and what is left to the small operators.
+_STANDARD = ({**native_standard.READERS, **native_rows.STANDARD},
+             {**native_nd.READERS, **native_nd_moves.READERS})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,15 +78,19 @@ def weight_bytes(order: Schedule) -> int:
 
 def read(node: ir.Node) -> NativeOp | str:
     """The node as a native operator, or why it is none."""
-    try:
-        if is_fused(node):
-            op = parse_op(node)
-            return _FUSED[op.base](op)
-        if node.domain == "" and node.op_type in _STANDARD:
-            return _STANDARD[node.op_type](node)
-    except NotNative as e:
-        return str(e)
-    return f"no native kernel for {node.domain + '.' if node.domain else ''}{node.op_type}"
+    reason = f"no native kernel for {node.domain + '.' if node.domain else ''}{node.op_type}"
+    if not is_fused(node):
+        readers = [table.get(node.op_type) for table in _STANDARD] if node.domain == "" else []
+        attempts = [partial(reader, node) for reader in readers if reader is not None]
+    else:
+        op = parse_op(node)
+        attempts = [partial(_FUSED[op.base], op)]
+    for attempt in attempts:
+        try:
+            return attempt()
+        except NotNative as e:
+            reason = str(e)
+    return reason
 
 
 def _order(graph: ir.Graph, native: Callable[[ir.Node], bool]) -> list[Stretch]:

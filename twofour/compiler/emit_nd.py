@@ -1,0 +1,67 @@
+"""Small operators (native_nd.py) with their operands placed: elements become bytes."""
+
+from __future__ import annotations
+
+from twofour.compiler.layout import Tensor
+from twofour.compiler.lower import Place, Placed
+from twofour.compiler.native_nd import Look, NdOp, NdValue
+from twofour.kernels.cpu.nd import Nest, Ref, contiguous
+
+Strides = tuple[int, ...]
+
+
+def nd_places(op: NdOp, placed: Placed) -> list[Place | None]:
+    """The place of each operand; None for constants."""
+    places = dict(zip(op.reads, placed.reads, strict=True))
+    places |= dict(zip(op.writes, placed.writes, strict=True))
+    return [places[value.name] if value.name else None for value in op.values]
+
+
+def nd_nests(op: NdOp, placed: Placed) -> tuple[Nest, ...]:
+    """The walks of a placed operator over bytes; operand i is entry i of the table."""
+    places = nd_places(op, placed)
+    strides = [_strides(v, p) for v, p in zip(op.values, places, strict=True)]
+    kinds = [_kind(v, p) for v, p in zip(op.values, places, strict=True)]
+
+    def ref(look: Look) -> Ref:
+        own = strides[look.value]
+        steps = tuple(own[axis] * step if step else 0 for axis, step in look.axes)
+        offset = sum(start * step for start, step in zip(look.start, own, strict=True))
+        return Ref(look.value, kinds[look.value], steps, offset)
+
+    nests = []
+    for part in op.parts:
+        rows = (0, 0)
+        if part.op == "gather":
+            table = part.inputs[0].value
+            rows = (op.values[table].dims[part.rows_axis], strides[table][part.rows_axis])
+        inputs = tuple(ref(look) for look in part.inputs)
+        nests.append(Nest(part.op, part.dims, ref(part.y), inputs, part.scalars, rows))
+    return tuple(nests)
+
+
+def nd_shape(op: NdOp) -> str:
+    """First input and first output, for people."""
+    first = next(value for value in op.values if value.name == op.x)
+    last = next(value for value in op.values if value.name == op.y)
+    return f"{_text(first)} -> {_text(last)}"
+
+
+def _text(value: NdValue) -> str:
+    return "x".join(map(str, value.dims)) or "1"
+
+
+def _kind(value: NdValue, place: Place | None) -> str:
+    """How the elements are stored: int8 in the arena is uint8, plus 128."""
+    return "s8" if value.kind == "int8" and isinstance(place, Tensor) else value.kind
+
+
+def _strides(value: NdValue, place: Place | None) -> Strides:
+    """Bytes of a step along each axis of the value."""
+    if not isinstance(place, Tensor):
+        return contiguous(value.kind, value.dims)
+    lie = place.strides
+    if len(value.dims) == 4:
+        return lie.image, place.element_bytes, lie.row, lie.pixel
+    rows = contiguous("uint8", value.dims[:-1])  # counted in rows, which are images
+    return (*(lie.image * row for row in rows), place.element_bytes) if value.dims else ()

@@ -1,0 +1,371 @@
+"""Operators that move, repeat or choose elements, as walks (native_nd.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from twofour.compiler.native import NotNative, constant, shape
+from twofour.compiler.native_nd import (
+    BROADCAST,
+    Look,
+    NdOp,
+    NdValue,
+    Part,
+    nd_op,
+    require_kinds,
+    scalar_of,
+    value_of,
+    whole,
+)
+
+Axes = tuple[tuple[int, int], ...]
+
+
+def _ends(node: ir.Node) -> tuple[NdValue, NdValue]:
+    return value_of(node.inputs[0]), value_of(node.outputs[0])
+
+
+def _origin(value: NdValue) -> tuple[int, ...]:
+    return (0,) * len(value.dims)
+
+
+def _move(node: ir.Node, dims: Sequence[int], x: tuple[Axes, tuple[int, ...]], y: Axes) -> NdOp:
+    """One copy.
+
+    Args:
+        node: reads its first input, writes its output.
+        dims: of the walk.
+        x: axes and start of the input.
+        y: axes of the output.
+    """
+    source, result = _ends(node)
+    to = Look(1, y, _origin(result))
+    return nd_op(node, [source], [Part("copy", tuple(dims), to, (Look(0, *x),))])
+
+
+def _transpose(node: ir.Node) -> NdOp:
+    x, y = _ends(node)
+    perm = node.attributes.get_ints("perm", tuple(reversed(range(len(x.dims)))))
+    order = tuple((int(axis), 1) for axis in perm or ())
+    return _move(node, y.dims, (order, _origin(x)), whole(1, y).axes)
+
+
+def _slice(node: ir.Node) -> NdOp:
+    x, y = _ends(node)
+    starts, ends = (constant(value).reshape(-1) for value in node.inputs[1:3])
+    rest = [constant(v).reshape(-1) if v is not None else None for v in node.inputs[3:]]
+    axes, steps = (*rest, None, None)[:2]
+    axes = np.arange(len(starts)) if axes is None else axes
+    steps = np.ones(len(starts), np.int64) if steps is None else steps
+    first, step = [0] * len(x.dims), [1] * len(x.dims)
+    for start, end, axis, move in zip(starts, ends, axes, steps, strict=True):
+        bounds = slice(int(start), int(end), int(move))
+        first[axis], _, step[axis] = bounds.indices(x.dims[axis])
+    return _move(node, y.dims, (tuple(enumerate(step)), tuple(first)), whole(1, y).axes)
+
+
+def _concat(node: ir.Node) -> NdOp:
+    inputs, y = [value_of(value) for value in node.inputs], value_of(node.outputs[0])
+    require_kinds(inputs, [y.kind])
+    axis = node.attributes["axis"].as_int() % len(y.dims)
+    parts, done = [], 0
+    for index, value in enumerate(inputs):
+        start = tuple(done if a == axis else 0 for a in range(len(y.dims)))
+        to = replace(whole(len(inputs), y), start=start)
+        parts.append(Part("copy", value.dims, to, (whole(index, value),)))
+        done += value.dims[axis]
+    return nd_op(node, inputs, parts)
+
+
+def _split(node: ir.Node) -> NdOp:
+    x, outputs = value_of(node.inputs[0]), [value_of(value) for value in node.outputs]
+    axis = node.attributes.get_int("axis", 0) or 0
+    axis %= len(x.dims)
+    parts, done = [], 0
+    for index, value in enumerate(outputs):
+        start = tuple(done if a == axis else 0 for a in range(len(x.dims)))
+        source = replace(whole(0, x), start=start)
+        parts.append(Part("copy", value.dims, whole(1 + index, value), (source,)))
+        done += value.dims[axis]
+    return nd_op(node, [x], parts)
+
+
+def _pad(node: ir.Node) -> NdOp:
+    """The inside is copied, the borders are filled, axis by axis: no element twice."""
+    x, y = _ends(node)
+    if node.attributes.get_string("mode", "constant") != "constant":
+        raise NotNative("native padding is with a constant")
+    begins, ends = _pads(node, len(x.dims))
+    value = scalar_of(node.inputs[2] if len(node.inputs) > 2 else None, 0.0)
+    low, cut = np.maximum(begins, 0), np.maximum(-begins, 0)
+    count = np.array(x.dims) - cut - np.maximum(-ends, 0)
+    if count.min(initial=1) < 1:
+        raise NotNative("padding removes all of the input")
+    to = replace(whole(1, y), start=_ints(low))
+    parts = [Part("copy", _ints(count), to, (replace(whole(0, x), start=_ints(cut)),))]
+    for axis in range(len(x.dims)):
+        for first, extra in ((0, low[axis]), (low[axis] + count[axis], max(ends[axis], 0))):
+            if extra > 0:
+                start = np.where(np.arange(len(low)) < axis, low, 0)
+                dims = np.where(np.arange(len(low)) < axis, count, y.dims)
+                start[axis], dims[axis] = first, extra
+                border = replace(whole(1, y), start=_ints(start))
+                parts.append(Part("fill", _ints(dims), border, (), (value,)))
+    return nd_op(node, [x], parts)
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)
+
+
+def _pads(node: ir.Node, rank: int) -> tuple[Any, Any]:
+    """Elements to add (or, where negative, to take away) before and after each axis."""
+    given = constant(node.inputs[1]).reshape(2, -1).astype(np.int64)
+    axes = constant(node.inputs[3]).reshape(-1) if _given(node, 3) else np.arange(rank)
+    begins, ends = np.zeros((2, rank), np.int64)
+    begins[axes], ends[axes] = given
+    return begins, ends
+
+
+def _given(node: ir.Node, index: int) -> bool:
+    return len(node.inputs) > index and node.inputs[index] is not None
+
+
+def _gather(node: ir.Node) -> NdOp:
+    """Rows by index; one that is out of range becomes the nearest that exists."""
+    x, at, y = value_of(node.inputs[0]), value_of(node.inputs[1]), value_of(node.outputs[0])
+    axis = (node.attributes.get_int("axis", 0) or 0) % len(x.dims)
+    require_kinds([at], ["int64", "int32"])
+    chosen = range(axis, axis + len(at.dims))
+    kept = [a for a in range(len(x.dims)) if a != axis]
+    order = iter((a, 1) for a in kept)
+    axes = tuple(BROADCAST if i in chosen else next(order) for i in range(len(y.dims)))
+    if at.constant is not None and at.constant.size == 1 and x.name:
+        row = int(np.clip(_wrapped(at.constant, x.dims[axis]), 0, x.dims[axis] - 1).item())
+        start = tuple(row if a == axis else 0 for a in range(len(x.dims)))
+        return _move(node, y.dims, (axes, start), whole(1, y).axes)
+    rows = tuple((i - axis, 1) if i in chosen else BROADCAST for i in range(len(y.dims)))
+    looks = (Look(0, axes, _origin(x)), Look(1, rows, _origin(at)))
+    part = Part("gather", y.dims, whole(2, y), looks, rows_axis=axis)
+    return nd_op(node, [x, at], [part])
+
+
+def _wrapped(index: Any, count: int) -> Any:
+    return np.where(index < 0, index + count, index)
+
+
+def _gather_elements(node: ir.Node) -> NdOp:
+    """One index for each element of y; out of range as in `_gather`."""
+    x, at, y = value_of(node.inputs[0]), value_of(node.inputs[1]), value_of(node.outputs[0])
+    axis = (node.attributes.get_int("axis", 0) or 0) % len(x.dims)
+    require_kinds([at], ["int64", "int32"])
+    axes = tuple(BROADCAST if i == axis else (i, 1) for i in range(len(y.dims)))
+    looks = (Look(0, axes, _origin(x)), whole(1, at))
+    return nd_op(node, [x, at], [Part("gather", y.dims, whole(2, y), looks, rows_axis=axis)])
+
+
+def _reshape(node: ir.Node) -> NdOp:
+    """A copy over the finest axes that both shapes are made of."""
+    x, y = _ends(node)
+    sizes = sorted({*_suffixes(x.dims), *_suffixes(y.dims)})
+    if any(above % below for below, above in pairwise(sizes)):
+        raise NotNative(f"the reshape from {list(x.dims)} to {list(y.dims)} splits axes unevenly")
+    dims = [above // below for below, above in pairwise(sizes)][::-1]
+    steps = sizes[:-1][::-1]
+    return _move(node, dims, (_regrouped(x.dims, steps), _origin(x)), _regrouped(y.dims, steps))
+
+
+def _suffixes(dims: Sequence[int]) -> list[int]:
+    """Elements from one step along each axis to the next, and of all."""
+    return [math.prod(dims[axis:]) for axis in range(len(dims) + 1)]
+
+
+def _regrouped(dims: Sequence[int], steps: Sequence[int]) -> Axes:
+    """For steps of so many elements: the axis of `dims` that they are along, and how far."""
+    sizes = _suffixes(dims)
+    axes = []
+    for step in steps:
+        axis = max(a for a in range(len(dims)) if sizes[a + 1] <= step < sizes[a])
+        axes.append((axis, step // sizes[axis + 1]))
+    return tuple(axes)
+
+
+def _tile(node: ir.Node) -> NdOp:
+    x = value_of(node.inputs[0])
+    repeats = [int(n) for n in constant(node.inputs[1]).reshape(-1)]
+    dims = [n for pair in zip(repeats, x.dims, strict=True) for n in pair]
+    source = tuple(entry for axis in range(len(x.dims)) for entry in (BROADCAST, (axis, 1)))
+    to = tuple(e for axis, n in enumerate(x.dims) for e in ((axis, n), (axis, 1)))
+    return _move(node, dims, (source, _origin(x)), to)
+
+
+def _resize(node: ir.Node) -> NdOp:
+    """Nearest neighbours where each axis repeats its elements, or takes every k-th."""
+    x, y = _ends(node)
+    if node.attributes.get_string("mode", "nearest") != "nearest":
+        raise NotNative("native resizing takes the nearest neighbour")
+    dims: list[int] = []
+    source: list[tuple[int, int]] = []
+    to: list[tuple[int, int]] = []
+    start = [0] * len(x.dims)
+    for axis, (before, after) in enumerate(zip(x.dims, y.dims, strict=True)):
+        rows = _nearest(node, axis, before, after)
+        factor = after // before
+        if factor and (rows == np.arange(after) // factor).all():
+            dims += [before, factor]
+            source += [(axis, 1), BROADCAST]
+            to += [(axis, factor), (axis, 1)]
+        elif len(steps := {*np.diff(rows)}) <= 1:
+            dims.append(after)
+            start[axis] = int(rows[0])
+            source.append((axis, int(steps.pop()) if steps else 1))
+            to.append((axis, 1))
+        else:
+            raise NotNative(f"axis {axis} is not resized by a whole factor")
+    return _move(node, dims, (tuple(source), tuple(start)), tuple(to))
+
+
+def _nearest(node: ir.Node, axis: int, before: int, after: int) -> Any:
+    """Which element of the axis each element of the result is."""
+    get = node.attributes
+    if get.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise NotNative("native resizing does not keep an aspect ratio")
+    scale, i = _scale(node, axis, before, after), np.arange(after, dtype=np.float64)
+    centres = (i + 0.5) / scale - 0.5
+    mode = get.get_string("coordinate_transformation_mode", "half_pixel")
+    places = {
+        "half_pixel": centres,
+        "pytorch_half_pixel": centres if after > 1 else 0 * i,
+        "asymmetric": i / scale,
+        "align_corners": i * ((before - 1) / max(after - 1, 1)),
+    }.get(mode or "")
+    if places is None:
+        raise NotNative(f"native resizing has no coordinates {mode}")
+    rounding = get.get_string("nearest_mode", "round_prefer_floor")
+    rounded = {
+        "round_prefer_floor": np.ceil(places - 0.5),
+        "round_prefer_ceil": np.floor(places + 0.5),
+        "floor": np.floor(places),
+        "ceil": np.ceil(places),
+    }[rounding or ""]
+    return np.clip(rounded, 0, before - 1).astype(np.int64)
+
+
+def _scale(node: ir.Node, axis: int, before: int, after: int) -> float:
+    """How much longer the axis gets."""
+    if not _given(node, 2) or not constant(node.inputs[2]).size:
+        return after / before
+    scales = constant(node.inputs[2]).reshape(-1)
+    rank = len(shape(node.outputs[0]))
+    axes = [int(a) % rank for a in node.attributes.get_ints("axes", tuple(range(rank))) or ()]
+    return float(scales[axes.index(axis)]) if axis in axes else 1.0
+
+
+def _depth_to_space(node: ir.Node) -> NdOp:
+    x, y = _ends(node)
+    size, channels = node.attributes["blocksize"].as_int(), y.dims[1]
+    dims = (x.dims[0], channels, x.dims[2], size, x.dims[3], size)
+    columns_first = node.attributes.get_string("mode", "DCR") == "CRD"
+    c, i, j = (size * size, size, 1) if columns_first else (1, size * channels, channels)
+    source = ((0, 1), (1, c), (2, 1), (1, i), (3, 1), (1, j))
+    return _move(node, dims, (source, _origin(x)), _blocks(size))
+
+
+def _space_to_depth(node: ir.Node) -> NdOp:
+    x, y = _ends(node)
+    size, channels = node.attributes["blocksize"].as_int(), x.dims[1]
+    dims = (y.dims[0], channels, y.dims[2], size, y.dims[3], size)
+    to = ((0, 1), (1, 1), (2, 1), (1, size * channels), (3, 1), (1, channels))
+    return _move(node, dims, (_blocks(size), _origin(x)), to)
+
+
+def _blocks(size: int) -> Axes:
+    """An image walked as [N, C, H, size, W, size]."""
+    return ((0, 1), (1, 1), (2, size), (2, 1), (3, size), (3, 1))
+
+
+def _reduction(op: str, *kinds: str) -> Callable[[ir.Node], NdOp]:
+    """A reader of reductions."""
+
+    def read(node: ir.Node) -> NdOp:
+        x, y = _ends(node)
+        require_kinds([x], kinds)
+        rank, axes = len(x.dims), _reduced_axes(node, len(x.dims))
+        if node.attributes.get_int("keepdims", 1):
+            kept = [(a, 1) for a in range(rank)]
+        else:
+            places = iter(range(len(y.dims)))
+            kept = [BROADCAST if a in axes else (next(places), 1) for a in range(rank)]
+        looks = tuple(BROADCAST if a in axes else kept[a] for a in range(rank))
+        part = Part(op, x.dims, Look(1, looks, _origin(y)), (whole(0, x),))
+        return nd_op(node, [x], [part])
+
+    return read
+
+
+def _reduced_axes(node: ir.Node, rank: int) -> set[int]:
+    """The axes of a reduction: an attribute, or from opset 18 on an input; by default all."""
+    given = node.attributes.get("axes")
+    axes: Sequence[int] = list(given.as_ints()) if given is not None else []
+    if _given(node, 1):
+        axes = [int(a) for a in constant(node.inputs[1]).reshape(-1)]
+    none_is_all = node.attributes.get_int("noop_with_empty_axes", 0) == 0
+    if not axes and not none_is_all:
+        return set()
+    return {a % rank for a in axes} or set(range(rank))
+
+
+def _global_max(node: ir.Node) -> NdOp:
+    x, y = _ends(node)
+    axes = tuple((a, 1) if a < 2 else BROADCAST for a in range(len(x.dims)))
+    part = Part("reduce_max", x.dims, Look(1, axes, _origin(y)), (whole(0, x),))
+    require_kinds([x], ["float32"])
+    return nd_op(node, [x], [part])
+
+
+def _softmax(node: ir.Node) -> NdOp:
+    x, y = _ends(node)
+    require_kinds([x], ["float32"])
+    axis = (-1 if (given := node.attributes.get_int("axis")) is None else given) % len(x.dims)
+    order = [*(a for a in range(len(x.dims)) if a != axis), axis]
+    axes, dims = tuple((a, 1) for a in order), tuple(x.dims[a] for a in order)
+    part = Part("softmax", dims, Look(1, axes, _origin(y)), (Look(0, axes, _origin(x)),))
+    return nd_op(node, [x], [part])
+
+
+_NUMBERS = ("float32", "int64", "int32")
+
+READERS: dict[str, Callable[[ir.Node], NdOp]] = {
+    "Transpose": _transpose,
+    "Slice": _slice,
+    "Concat": _concat,
+    "Split": _split,
+    "Pad": _pad,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "Reshape": _reshape,
+    "Flatten": _reshape,
+    "Squeeze": _reshape,
+    "Unsqueeze": _reshape,
+    "Tile": _tile,
+    "Resize": _resize,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+    "Softmax": _softmax,
+    "GlobalMaxPool": _global_max,
+    "ReduceMean": _reduction("mean", "float32"),
+    "ReduceSum": _reduction("sum", *_NUMBERS),
+    "ReduceMax": _reduction("reduce_max", *_NUMBERS),
+    "ReduceMin": _reduction("reduce_min", *_NUMBERS),
+    "ReduceProd": _reduction("prod", *_NUMBERS),
+    "ReduceL1": _reduction("l1", "float32"),
+    "ReduceL2": _reduction("l2", "float32"),
+    "ReduceSumSquare": _reduction("sumsquare", "float32"),
+}
