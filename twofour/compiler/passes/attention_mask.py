@@ -1,0 +1,120 @@
+"""What is added to the scores of an attention before the softmax.
+
+    Add(scores, mask)               mask
+    Where(c, scores, low)           Where(c, 0, low)
+    Where(c, low, scores)           Where(c, low, 0)
+
+`low` is a number so far below any score that a score does not count beside it. A constant mask of
+zeros is none, and one that hides exactly what comes after a query is "Causal".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from twofour.compiler.passes import reading
+
+_LOW = -1e9
+"""At most this: float32 keeps no digit of a score beside it that a softmax could show."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask.
+
+    Attributes:
+        kind: "Mask", "Causal" or "".
+        given: the float32 value that is added, or None.
+        condition: what decides between `low` and 0, or None.
+        low: the constant that hides a key.
+        hides: `low` is for the keys where the condition holds, not where it fails.
+    """
+
+    kind: str = ""
+    given: ir.Value | None = None
+    condition: ir.Value | None = None
+    low: ir.Value | None = None
+    hides: bool = False
+
+    def value(self, nodes: list[ir.Node]) -> ir.Value | None:
+        """The value to add; what computes it is appended to `nodes`."""
+        if self.condition is None or self.low is None:
+            return self.given
+        zero = reading.constant("zero", np.zeros((), np.float32))
+        low = reading.constant("hidden", reading_number(self.low))
+        both = (low, zero) if self.hides else (zero, low)
+        node = ir.node("Where", [self.condition, *both])
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].shape = self.condition.shape
+        nodes.append(node)
+        return node.outputs[0]
+
+
+def reading_number(value: ir.Value) -> reading.Array:
+    """A constant of one number as a scalar."""
+    held = reading.array(value)
+    if held is None:
+        raise ValueError(f"{value.name!r} is not a constant")
+    return held.reshape(())
+
+
+def read(node: ir.Node) -> tuple[ir.Value, Mask] | str | None:
+    """The scores and the mask of an Add or Where before a softmax.
+
+    Returns:
+        A reason where the mask is none that attention takes; None where no score is masked.
+    """
+    if node.op_type == "Where":
+        return _where(node)
+    a, b = reading.data(node), reading.data(node, 1)
+    scores, mask = (b, a) if _is_mask(a, b) else (a, b)
+    if not _is_mask(mask, scores):
+        return "neither operand of the sum is recognized as a mask"
+    return scores, _added(mask)
+
+
+def _is_mask(mask: ir.Value, scores: ir.Value) -> bool:
+    """Whether the first one is added to a product: it is no product itself, and broadcasts."""
+    size, whole = reading.shape_of(mask), reading.shape_of(scores)
+    if size is None or whole is None or len(size) > len(whole):
+        return False
+    if any(m not in (1, s) for m, s in zip(size[::-1], whole[::-1], strict=False)):
+        return False
+    producer = scores.producer()
+    return reading.is_op(producer, "MatMul", "Mul", "Div", "Reshape") and mask is not scores
+
+
+def _added(mask: ir.Value) -> Mask:
+    """An added mask; a constant one may be nothing, or causal."""
+    held = reading.array(mask)
+    if held is None:
+        return Mask("Mask", given=mask)
+    if not held.any():
+        return Mask()
+    table = (
+        held.reshape(held.shape[-2:])
+        if held.ndim > 1 and held.size == np.prod(held.shape[-2:])
+        else None
+    )
+    if table is not None and table.shape[0] > 1:
+        seen = np.tri(*table.shape, dtype=bool)
+        if not table[seen].any() and (table[~seen] <= _LOW).all():
+            return Mask("Causal")
+    return Mask("Mask", given=mask)
+
+
+def _where(node: ir.Node) -> tuple[ir.Value, Mask] | str | None:
+    """A choice between scores and a low number."""
+    condition, yes, no = (reading.data(node, index) for index in range(3))
+    for low, scores, hides in ((yes, no, True), (no, yes, False)):
+        number = reading.array(low)
+        if number is not None and number.size == 1 and number.dtype == np.float32:
+            if float(number.reshape(())) > _LOW:
+                return (
+                    f"masked scores become {float(number.reshape(())):g}; expected {_LOW:g} or less"
+                )
+            return scores, Mask("Mask", condition=condition, low=low, hides=hides)
+    return None
