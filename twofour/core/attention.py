@@ -31,7 +31,7 @@ from twofour.core.numerics import Epilogue, requantize
 Array = NDArray[Any]
 
 POWERS = (1.0, 0.693282939, 0.242210967, 0.0550088904)
-"""2**f = 1 + f q(f), |f| <= 1/2, relative error 1.1e-4, far below a step of 1/255: a minimax fit."""
+"""A minimax fit of 2**f = 1 + f q(f), |f| <= 1/2: relative error 1.1e-4, a step is 1/255."""
 POWERS_LOW = -125.0
 """Smallest exponent: with a factor of 0.7 before it the result is still a normal number."""
 ROUND = 12582912.0
@@ -78,7 +78,8 @@ class AttentionScales:
     def epilogue(self) -> Epilogue:
         """From the sums of p8 * v to y."""
         scale = np.float32(np.float64(self.p) * self.v / self.y)
-        return Epilogue(scale.reshape(1), np.zeros(1, np.float32), 0.0, 0, False, self.y_zero, True)
+        bias = np.zeros(1, np.float32)
+        return Epilogue(scale.reshape(1), bias, zero_point=self.y_zero, unsigned=True)
 
 
 def masked(scores: Array, mask: Array | None, causal: bool) -> Array:

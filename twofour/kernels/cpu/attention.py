@@ -1,4 +1,28 @@
-"""Attention as one kernel: for each head softmax(q k^T * scale + mask) v, int8 or float32."""
+"""Attention as one kernel: for each head softmax(q k^T * scale + mask) v, int8 or float32.
+
+    for each head of t0..t1:
+        pack its keys, values and mask                  attention_pack.py
+        for each tile of queries:
+            scores, probabilities, results              attention_tile.py
+
+Heads are channels of a token's row, so that the transposes and reshapes around an attention are
+strides here. Same kernel signature as nest.py: x is q, y the output; t0..t1 counts heads of all
+sequences, panels are not used. k, v and the mask lie at offsets from q that the header names. The
+last tile of queries overlaps the one before it, so that all are of one size.
+
+The scratch memory of a head (attention_plan.py) is on the stack, so that any number of threads has
+its own; only where it is large it is at `r`, one for each head.
+
+Meaning: `core.attention`, bit for bit in int8. In float32, products are fused multiply-adds. A
+result differs from the exact one by the rounding of the scores s, which enters e**s as it is, of
+e**s itself, and of the sums; a masked key may count with a weight of 2**-125. With p the exact
+weights,
+
+    |y - exact| <= sum over keys of p |v| (E + sum(p E) + (k_len + 12) eps) + 2**-124 sum |v|
+    E = (d + 4) eps scale * sum |q k| + 3 eps (|s| + |max s|)
+
+to first order in E.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +32,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.attention import AttentionScales
+from twofour.kernels.cpu.attention_pack import emit_key_mask, emit_keys, emit_values
+from twofour.kernels.cpu.attention_plan import TILES, Plan
+from twofour.kernels.cpu.attention_tile import emit_tile
+from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import Strides
 
 _HEADER_BYTES = 64
+_STACK_BYTES = 512 << 10  # of a thread's 8 MiB
 
 
 @dataclass(frozen=True)
@@ -69,7 +98,25 @@ class AttentionProblem:
     @property
     def scratch_bytes(self) -> int:
         """Bytes that the kernel needs at `r`; 0 where it works on the stack."""
-        return 0
+        slot = max(self.plan(isa).scratch_bytes for isa in TILES)
+        return 0 if slot <= _STACK_BYTES else self.pieces * slot
+
+    def plan(self, isa: str) -> Plan:
+        """One head's sizes."""
+        queries, key_blocks, value_blocks = TILES[isa]
+        return Plan(
+            isa,
+            self.dtype == "int8",
+            self.k_len,
+            self.d,
+            self.dv,
+            min(queries, self.q_len),
+            key_blocks,
+            value_blocks,
+            self.mask,
+            self.causal,
+            self.out,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +131,7 @@ class Offsets:
 def pack_attention(scales: AttentionScales, offsets: Offsets) -> NDArray[np.uint8]:
     """The 64-byte header.
 
-        0 i64 k   8 i64 v   16 i64 mask   24 f32 score scale   28 f32 1 / p scale
+        0 i64 k   8 i64 v   16 i64 mask   24 f32 score scale * log2(e)   28 f32 1 / p scale
         32 f32 output scale   36 i32 q_zero   40 i32 p_zero   44 i32 y_zero
 
     Args:
@@ -99,6 +146,74 @@ def pack_attention(scales: AttentionScales, offsets: Offsets) -> NDArray[np.uint
         raise ValueError(f"the scale of the probabilities is {scales.p}, expected > 0")
     out = np.zeros(_HEADER_BYTES // 4, np.int32)
     out[:6].view(np.int64)[:] = [offsets.k, offsets.v, offsets.mask]
-    out[6:9].view(np.float32)[:] = [scales.score, scales.inverse_p, scales.epilogue.scale[0]]
+    out[6:9].view(np.float32)[:] = [scales.score_log2, scales.inverse_p, scales.epilogue.scale[0]]
     out[9:12] = [scales.q_zero, scales.p_zero, scales.y_zero or 0]
     return out.view(np.uint8)
+
+
+def emit_attention(name: str, problem: AttentionProblem, isa: str) -> str:
+    """The kernel as an LLVM module.
+
+    Args:
+        name: its symbol.
+        problem: what it computes.
+        isa: instruction set.
+    """
+    plan = problem.plan(isa)
+    f = Function(
+        name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
+    )
+    offsets = {key: f.load("i64", "%w", 8 * i, 8) for i, key in enumerate(("k", "v", "mask"))}
+    slot = problem.scratch_bytes // problem.pieces
+    stack = "" if slot else f.let(f"alloca [{plan.scratch_bytes} x i8], align 64")
+    strides = (problem.q.pixel, problem.y.pixel, problem.mask_row)
+    tile = emit_tile(f"{name}_tile", plan, strides)
+    keys = emit_keys(f"{name}_keys", plan, problem.k.pixel)
+    values = emit_values(f"{name}_values", plan, problem.v.pixel)
+
+    def head(t: Value) -> None:
+        scratch = stack or f.at("%r", f.int_op("mul", t, slot))
+        at = _heads(f, problem, t, offsets)
+        f.do(f"call void @{keys.name}(ptr {at['k']}, ptr {scratch}, ptr %w)")
+        f.do(f"call void @{values.name}(ptr {at['v']}, ptr {scratch})")
+        if problem.mask == "keys":
+            emit_key_mask(f, plan, at["mask"], scratch)
+
+        def queries(i: Value) -> None:
+            first = f.int_op("mul", i, plan.queries)
+            last = ("i64", str(problem.q_len - plan.queries))
+            first = f.call("i64", "llvm.umin.i64", ("i64", first), last)
+            q, y, m = (
+                f.at(at[key], f.int_op("mul", first, stride))
+                for key, stride in zip(("q", "y", "mask"), strides, strict=True)
+            )
+            f.do(
+                f"call void @{tile.name}(ptr {q}, ptr {scratch}, ptr {y}, ptr {m}, ptr %w,"
+                f" i64 {first})"
+            )
+
+        f.repeat(0, -(-problem.q_len // plan.queries), queries)
+
+    f.repeat("%t0", "%t1", head)
+    return module_text([keys, values, tile, f])
+
+
+def _heads(
+    f: Function, problem: AttentionProblem, t: Value, offsets: dict[str, Value]
+) -> dict[str, Value]:
+    """Pointers to piece t's first query, key, value, result and mask."""
+    batch, head = f.int_op("udiv", t, problem.heads), f.int_op("urem", t, problem.heads)
+    shared = f.int_op("udiv", f.int_op("mul", head, problem.kv_heads), problem.heads)
+    size = 1 if problem.dtype == "int8" else 4
+    y_size = 1 if problem.out == "int8" else 4
+    places = {
+        "q": ("%x", problem.q.image, head, problem.d * size),
+        "k": (f.at("%x", offsets["k"]), problem.k.image, shared, problem.d * size),
+        "v": (f.at("%x", offsets["v"]), problem.v.image, shared, problem.dv * size),
+        "y": ("%y", problem.y.image, head, problem.dv * y_size),
+        "mask": (f.at("%x", offsets["mask"]), problem.mask_batch, head, problem.mask_head),
+    }
+    return {
+        key: f.at(f.at(base, f.int_op("mul", batch, image)), f.int_op("mul", which, stride))
+        for key, (base, image, which, stride) in places.items()
+    }

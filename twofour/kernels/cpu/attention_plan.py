@@ -1,0 +1,122 @@
+"""How the work on one head is cut, and where its intermediate results lie.
+
+A unit is 4 bytes: 4 channels of an int8 query or key, or one of a float32 one; 4 keys' int8
+probabilities, or one float32 one. So both types have the same loops, over units:
+
+    keys     for block of 16 keys: for unit of d: for key in 16: 4 bytes of k[key]
+    values   for unit of keys: for block of 16 channels: for channel in 16: v[unit's keys, channel]
+    scores   for query in tile: for key: float32
+    steps    for query in tile: for unit of keys: quantized probabilities          (int8 only)
+
+The 4 keys of a unit are 16 apart, so that four vectors of 16 probabilities join by shifts: unit
+16 g + l holds the keys 64 g + l + {0, 16, 32, 48}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twofour.kernels.cpu.problem import LANES
+
+VECTOR_BYTES = 64
+GROUP = 4  # blocks of 16 keys whose probabilities are joined
+
+# Queries, blocks of keys and blocks of channels of the two products' tiles.
+TILES = {"avx512vnni": (6, 4, 4), "avx2": (2, 2, 2), "vector": (2, 1, 1)}
+"""By instruction set."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One head's sizes.
+
+    Attributes:
+        isa: instruction set.
+        int8: whether q, k and v are bytes; else float32.
+        k_len: keys.
+        d: channels of q and k.
+        dv: channels of v and y.
+        queries: of a tile.
+        key_blocks: blocks of 16 keys in a tile of scores.
+        value_blocks: blocks of 16 channels in a tile of results.
+        mask: "", "keys" or "full".
+        causal: query i sees the keys 0 ... i only.
+        out: dtype of y.
+    """
+
+    isa: str
+    int8: bool
+    k_len: int
+    d: int
+    dv: int
+    queries: int
+    key_blocks: int
+    value_blocks: int
+    mask: str
+    causal: bool
+    out: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element of q, k or v."""
+        return 1 if self.int8 else 4
+
+    @property
+    def score_units(self) -> int:
+        """Units of d."""
+        return -(-self.d * self.size // 4)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 16 keys."""
+        return -(-self.k_len // LANES)
+
+    @property
+    def groups(self) -> int:
+        """Groups of blocks."""
+        return -(-self.blocks // GROUP)
+
+    @property
+    def value_units(self) -> int:
+        """Units of keys; the last group has fewer where its first block is not full."""
+        if not self.int8:
+            return self.k_len
+        before = self.groups - 1
+        return LANES * before + min(LANES, self.k_len - LANES * GROUP * before)
+
+    @property
+    def channel_blocks(self) -> int:
+        """Blocks of 16 channels of v."""
+        return -(-self.dv // LANES)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one query's scores."""
+        return self.blocks * VECTOR_BYTES
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one query's quantized probabilities."""
+        return self.groups * VECTOR_BYTES
+
+    @property
+    def areas(self) -> dict[str, int]:
+        """Bytes of each part of the scratch memory, in order."""
+        return {
+            "keys": self.blocks * self.score_units * VECTOR_BYTES,
+            "starts": self.blocks * VECTOR_BYTES if self.int8 else 0,
+            "mask": self.row_bytes if self.mask == "keys" else 0,
+            "values": self.value_units * self.channel_blocks * VECTOR_BYTES,
+            "scores": self.queries * self.row_bytes,
+            "steps": self.queries * self.step_bytes if self.int8 else 0,
+        }
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of scratch memory for one head at a time."""
+        return sum(self.areas.values())
+
+    def area(self, name: str) -> int:
+        """Where a part of the scratch memory begins."""
+        names = list(self.areas)
+        return sum(self.areas[before] for before in names[: names.index(name)])
