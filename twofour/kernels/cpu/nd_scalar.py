@@ -285,13 +285,16 @@ FUNCTIONS: dict[str, Callable[[Function, Value], Value]] = {
 """Functions of one float32, as core/functions.py defines them."""
 
 
-def _saturated(f: Function, value: Value, to: str, sign: str = "s") -> Value:
+def _saturated(f: Function, value: Value, to: str) -> Value:
     """A float to the nearest integer towards zero that fits; NaN becomes 0."""
-    return f.call(to, f"llvm.fpto{sign}i.sat.{to}.f32", ("float", value))
+    return f.call(to, f"llvm.fptosi.sat.{to}.f32", ("float", value))
 
 
 def _cast(f: Function, value: Value, kind: str, to: str) -> Value:
-    """astype: floats are cut towards zero and saturate, integers wrap around."""
+    """Like astype: integers wrap around, floats are cut towards zero and saturate.
+
+    Bytes are the low ones of an int32, as C has it.
+    """
     kind, to = ("int8" if k == "s8" else k for k in (kind, to))
     if kind == to:
         return value
@@ -302,7 +305,9 @@ def _cast(f: Function, value: Value, kind: str, to: str) -> Value:
             return _bool(f, f.let(f"fcmp une float {value}, 0.0"))
         return _bool(f, f.let(f"icmp ne {source} {value}, 0"))
     if kind == "float32":
-        return _saturated(f, value, target, "u" if to == "uint8" else "s")
+        wide = "i64" if to == "int64" else "i32"
+        value = _saturated(f, value, wide)
+        return value if wide == target else f.let(f"trunc {wide} {value} to {target}")
     if to == "float32":
         return f.let(f"{sign}itofp {source} {value} to float")
     if BYTES[kind] == BYTES[to]:
