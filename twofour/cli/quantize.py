@@ -66,7 +66,7 @@ def quantize(
     out = Output(as_json, quiet)
     require_writable(output)
     options = QuantizeOptions(
-        method.value, activation.value, add_inputs.value, tuple(exclude or ())
+        method.value, activation.value, add_inputs.value, exclude=tuple(exclude or ())
     )
     source = load_model(model)
     with out.stage("calibrating") as report:

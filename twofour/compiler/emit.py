@@ -28,7 +28,7 @@ from twofour.compiler.tune import Choice, Tuner
 from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.engine import Candidate, Layer, TensorInfo
-from twofour.kernels.cpu.attention import pack_attention
+from twofour.kernels.cpu.attention import emit_attention, pack_attention
 from twofour.kernels.cpu.llvm import Source, renamed
 from twofour.kernels.cpu.nd import emit_nd, nd_pieces
 from twofour.kernels.cpu.norm import emit_norm, pack_norm
@@ -219,7 +219,7 @@ class Emitter:
 
     def _attention(self, op: AttentionOp, placed: Placed) -> _Kernel:
         problem, offsets = attention_problem(op, placed)
-        symbol = self._kernel("")
+        symbol = self._kernel(emit_attention("kernel", problem, self.tuner.target.isa))
         self._plain_layer(op, placed, "attention", macs=attention_macs(problem))
         constants = pack_attention(op.scales, offsets)
         return _Kernel(symbol, constants, problem.pieces, 1, tensor(placed.x).at())

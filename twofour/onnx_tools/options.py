@@ -25,6 +25,7 @@ class QuantizeOptions:
         add_inputs: which inputs of a residual Add are quantized. `shortcut`: all but the output of
             the convolution before it, so that convolution, Add, ReLU and rounding are one step with
             one rounding. `both`: that output too, as ONNX Runtime's integer Add wants it.
+        attention: the products within attention are quantized too.
         exclude: patterns, as in a shell, of names of nodes that stay float.
         percentile: for the method of this name, the share of values inside the range, in percent.
         samples: calibrate with so many samples at most; None for all.
@@ -34,6 +35,7 @@ class QuantizeOptions:
     method: Method = "mse"
     activation: Activation = "int8"
     add_inputs: AddInputs = "shortcut"
+    attention: bool = True
     exclude: tuple[str, ...] = ()
     percentile: float = 99.99
     samples: int | None = None

@@ -9,19 +9,26 @@
    moves quantized data: its input is quantized with the same scale, so nothing is rounded twice.
 5. Everything that reads a quantized tensor reads its rounded values, nodes excluded by the user and
    graph outputs excepted: then no kernel has to write the tensor twice.
+6. A sum that a normalization of rows reads stays float, and so do its operands: in a transformer
+   every block adds to it, and each rounding would stay in it to the end.
+7. Both products of an attention take quantized operands: q, k and v symmetric (where they are
+   computed, before they are moved and scaled), the softmax with the range 0 to 1.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
 
 from twofour.core.errors import InputError
+from twofour.onnx_tools.attention import Attention, find_attention, is_normalized
 from twofour.onnx_tools.edit import constant, is_standard, operand, sole_use
+from twofour.onnx_tools.histogram import Range
 from twofour.onnx_tools.options import QuantizeOptions
 
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -47,16 +54,25 @@ class Placement:
         scale_of: tensor that is quantized -> tensor whose range gives its scale (itself, or the one
             that its data was moved from).
         stay_float: nodes that go on reading float tensors.
+        symmetric: tensors that are int8 with zero point 0 whatever the options say.
+        known: tensors whose range needs no calibration.
     """
 
     layers: tuple[ir.Node, ...]
     scale_of: dict[ir.Value, ir.Value]
     stay_float: frozenset[ir.Node]
+    symmetric: frozenset[ir.Value] = frozenset()
+    known: Mapping[ir.Value, Range] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[ir.Value]:
+        """The tensors whose ranges give a scale, each once."""
+        return list(dict.fromkeys(self.scale_of.values()))
 
     @property
     def calibrated(self) -> list[ir.Value]:
-        """The tensors whose ranges are needed, each once."""
-        return list(dict.fromkeys(self.scale_of.values()))
+        """Those of them whose ranges the data has to tell."""
+        return [value for value in self.sources if value not in self.known]
 
 
 def place(model: ir.Model, options: QuantizeOptions) -> Placement:
@@ -64,7 +80,7 @@ def place(model: ir.Model, options: QuantizeOptions) -> Placement:
 
     Args:
         model: prepared (see `prepare.py`).
-        options: `exclude` and `add_inputs` count here.
+        options: `exclude`, `add_inputs` and `attention` count here.
 
     Raises:
         InputError: the model is quantized already, or has nothing that can be.
@@ -80,14 +96,34 @@ def place(model: ir.Model, options: QuantizeOptions) -> Placement:
     if not layers:
         raise _nothing_to_quantize(model, excluded)
     wanted = [node.inputs[0] for node in layers]
+    stream = frozenset(node for node in model.graph if is_normalized(node))
     for node in model.graph:
-        if node not in excluded:
+        if node not in excluded and node not in stream:
             wanted += _add_inputs(node, set(layers), options) + _pool_input(node, set(layers))
+    found = _attentions(model, excluded) if options.attention else []
+    operands = [value for attention in found for value in attention.operands]
+    softmaxes = [attention.softmax for attention in found]
     scale_of: dict[ir.Value, ir.Value] = {}
-    for value in wanted:
+    for value in (*wanted, *operands, *softmaxes):
         if value is not None:
             _take(value, scale_of, excluded)
-    return Placement(tuple(layers), scale_of, excluded)
+    return Placement(
+        tuple(layers),
+        scale_of,
+        excluded | stream,
+        frozenset(scale_of[value] for value in operands),
+        {value: Range(0.0, 1.0) for value in softmaxes},
+    )
+
+
+def _attentions(model: ir.Model, excluded: frozenset[ir.Node]) -> list[Attention]:
+    """Rule 7: the attentions whose products are not excluded."""
+    found = [find_attention(node) for node in model.graph if node not in excluded]
+    return [
+        attention
+        for attention in found
+        if attention is not None and attention.product.producer() not in excluded
+    ]
 
 
 def is_layer(node: ir.Node) -> bool:

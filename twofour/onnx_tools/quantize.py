@@ -76,8 +76,10 @@ def insert(
     editor = Editor(model.graph)
     _quantize_weights(editor, placement.layers)
     schemes: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
-    for source in placement.calibrated:
-        scheme = affine(ranges[str(source.name)], options.activation)
+    for source in placement.sources:
+        span = placement.known.get(source) or ranges[str(source.name)]
+        kind = "int8" if source in placement.symmetric else options.activation
+        scheme = affine(span, kind)
         schemes[source] = _scheme_constants(editor, str(source.name), scheme)
     for value, source in placement.scale_of.items():
         _quantize_activation(editor, value, schemes[source], placement.stay_float)

@@ -3,9 +3,9 @@
     q = [Q]Gemm(x, wq, bq), k = [Q]Gemm(x, wk, bk), v = [Q]Gemm(x, wv, bv)
         ->  q, k, v = Split<axis = -1>([Q]Gemm(x, [wq; wk; wv], [bq; bk; bv]))
 
-    Each channel is the same sum as before. One larger product keeps the kernel busy longer and reads
-    x once; the parts are channels of one wide tensor, so the Split moves nothing. Quantized parts
-    keep their own scales: y_scale has one number per channel.
+    Each channel is the same sum as before. One larger product keeps the kernel busy longer and
+    reads x once; the parts are channels of one wide tensor, so the Split moves nothing. Quantized
+    parts keep their own scales: y_scale has one number per channel.
 
 Conditions:
     1. the products read the same x, in the same form, and have no residual and no activation
@@ -14,6 +14,9 @@ Conditions:
 """
 
 from __future__ import annotations
+
+import re
+from itertools import takewhile
 
 import numpy as np
 import onnx_ir as ir
@@ -125,6 +128,15 @@ def _joined(nodes: list[ir.Node]) -> Replacement:
 
 def _joined_name(names: list[str]) -> str:
     """`layer.0.query` and `layer.0.key` become `layer.0.query+key`."""
-    stem = names[0].rpartition(".")[0]
-    inside = f"{stem}." if stem and all(name.startswith(f"{stem}.") for name in names) else ""
-    return inside + "+".join(name.removeprefix(inside) for name in names)
+    parts = [re.split(r"([./])", name) for name in names]
+    before = _same_parts(parts)
+    rest = [part[len(before) :][::-1] for part in parts]
+    after = _same_parts(rest)
+    middle = "+".join("".join(part[len(after) :][::-1]) for part in rest)
+    return "".join(before) + middle + "".join(after[::-1])
+
+
+def _same_parts(parts: list[list[str]]) -> list[str]:
+    """What all begin with."""
+    columns = zip(*parts, strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]

@@ -1,0 +1,124 @@
+"""Finds attention in a float model, and the sums that a normalization follows.
+
+    softmax(q k' * scale + mask) v
+
+in any spelling: what counts is a Softmax between two products of computed operands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from twofour.onnx_tools.edit import constant, is_standard, operand, sole_use
+
+_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+_BETWEEN = ("Add", "Mul", "Div", "Where", "Reshape", "Unsqueeze", "Squeeze")
+_NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SkipLayerNormalization")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The tensors of an attention that are quantized.
+
+    Attributes:
+        operands: q, k and v, before they are moved and scaled.
+        softmax: the result of the softmax, all of it between 0 and 1.
+        product: the result of the second product.
+    """
+
+    operands: tuple[ir.Value, ...]
+    softmax: ir.Value
+    product: ir.Value
+
+
+def find_attention(softmax: ir.Node) -> Attention | None:
+    """The attention around a Softmax, or None where there is none.
+
+    Args:
+        softmax: any node.
+    """
+    if not is_standard(softmax, "Softmax") or not sole_use(softmax.outputs[0]):
+        return None
+    second = softmax.outputs[0].consumers()[0]
+    first = _product_before(softmax.inputs[0])
+    if first is None or not _is_product(second) or second.inputs[0] is not softmax.outputs[0]:
+        return None
+    ends = [_source(value) for value in (*first.inputs, second.inputs[1])]
+    operands = tuple(value for value in ends if value is not None)
+    if len(operands) < 3:
+        return None
+    return Attention(operands, softmax.outputs[0], second.outputs[0])
+
+
+def is_normalized(node: ir.Node) -> bool:
+    """Whether a normalization of rows reads the result of an Add.
+
+    Such sums are the stream of floats that a transformer's blocks add to.
+    """
+    readers = node.outputs[0].consumers()
+    return is_standard(node, "Add") and any(_normalizes(reader) for reader in readers)
+
+
+def _normalizes(node: ir.Node) -> bool:
+    """Whether the node is a normalization of rows, or the mean that one begins with."""
+    if is_standard(node, *_NORMALIZATIONS):
+        return True
+    x = operand(node, 0)
+    if not is_standard(node, "ReduceMean") or x is None or x.shape is None:
+        return False
+    from_input = constant(operand(node, 1))
+    axes = node.attributes.get_ints("axes", ()) if from_input is None else from_input.tolist()
+    return [axis % len(x.shape) for axis in axes] == [len(x.shape) - 1]
+
+
+def _is_product(node: ir.Node | None) -> bool:
+    """Whether the node is a MatMul of two computed operands."""
+    if node is None or not is_standard(node, "MatMul"):
+        return False
+    return all(value is not None and constant(value) is None for value in node.inputs)
+
+
+def _product_before(value: ir.Value | None) -> ir.Node | None:
+    """The product whose result, scaled and masked, is the value."""
+    while value is not None and (node := value.producer()) is not None:
+        if _is_product(node):
+            return node
+        if not is_standard(node, *_BETWEEN):
+            return None
+        computed = [v for v in node.inputs if v is not None and constant(v) is None]
+        # A masked sum has two computed operands: the scores are what a product is behind.
+        behind = [v for v in computed if len(computed) == 1 or _scores(v)]
+        value = behind[0] if len(behind) == 1 else None
+    return None
+
+
+def _scores(value: ir.Value) -> bool:
+    """Whether a product is right behind the value, scaled at most."""
+    node = value.producer()
+    if is_standard(node, "Mul", "Div", "Reshape") and node is not None:
+        source = next((v for v in node.inputs if v is not None and constant(v) is None), None)
+        node = None if source is None else source.producer()
+    return _is_product(node)
+
+
+def _source(value: ir.Value | None) -> ir.Value | None:
+    """The tensor whose elements the value has, before moves and constant factors."""
+    while value is not None and (node := value.producer()) is not None:
+        computed = [v for v in node.inputs if v is not None and constant(v) is None]
+        scaled = is_standard(node, "Mul", "Div") and _by_a_number(node)
+        if (
+            not (scaled or is_standard(node, *_MOVES))
+            or not computed
+            or node.outputs[0] is not value
+        ):
+            break
+        value = operand(node, 0) if not scaled else computed[0]
+    return value
+
+
+def _by_a_number(node: ir.Node) -> bool:
+    """Whether one operand is a constant of one number."""
+    arrays = [constant(value) for value in node.inputs]
+    return any(array is not None and array.size == 1 for array in arrays)
