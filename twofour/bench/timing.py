@@ -52,12 +52,14 @@ class Schedule:
         slice_s: timed seconds of one turn; at least one call.
         pause_s: idle before a turn.
         warm_s: untimed calls before a turn; at least one call.
+        min_rounds: turns of each contestant at least, however long they take.
     """
 
     duration_s: float = 5.0
     slice_s: float = 0.03
     pause_s: float = 0.004
     warm_s: float = 0.003
+    min_rounds: int = MIN_ROUNDS
 
     def __post_init__(self) -> None:
         """Refuses what cannot be measured."""
@@ -70,7 +72,7 @@ class Schedule:
 
     def rounds(self, contestants: int) -> int:
         """Turns of each contestant."""
-        return max(MIN_ROUNDS, round(self.duration_s / (self.slice_s * contestants)))
+        return max(self.min_rounds, round(self.duration_s / (self.slice_s * contestants)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""twofour bench: an engine's latency, and that of others on the same model, in one run."""
+"""twofour bench: an engine's latency, and that of others on the same model, in one run.
+
+With --suite, whole networks instead of one engine: see `suite.py` beside this file.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from rich.table import Table
 
 from twofour.cli.options import Shapes, Threads, is_engine, parse_shapes
 from twofour.cli.output import Json, Output, Quiet, printable
+from twofour.cli.suite import SuiteRequest, bench_suite
 
 if TYPE_CHECKING:
     from twofour.bench.versus import Difference, Result
@@ -19,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def bench(
-    source: Annotated[Path, typer.Argument(help="An .engine file, or an .onnx file to build.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="An .engine file, or an .onnx file to build.")
+    ] = None,
     vs: Annotated[str, typer.Option(help="Peers: onnxruntime,openvino,torch.")] = "",
     model: Annotated[Path | None, typer.Option(help="The peers' ONNX file.")] = None,
     torch: Annotated[Path | None, typer.Option(help="PyTorch's .pt2 program.")] = None,
@@ -27,12 +33,17 @@ def bench(
     batch: Annotated[int | None, typer.Option(min=1, help="Of an .onnx with open batch.")] = None,
     shapes: Shapes = None,
     duration: Annotated[float, typer.Option(help="Timed seconds, shared by all.")] = 5.0,
+    suite: Annotated[str, typer.Option(help="Whole networks instead of SOURCE: cpu.")] = "",
+    only: Annotated[str, typer.Option(help="Of the suite: rows, with commas between.")] = "",
+    cache: Annotated[Path | None, typer.Option(help="Of the suite: its models, engines.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Of the suite: folder for its page.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure latency; peers run the same input with as many threads, taking turns.
 
     Example: twofour bench resnet20.engine --model resnet20.onnx --vs onnxruntime,openvino
+    Example: twofour bench --suite cpu --vs onnxruntime,openvino --threads 1
     """
     from twofour.bench.inputs import random_feeds
     from twofour.bench.timing import Schedule
@@ -42,6 +53,12 @@ def bench(
     out = Output(as_json, quiet)
     schedule = Schedule(duration)
     names = tuple(name.strip() for name in vs.split(",") if name.strip())
+    asked = SuiteRequest(suite, only, cache, write)
+    if source is None or suite:
+        asked.refuse_beside(SOURCE=source, model=model, torch=torch, batch=batch, shapes=shapes)
+        bench_suite(asked, names, threads or 1, duration, out)
+        return
+    asked.refuse_without_suite()
     if is_engine(source):
         engine = _loaded(source, batch, shapes)
     else:

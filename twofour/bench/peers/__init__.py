@@ -1,6 +1,7 @@
 """The engines of others, one file each, loaded by name so that none of them is required.
 
-A peer's file has `prepare(model, feeds, threads) -> Contestant`. Each is set up as its own
+A peer's file has `prepare(model, feeds, threads) -> Contestant`; one that can compute floats in
+another precision than its own choice takes `precision` too. Each is set up as its own
 documentation says for lowest latency, and called as cheaply as its Python interface allows.
 """
 
@@ -15,12 +16,14 @@ from typing import cast
 from twofour.bench.timing import Contestant, Feeds
 from twofour.core.errors import InputError
 
-Prepare = Callable[[Path, Feeds, int], Contestant]
+Prepare = Callable[..., Contestant]
 
 PEERS = ("onnxruntime", "openvino", "torch")
 
 
-def prepare(name: str, model: Path | None, feeds: Feeds, threads: int) -> Contestant:
+def prepare(
+    name: str, model: Path | None, feeds: Feeds, threads: int, precision: str = ""
+) -> Contestant:
     """Sets up a peer.
 
     Args:
@@ -29,23 +32,31 @@ def prepare(name: str, model: Path | None, feeds: Feeds, threads: int) -> Contes
             gave none.
         feeds: input name -> array.
         threads: at most so many threads compute.
+        precision: that OpenVINO computes floats in, "f32" or "bf16"; "" for each peer's own choice.
 
     Raises:
         InputError: an unknown peer, one that is not installed, or a file it does not take.
     """
-    if name not in PEERS:
-        raise InputError(
-            f"unknown peer {name!r}", [f"expected one of {', '.join(PEERS)}"], "check --vs"
-        )
+    module = require(name)
     if model is None:
         needs = "a .pt2 file: --torch M.pt2" if name == "torch" else "the ONNX file: --model M.onnx"
         raise InputError(
             f"cannot measure against {name}", ["it was given no model"], f"give {needs}"
         )
-    return cast("Prepare", _load(name).prepare)(model, feeds, threads)
+    chosen = {"precision": precision} if precision else {}
+    return cast("Prepare", module.prepare)(model, feeds, threads, **chosen)
 
 
-def _load(name: str) -> ModuleType:
+def require(name: str) -> ModuleType:
+    """A peer's file.
+
+    Raises:
+        InputError: an unknown peer, or one that is not installed.
+    """
+    if name not in PEERS:
+        raise InputError(
+            f"unknown peer {name!r}", [f"expected one of {', '.join(PEERS)}"], "check --vs"
+        )
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as e:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from twofour.bench.inputs import model_inputs, require_feeds
 from twofour.bench.timing import Array, Contestant, Feeds
@@ -100,3 +102,37 @@ def _bound(
 
     setting = f"threads {threads}, all graph optimisations, sequential, bound buffers"
     return Contestant("ONNX Runtime", onnxruntime.__version__, setting, call, outputs)
+
+
+def write_dynamic(model: Path, path: Path) -> None:
+    """Writes a float model with weights as int8 per channel, activations quantized at run time.
+
+    Raises:
+        InputError: ONNX Runtime's quantizer refuses the file.
+    """
+    temporary, prepared = (path.with_name(path.name + end) for end in (".part", ".prepared"))
+    try:
+        quant_pre_process(model, prepared, skip_symbolic_shape=True)
+        quantize_dynamic(prepared, temporary, per_channel=True, weight_type=QuantType.QInt8)
+        temporary.replace(path)
+    except (*_REFUSED, ValueError) as e:
+        raise InputError(f"ONNX Runtime cannot quantize {model}", [str(e).splitlines()[0]]) from e
+    finally:
+        temporary.unlink(missing_ok=True)
+        prepared.unlink(missing_ok=True)
+
+
+def reference(model: Path, feeds: Feeds, threads: int) -> dict[str, Array]:
+    """What the file means: its outputs without any graph optimisation.
+
+    Raises:
+        InputError: ONNX Runtime refuses the file or the input.
+    """
+    options = _options(threads)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = _session(model, options)
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    except _REFUSED as e:
+        raise InputError(f"ONNX Runtime cannot run {model}", [str(e).splitlines()[0]]) from e

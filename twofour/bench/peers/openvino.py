@@ -1,7 +1,8 @@
 """OpenVINO on the CPU: latency hint, one stream, tensors shared with numpy.
 
-The precision it computes float models in is its own choice (bfloat16 where the CPU has it) and is
-named in the setting. Input and output tensors are set once and shared: a call copies nothing.
+The precision it computes float models in is its own choice (bfloat16 where the CPU has it) unless
+asked otherwise, and is named in the setting. Input and output tensors are set once and shared: a
+call copies nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +17,22 @@ from twofour.bench.timing import Array, Contestant, Feeds
 from twofour.core.errors import InputError
 
 
-def prepare(model: Path, feeds: Feeds, threads: int) -> Contestant:
+def prepare(model: Path, feeds: Feeds, threads: int, precision: str = "") -> Contestant:
     """An infer request with shared input tensors.
+
+    Args:
+        model: an ONNX file.
+        feeds: input name -> array.
+        threads: at most so many compute.
+        precision: that floats are computed in, such as "f32" or "bf16"; "" for its own choice.
 
     Raises:
         InputError: OpenVINO refuses the file or the input.
     """
     require_feeds(feeds, model_inputs(model), model)
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    if precision:
+        config["INFERENCE_PRECISION_HINT"] = precision
     try:
         core = openvino.Core()
         network = core.read_model(str(model))

@@ -1,0 +1,1 @@
+"""Whole networks, every engine and every peer, in one table."""

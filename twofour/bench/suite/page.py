@@ -1,0 +1,252 @@
+"""The suite's figures as a table for a terminal, and as a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from twofour.bench.suite.race import OURS, RATIOS, Plain
+from twofour.core.errors import InputError
+
+_HEADERS = {
+    "ratio_dense_int8_over_best_peer": "dense INT8",
+    "ratio_2_4_int8_over_best_peer": "2:4 INT8",
+    "ratio_pair_int8_over_best_peer": "2:4/pair INT8",
+    "ratio_dense_f32_over_best_peer": "dense f32",
+    "ratio_2_4_f32_over_best_peer": "2:4 f32",
+    "ratio_2_4_bf16_over_best_peer": "2:4 bf16",
+}
+_CLASSES = ("int8", "f32", "bf16")
+
+
+def rich_table(document: Plain) -> Table:
+    """The ratios, for a terminal."""
+    table = Table(
+        caption="times as fast as the fastest peer of the same precision; fallback: operators of "
+        "the 2:4 INT8 engine that run on ONNX Runtime",
+        caption_justify="left",
+    )
+    headers, rows = _ratio_table(document)
+    table.add_column(headers[0])
+    for header in headers[1:]:
+        table.add_column(header, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def page(document: Plain) -> str:
+    """All figures as markdown; rows that failed and ratios below 1 are said aloud."""
+    tools = ", ".join(f"{name} {found}" for name, found in document["tools"].items())
+    parts = [
+        f"# {document['title']}",
+        f"    {document['command']}",
+        f"Machine: {document['cpu']}, {document['cores']} cores, {document['target']}. "
+        f"Threads: {document['threads']}.  \nVersions: twofour {document['version']}, {tools}",
+        "All contestants of a row took turns in one process on one input. Weights are random and "
+        "seeded unless said otherwise; speed does not depend on their values.",
+        "## Ours over the fastest peer",
+        "How many times as fast as the fastest peer of the same precision, median of the rounds. "
+        "Fallback: operators of the 2:4 INT8 engine that run on ONNX Runtime.",
+        _markdown(*_ratio_table(document)),
+        _losses(document),
+        "## Times",
+        "Median of single calls in milliseconds; ±: distance between the quartiles of the rounds' "
+        "medians.",
+        *(_times(row) for row in _good(document)),
+        "## Engines",
+        _engine_words(),
+        *(_engines(row) for row in _good(document)),
+        *_cold_starts(document),
+        *_similarity(document),
+        *_problems(document),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write(document: Plain, folder: Path) -> list[Path]:
+    """Writes `cpu.json` and `cpu.md`, named after the suite, under temporary names first.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    suite = document["suite"]
+    texts = {
+        f"{suite}.json": json.dumps(document, indent=2) + "\n",
+        f"{suite}.md": page(document),
+    }
+    written = []
+    for name, text in texts.items():
+        path = folder / name
+        temporary = folder / f"{name}.part"
+        try:
+            temporary.write_text(text)
+            temporary.replace(path)
+        except OSError as e:
+            raise InputError(f"cannot write {path}", [str(e)], "name a writable folder") from e
+        written.append(path)
+    return written
+
+
+def markdown_ratios(document: Plain) -> str:
+    """The first table alone, for another page."""
+    return _markdown(*_ratio_table(document)) + "\n"
+
+
+def _good(document: Plain) -> list[Plain]:
+    return [row for row in document["rows"] if "error" not in row]
+
+
+def _ratio_table(document: Plain) -> tuple[list[str], list[list[str]]]:
+    headers = ["row", "fastest INT8 peer", *_HEADERS.values(), "fallback"]
+    rows = []
+    for row in document["rows"]:
+        if "error" in row:
+            rows.append([row["name"], "failed", *[""] * (len(_HEADERS) + 1)])
+            continue
+        best = row["best_peer"].get("int8")
+        peer = f"{best} {_ms(row['contestants'][best]['median_us'])} ms" if best else ""
+        ratios = [_show(row[name], "{:.2f}x") for name in _HEADERS]
+        fallback = row["engines"].get("2_4_int8", {}).get("fallback_operators")
+        rows.append([row["name"], peer, *ratios, _show(fallback, "{}")])
+    return headers, rows
+
+
+def _losses(document: Plain) -> str:
+    lost = [
+        f"- {row['name']}: {_HEADERS[name]} {row[name]:.2f}x"
+        for row in _good(document)
+        for name in RATIOS
+        if row[name] is not None and row[name] < 1
+    ]
+    return "\n".join(["Slower than the fastest peer:\n", *lost]) if lost else ""
+
+
+def _times(row: Plain) -> str:
+    weights = "trained weights" if row["real_weights"] else "random weights"
+    rows = [
+        [
+            f"{key} ({each['runs_on']} {each['version']})",
+            each["model"],
+            _ms(each["median_us"]),
+            _ms(each["spread_us"]),
+            str(each["calls"]),
+        ]
+        for key, each in row["contestants"].items()
+    ]
+    title = f"### {row['name']}: {weights}, calibrated on {row['calibrated_on']}"
+    return f"{title}\n\n" + _markdown(["contestant", "file", "median", "±", "calls"], rows)
+
+
+def _engine_words() -> str:
+    return (
+        "Operators in the file, fused operators, steps (native + fallback) and operators that fall "
+        "back; bytes of activations and of packed weights; seconds to build with the timing cache "
+        "as it was then; share of the roofline: what the multiply-adds would take at the measured "
+        "peak of their kind of kernel, over the time of a whole run; cosine and largest difference "
+        "of the outputs against ONNX Runtime, unoptimised, on the same file (largest value)."
+    )
+
+
+def _engines(row: Plain) -> str:
+    headers = ["engine", "operators", "fused", "steps", "fallback", "arena", "weights", "build"]
+    headers += ["roofline", "cosine", "max error"]
+    rows = []
+    for entry in OURS:
+        each = row["engines"].get(entry.key)
+        if each is None:
+            continue
+        rows.append(
+            [
+                entry.key,
+                str(each["operators"]),
+                str(each["fused"]),
+                f"{each['native_steps']} + {each['fallback_steps']}",
+                str(each["fallback_operators"]),
+                f"{each['arena_bytes'] / 1e6:.2f} MB",
+                f"{each['weight_bytes'] / 1e6:.1f} MB",
+                f"{each['build_s']:.0f} s",
+                f"{each['roofline_share']:.0%}",
+                f"{each['cosine']:.6f}",
+                f"{each['max_error']:.2g} ({each['reference_max']:.3g})",
+            ]
+        )
+    return f"### {row['name']}\n\n" + _markdown(headers, rows)
+
+
+def _cold_starts(document: Plain) -> list[str]:
+    parts = []
+    for row in _good(document):
+        if "cold_start" not in row:
+            continue
+        rows = [
+            [
+                name,
+                f"{each['first_result_s']:.3f} s",
+                "" if each["peak_bytes"] is None else f"{each['peak_bytes'] / 1e6:.0f} MB",
+            ]
+            for name, each in row["cold_start"].items()
+        ]
+        table = _markdown(["runs on", "first result", "peak memory"], rows)
+        parts.append(
+            f"## Cold start, {row['name']}, INT8\n\nFrom the start of a process to its first "
+            f"result, files in the page cache; medians.\n\n{table}"
+        )
+    return parts
+
+
+def _similarity(document: Plain) -> list[str]:
+    parts = []
+    for row in _good(document):
+        if "similarity" not in row:
+            continue
+        found = row["similarity"]
+        if "not_measured" in found:
+            parts.append(
+                f"## Text similarity, {row['name']}\n\nNot measured: {found['not_measured']}."
+            )
+            continue
+        rows = [[key, f"{score:.2f}"] for key, score in found["spearman"].items()]
+        parts.append(
+            f"## Text similarity, {row['name']}\n\nSTS benchmark, development set, {found['pairs']}"
+            f" pairs, Spearman's correlation in percent; float32 reference "
+            f"{found['reference_f32']:.2f}. Pruned by magnitude without any fine-tuning, so the "
+            f"2:4 figures say what one shot costs, not what 2:4 costs.\n\n"
+            + _markdown(["engine", "Spearman"], rows)
+        )
+    return parts
+
+
+def _problems(document: Plain) -> list[str]:
+    lines = [
+        f"- {row['name']}: failed: {_one_line(row['error'])}"
+        for row in document["rows"]
+        if "error" in row
+    ]
+    lines += [
+        f"- {row['name']}, {key}: {_one_line(reason)}"
+        for row in _good(document)
+        for key, reason in row["refused"].items()
+    ]
+    return ["## Not measured", "\n".join(lines)] if lines else []
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _ms(us: float) -> str:
+    return f"{us / 1e3:.3g}" if us >= 1e3 else f"{us / 1e3:.3f}"
+
+
+def _show(value: Any, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    bars = ["---", *["--:"] * (len(headers) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, bars, *rows])

@@ -1,0 +1,273 @@
+"""One row: our engines and every setting of every peer, in one race on one input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from twofour.bench import peers
+from twofour.bench.peers.onnxruntime import reference
+from twofour.bench.suite.cold import cold_starts
+from twofour.bench.suite.engines import Built, build_engine, described
+from twofour.bench.suite.files import Files, race_feeds, write_files
+from twofour.bench.suite.peak import measure_peaks
+from twofour.bench.suite.rows import SuiteOptions, SuiteRow
+from twofour.bench.suite.text import REFERENCE_SPEARMAN, read_pairs, similarity, text_model
+from twofour.bench.timing import Array, Contestant, Feeds, Schedule, Timing, race, ratio
+from twofour.bench.versus import differences, ours
+from twofour.core.errors import Error, InputError
+from twofour.core.progress import Report
+from twofour.engine import Engine
+from twofour.runtime.session import Session
+
+MIN_ROUNDS = 8
+Plain = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant before it is set up.
+
+    Attributes:
+        key: of its figures.
+        kind: of its ONNX file.
+        precision: the class it is compared in: "f32", "bf16" or "int8".
+        peer: who runs it; "" for us.
+        floats: the precision that the peer is told to compute floats in; "" for its own choice.
+    """
+
+    key: str
+    kind: str
+    precision: str
+    peer: str = ""
+    floats: str = ""
+
+
+OURS = (
+    Entry("dense_f32", "f32", "f32"),
+    Entry("2_4_f32", "24-f32", "f32"),
+    Entry("dense_int8", "int8", "int8"),
+    Entry("2_4_int8", "24-int8", "int8"),
+    Entry("pair_int8", "pair-int8", "int8"),
+)
+PEERS = (
+    Entry("onnxruntime_f32", "f32", "f32", "onnxruntime"),
+    Entry("onnxruntime_int8_same_file", "24-int8", "int8", "onnxruntime"),
+    Entry("onnxruntime_int8_uint8_file", "24-uint8", "int8", "onnxruntime"),
+    Entry("onnxruntime_int8_dynamic", "dynamic", "int8", "onnxruntime"),
+    Entry("openvino_f32", "f32", "f32", "openvino", "f32"),
+    Entry("openvino_bf16", "f32", "bf16", "openvino"),
+    Entry("openvino_int8_same_file", "24-int8", "int8", "openvino"),
+    Entry("openvino_int8_uint8_file", "24-uint8", "int8", "openvino"),
+)
+# Ratio -> our contestant, and the class of the peers it is compared with.
+RATIOS = {
+    "ratio_2_4_int8_over_best_peer": ("2_4_int8", "int8"),
+    "ratio_dense_int8_over_best_peer": ("dense_int8", "int8"),
+    "ratio_pair_int8_over_best_peer": ("pair_int8", "int8"),
+    "ratio_dense_f32_over_best_peer": ("dense_f32", "f32"),
+    "ratio_2_4_f32_over_best_peer": ("2_4_f32", "f32"),
+    "ratio_2_4_bf16_over_best_peer": ("2_4_bf16", "bf16"),
+}
+
+
+def measure_row(row: SuiteRow, options: SuiteOptions, report: Report) -> Plain:
+    """Everything that one row says: plain data.
+
+    What one contestant cannot do stands in `refused` (key -> reason) and does not stop the others.
+
+    Args:
+        row: what is measured.
+        options: how.
+        report: told what is going on.
+
+    Raises:
+        InputError: the network's files cannot be made.
+        UnsupportedError: likewise.
+    """
+    files = write_files(row, options, report)
+    refused: dict[str, str] = {}
+    built = _built(row, files, options, report, refused)
+    feeds = race_feeds(row)
+    with ExitStack() as stack:
+        sessions = {}
+        for entry, each in built.items():
+            session = Session(Engine.load(each.path), options.threads)
+            sessions[entry] = stack.enter_context(session)
+        contestants = {e: ours(s, feeds, f"twofour {e.key}") for e, s in sessions.items()}
+        contestants |= _peers(files, feeds, options, refused)
+        timings = _timed(contestants, options, report)
+        found = {
+            "name": row.name,
+            "network": row.network,
+            "batch": row.batch,
+            "threads": options.threads,
+            "real_weights": files.real,
+            "calibrated_on": files.calibrated_on,
+            "contestants": {e.key: _figures(e, contestants[e], timings[e]) for e in contestants},
+            **_ratios(timings),
+            "refused": refused,
+            "engines": _engines(built, sessions, timings, options),
+        }
+        _add_agreement(found["engines"], files, sessions, feeds, options)
+        if row.similarity:
+            found["similarity"] = _similarity(row, sessions, options, report)
+    if row.cold_start:
+        engine = next(each.path for each in built.values() if each.kind == "24-int8")
+        report(0, None, "cold starts")
+        model = files.path("24-uint8")
+        found["cold_start"] = cold_starts(engine, model, feeds, options.peers)
+    return found
+
+
+def _built(
+    row: SuiteRow,
+    files: Files,
+    options: SuiteOptions,
+    report: Report,
+    refused: dict[str, str],
+) -> dict[Entry, Built]:
+    built = {}
+    for entry in OURS:
+        try:
+            built[entry] = build_engine(row, entry.kind, files, options, report)
+        except Error as e:
+            refused[entry.key] = str(e)
+    return built
+
+
+def _peers(
+    files: Files, feeds: Feeds, options: SuiteOptions, refused: dict[str, str]
+) -> dict[Entry, Contestant]:
+    """Those asked for, set up; what one refuses is noted."""
+    found = {}
+    for entry in PEERS:
+        path = files.path(entry.kind)
+        if entry.peer not in options.peers or (entry.kind == "dynamic" and not files.text):
+            continue
+        try:
+            runner = peers.prepare(entry.peer, path, feeds, options.threads, entry.floats)
+        except InputError as e:
+            refused[entry.key] = str(e)
+            continue
+        if entry.peer == "openvino" and entry.precision not in ("int8", _floats(runner)):
+            refused[entry.key] = f"computes in another precision here: {runner.setting}"
+            continue
+        found[entry] = runner
+    return found
+
+
+def _floats(runner: Contestant) -> str:
+    """The precision that OpenVINO says it computes floats in."""
+    return runner.setting.partition("floats as ")[2].partition(",")[0]
+
+
+def _timed(
+    contestants: Mapping[Entry, Contestant], options: SuiteOptions, report: Report
+) -> dict[Entry, Timing]:
+    schedule = Schedule(options.duration_s, min_rounds=MIN_ROUNDS)
+    timings = race(
+        list(contestants.values()), schedule, lambda done, all_: report(done, all_, "rounds")
+    )
+    return dict(zip(contestants, timings, strict=True))
+
+
+def _figures(entry: Entry, contestant: Contestant, timing: Timing) -> Plain:
+    return {
+        "runs_on": contestant.name if entry.peer else "twofour",
+        "version": contestant.version,
+        "setting": contestant.setting,
+        "model": f"{entry.kind}.onnx",
+        "precision": entry.precision,
+        **{key: value for key, value in asdict(timing).items() if key != "round_medians_us"},
+    }
+
+
+def _ratios(timings: Mapping[Entry, Timing]) -> Plain:
+    """The fastest peer of each class, and how many times as fast each of ours is (quartiles)."""
+    best: dict[str, Entry] = {}
+    for entry, timing in timings.items():
+        held = best.get(entry.precision)
+        if entry.peer and (held is None or timing.median_us < timings[held].median_us):
+            best[entry.precision] = entry
+    named = {entry.key: timing for entry, timing in timings.items()}
+    found: Plain = {"best_peer": {kind: entry.key for kind, entry in best.items()}}
+    for name, (key, kind) in RATIOS.items():
+        if key in named and kind in best:
+            each = ratio(named[key], timings[best[kind]])
+            found[name] = each.median
+            found[f"{name}_quartiles"] = [each.low, each.high]
+        else:
+            found[name] = None
+    return found
+
+
+def _engines(
+    built: Mapping[Entry, Built],
+    sessions: Mapping[Entry, Session],
+    timings: Mapping[Entry, Timing],
+    options: SuiteOptions,
+) -> dict[str, Plain]:
+    peaks = measure_peaks(options.threads)
+    return {
+        entry.key: described(each, sessions[entry].engine, timings[entry].median_us, peaks)
+        for entry, each in built.items()
+    }
+
+
+def _add_agreement(
+    engines: dict[str, Plain],
+    files: Files,
+    sessions: Mapping[Entry, Session],
+    feeds: Feeds,
+    options: SuiteOptions,
+) -> None:
+    """How far each engine's outputs lie from those of its own file, run without optimisation."""
+    for entry, session in sessions.items():
+        expected = reference(files.path(entry.kind), feeds, options.threads)
+        found = differences(session.run(feeds), expected)
+        engines[entry.key] |= {
+            "cosine": min(each.cosine for each in found),
+            "max_error": max(each.max_abs for each in found),
+            "reference_max": max(each.reference_max_abs for each in found),
+        }
+
+
+def _similarity(
+    row: SuiteRow, sessions: Mapping[Entry, Session], options: SuiteOptions, report: Report
+) -> Plain:
+    """The scores of each engine; why there are none where data or weights are missing."""
+    model = text_model()
+    if model is None or options.data is None:
+        missing = "real weights" if model is None else "sentence pairs"
+        return {"spearman": {}, "not_measured": f"no {missing} at hand"}
+    pairs = read_pairs(options.data, options.pairs)
+    scores = {}
+    for done, (entry, session) in enumerate(sessions.items()):
+        report(done, len(sessions), f"similarity, {entry.key}")
+
+        def hidden(feeds: Feeds, session: Session = session) -> Array:
+            (found,) = session.run(feeds).values()
+            return found
+
+        scores[entry.key] = similarity(hidden, pairs, model.tokenizer, row.length)
+    return {
+        "spearman": scores,
+        "pairs": len(pairs.scores),
+        "reference_f32": REFERENCE_SPEARMAN,
+    }
+
+
+def missing_figures(found: Plain, asked: Sequence[str]) -> list[str]:
+    """What a row lacks that it should have: an engine of ours, or a peer of a class.
+
+    Args:
+        found: from `measure_row`.
+        asked: names of the peers that were asked for.
+    """
+    lacking = [entry.key for entry in OURS if entry.key in found["refused"]]
+    if asked:
+        lacking += [f"a peer at {k}" for k in ("f32", "int8") if k not in found["best_peer"]]
+    return lacking
