@@ -105,8 +105,9 @@ class Tile:
                         f.load(I32S, "%w", weights + 64 * k, 64) for k in range(VECTORS)
                     ]
                     sums[i, j] = self._add(before, i, t, quads)
-                    if t == kw - 1:
-                        self._finish(i, j, sums.pop((i, j)), narrow, weights)
+                if t == kw - 1:
+                    done = [sums.pop((i, j)) for i in range(self.height)]
+                    self._finish(j, done, narrow, weights)
 
     def _add(
         self, sums: list[Value], row: int, column: int, quads: dict[Taps, list[Value]]
@@ -168,18 +169,22 @@ class Tile:
             size *= 2
         return parts[0]
 
-    def _finish(self, i: int, j: int, sums: list[Value], narrow: _Narrow | None, at: int) -> None:
-        """Requantizes and stores one position of each strip."""
-        f, problem = self.v.f, self.problem
+    def _finish(
+        self, j: int, rows: list[list[Value]], narrow: _Narrow | None, weights: int
+    ) -> None:
+        """Requantizes and stores column `j` of each strip, the sums of its rows given."""
+        f, y = self.v.f, self.problem.y
         if narrow is None:
-            constants = f.at("%w", at + 4 * GROUP)
-            emit_epilogue(self.v, problem, [(i, j)], _natural(f, sums), constants, VECTORS)
+            spots = [(i, j) for i in range(self.height)]
+            sums = [s for row in rows for s in _natural(f, row)]
+            constants = f.at("%w", weights + 4 * GROUP)
+            emit_epilogue(self.v, self.problem, spots, sums, constants, VECTORS)
             return
-        value = narrow.bytes(sums)
         size = GROUP // self.strips
-        for index, start in enumerate(self._starts):
-            where = i * problem.y.row + (start + j) * problem.y.pixel
-            _store(f, value, index * size, min(size, self.channels), where)
+        for i, value in enumerate(narrow.bytes(rows)):
+            for index, start in enumerate(self._starts):
+                where = i * y.row + (start + j) * y.pixel
+                _store(f, value, index * size, min(size, self.channels), where)
 
 
 def _unpack(f: Function, a: Value, b: Value, bits: int) -> list[Value]:
@@ -265,22 +270,17 @@ class _Narrow:
         words = f.splat("i16", f.let(f"trunc i32 {zero} to i16"), 32)
         return _Narrow(f, activation, constants, high, words, f.splat("i8", least, 64))
 
-    def bytes(self, sums: list[Value]) -> Value:
-        """64 stored bytes."""
-        f = self.f
-        rounded = [self._rounded(k, total) for k, total in enumerate(sums)]
-        words = []
-        for a, b in (rounded[:2], rounded[2:]):
-            packed = f.call(_WORDS, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b))
-            zero = (_WORDS, self.zero)
-            words.append((_WORDS, f.call(_WORDS, "llvm.sadd.sat.v32i16", (_WORDS, packed), zero)))
-        packed = f.call(BYTES64, "llvm.x86.avx512.packuswb.512", *words)
-        return f.call(BYTES64, "llvm.umax.v64i8", (BYTES64, packed), (BYTES64, self.low))
+    def bytes(self, rows: list[list[Value]]) -> list[Value]:
+        """64 stored bytes for the sums of each row."""
+        f, rounded = self.f, []
+        for k, sums in enumerate(zip(*rows, strict=True)):
+            constants = [f.load(F32S, self.constants, GROUP * 4 * i + 64 * k, 64) for i in (1, 2)]
+            rounded.append([self._rounded(total, *constants) for total in sums])
+        return [self._packed(list(four)) for four in zip(*rounded, strict=True)]
 
-    def _rounded(self, k: int, total: Value) -> Value:
-        """Vector `k` scaled, activated, at most `high`, rounded half to even."""
+    def _rounded(self, total: Value, scale: Value, bias: Value) -> Value:
+        """One vector scaled, activated, at most `high`, rounded half to even."""
         f = self.f
-        scale, bias = (f.load(F32S, self.constants, 256 * part + 64 * k, 64) for part in (1, 2))
         value = f.let(f"sitofp {I32S} {total} to {F32S}")
         value = f.let(f"fmul {F32S} {value}, {scale}")
         value = f.let(f"fadd {F32S} {value}, {bias}")
@@ -293,3 +293,14 @@ class _Narrow:
         whole = "llvm.x86.avx512.mask.cvtps2dq.512"
         none = (I32S, "zeroinitializer")
         return f.call(I32S, whole, (F32S, value), none, ("i16", "-1"), nearest)
+
+    def _packed(self, four: list[Value]) -> Value:
+        """The bytes of four vectors, the zero point added."""
+        f, zero, words = self.f, (_WORDS, self.zero), []
+        for a, b in (four[:2], four[2:]):
+            both = (_WORDS, f.call(_WORDS, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b)))
+            words.append((_WORDS, f.call(_WORDS, "llvm.sadd.sat.v32i16", both, zero)))
+        narrow = f.call(BYTES64, "llvm.x86.avx512.packuswb.512", *words)
+        if not self.activation:
+            return narrow
+        return f.call(BYTES64, "llvm.umax.v64i8", (BYTES64, narrow), (BYTES64, self.low))
