@@ -56,7 +56,7 @@ def test_integer_convolution() -> None:
     assert (op.w == given["k"]).all()
     assert op.x_zero == 131
     e = op.epilogue
-    assert (e.relu, e.zero_point, e.unsigned) == (True, 7, True)
+    assert (e.activation.name, e.zero_point, e.unsigned) == ("Relu", 7, True)
     assert e.bias.tolist() == (given["b"] / 0.25).tolist()
     exact = 0.5 * given["ks"].astype(np.float64) / 0.25
     assert (e.scale == exact.astype(np.float32)).all()
@@ -125,7 +125,7 @@ def test_quantizers_and_pools() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "to", "native"),
+    ("shape", "to", "free"),
     [
         ("[2,16,1,1]", [2, 16], True),
         ("[2,16,1,1]", [0, -1], True),
@@ -138,34 +138,25 @@ def test_quantizers_and_pools() -> None:
         ("[1]", [], False),
     ],
 )
-def test_only_reshapes_that_keep_the_channels_last_are_free(shape, to, native) -> None:
+def test_only_reshapes_that_keep_the_channels_last_are_free(shape, to, free) -> None:
     value = np.array(to, np.int64)
     out = "float[]" if not to else "float" + "[" + ",".join("d" for _ in to) + "]"
     body = f"(float{shape} x) => ({out.replace('[]', '')} y) {{ y = Reshape (x, to) }}"
     op = read_one(body, "Reshape", to=value)
-    assert isinstance(op, NativeOp) == native
-    if native:
-        assert (op.kind, op.x, op.y) == ("alias", "x", "y")
-    else:
-        assert "channels-last" in op
+    assert isinstance(op, NativeOp)
+    assert (op.kind, op.x, op.y) == ("alias" if free else "nd", "x", "y")
 
 
 REFUSALS = {
-    "no kernel": (f"{X} => (float[2,16,6,6] y) {{ y = Sigmoid (x) }}", "Sigmoid", {},
-                  "no native kernel for Sigmoid"),
+    "no kernel": (f"{X} => (float[2,16,6,6] y) {{ y = Sin (x) }}", "Sin", {},
+                  "no native kernel for Sin"),
     "1-D": ("(float[1,4,8] x) => (float[1,4,6] y) { y = Conv (x, w) }", "Conv",
             {"w": weights(4, 4, 3)}, "no native kernel for Conv"),
-    "depthwise": (f"{X} => (float[2,16,6,6] y) {{ y = Conv <group = 16> (x, w) }}", "Conv",
-                  {"w": weights(16, 1, 1, 1)}, "depthwise"),
     "4-D product": ("(float[1,2,3,8] x) => (float[1,2,3,5] y) { y = MatMul (x, w) }", "Gemm",
                     {"w": weights(8, 5)}, "at most 3 dimensions"),
     "constant residual": (f"{X} => (float[2,16,6,6] y) {{ c = Conv (x, w) y = Add (c, k) }}",
                           "ConvAdd", {"w": weights(16, 16, 1, 1), "k": weights(2, 16, 6, 6)},
                           "operand k is a constant"),
-    "constant addend": (f"{X} => (float[2,16,6,6] y) {{ r = Relu (x) y = Add (k, r) }}", "Add",
-                        {"k": weights(2, 16, 6, 6)}, "operand k is a constant"),
-    "broadcast": ("(float[2,16,6,6] x, float[16,1,1] r) => (float[2,16,6,6] y) { y = Add (x, r) }",
-                  "Add", {}, "broadcast"),
     "ceil": (f"{X} => (float[2,16,3,3] y)"
              "{ y = MaxPool <kernel_shape = [2,2], strides = [2,2], ceil_mode = 1> (x) }",
              "MaxPool", {}, "ceil_mode"),
@@ -174,20 +165,12 @@ REFUSALS = {
                  "MaxPool", {}, "auto_pad"),
     "1-D pool": ("(float[1,4,8] x) => (float[1,4,4] y)"
                  "{ y = MaxPool <kernel_shape = [2], strides = [2]> (x) }",
-                 "MaxPool", {}, "2 or 4 dimensions"),
+                 "MaxPool", {}, "pooling is 2-D"),
     "indices": (f"{X} => (float[2,16,3,3] y, int64[2,16,3,3] i)"
                 "{ y, i = MaxPool <kernel_shape = [2,2], strides = [2,2]> (x) }",
                 "MaxPool", {}, "indices"),
-    "mean of channels": (f"{X} => (float[2,1,6,6] y) <int64[1] a = {{1}}>"
-                         "{ y = ReduceMean (x, a) }", "ReduceMean", {}, "other than the image"),
-    "mean of all": (f"{X} => (float[1,1,1,1] y) {{ y = ReduceMean (x) }}", "ReduceMean", {},
-                    "all axes"),
-    "3-D relu": ("(float[2,3,4] x) => (float[2,3,4] y) { y = Relu (x) }", "Relu", {},
-                 "2 or 4 dimensions"),
     "double": ("(double[2,16,6,6] x) => (double[2,16,6,6] y) { y = Relu (x) }", "Relu", {},
                "float32"),
-    "integers": ("(int64[2,16] x) => (int64[2,16,1,1] y) <int64[4] a = {2,16,1,1}>"
-                 "{ y = Reshape (x, a) }", "Reshape", {}, "float32 and quantized"),
     "int32": ("(int32[2,16,6,6] x) => (float[2,16,6,6] y) <float s = {0.5}, int32 z = {0}>"
               "{ y = DequantizeLinear (x, s, z) }", "DequantizeLinear", {}, "dequantizes INT32"),
     "per channel": (f"{X} => (int8[2,16,6,6] y) {{ y = QuantizeLinear <axis = 1> (x, s, z) }}",

@@ -11,9 +11,6 @@ import pytest
 from tests.compiler.engines import reference, run_twice
 from tests.graphs import graph
 from twofour.compiler.build import build
-from twofour.compiler.native import NotNative
-from twofour.compiler.native_nd import NdOp
-from twofour.compiler.schedule import read
 
 RANDOM = np.random.default_rng(0)
 # Whole numbers, so that sums are exact in any order and comparisons and casts do not tip over.
@@ -207,7 +204,8 @@ GROUPS = {
         """),
         {"s1111": np.array([0, 15, 1, -1]), "e4": np.array([2, -17, 4, 0]),
          "axes4": np.arange(4), "steps": np.array([1, -3, 2, -2]), "back": np.array([-1]),
-         "far": np.array([2**31 - 1]), "lowest": np.array([-(2**63)]), "axis1": np.array([1]), "minus": np.array([-1]),
+         "far": np.array([2**31 - 1]), "lowest": np.array([-(2**63)]),
+         "axis1": np.array([1]), "minus": np.array([-1]),
          "one": np.array([1]), "two": np.array([2]), "last": np.array([2]),
          "axis4": np.array([4]), "vector": np.arange(3, dtype=np.float32),
          "part": RANDOM.normal(size=(2, 16, 4, 3)).astype(np.float32),
