@@ -2,8 +2,9 @@
 
     python benchmarks/update_readme.py
 
-Each `benchmarks/*.json` is the `summary.json` of one run: rows, machine, and the command that
-reproduces it. Nothing is typed by hand, so nothing in the README is claimed that was not measured.
+Each `benchmarks/*.json` is the `summary.json` of one run, or the document of a suite: rows,
+machine, and the command that reproduces it. Nothing is typed by hand, so nothing in the README is
+claimed that was not measured.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+from twofour.bench.suite.page import markdown_ratios as ratios
 from twofour.bench.table import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,11 +23,15 @@ BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
 def section(path: Path) -> str:
     """One summary as a page shows it."""
     summary = json.loads(path.read_text())
-    return (
+    head = (
         f"**{summary['title']}**, on {summary['cpu']} ({summary['target']}), "
         f"twofour {summary['version']}. Reproduce: `{summary['command']}`\n\n"
-        + markdown(summary["rows"], summary["baseline"])
     )
+    if "suite" in summary:
+        link = f"[{path.stem}.md](benchmarks/{path.stem}.md)"
+        words = f"Times as fast as the fastest peer of the same precision; all figures: {link}"
+        return f"{head}{ratios(summary)}\n{words}\n"
+    return head + markdown(summary["rows"], summary["baseline"])
 
 
 def figures(folder: Path) -> str:

@@ -57,7 +57,13 @@ HOMES = {
     "onnxscript": ("twofour/onnx_tools/", "twofour/compiler/"),
     "google": ("twofour/onnx_tools/load.py",),  # protobuf's errors
     "typer": ("twofour/cli/",),
-    "rich": ("twofour/cli/", "twofour/demo/", "twofour/bench/table.py"),
+    "rich": (
+        "twofour/cli/",
+        "twofour/demo/",
+        "twofour/bench/table.py",
+        "twofour/bench/suite/page.py",
+    ),
+    "tokenizers": ("twofour/bench/suite/text.py",),
     "safetensors": ("twofour/engine.py", "twofour/train/"),
 }
 # What a file may import beside these and the standard library.

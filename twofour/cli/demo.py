@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from twofour.cli.options import require_packages
 from twofour.cli.output import Json, Output, Quiet
 
 
@@ -22,7 +23,7 @@ def demo(
 
     Example: twofour demo --output-dir twofour-demo
     """
-    _require_packages()
+    require_packages("the demo", ("torch", "sklearn"), "demo")
     from twofour.bench.table import rich_table
     from twofour.demo.digits import run
 
@@ -38,18 +39,3 @@ def demo(
     )
     out.data(document)
     outcome.verdict.require()
-
-
-def _require_packages() -> None:
-    """The demo needs more than the core: says so before anything is done."""
-    from importlib.util import find_spec
-
-    from twofour.core.errors import InputError
-
-    missing = [name for name in ("torch", "sklearn") if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            "the demo needs packages that are not installed",
-            [f"missing: {', '.join(missing)}"],
-            "pip install 'twofour[demo]'",
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,26 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
             )
         shapes[match["name"]] = dims
     return shapes
+
+
+def require_packages(what: str, names: Sequence[str], extra: str) -> None:
+    """Refuses a command whose packages are missing, before anything is done.
+
+    Args:
+        what: needs them, in words.
+        names: of modules.
+        extra: of this package's optional dependencies that has them.
+
+    Raises:
+        InputError: names those that are missing.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{what} needs packages that are not installed",
+            [f"missing: {', '.join(missing)}"],
+            f"pip install 'twofour[{extra}]'",
+        )
 
 
 def require_writable(output: Path) -> None:

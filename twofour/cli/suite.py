@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from twofour.cli.options import require_packages, require_writable
 from twofour.cli.output import Output
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def bench_suite(
     asked: SuiteRequest, peers: tuple[str, ...], threads: int, duration_s: float, out: Output
 ) -> None:
     """Measures, shows, and writes the page if that was asked for; exit code 1 if a row failed."""
+    require_packages("the suite", ("torch", "tokenizers"), "bench")
     from twofour.bench.suite import page
     from twofour.bench.suite.rows import SuiteOptions, select
     from twofour.bench.suite.run import failures, run_suite
-    from twofour.cli.options import require_writable
 
     only = [name.strip() for name in asked.only.split(",") if name.strip()]
     rows = select(asked.suite, only)

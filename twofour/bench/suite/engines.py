@@ -18,8 +18,6 @@ from twofour.core.progress import Report
 from twofour.core.target import host_target
 from twofour.engine import Engine, Plan
 
-TIMINGS = "timings.json"
-
 
 @dataclass(frozen=True)
 class Built:
@@ -28,12 +26,14 @@ class Built:
     Attributes:
         path: its file.
         kind: of the ONNX file it was built from.
-        build_s: how long building took, with the timing cache as it was then.
+        build_s: how long building took.
+        timings_kept: whether the timing cache of an earlier build of this engine was used.
     """
 
     path: Path
     kind: str
     build_s: float
+    timings_kept: bool
 
 
 def build_engine(
@@ -63,20 +63,23 @@ def build_engine(
         "code": code_sha256(ENGINE_CODE),
     }
 
+    timings = path.with_suffix(".timings.json")
+
     def make() -> dict[str, float]:
-        started = time.monotonic()
+        kept, started = timings.is_file(), time.monotonic()
         engine = build(
             model,
             progress=report,
             shapes=shapes,
             threads=options.threads,
-            timing_cache=options.cache / TIMINGS,
+            timing_cache=timings,
         )
         taken = time.monotonic() - started
         engine.save(path)
-        return {"build_s": taken}
+        return {"build_s": taken, "timings_kept": kept}
 
-    return Built(path, kind, float(once(path, origin, make)["build_s"]))
+    record = once(path, origin, make)
+    return Built(path, kind, float(record["build_s"]), bool(record["timings_kept"]))
 
 
 def described(built: Built, engine: Engine, median_us: float, peaks: Peaks) -> dict[str, Any]:
@@ -89,7 +92,8 @@ def described(built: Built, engine: Engine, median_us: float, peaks: Peaks) -> d
         peaks: of this machine, for as many threads as it was timed with.
 
     Returns:
-        Steps before and after fusion, fallback steps and operators, bytes, build time, and
+        Operators in the file and after fusion, steps (kernels and fallback operators), calls of
+        native programs, fallback steps and the operators in them, bytes, build time, and
         `roofline_share`: the time that its multiply-adds would take at the peak of the tactic that
         does them, over the time of a whole run.
     """
@@ -102,6 +106,7 @@ def described(built: Built, engine: Engine, median_us: float, peaks: Peaks) -> d
         "weight_bytes": engine.weights.nbytes,
         "size_bytes": engine.size_bytes,
         "build_s": built.build_s,
+        "timings_kept": built.timings_kept,
         "macs": sum(layer.macs for layer in plan.layers),
         "gops": 2e-3 * sum(layer.macs for layer in plan.layers) / median_us,
         "ideal_us": ideal,
@@ -114,8 +119,8 @@ def _counts(plan: Plan) -> dict[str, int]:
     return {
         "operators": plan.graph.get("operators", 0),
         "fused": plan.graph.get("fused", 0),
-        "layers": len(plan.layers),
-        "native_steps": kinds.count("native"),
+        "steps": len(plan.layers),
+        "native_calls": kinds.count("native"),
         "fallback_steps": kinds.count("onnxruntime"),
         "fallback_operators": sum(layer.tactic == FALLBACK for layer in plan.layers),
     }

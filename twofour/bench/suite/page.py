@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from twofour.bench.suite.race import OURS, RATIOS, Plain
+from twofour.bench.suite.entries import OURS, RATIOS, Plain
 from twofour.core.errors import InputError
 
 _HEADERS = {
@@ -31,7 +31,7 @@ def rich_table(document: Plain) -> Table:
         caption_justify="left",
     )
     headers, rows = _ratio_table(document)
-    table.add_column(headers[0])
+    table.add_column(headers[0], no_wrap=True)
     for header in headers[1:]:
         table.add_column(header, justify="right")
     for row in rows:
@@ -144,16 +144,17 @@ def _times(row: Plain) -> str:
 
 def _engine_words() -> str:
     return (
-        "Operators in the file, fused operators, steps (native + fallback) and operators that fall "
-        "back; bytes of activations and of packed weights; seconds to build with the timing cache "
-        "as it was then; share of the roofline: what the multiply-adds would take at the measured "
-        "peak of their kind of kernel, over the time of a whole run; cosine and largest difference "
-        "of the outputs against ONNX Runtime, unoptimised, on the same file (largest value)."
+        "Operators in the file, after fusion, and steps: kernels, and operators that fall back to "
+        "ONNX Runtime (in so many calls); bytes of activations and of packed weights; seconds to "
+        "build (*: with the timing cache of an earlier build); share of the roofline: what the "
+        "multiply-adds would take at the measured peak of their kind of kernel, over the time of a "
+        "whole run; cosine and largest difference of the outputs against ONNX Runtime, "
+        "unoptimised, on the same file (largest value)."
     )
 
 
 def _engines(row: Plain) -> str:
-    headers = ["engine", "operators", "fused", "steps", "fallback", "arena", "weights", "build"]
+    headers = ["engine", "operators", "fused", "steps", "fall back", "arena", "weights", "build"]
     headers += ["roofline", "cosine", "max error"]
     rows = []
     for entry in OURS:
@@ -165,11 +166,11 @@ def _engines(row: Plain) -> str:
                 entry.key,
                 str(each["operators"]),
                 str(each["fused"]),
-                f"{each['native_steps']} + {each['fallback_steps']}",
-                str(each["fallback_operators"]),
+                str(each["steps"]),
+                f"{each['fallback_operators']} ({each['fallback_steps']})",
                 f"{each['arena_bytes'] / 1e6:.2f} MB",
                 f"{each['weight_bytes'] / 1e6:.1f} MB",
-                f"{each['build_s']:.0f} s",
+                f"{each['build_s']:.0f} s{'*' if each['timings_kept'] else ''}",
                 f"{each['roofline_share']:.0%}",
                 f"{each['cosine']:.6f}",
                 f"{each['max_error']:.2g} ({each['reference_max']:.3g})",

@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from twofour.bench import peers
-from twofour.bench.suite.race import Plain, measure_row, missing_figures
+from twofour.bench.suite.entries import Plain
+from twofour.bench.suite.race import measure_row, missing_figures
 from twofour.bench.suite.rows import SuiteOptions, SuiteRow
 from twofour.core.errors import Error
 from twofour.core.progress import Report
