@@ -261,6 +261,18 @@ def test_float32_is_within_its_bound(target) -> None:
             assert (np.abs(got - want) <= bound).all(), f"{case.form} {case.size}"
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_float32_keeps_nan_in_its_row(target) -> None:
+    """A network that diverged must not look healthy."""
+    case = Case.of(Form("float32", "float32"), Size(9, 20, 16, 16))
+    (kernel,) = kernels([case], target)
+    for value in (np.nan, np.uint32(0x7FC12345).view(np.float32)):
+        case.q[0, 1, 2, 5] = value
+        got = case.run(kernel)
+        assert np.isnan(got[0, 1, 2]).all()
+        assert np.isnan(got).sum() == 16
+
+
 def exact(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """The result in float64, and the bound that kernels/cpu/attention.py derives."""
     q = case.q.astype(np.float64)

@@ -22,7 +22,7 @@ VECTOR_BYTES = 64
 GROUP = 4  # blocks of 16 keys whose probabilities are joined
 
 # Queries, blocks of keys and blocks of channels of the two products' tiles.
-TILES = {"avx512vnni": (6, 4, 4), "avx2": (2, 2, 2), "vector": (2, 1, 1)}
+TILES = {"avx512vnni": (4, 4, 4), "avx2": (2, 2, 2), "vector": (2, 1, 1)}
 """By instruction set."""
 
 

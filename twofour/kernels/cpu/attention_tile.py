@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofour.core.attention import LOWEST, POWERS, POWERS_LOW, ROUND
-from twofour.core.functions import EXP2, LOG2_E
+from twofour.core.functions import EXP2, LOG2_E, ROUND127
 from twofour.kernels.cpu.attention_pack import MINUS_INFINITY
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value
@@ -72,7 +72,7 @@ def _reciprocal(f: Function, total: Value, int8: bool) -> Value:
         least = scalar_of(f, greater16(f, total, _constant(1.0)))
         return f.splat("float", f.let(f"fdiv float {f.load('float', '%w', 28, 4)}, {least}"))
     whole = scalar_of(f, total)
-    seen = f.let(f"fcmp oge float {whole}, {one}")
+    seen = f.let(f"fcmp uge float {whole}, {one}")  # true for NaN: kept
     share = f.let(f"fdiv float {one}, {whole}")
     return f.splat("float", f.let(f"select i1 {seen}, float {share}, float 0.0"))
 
@@ -220,23 +220,35 @@ class _Tile:
         return f.loop(0, plan.blocks, [(F32S, "zeroinitializer")] * plan.queries, block)
 
     def _power(self, x: Value) -> Value:
-        """`core.attention.powers`; for float32 a longer polynomial, with fused multiply-adds."""
+        """`core.attention.powers`; for float32 as `_power_of_float`."""
+        if not self.plan.int8:
+            return self._power_of_float(x)
         f = self.f
         x = greater16(f, x, _constant(POWERS_LOW))
         shifted = add16(f, x, _constant(ROUND))
         whole = f.let(f"fsub {F32S} {shifted}, {_constant(ROUND)}")
         fraction = f.let(f"fsub {F32S} {x}, {whole}")
-        coefficients = POWERS if self.plan.int8 else EXP2
-        value = _constant(coefficients[-1])
-        for coefficient in coefficients[-2::-1]:
-            if self.plan.int8:
-                value = add16(f, f.let(f"fmul {F32S} {value}, {fraction}"), _constant(coefficient))
-            else:
-                value = self.v.fma(_constant(coefficient), value, fraction)
+        value = _constant(POWERS[-1])
+        for coefficient in POWERS[-2::-1]:
+            value = add16(f, f.let(f"fmul {F32S} {value}, {fraction}"), _constant(coefficient))
         exponent = f.let(f"bitcast {F32S} {shifted} to {I32S}")
         exponent = f.let(f"shl {I32S} {exponent}, {every('i32', 23)}")
         bits = f.let(f"add {I32S} {f.let(f'bitcast {F32S} {value} to {I32S}')}, {exponent}")
         return f.let(f"bitcast {I32S} {bits} to {F32S}")
+
+    def _power_of_float(self, x: Value) -> Value:
+        """2**x with a longer polynomial and fused multiply-adds; NaN stays NaN."""
+        f = self.f
+        x = greater16(f, _constant(POWERS_LOW), x)
+        shifted = add16(f, x, _constant(ROUND127))
+        whole = f.let(f"fsub {F32S} {shifted}, {_constant(ROUND127)}")
+        fraction = f.let(f"fsub {F32S} {x}, {whole}")
+        value = _constant(EXP2[-1])
+        for coefficient in EXP2[-2::-1]:
+            value = self.v.fma(_constant(coefficient), value, fraction)
+        exponent = f.let(f"bitcast {F32S} {shifted} to {I32S}")
+        exponent = f.let(f"shl {I32S} {exponent}, {every('i32', 23)}")
+        return f.let(f"fmul {F32S} {value}, {f.let(f'bitcast {I32S} {exponent} to {F32S}')}")
 
     def quantize(self, shares: list[Value]) -> None:
         """Writes the area "steps": 4 blocks of probabilities as the bytes of one vector."""
