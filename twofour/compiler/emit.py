@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from twofour.compiler.emit_nd import nd_nests, nd_places, nd_shape
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed
-from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NativeOp, NormOp, PoolOp
+from twofour.compiler.native import (
+    AttentionOp,
+    ConvOp,
+    MapOp,
+    NativeOp,
+    NormOp,
+    PoolOp,
+    extent,
+)
 from twofour.compiler.native_nd import NdOp
 from twofour.compiler.row_problems import (
     attention_macs,
@@ -39,6 +47,7 @@ from twofour.kernels.cpu.program import Call, Operand
 from twofour.kernels.cpu.tactic import Tactic
 
 Array = NDArray[Any]
+_INT32 = 2.0**31 - 256  # with room for rounding
 
 
 @dataclass(frozen=True)
@@ -291,7 +300,18 @@ def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProbl
         r.strides if isinstance(r, Tensor) else None,
         op.add,
         op.epilogue.activation.name,
+        _bounded(op),
     ).flattened()
+
+
+def _bounded(op: ConvOp) -> bool:
+    """Whether the result, in steps of y, is sure to fit int32: true of all real weights."""
+    if op.w.dtype != np.int8 or op.add == "float32":
+        return False
+    most = 255.0 * np.abs(op.w.reshape(op.w.shape[0], -1).astype(np.float64)).sum(1)
+    e = op.epilogue
+    largest = most * np.abs(e.scale) + np.abs(e.bias) + 255.0 * abs(e.residual_scale)
+    return bool((largest * max(1.0, e.y_factor) < _INT32).all())
 
 
 def conv_layer(
@@ -371,12 +391,7 @@ def _extent(place: Place) -> tuple[int, int, int, int]:
     """Batch, height, width, channels."""
     if isinstance(place, Tensor):
         return place.batch, place.height, place.width, place.channels
-    shape = (
-        place.shape
-        if len(place.shape) == 4
-        else (int(np.prod(place.shape[:-1])), place.shape[-1], 1, 1)
-    )
-    return shape[0], shape[2], shape[3], shape[1]
+    return extent(place.shape)
 
 
 def _show(place: Place) -> str:
