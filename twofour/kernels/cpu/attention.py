@@ -1,9 +1,11 @@
 """Attention as one kernel: for each head softmax(q k^T * scale + mask) v, int8 or float32.
 
     for each head of t0..t1:
-        pack its keys, values and mask                  attention_pack.py
+        pack its keys, values and mask                          attention_pack.py
         for each tile of queries:
-            scores, probabilities, results              attention_tile.py
+            scores = queries * keys, scaled and masked          attention_scores.py
+            p = 2 ** (scores - maximum), and their sum          attention_powers.py
+            y = p / sum * values                                attention_results.py
 
 Heads are channels of a token's row, so that the transposes and reshapes around an attention are
 strides here. Same kernel signature as nest.py: x is q, y the output; t0..t1 counts heads of all
@@ -34,7 +36,9 @@ from numpy.typing import NDArray
 from twofour.core.attention import AttentionScales
 from twofour.kernels.cpu.attention_pack import emit_key_mask, emit_keys, emit_values
 from twofour.kernels.cpu.attention_plan import TILES, Plan
-from twofour.kernels.cpu.attention_tile import emit_tile
+from twofour.kernels.cpu.attention_powers import emit_powers
+from twofour.kernels.cpu.attention_results import emit_results
+from twofour.kernels.cpu.attention_scores import emit_scores
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import Strides
 
@@ -110,6 +114,7 @@ class AttentionProblem:
             self.k_len,
             self.d,
             self.dv,
+            -(-self.q_len // queries),
             min(queries, self.q_len),
             key_blocks,
             value_blocks,
@@ -163,42 +168,110 @@ def emit_attention(name: str, problem: AttentionProblem, isa: str) -> str:
     f = Function(
         name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
     )
-    offsets = {key: f.load("i64", "%w", 8 * i, 8) for i, key in enumerate(("k", "v", "mask"))}
-    slot = problem.scratch_bytes // problem.pieces
-    stack = "" if slot else f.let(f"alloca [{plan.scratch_bytes} x i8], align 64")
-    strides = (problem.q.pixel, problem.y.pixel, problem.mask_row)
-    tile = emit_tile(f"{name}_tile", plan, strides)
-    keys = emit_keys(f"{name}_keys", plan, problem.k.pixel)
-    values = emit_values(f"{name}_values", plan, problem.v.pixel)
+    q, y, m = problem.q.pixel, problem.y.pixel, problem.mask_row
+    parts = {
+        "keys": emit_keys(f"{name}_keys", plan, problem.k.pixel),
+        "values": emit_values(f"{name}_values", plan, problem.v.pixel),
+        "scores": emit_scores(f"{name}_scores", plan, q, m),
+        "powers": emit_powers(f"{name}_powers", plan),
+        "results": emit_results(f"{name}_results", plan, y),
+    }
+    if plan.overlaps:
+        parts["both"] = emit_scores(f"{name}_both", plan, q, m, beside=True)
+    _Heads(f, problem, plan, parts).emit()
+    return module_text([*parts.values(), f])
 
-    def head(t: Value) -> None:
-        scratch = stack or f.at("%r", f.int_op("mul", t, slot))
-        at = _heads(f, problem, t, offsets)
-        f.do(f"call void @{keys.name}(ptr {at['k']}, ptr {scratch}, ptr %w)")
-        f.do(f"call void @{values.name}(ptr {at['v']}, ptr {scratch})")
-        if problem.mask == "keys":
-            emit_key_mask(f, plan, at["mask"], scratch)
 
-        def queries(i: Value) -> None:
-            first = f.int_op("mul", i, plan.queries)
-            last = ("i64", str(problem.q_len - plan.queries))
-            first = f.call("i64", "llvm.umin.i64", ("i64", first), last)
-            q, y, m = (
-                f.at(at[key], f.int_op("mul", first, stride))
-                for key, stride in zip(("q", "y", "mask"), strides, strict=True)
+@dataclass(frozen=True)
+class _Heads:
+    """The loops of one kernel over heads and tiles.
+
+    Attributes:
+        f: the kernel.
+        problem: what it computes.
+        plan: one head's sizes.
+        parts: the functions it calls.
+    """
+
+    f: Function
+    problem: AttentionProblem
+    plan: Plan
+    parts: dict[str, Function]
+
+    def emit(self) -> None:
+        """For each head of t0..t1: pack, then its tiles."""
+        f, problem, plan = self.f, self.problem, self.plan
+        offsets = {key: f.load("i64", "%w", 8 * i, 8) for i, key in enumerate(("k", "v", "mask"))}
+        slot = problem.scratch_bytes // problem.pieces
+        stack = "" if slot else f.let(f"alloca [{plan.scratch_bytes} x i8], align 64")
+
+        def head(t: Value) -> None:
+            scratch = stack or f.at("%r", f.int_op("mul", t, slot))
+            at = _operands(f, problem, t, offsets)
+            self._call("keys", at["k"], scratch, "%w")
+            self._call("values", at["v"], scratch)
+            if problem.mask == "keys":
+                emit_key_mask(f, plan, at["mask"], scratch)
+            (self._overlapping if plan.overlaps else self._one_by_one)(at, scratch)
+
+        f.repeat("%t0", "%t1", head)
+
+    def _call(self, part: str, *arguments: Value) -> None:
+        function = self.parts[part]
+        pairs = zip(function.args, arguments, strict=True)
+        values = ", ".join(f"{kind} {value}" for (kind, _), value in pairs)
+        self.f.do(f"call void @{function.name}({values})")
+
+    def _one_by_one(self, at: dict[str, Value], scratch: Value) -> None:
+        """Each tile from scores to results."""
+        scores = self.f.at(scratch, self.plan.area("scores"))
+
+        def tile(i: Value) -> None:
+            q, y, m, first = self._tile(at, i)
+            self._call("scores", q, scratch, scores, scores, m, "%w", first)
+            self._call("powers", scratch, scores)
+            self._call("results", scratch, scores, y, "%w")
+
+        self.f.repeat(0, self.plan.tiles, tile)
+
+    def _overlapping(self, at: dict[str, Value], scratch: Value) -> None:
+        """The scores of each tile beside the powers of the one before."""
+        f, plan = self.f, self.plan
+        before = f.at(scratch, plan.area("scores"))
+        after = f.at(before, plan.queries * plan.row_bytes)
+        q, y, m, first = self._tile(at, "0")
+        self._call("scores", q, scratch, before, before, m, "%w", first)
+
+        def tile(i: Value, carried: list[Value]) -> list[Value]:
+            here, there, results = carried
+            q, y, m, first = self._tile(at, i)
+            self._call("both", q, scratch, there, here, m, "%w", first)
+            self._call("results", scratch, here, results, "%w")
+            return [there, here, y]
+
+        carried = [("ptr", before), ("ptr", after), ("ptr", y)]
+        here, _, results = f.loop(1, plan.tiles, carried, tile)
+        self._call("powers", scratch, here)
+        self._call("results", scratch, here, results, "%w")
+
+    def _tile(self, at: dict[str, Value], i: Value) -> tuple[Value, Value, Value, Value]:
+        """Tile i's first query, result and mask, and the query's number."""
+        f, problem = self.f, self.problem
+        last = ("i64", str(problem.q_len - self.plan.queries))
+        first = f.int_op("mul", i, self.plan.queries)
+        first = f.call("i64", "llvm.umin.i64", ("i64", first), last)
+        q, y, m = (
+            f.at(at[key], f.int_op("mul", first, stride))
+            for key, stride in (
+                ("q", problem.q.pixel),
+                ("y", problem.y.pixel),
+                ("mask", problem.mask_row),
             )
-            f.do(
-                f"call void @{tile.name}(ptr {q}, ptr {scratch}, ptr {y}, ptr {m}, ptr %w,"
-                f" i64 {first})"
-            )
-
-        f.repeat(0, -(-problem.q_len // plan.queries), queries)
-
-    f.repeat("%t0", "%t1", head)
-    return module_text([keys, values, tile, f])
+        )
+        return q, y, m, first
 
 
-def _heads(
+def _operands(
     f: Function, problem: AttentionProblem, t: Value, offsets: dict[str, Value]
 ) -> dict[str, Value]:
     """Pointers to piece t's first query, key, value, result and mask."""

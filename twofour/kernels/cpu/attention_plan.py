@@ -5,7 +5,9 @@ probabilities, or one float32 one. So both types have the same loops, over units
 
     keys     for block of 16 keys: for unit of d: for key in 16: 4 bytes of k[key]
     values   for unit of keys: for block of 16 channels: for channel in 16: v[unit's keys, channel]
-    scores   for query in tile: for key: float32
+    scores   for query in tile: for key: float32; twice, for a tile and the one before it
+    tops     for query in tile: 16 times its highest score
+    sums     for query in tile: its powers' sum by lane
     steps    for query in tile: for unit of keys: quantized probabilities          (int8 only)
 
 The 4 keys of a unit are 16 apart, so that four vectors of 16 probabilities join by shifts: unit
@@ -36,6 +38,7 @@ class Plan:
         k_len: keys.
         d: channels of q and k.
         dv: channels of v and y.
+        tiles: of queries.
         queries: of a tile.
         key_blocks: blocks of 16 keys in a tile of scores.
         value_blocks: blocks of 16 channels in a tile of results.
@@ -49,6 +52,7 @@ class Plan:
     k_len: int
     d: int
     dv: int
+    tiles: int
     queries: int
     key_blocks: int
     value_blocks: int
@@ -100,6 +104,27 @@ class Plan:
         return self.groups * VECTOR_BYTES
 
     @property
+    def whole_chunks(self) -> int:
+        """Chunks of `key_blocks` blocks of keys without padding."""
+        return self.k_len // LANES // self.key_blocks
+
+    @property
+    def units_beside(self) -> tuple[int, int]:
+        """Units of one turn of the first product, and the powers computed beside them."""
+        powers = self.queries * self.key_blocks
+        return max(1, self.score_units // powers), max(1, powers // self.score_units)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether powers of a tile are computed beside the first product of the next.
+
+        It needs registers, another tile, and powers that spread evenly.
+        """
+        units, powers = self.units_beside
+        even = self.score_units * powers == self.queries * self.key_blocks * units
+        return self.isa == "avx512vnni" and even and self.tiles > 1 and self.whole_chunks > 0
+
+    @property
     def areas(self) -> dict[str, int]:
         """Bytes of each part of the scratch memory, in order."""
         return {
@@ -107,7 +132,9 @@ class Plan:
             "starts": self.blocks * VECTOR_BYTES if self.int8 else 0,
             "mask": self.row_bytes if self.mask == "keys" else 0,
             "values": self.value_units * self.channel_blocks * VECTOR_BYTES,
-            "scores": self.queries * self.row_bytes,
+            "scores": 2 * self.queries * self.row_bytes,
+            "tops": self.queries * VECTOR_BYTES,
+            "sums": self.queries * VECTOR_BYTES,
             "steps": self.queries * self.step_bytes if self.int8 else 0,
         }
 

@@ -29,6 +29,11 @@ def first_lanes(count: int) -> Value:
     return "<" + ", ".join(f"i1 {int(lane < count)}" for lane in range(LANES)) + ">"
 
 
+def constant16(value: float) -> Value:
+    """np.float32(value) in each lane."""
+    return every("float", float_bits(value))
+
+
 def load16(
     f: Function, kind: str, pointer: Value, offset: int | Value = 0, mask: str = ""
 ) -> Value:
@@ -110,7 +115,7 @@ def widened(f: Function, stored: Value, zero: Value) -> Value:
 
 def rounded(f: Function, value: Value) -> Value:
     """np.rint(value) in the low bits, |value| < 2**22; other bits set above bit 21."""
-    shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(ROUND))}")
+    shifted = f.let(f"fadd {F32S} {value}, {constant16(ROUND)}")
     return f.let(f"bitcast {F32S} {shifted} to {I32S}")
 
 

@@ -1,0 +1,95 @@
+"""Attention's exponentials: scores become p = 2 ** (score - maximum), in place, and are summed.
+
+The maxima lie in the area "tops", the sums by lane in the area "sums", one vector a query. A block
+at a time, all queries side by side, so that their chains of operations overlap.
+"""
+
+from __future__ import annotations
+
+from twofour.core.attention import POWERS, POWERS_LOW, ROUND
+from twofour.core.functions import EXP2, ROUND127
+from twofour.kernels.cpu.attention_plan import VECTOR_BYTES, Plan
+from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.rows import add16, constant16, greater16
+from twofour.kernels.cpu.vector import F32S, I32S, Vector, every
+
+
+def emit_powers(name: str, plan: Plan) -> Function:
+    """The function (s, c) for all scores at `c`; `s` is the scratch memory."""
+    f = Function(name, [("ptr", "s"), ("ptr", "c")], linkage="internal")
+    clear_sums(f, plan)
+    blocks_of_powers(f, plan, 0)
+    return f
+
+
+def clear_sums(f: Function, plan: Plan) -> None:
+    """Sums begin with 0."""
+    for row in range(plan.queries):
+        f.store(F32S, "zeroinitializer", "%s", plan.area("sums") + row * VECTOR_BYTES)
+
+
+def blocks_of_powers(f: Function, plan: Plan, first: int) -> None:
+    """The blocks of scores from `first` on; their sums are added to the area "sums"."""
+    rows = range(plan.queries)
+    places = [plan.area("sums") + row * VECTOR_BYTES for row in rows]
+    tops = [f.load(F32S, "%s", plan.area("tops") + row * VECTOR_BYTES) for row in rows]
+
+    def block(i: Value, sums: list[Value]) -> list[Value]:
+        here, out = f.at("%c", f.int_op("mul", i, VECTOR_BYTES)), []
+        for row in rows:
+            score = f.load(F32S, here, row * plan.row_bytes)
+            power = _power(f, plan, f.let(f"fsub {F32S} {score}, {tops[row]}"))
+            f.store(F32S, power, here, row * plan.row_bytes)
+            out.append(add16(f, sums[row], power))
+        return out
+
+    starts = [(F32S, f.load(F32S, "%s", place)) for place in places]
+    for place, total in zip(places, f.loop(first, plan.blocks, starts, block), strict=True):
+        f.store(F32S, total, "%s", place)
+
+
+def one_power(f: Function, plan: Plan, row: Value, block: Value) -> None:
+    """One block of one query's scores, everything from memory: work beside a product."""
+    here = f.int_op("mul", row, plan.row_bytes)
+    here = f.at("%c", f.int_op("add", here, f.int_op("mul", block, VECTOR_BYTES)))
+    vector = f.int_op("mul", row, VECTOR_BYTES)
+    top = f.load(F32S, "%s", f.int_op("add", vector, plan.area("tops")))
+    power = _power(f, plan, f.let(f"fsub {F32S} {f.load(F32S, here)}, {top}"))
+    f.store(F32S, power, here)
+    place = f.at("%s", f.int_op("add", vector, plan.area("sums")))
+    f.store(F32S, add16(f, f.load(F32S, place), power), place)
+
+
+def _power(f: Function, plan: Plan, x: Value) -> Value:
+    """2**x: `core.attention.powers`, or for float32 the longer polynomial."""
+    return _power_of_int8(f, x) if plan.int8 else _power_of_float(f, Vector(plan.isa, f), x)
+
+
+def _power_of_int8(f: Function, x: Value) -> Value:
+    """`core.attention.powers`, operation by operation."""
+    x = greater16(f, x, constant16(POWERS_LOW))
+    shifted, fraction = _parts(f, x, ROUND)
+    value = constant16(POWERS[-1])
+    for coefficient in POWERS[-2::-1]:
+        value = add16(f, f.let(f"fmul {F32S} {value}, {fraction}"), constant16(coefficient))
+    bits = f.let(f"bitcast {F32S} {value} to {I32S}")
+    return f.let(f"bitcast {I32S} {f.let(f'add {I32S} {bits}, {shifted}')} to {F32S}")
+
+
+def _power_of_float(f: Function, v: Vector, x: Value) -> Value:
+    """2**x with fused multiply-adds; NaN stays NaN."""
+    x = greater16(f, constant16(POWERS_LOW), x)
+    shifted, fraction = _parts(f, x, ROUND127)
+    value = constant16(EXP2[-1])
+    for coefficient in EXP2[-2::-1]:
+        value = v.fma(constant16(coefficient), value, fraction)
+    return f.let(f"fmul {F32S} {value}, {f.let(f'bitcast {I32S} {shifted} to {F32S}')}")
+
+
+def _parts(f: Function, x: Value, magic: float) -> tuple[Value, Value]:
+    """The nearest integer to x in the bits of an exponent, and x minus it."""
+    shifted = add16(f, x, constant16(magic))
+    whole = f.let(f"fsub {F32S} {shifted}, {constant16(magic)}")
+    bits = f.let(f"bitcast {F32S} {shifted} to {I32S}")
+    exponent = f.let(f"shl {I32S} {bits}, {every('i32', 23)}")
+    return exponent, f.let(f"fsub {F32S} {x}, {whole}")

@@ -1,0 +1,88 @@
+"""Attention's two products: sums of a tile in registers while units stream by.
+
+    for unit: for row: for column: sums[row, column] += left[row, unit] * right[unit, column]
+
+A row's unit is broadcast, a column is a vector of 16 lanes. The products keep the multipliers busy
+and leave the adders idle: so other work may stand in between, some instructions each turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from twofour.kernels.cpu.attention_plan import Plan
+from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.vector import F32S, I32S, Vector
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of the products.
+
+    Attributes:
+        base: pointer.
+        offsets: bytes from it to the first unit of each row or column.
+        step: bytes from one unit to the next.
+    """
+
+    base: Value
+    offsets: Sequence[int]
+    step: int
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How units are walked.
+
+    Attributes:
+        units: how many.
+        each: units in one turn of the loop; divides `units`.
+        beside: what else is done in turn i.
+    """
+
+    units: int
+    each: int = 1
+    beside: Callable[[Value], None] | None = None
+
+
+def emit_products(
+    f: Function, plan: Plan, left: Factor, right: Factor, starts: Sequence[Value], turns: Turns
+) -> list[Value]:
+    """Returns sums[row * columns + column], which begin with starts[column]."""
+    v = Vector(plan.isa, f)
+    kind = I32S if plan.int8 else F32S
+
+    def unit(i: Value, ahead: int, sums: list[Value]) -> list[Value]:
+        here = f.at(right.base, f.int_op("mul", i, right.step * turns.each))
+        vectors = [f.load(kind, here, ahead * right.step + at) for at in right.offsets]
+        there, out = f.at(left.base, f.int_op("mul", i, left.step * turns.each)), []
+        for r, row in enumerate(left.offsets):
+            one = v.broadcast4(there, ahead * left.step + row)
+            for c, vector in enumerate(vectors):
+                out.append(_multiply(v, plan.int8, sums[r * len(vectors) + c], one, vector))
+        return out
+
+    def turn(i: Value, sums: list[Value]) -> list[Value]:
+        for ahead in range(turns.each):
+            sums = unit(i, ahead, sums)
+        if turns.beside is not None:
+            turns.beside(i)
+        return sums
+
+    first = [(kind, start) for start in starts] * len(left.offsets)
+    return f.loop(0, turns.units // turns.each, first, turn)
+
+
+def _multiply(v: Vector, int8: bool, total: Value, one: Value, vector: Value) -> Value:
+    """Adds a unit's products: 4 of bytes, or 1 of floats."""
+    if int8:
+        return v.dot4(total, one, vector)
+    return v.fma(total, v.f.let(f"bitcast {I32S} {one} to {F32S}"), vector)
+
+
+def emit_scaled(f: Function, plan: Plan, total: Value, factor: Value) -> Value:
+    """A sum as float32, times `factor`."""
+    if plan.int8:
+        total = f.let(f"sitofp {I32S} {total} to {F32S}")
+    return f.let(f"fmul {F32S} {total}, {factor}")
