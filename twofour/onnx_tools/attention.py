@@ -39,17 +39,30 @@ def find_attention(softmax: ir.Node) -> Attention | None:
     Args:
         softmax: any node.
     """
-    if not is_standard(softmax, "Softmax") or not sole_use(softmax.outputs[0]):
+    if not is_standard(softmax, "Softmax"):
         return None
-    second = softmax.outputs[0].consumers()[0]
+    shares = _guarded(softmax.outputs[0])
     first = _product_before(softmax.inputs[0])
-    if first is None or not _is_product(second) or second.inputs[0] is not softmax.outputs[0]:
+    if first is None or not sole_use(shares):
+        return None
+    second = shares.consumers()[0]
+    if not _is_product(second) or second.inputs[0] is not shares:
         return None
     ends = [_source(value) for value in (*first.inputs, second.inputs[1])]
     operands = tuple(value for value in ends if value is not None)
     if len(operands) < 3:
         return None
-    return Attention(operands, softmax.outputs[0], second.outputs[0])
+    return Attention(operands, shares, second.outputs[0])
+
+
+def _guarded(shares: ir.Value) -> ir.Value:
+    """What follows a softmax in place of NaN: Where(IsNaN(p), 0, p), else p itself."""
+    guards = [node for node in shares.consumers() if is_standard(node, "Where")]
+    if len(guards) != 1 or guards[0].inputs[2] is not shares or len(shares.uses()) != 2:
+        return shares
+    condition = guards[0].inputs[0]
+    test = None if condition is None else condition.producer()
+    return guards[0].outputs[0] if is_standard(test, "IsNaN") else shares
 
 
 def is_normalized(node: ir.Node) -> bool:

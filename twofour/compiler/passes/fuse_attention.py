@@ -9,6 +9,9 @@
     scale; a joint projection is read in slices. `Where(c, s, low)` is `s + Where(c, 0, low)`, and a
     constant mask that hides what comes after a query is `Causal`.
 
+    A query that sees no key at all, each being masked by -inf, gets zeros where the softmax would
+    give NaN; exporters write the same as `Where(IsNaN(p), 0, p)`, which is taken in.
+
     If q, k, v and p are quantized, y = twofour.QAttention...: by its meaning nothing changes.
     If q, k and v are, but p is not, they are dequantized and the attention stays float.
 
@@ -91,23 +94,37 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
 
 def _product(softmax: ir.Node) -> tuple[ir.Node, quantizers.PerTensor | None] | None:
     """The MatMul that alone reads the softmax, and the quantizer between the two."""
-    reader = reading.sole_reader(softmax.outputs[0])
+    p = _guarded(softmax.outputs[0])
+    reader = reading.sole_reader(p)
     quantizer = None
     if not isinstance(reader, str) and reading.is_op(reader, "QuantizeLinear"):
         q = quantizers.per_tensor(reader)
         dequantize = reading.sole_reader(reader.outputs[0])
         if isinstance(q, str) or isinstance(dequantize, str):
             return None
+        if not reading.is_op(dequantize, "DequantizeLinear"):
+            return None
         dq = quantizers.per_tensor(dequantize)
-        if not reading.is_op(dequantize, "DequantizeLinear") or isinstance(dq, str):
+        if isinstance(dq, str) or not q.same_as(dq):
             return None
-        if not q.same_as(dq):
-            return None
-        quantizer, reader = q, reading.sole_reader(dequantize.outputs[0])
+        quantizer, p = q, dq.result
+        reader = reading.sole_reader(p)
     if isinstance(reader, str) or not reading.is_op(reader, "MatMul"):
         return None
-    left = reading.data(reader).producer()
-    return (reader, quantizer) if left is softmax or quantizer is not None else None
+    return (reader, quantizer) if reading.data(reader) is p else None
+
+
+def _guarded(p: ir.Value) -> ir.Value:
+    """Where(IsNaN(p), 0, p) if that alone reads p, else p."""
+    readers = [use.node for use in p.uses()]
+    guard = next((node for node in readers if reading.is_op(node, "Where")), None)
+    if guard is None or len(readers) != 2 or p.is_graph_output():
+        return p
+    test, zero = reading.data(guard).producer(), reading.array(guard.inputs[1])
+    tested = test is not None and reading.is_op(test, "IsNaN") and reading.data(test) is p
+    if tested and guard.inputs[2] is p and zero is not None and not zero.any():
+        return guard.outputs[0]
+    return p
 
 
 def _scores(value: ir.Value) -> _Scores | str | None:
