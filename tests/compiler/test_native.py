@@ -77,7 +77,9 @@ def test_integer_residual() -> None:
     assert isinstance(op, ConvOp)
     assert (op.r, op.add) == ("r", "int8")
     assert op.epilogue.residual_scale == 3.0
-    assert op.epilogue.residual_zero_point == 131
+    plain = read_one(op_type="QConv", **q_conv("y = QuantizeLinear (c, t, u)"))
+    assert isinstance(plain, ConvOp)
+    assert (op.epilogue.bias == plain.epilogue.bias - 3.0 * 131).all()  # its zero point
 
 
 def test_float_residual_of_an_integer_convolution() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -15,12 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from twofour.core import functions
+from twofour.core.functions import Activation
 from twofour.core.numerics import (
     MAX_K,
     Epilogue,
     Window,
     convolve,
     dequantize,
+    fma,
     integer_matmul,
     patches,
     quantize,
@@ -191,7 +196,8 @@ def test_requantize_rounds_like_quantize(dtype, zero, relu) -> None:
     acc = np.arange(-400, 400, dtype=np.int32).reshape(-1, 2)
     halves = np.full(acc.shape, 0.5, np.float32)
     ones = np.ones(2, np.float32)
-    epilogue = Epilogue(ones, 0 * ones, 1.0, 0, relu, zero, dtype is np.uint8)
+    activation = Activation("Relu" if relu else "")
+    epilogue = Epilogue(ones, 0 * ones, 1.0, activation, zero, dtype is np.uint8)
     real = acc + halves
     want = quantize(np.maximum(real, 0) if relu else real, 1.0, zero, dtype)
     got = requantize(acc, epilogue, halves)
@@ -205,23 +211,43 @@ def test_requantize_each_operation_rounds_once() -> None:
     acc = random.integers(-(2**31), 2**31, (500, 3)).astype(np.int32)
     scale, bias = (random.normal(size=3).astype(np.float32) * s for s in (1e-7, 10))
     r = random.integers(0, 256, acc.shape).astype(np.uint8)
-    epilogue = Epilogue(scale, bias, 0.37, 12)
+    epilogue = Epilogue(scale, bias, 0.37)
     got = requantize(acc, epilogue, r)
     assert got.dtype == np.float32
-    centred = (r.astype(np.int32) - 12).astype(np.float32)
-    want = acc.astype(np.float32) * scale + bias + centred * np.float32(0.37)
+    want = fma(r.astype(np.float32), np.float32(0.37), fma(acc.astype(np.float32), scale, bias))
     assert (got == want).all()
-    assert (requantize(acc, replace(epilogue, relu=True), r) == np.maximum(want, 0)).all()
+    relu = replace(epilogue, activation=Activation("Relu"))
+    assert (requantize(acc, relu, r) == np.maximum(want, 0)).all()
+    gelu = replace(epilogue, activation=Activation("Gelu"))
+    assert (requantize(acc, gelu, r) == functions.gelu(want)).all()
+    stored = replace(gelu, zero_point=-20, y_factor=0.03)
+    real = functions.gelu_short(want) * np.float32(0.03)
+    assert (requantize(acc, stored, r) == quantize(real, 1.0, -20)).all()
+
+
+def test_clip_of_a_quantized_result_is_part_of_its_bounds() -> None:
+    ones = np.ones(1, np.float32)
+    acc = np.arange(-300, 300, dtype=np.int32)[:, None]
+    epilogue = Epilogue(ones, 0 * ones, activation=Activation("Clip", -10.5, 60.0), zero_point=3)
+    assert epilogue.bounds() == (-10.5, 60.0)
+    assert (requantize(acc, epilogue) == np.rint(np.clip(acc, -10.5, 60)) + 3).all()
+    wide = replace(epilogue, activation=Activation("Clip", -1e9, 1e9))
+    assert wide.bounds() == (-131.0, 124.0)
+    narrow = replace(epilogue, activation=Activation("Clip", 500.0, 600.0))
+    assert (requantize(acc, narrow) == 127).all()
+    assert Activation("Clip", -2.0, 6.0).divided(0.5) == Activation("Clip", -4.0, 12.0)
 
 
 def test_requantize_of_nan() -> None:
     """A NaN residual: kept in floats, also by Relu; the smallest value in integers."""
     acc, nan = np.zeros((1, 1), np.int32), np.full((1, 1), np.nan, np.float32)
     one = np.ones(1, np.float32)
-    for relu in (False, True):
-        assert np.isnan(requantize(acc, Epilogue(one, one, 1.0, 0, relu), nan)).all()
-    assert requantize(acc, Epilogue(one, one, 1.0, 0, False, 3), nan).tolist() == [[-128]]
-    assert requantize(acc, Epilogue(one, one, 1.0, 0, True, 3), nan).tolist() == [[3]]
+    none, relu, silu = (Activation(name) for name in ("", "Relu", "Silu"))
+    for activation in (none, relu, silu, Activation("Clip", 0.0, 6.0)):
+        assert np.isnan(requantize(acc, Epilogue(one, one, 1.0, activation), nan)).all()
+    assert requantize(acc, Epilogue(one, one, 1.0, none, 3), nan).tolist() == [[-128]]
+    assert requantize(acc, Epilogue(one, one, 1.0, silu, 3), nan).tolist() == [[-128]]
+    assert requantize(acc, Epilogue(one, one, 1.0, relu, 3), nan).tolist() == [[3]]
 
 
 def _span(dtype: type) -> tuple[int, int]:
@@ -244,3 +270,41 @@ def _naive(x: np.ndarray, w: np.ndarray, window: Window, groups: int, zero: int)
                 inputs = x[at[0], row, column, first : first + c].astype(np.int64) - zero
                 y[at] += (inputs * w[at[3], :, i, j]).sum()
     return y
+
+
+def test_fma_rounds_once() -> None:
+    """Against exact rational arithmetic, near ties too, where rounding twice would go wrong."""
+    random = np.random.default_rng(5)
+    a, b, c = (random.standard_normal(400).astype(np.float32) for _ in range(3))
+    c = c * (2.0 ** random.integers(-40, 40, 400)).astype(np.float32)
+    # 1 + 2**-24 is a tie of float32; what is added beyond it is far below float64's last bit.
+    a[:4], b[:4] = [1, 1, 1, 1], [2.0**-60, -(2.0**-60), 2.0**-24, 2.0**-24]
+    c[:4] = [1 + 2.0**-23, 1 + 2.0**-23, 1, 1 + 2.0**-23]
+    a[4:6] = b[4:6] = np.float32(1 + 2.0**-12)
+    c[4:6] = [2.0**-80, -(2.0**-80)]
+    got = fma(a, b, c)
+    for values in zip(a, b, c, got, strict=True):
+        x, y, z, result = (Fraction(float(v)) for v in values)
+        assert result == _nearest(x * y + z), values
+
+
+def _nearest(exact: Fraction) -> Fraction:
+    """The float32 nearest to a number in the normal range, ties to even."""
+    if exact == 0:
+        return exact
+    exponent = math.floor(math.log2(abs(exact)))
+    size = abs(exact)
+    exponent += (size >= Fraction(2) ** (exponent + 1)) - (size < Fraction(2) ** exponent)
+    step = Fraction(2) ** (exponent - 23)
+    return round(exact / step) * step
+
+
+def test_fma_of_what_is_not_finite() -> None:
+    """As IEEE has it."""
+    inf, nan = np.float32(np.inf), np.float32(np.nan)
+    one, zero = np.float32(1), np.float32(0)
+    assert fma(inf, one, one) == np.inf
+    assert fma(-inf, one, one) == -np.inf
+    assert np.isnan(fma(inf, zero, one))
+    assert np.isnan(fma(nan, one, one))
+    assert np.isnan(fma(inf, one, -inf))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from twofour.core.abi import SLACK_BYTES
+from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.core.patterns import magnitude_mask
 from twofour.core.target import Target, host_target
@@ -38,6 +39,7 @@ class Case:
         residual: [batch, OH, OW, N] or None.
         x_gap: bytes between pixels of x that belong to nobody.
         y_gap: the same of y.
+        bounded: no result leaves int32 before it is rounded.
     """
 
     x: np.ndarray
@@ -49,6 +51,7 @@ class Case:
     residual: np.ndarray | None = None
     x_gap: int = 0
     y_gap: int = 0
+    bounded: bool = False
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -86,7 +89,8 @@ class Case:
             self.groups,
             r,
             add,
-            self.epilogue.relu,
+            self.epilogue.activation.name,
+            self.bounded,
         ).flattened()
 
 
@@ -176,7 +180,7 @@ def make(
     pattern: str = "",
     dtype: str = "int8",
     out: str = "",
-    relu: bool = False,
+    activation: Activation = NO_ACTIVATION,
     x_zero: int = 128,
     y_zero: int = 128,
 ) -> Case:
@@ -185,19 +189,30 @@ def make(
     x = _stored(rng, dtype, (batch, height, width, c))
     w = _weights(rng, dtype, (n, c // groups, *window.kernel), pattern)
     scale = _scales(rng, dtype, w)
+    quantized = (out or dtype) == "int8"
+    wide = not activation.clamps  # there the scales leave real numbers, of size 4
+    scale = scale * np.float32(1 / 16) if wide else scale
+    r_scale = 0.37 * (1 / 16 if wide else 1) if add else 0.0
     epilogue = Epilogue(
         scale,
-        rng.normal(size=n).astype(np.float32),
-        0.37 if add else 0.0,
-        128 if add == "int8" else 0,
-        relu,
-        y_zero if (out or dtype) == "int8" else None,
+        (rng.normal(size=n) - (r_scale * 128 if add == "int8" else 0)).astype(np.float32),
+        r_scale,
+        activation,
+        y_zero if quantized else None,
         unsigned=True,
+        y_factor=_steps_of_one(activation) if quantized else 1.0,
     )
     case = Case(x, w, epilogue, window, groups, x_zero)
     if not add:
         return case
     return replace(case, residual=_stored(rng, add, (batch, *case.out_size, n)))
+
+
+def _steps_of_one(activation: Activation) -> float:
+    """1 / y_scale, so that results of the activation spread over the range of a byte."""
+    if activation.clamps:
+        return 1.0
+    return 101.3 if activation.name in ("Sigmoid", "HardSigmoid", "Tanh") else 13.7
 
 
 def _stored(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

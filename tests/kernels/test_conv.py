@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from tests.kernels.harness import Case, float_bound, make, run, tactic, targets
+from twofour.core.functions import CLAMPS, PLAIN, Activation
 from twofour.core.numerics import Epilogue, Window
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides, merge_groups
 from twofour.kernels.cpu.tactic import Tactic, tactics
 
 TARGETS = targets()
-INTEGER = [t for t in tactics() if t.dtype == "int8"]
+INTEGER = [t for t in tactics() if t.dtype == "int8" and not t.depthwise]
 IDS = {"ids": str}
 
 
@@ -140,7 +141,7 @@ def test_windows(target, window) -> None:
             window=window,
             pattern=t.pattern,
             add="int8",
-            relu=True,
+            activation=Activation("Relu"),
         )
         check(case, t, target)
         check(replace(case, x_gap=16), t, target)
@@ -155,15 +156,49 @@ def test_few_input_channels(target, c) -> None:
 
 @pytest.mark.parametrize("add", ["", "int8", "float32"])
 @pytest.mark.parametrize("out", ["int8", "float32"])
-@pytest.mark.parametrize("relu", [False, True])
-def test_epilogues(add, out, relu) -> None:
+@pytest.mark.parametrize("activation", ["", "Relu", "Clip", "HardSwish"])
+def test_epilogues(add, out, activation) -> None:
+    bounds = (-11.5, 40.25) if activation == "Clip" else ()
     rng = np.random.default_rng(2)
     for zero in (0, 3, 128, 255):
         case = make(
-            rng, c=16, n=48, add=add, out=out, relu=relu, y_zero=zero, x_zero=zero, pattern="2:4"
+            rng,
+            c=16,
+            n=48,
+            add=add,
+            out=out,
+            activation=Activation(activation, *bounds),
+            y_zero=zero,
+            x_zero=zero,
+            pattern="2:4",
         )
         for name in ("dense", "2:4 H"):
             check(case, tactic(name), TARGETS[0])
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+@pytest.mark.parametrize("out", ["int8", "float32"])
+@pytest.mark.parametrize("name", [name for name in PLAIN if name not in CLAMPS])
+def test_activations(name, out, target) -> None:
+    """Bit for bit, also where the last block of channels is not full."""
+    rng = np.random.default_rng(6)
+    for n, add in ((16, ""), (20, "int8")):
+        case = make(rng, c=16, n=n, add=add, out=out, activation=Activation(name), y_zero=40)
+        assert len(np.unique(case.expected())) > 40
+        check(case, tactic("dense"), target)
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+def test_activations_of_float_sums(target) -> None:
+    """The slope of an activation is at most 1.13, so errors of the sums hardly grow."""
+    rng = np.random.default_rng(7)
+    t = tactic("dense", "float32")
+    for name in (*PLAIN, "Clip"):
+        bounds = (-0.5, 6.0) if name == "Clip" else ()
+        activation = Activation(name, *bounds)
+        case = make(rng, c=16, n=20, dtype="float32", add="float32", activation=activation)
+        for got in run(case, options_for(t, case.problem(), target.isa)[:1], target):
+            assert (np.abs(got - case.expected()) <= 1.13 * float_bound(case) + 1e-6).all()
 
 
 def test_results_far_outside_the_range_saturate() -> None:
@@ -208,7 +243,7 @@ def test_floats(target, name) -> None:
     for size in (
         {"c": 16, "n": 16},
         {"c": 20, "n": 33},
-        {"c": 64, "n": 32, "add": "float32", "relu": True},
+        {"c": 64, "n": 32, "add": "float32", "activation": Activation("Relu")},
     ):
         for window in (Window((3, 3)), Window((1, 1), (2, 2)), Window((3, 3), (1, 1), (2, 2))):
             case = make(
@@ -273,3 +308,27 @@ def test_flattening_keeps_problems_with_gaps() -> None:
     assert problem.flattened().out_h == 32
     assert replace(problem, x=gap).flattened().out_h == 4
     assert replace(problem, stride=(2, 2)).flattened().out_h == 4
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+@pytest.mark.parametrize("add", ["", "int8", "float32"])
+def test_results_beyond_int32_saturate(target, add: str) -> None:
+    """Scales so large that a sum leaves int32 before it is rounded, on either side."""
+    base = make(np.random.default_rng(3), n=32, c=16, add=add)
+    epilogue = replace(base.epilogue, scale=np.full(32, 3e7, np.float32))
+    case = replace(base, epilogue=epilogue)
+    assert set(np.unique(case.expected())) >= {0, 255}
+    check(case, tactic("dense"), target)
+
+
+@pytest.mark.parametrize("target", TARGETS, **IDS)
+@pytest.mark.parametrize("y_zero", [0, 1, 127, 128, 255])
+@pytest.mark.parametrize(
+    "activation", [Activation(""), Activation("Relu"), Activation("Silu")], **IDS
+)
+def test_bounded_results_are_the_same(target, y_zero: int, activation: Activation) -> None:
+    """What is known to fit int32 takes a shorter way to the same bytes."""
+    case = make(
+        np.random.default_rng(4), n=48, c=16, add="int8", activation=activation, y_zero=y_zero
+    )
+    check(replace(case, bounded=True), tactic("dense"), target)

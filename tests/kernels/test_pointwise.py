@@ -9,6 +9,7 @@ import pytest
 
 from tests.kernels.harness import targets
 from tests.kernels.strided import Strided, compiled, in_parts
+from twofour.core.functions import PLAIN, Activation
 from twofour.core.numerics import dequantize, quantize
 from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_map
 from twofour.runtime.cpu import address
@@ -18,7 +19,7 @@ SIZES = [(1, 1, 1, 1), (2, 3, 5, 3), (1, 2, 16, 16), (1, 4, 17, 15), (3, 1, 1, 3
 HALO = (1, 2, 3, 1)
 FORMS = {"u8": ("nhwc", np.uint8), "f32": ("nhwc", np.float32)}
 FORMS |= {k: ("nchw", np.dtype(k)) for k in ("int8", "uint8", "float32")}
-CONSTANTS = MapConstants(0.05, 120, 0.11, 131, 0.021, 7)
+CONSTANTS = MapConstants(0.05, 120, 0.11, 131, 0.021, 7, -1.25, 6.0)
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Case:
     x: str
     y: str
     r: str = ""
-    relu: bool = False
+    activation: str = ""
     steps: tuple[int, int] = (1, 1)
     pads: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
-        return "-".join(filter(None, (self.op, self.x, self.r, self.y, "relu" * self.relu)))
+        return "-".join(filter(None, (self.op, self.x, self.r, self.y, self.activation)))
 
 
 CASES = [
@@ -49,11 +50,16 @@ CASES = [
     Case("convert", "float32", "u8"),
     Case("convert", "float32", "int8"),
     Case("convert", "f32", "uint8"),
-    Case("convert", "f32", "f32", relu=True),
+    *(Case("convert", "f32", "f32", activation=name) for name in (*PLAIN, "Clip")),
+    *(Case("convert", "u8", "u8", activation=name) for name in (*PLAIN, "Clip")),
+    Case("convert", "float32", "float32", activation="Gelu"),
+    Case("convert", "f32", "u8", activation="Silu"),
+    Case("convert", "u8", "f32", activation="Gelu"),
     Case("convert", "u8", "float32"),
     Case("convert", "int8", "f32"),
     Case("add", "u8", "u8", "u8"),
-    Case("add", "u8", "u8", "u8", relu=True),
+    Case("add", "u8", "u8", "u8", activation="Relu"),
+    Case("add", "u8", "u8", "u8", activation="HardSwish"),
     Case("add", "f32", "f32", "f32"),
 ]
 
@@ -88,7 +94,9 @@ def expected(case: Case, x: np.ndarray, r: np.ndarray | None, y: Strided) -> np.
         y_value = x if x.dtype == np.float32 else dequantize(x, c.x_scale, c.x_zero)
         if r is not None:
             y_value = y_value + (r if r.dtype == np.float32 else dequantize(r, c.r_scale, c.r_zero))
-        y_value = np.maximum(y_value, 0) if case.relu else y_value
+        bounds = (c.low, c.high) if case.activation == "Clip" else ()
+        activation = Activation(case.activation, *bounds)
+        y_value = activation.apply(y_value, short=dtype != np.float32)
         if dtype != np.float32:
             y_value = quantize(y_value, c.y_scale, c.y_zero, np.uint8)
     return (y_value.astype(np.int16) - 128).astype(np.int8) if dtype == np.int8 else y_value
@@ -128,7 +136,7 @@ class Bound:
             view(self.x, self.case.x, self.case.steps),
             view(self.y, self.case.y),
             view(self.r, self.case.r) if self.r else None,
-            self.case.relu,
+            self.case.activation,
             *self.case.pads,
         )
 
@@ -192,7 +200,7 @@ def test_every_pair_of_bytes_is_added_exactly() -> None:
 
 def test_relu_keeps_nan() -> None:
     """As ONNX Runtime does: a network that diverged must not look healthy."""
-    bound = Bound.of(Case("convert", "f32", "f32", relu=True), (1, 1, 1, 4))
+    bound = Bound.of(Case("convert", "f32", "f32", activation="Relu"), (1, 1, 1, 4))
     (kernel,) = compiled({"r_": emit_map("r_", bound.problem)}, TARGETS[0], vectorize=True)
     bound.x.values[...] = [np.nan, -np.inf, np.inf, -0.0]
     got = bound.run(kernel).reshape(-1)

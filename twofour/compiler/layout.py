@@ -18,6 +18,9 @@ from twofour.kernels.cpu.pointwise import View
 from twofour.kernels.cpu.problem import Strides
 
 ALIGNMENT = 64
+# An L1 of 64 sets of 64 bytes: pixels at multiples of this lie in two sets, or one.
+_CROWDED_BYTES = 2048
+_LINE_BYTES = 64
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Tensor:
         fill: the byte of the halo.
         halo: pixels around the interior: top, left, bottom, right; of the parent for a view.
         offset: in the arena; set by memory planning. A view has none of its own.
+        pad_bytes: after the channels of each pixel.
         parent: the tensor that this is a view of, or None.
         images: of the parent, those of the view; none if each pixel of it is an image of the view.
         first: channel of the parent where the view starts.
@@ -48,6 +52,7 @@ class Tensor:
     fill: int = 0
     halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     offset: int = -1
+    pad_bytes: int = 0
     parent: Tensor | None = None
     images: range = range(0)
     first: int = 0
@@ -83,7 +88,7 @@ class Tensor:
             if not self.images:
                 return Strides(outer.pixel, outer.pixel, outer.pixel)
             return Strides(outer.image * self.images.step, outer.row, outer.pixel)
-        pixel = self.channels * self.element_bytes
+        pixel = self.channels * self.element_bytes + self.pad_bytes
         row = (self.width + self.halo[1] + self.halo[3]) * pixel
         return Strides((self.height + self.halo[0] + self.halo[2]) * row, row, pixel)
 
@@ -107,6 +112,7 @@ class Tensor:
             self.width,
             self.channels,
             self.element_bytes,
+            self.pad_bytes,
             self.fill,
             *self.halo,
         )
@@ -120,6 +126,16 @@ class Tensor:
         return (
             self.offset + (self.halo[0] - top) * strides.row + (self.halo[1] - left) * strides.pixel
         )
+
+    def spread(self, stride: int) -> None:
+        """Sets pixels further apart where those of a tile would evict each other from L1.
+
+        Args:
+            stride: from one pixel that a tile reads to the next.
+        """
+        root = self.root
+        if root.strides.pixel * stride % _CROWDED_BYTES == 0 and root.width * root.batch > 1:
+            root.pad_bytes = _LINE_BYTES
 
     def widen(self, window: Window) -> None:
         """Makes the halo hold every pixel the window reads outside the interior."""

@@ -282,6 +282,7 @@ def _set_halos(ops: list[Placed]) -> None:
         if not isinstance(op, ConvOp) or not isinstance(x, Tensor):
             continue
         x.widen(op.window)
+        x.spread(op.window.stride[1])
         if not any(x.root.halo):
             continue
         held = x.root

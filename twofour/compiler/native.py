@@ -7,7 +7,7 @@ kernels see uint8 only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from twofour.core.attention import AttentionScales
+from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.numerics import Epilogue, Window
 from twofour.kernels.cpu.pointwise import MapConstants
 
@@ -88,14 +89,14 @@ class MapOp(NativeOp):
     Attributes:
         op: "copy", "convert" or "add".
         constants: scales and zero points.
-        relu: negative results become zero.
+        activation: what the results go through.
         steps: the (row, column) steps x is read with.
         channel_pads: channels of y before and after those of x.
     """
 
     op: str = "copy"
     constants: MapConstants = PLAIN
-    relu: bool = False
+    activation: Activation = NO_ACTIVATION
     steps: tuple[int, int] = (1, 1)
     channel_pads: tuple[int, int] = (0, 0)
 
@@ -184,6 +185,34 @@ class AttentionOp(NativeOp):
     causal: bool = False
 
 
+def activation_map(
+    name: str,
+    op_type: str,
+    ends: tuple[ir.Value, ir.Value],
+    activation: Activation,
+    constants: MapConstants = PLAIN,
+) -> MapOp:
+    """An activation on its own.
+
+    Args:
+        name: of the layer.
+        op_type: of the node.
+        ends: input and output.
+        activation: what it applies.
+        constants: scales and zero points where input or output are quantized.
+    """
+    return MapOp(
+        name,
+        op_type,
+        "map",
+        operand(ends[0]),
+        name_of(ends[1]),
+        op="convert",
+        constants=replace(constants, low=activation.low, high=activation.high),
+        activation=activation,
+    )
+
+
 class NotNative(Exception):
     """A node is not native; the message is the reason."""
 
@@ -217,7 +246,7 @@ def extent(dims: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Batch, height, width, channels of a tensor: [N, C, H, W], or rows of channels [..., C]."""
     if len(dims) == 4:
         return dims[0], dims[2], dims[3], dims[1]
-    return int(np.prod(dims[:-1])), 1, 1, dims[-1]
+    return int(np.prod(dims[:-1])), 1, 1, dims[-1] if dims else 1
 
 
 def operand(value: ir.Value | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -12,6 +14,7 @@ from twofour.compiler.native import (
     MapOp,
     NotNative,
     PoolOp,
+    activation_map,
     constant,
     name_of,
     operand,
@@ -20,6 +23,7 @@ from twofour.compiler.native import (
     window_of,
 )
 from twofour.compiler.ops import FusedOp
+from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.numerics import MAX_K, Epilogue, Window
 from twofour.kernels.cpu.pointwise import MapConstants
 
@@ -68,8 +72,6 @@ def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
         raise NotNative(
             f"native kernels take float32 and quantized tensors, not {op.inputs['x'].dtype}"
         )
-    if groups > 1 and w.shape[1] == 1:
-        raise NotNative("depthwise convolution has no native kernel yet")
     if op.has_add and shape(op.inputs["res"]) != shape(op.output):
         raise NotNative(f"the residual is broadcast from {list(shape(op.inputs['res']))}")
     add = "" if not op.has_add else "float32" if op.add_is_float else "int8"
@@ -92,26 +94,49 @@ def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
 
 
 def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
-    """Scales divided by y_scale, in float64 and then rounded once."""
+    """Scales divided by y_scale, in float64 and then rounded once.
+
+    An activation that does more than clamp needs real numbers: y_scale then comes after it.
+    """
     bias = constant(op.inputs["bias"]).astype(np.float64)
     if not quantized:
-        return Epilogue(np.ones(bias.shape, np.float32), bias.astype(np.float32), 1.0, 0, op.relu)
+        ones = np.ones(bias.shape, np.float32)
+        return Epilogue(ones, bias.astype(np.float32), 1.0, op.activation)
     out = op.output.dtype in QUANTIZED
+    if out and constant(op.inputs["y_scale"]).ndim:
+        return _epilogue_of_parts(op)
     y_scale = float(constant(op.inputs["y_scale"])) if out else 1.0
+    step = y_scale if op.activation.clamps else 1.0
     sums = float(constant(op.inputs["x_scale"])) * constant(op.inputs["w_scale"]).astype(np.float64)
-    residual_scale, residual_zero = 0.0, 0
+    residual_scale, offset = 0.0, 0.0
     if op.has_add and op.add_is_float:
-        residual_scale = 1.0 / y_scale
+        residual_scale = 1.0 / step
     elif op.has_add:
-        residual_scale = float(constant(op.inputs["res_scale"])) / y_scale
-        residual_zero = stored(constant(op.inputs["res_zero_point"]), op.inputs["res"].dtype)
+        residual_scale = float(constant(op.inputs["res_scale"])) / step
+        zero = stored(constant(op.inputs["res_zero_point"]), op.inputs["res"].dtype)
+        offset = float(np.float32(residual_scale)) * zero
     return Epilogue(
-        scale=np.broadcast_to(sums / y_scale, bias.shape).astype(np.float32),
-        bias=(bias / y_scale).astype(np.float32),
+        scale=np.broadcast_to(sums / step, bias.shape).astype(np.float32),
+        bias=(bias / step - offset).astype(np.float32),
         residual_scale=float(np.float32(residual_scale)),
-        residual_zero_point=residual_zero,
-        relu=op.relu,
+        activation=op.activation.divided(step),
         zero_point=stored(constant(op.inputs["y_zero_point"]), op.output.dtype) if out else None,
+        unsigned=True,
+        y_factor=1.0 if op.activation.clamps else float(np.float32(1.0 / y_scale)),
+    )
+
+
+def _epilogue_of_parts(op: FusedOp) -> Epilogue:
+    """Of joined products, each with a y_scale of its own."""
+    y_scale = constant(op.inputs["y_scale"]).astype(np.float64)
+    zeros = constant(op.inputs["y_zero_point"])
+    if op.has_add or op.activation != NO_ACTIVATION or len(set(zeros.tolist())) > 1:
+        raise NotNative("native products with a y_scale per channel have one zero point alone")
+    sums = float(constant(op.inputs["x_scale"])) * constant(op.inputs["w_scale"]).astype(np.float64)
+    return Epilogue(
+        scale=(sums / y_scale).astype(np.float32),
+        bias=(constant(op.inputs["bias"]).astype(np.float64) / y_scale).astype(np.float32),
+        zero_point=stored(zeros[0], op.output.dtype),
         unsigned=True,
     )
 
@@ -126,6 +151,8 @@ def _quantized_add(op: FusedOp) -> MapOp:
         r_zero=stored(constant(op.inputs["b_zero_point"]), op.inputs["b"].dtype),
         y_scale=float(constant(op.inputs["y_scale"])),
         y_zero=stored(constant(op.inputs["y_zero_point"]), op.output.dtype),
+        low=op.activation.low,
+        high=op.activation.high,
     )
     return MapOp(
         op.name,
@@ -136,7 +163,28 @@ def _quantized_add(op: FusedOp) -> MapOp:
         operand(op.inputs["b"]),
         op="add",
         constants=constants,
-        relu=op.relu,
+        activation=op.activation,
+    )
+
+
+def _float_activation(op: FusedOp) -> MapOp:
+    _require_shapes(op)
+    if op.inputs["x"].dtype != ir.DataType.FLOAT:
+        raise NotNative(f"native kernels take float32, not {op.inputs['x'].dtype}")
+    return activation_map(op.name, op.op_type, (op.inputs["x"], op.output), Activation(op.base))
+
+
+def _quantized_activation(op: FusedOp) -> MapOp:
+    _require_shapes(op)
+    x_scale, x_zero = op.inputs["x_scale"], op.inputs["x_zero_point"]
+    constants = MapConstants(
+        x_scale=float(constant(x_scale)), x_zero=stored(constant(x_zero), op.inputs["x"].dtype)
+    )
+    if not op.float_out:
+        y_zero = stored(constant(op.inputs["y_zero_point"]), op.output.dtype)
+        constants = replace(constants, y_scale=float(constant(op.inputs["y_scale"])), y_zero=y_zero)
+    return activation_map(
+        op.name, op.op_type, (op.inputs["x"], op.output), op.activation, constants
     )
 
 
@@ -199,6 +247,8 @@ READERS = {
     "QGemm": _gemm,
     "Gemm": _gemm,
     "QAdd": _quantized_add,
+    "QActivation": _quantized_activation,
+    **dict.fromkeys(("Silu", "Gelu", "GeluTanh"), _float_activation),
     "QGlobalAveragePool": _quantized_mean,
     "QMaxPool": _quantized_max,
     "SlicePad": _slice_pad,

@@ -27,7 +27,7 @@ bits at once gets: their error is far below a quantization step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -281,6 +281,10 @@ class Activation:
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest result of one that clamps."""
         return (0.0, np.inf) if self.name == "Relu" else (self.low, self.high)
+
+    def divided(self, step: float) -> Activation:
+        """The one that clamps x / step where this one clamps x; for Clip, others have no unit."""
+        return replace(self, low=self.low / step, high=self.high / step)
 
     def apply(self, x: Array, *, short: bool = False) -> Array:
         """The activation of each element.

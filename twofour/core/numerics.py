@@ -1,8 +1,8 @@
 """The definition of the arithmetic: quantize, dequantize, matmul, convolution, requantize.
 
 Plain numpy, slow and obvious. Every integer kernel equals it bit for bit; every float operation is
-rounded to float32 once, in the order written here (no fused multiply-add), so that any CPU gives
-the same bytes.
+rounded to float32 once, in the order written here (a fused multiply-add where it says `fma`, and
+nowhere else), so that any CPU gives the same bytes.
 
 Source: Jacob et al. 2018, arXiv:1712.05877; ONNX QuantizeLinear and DequantizeLinear.
 """
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from twofour.core.functions import NO_ACTIVATION, Activation
 
 Array = NDArray[Any]
 
@@ -68,46 +70,83 @@ def integer_matmul(x: Array, w: Array, x_zero_point: int) -> Array:
     return acc.astype(np.int32)
 
 
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """A * b + c, rounded to float32 once; all float32, broadcast.
+
+    The product is exact in float64. Its sum with c is rounded to odd there: of two neighbours that
+    an inexact sum lies between, the one with an odd last bit. What float64 has to spare then holds
+    enough for the rounding to float32 to come out as if the sum were exact.
+
+    Source: Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved
+    algorithms using rounding to odd".
+    """
+    addend = np.asarray(c, np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
+        total = np.asarray(product + addend)
+        part = total - product
+        error = (product - (total - part)) + (addend - part)
+        bits = total.view(np.int64)
+        away = (error > 0) == (total > 0)
+        uneven = (error != 0) & np.isfinite(error) & (bits % 2 == 0)
+        bits = bits + np.where(uneven, np.where(away, 1, -1), 0)
+        return bits.view(np.float64).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """What happens to the sums before they are stored.
 
+    An activation that only clamps works on results in steps of y, as saturation does: it costs
+    nothing. Any other one needs real numbers, and what it gives is then divided by y_scale.
+
     Attributes:
-        scale: float32 [N], x_scale * w_scale / y_scale (y_scale = 1 where the output is float).
-        bias: float32 [N], bias / y_scale.
-        residual_scale: r_scale / y_scale (r_scale = 1 for a float residual).
-        residual_zero_point: of the quantized residual.
-        relu: whether negative results become zero.
+        scale: float32 [N], x_scale * w_scale, divided by y_scale where the activation clamps
+            (y_scale = 1 where the output is float).
+        bias: float32 [N], divided likewise; less r_zero_point * residual_scale for a quantized
+            residual.
+        residual_scale: of the residual (1 for a float one), divided likewise.
+        activation: what the results go through; the bounds of Clip are divided likewise.
         zero_point: of y; None where the output is float32.
         unsigned: y is uint8 instead of int8.
+        y_factor: 1 / y_scale, rounded to float32, where the activation does not clamp.
     """
 
     scale: Array
     bias: Array
     residual_scale: float = 0.0
-    residual_zero_point: int = 0
-    relu: bool = False
+    activation: Activation = NO_ACTIVATION
     zero_point: int | None = None
     unsigned: bool = False
+    y_factor: float = 1.0
 
     def bounds(self) -> tuple[float, float]:
-        """Smallest and largest value, relative to the zero point, that y can hold."""
+        """Smallest and largest value, relative to the zero point, that y can hold.
+
+        An activation that clamps is part of them.
+        """
+        clamp = self.activation if self.activation.clamps else NO_ACTIVATION
         if self.zero_point is None:
-            return (0.0 if self.relu else -np.inf), np.inf
+            return clamp.bounds()
         low, high = (0, 255) if self.unsigned else (-128, 127)
-        return float(0 if self.relu else low - self.zero_point), float(high - self.zero_point)
+        ends = np.clip(clamp.bounds(), low - self.zero_point, high - self.zero_point)
+        return float(ends[0]), float(ends[1])
 
 
 def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) -> Array:
     """Turns sums into the values that are stored.
 
-        y = saturate(round_half_even(acc * scale + bias [+ (r - r_zero_point) * r_scale])
-                     + zero_point)
+        v = fma(r, r_scale, fma(acc, scale, bias))
+        y = saturate(round_half_even(v) + zero_point), the activation part of the saturation
+        y = saturate(round_half_even(activation(v) * y_factor) + zero_point), if it is more
+
+    A quantized y takes the short form of the activation (core/functions.py).
 
     Args:
         acc: int32 [..., N], exact sums (or float32 sums of a float kernel).
         epilogue: its constants.
-        residual: int8, uint8 or float32, the shape of `acc`, or None.
+        residual: uint8 or float32, the shape of `acc`, or None; as it is stored: the bias makes up
+            for its zero point.
 
     Returns:
         int8 or uint8, or float32 where `epilogue.zero_point` is None; the shape of `acc`. A NaN
@@ -115,12 +154,13 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
 
     Source: Jacob et al. 2018, arXiv:1712.05877, eq. 5.
     """
-    value: Array = acc.astype(np.float32) * epilogue.scale.astype(np.float32)
-    value = value + epilogue.bias.astype(np.float32)
+    value = fma(acc.astype(np.float32), epilogue.scale, epilogue.bias)
     if residual is not None:
-        if residual.dtype != np.float32:
-            residual = (residual.astype(np.int32) - epilogue.residual_zero_point).astype(np.float32)
-        value = value + residual * np.float32(epilogue.residual_scale)
+        value = fma(residual.astype(np.float32), np.float32(epilogue.residual_scale), value)
+    if not epilogue.activation.clamps:
+        value = epilogue.activation.apply(value, short=epilogue.zero_point is not None)
+        if epilogue.zero_point is not None:
+            value = value * np.float32(epilogue.y_factor)
     low, high = (np.float32(bound) for bound in epilogue.bounds())
     value = np.clip(value, low, high)
     if epilogue.zero_point is None:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twofour.core.functions import CLAMPS
-from twofour.kernels.cpu.epilogue import emit_epilogue
-from twofour.kernels.cpu.functions import emit_activation
+from twofour.kernels.cpu.epilogue import activated, emit_epilogue, scalars, scaled
 from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.narrow import Narrow
 from twofour.kernels.cpu.problem import LANES, ConvProblem
 from twofour.kernels.cpu.vector import BYTES64, F32S, I32S, Vector
 
 GROUP = 64  # channels of a panel: the bytes of a register
 VECTORS = GROUP // LANES
-_WORDS = "<32 x i16>"
 
 Taps = tuple[int, ...]
 Quad = tuple[Taps, Taps]
@@ -89,9 +87,7 @@ class Tile:
         f, problem = self.v.f, self.problem
         (_, kw), (_, sw), (_, dw) = problem.kernel, problem.stride, problem.dilation
         weights = len(self.places) * kw * GROUP * 4
-        narrow = (
-            _Narrow.of(f, problem.activation, f.at("%w", weights)) if narrows(problem) else None
-        )
+        narrow = Narrow(self.v, "%h", bounded=problem.bounded) if narrows(problem) else None
         sums: dict[tuple[int, int], list[Value]] = {}
         for column in range((self._across - 1) * sw + (kw - 1) * dw + 1):
             taps = [(column - t * dw, t) for t in reversed(range(kw))]
@@ -169,9 +165,7 @@ class Tile:
             size *= 2
         return parts[0]
 
-    def _finish(
-        self, j: int, rows: list[list[Value]], narrow: _Narrow | None, weights: int
-    ) -> None:
+    def _finish(self, j: int, rows: list[list[Value]], narrow: Narrow | None, weights: int) -> None:
         """Requantizes and stores column `j` of each strip, the sums of its rows given."""
         f, y = self.v.f, self.problem.y
         if narrow is None:
@@ -180,11 +174,23 @@ class Tile:
             constants = f.at("%w", weights + 4 * GROUP)
             emit_epilogue(self.v, self.problem, spots, sums, constants, VECTORS)
             return
-        size = GROUP // self.strips
-        for i, value in enumerate(narrow.bytes(rows)):
+        size, values = GROUP // self.strips, self._results(rows, weights)
+        for i, value in enumerate(narrow.packed(four) for four in values):
             for index, start in enumerate(self._starts):
                 where = i * y.row + (start + j) * y.pixel
                 _store(f, value, index * size, min(size, self.channels), where)
+
+    def _results(self, rows: list[list[Value]], weights: int) -> list[list[Value]]:
+        """The sums of each row scaled and activated; constants are read once for all rows."""
+        f, problem = self.v.f, self.problem
+        fixed = scalars(f, problem)
+        columns = []
+        for k, sums in enumerate(zip(*rows, strict=True)):
+            at = weights + 64 * k
+            constants = [f.load(F32S, "%w", at + GROUP * 4 * part, 64) for part in (1, 2)]
+            scales = [scaled(self.v, problem, total, constants) for total in sums]
+            columns.append([activated(f, problem, value, fixed) for value in scales])
+        return [list(four) for four in zip(*columns, strict=True)]
 
 
 def _unpack(f: Function, a: Value, b: Value, bits: int) -> list[Value]:
@@ -233,74 +239,3 @@ def _store(f: Function, value: Value, first: int, count: int, where: int) -> Non
             )
         f.store(f"<{size} x i8>", part, "%y", where + done)
         done += size
-
-
-@dataclass(frozen=True)
-class _Narrow:
-    """Requantizes four vectors of sums to 64 bytes, as `core.numerics.requantize` does.
-
-    The lower bound is applied after rounding, to bytes: rounded itself, it gives the same. What is
-    too small for int32 converts to its smallest value, as a NaN does, and saturating packs turn
-    that into the smallest byte.
-
-    Attributes:
-        f: the tile.
-        activation: of the problem.
-        constants: points at start, scale and bias.
-        high: largest value, 16 times.
-        zero: zero point of y, 32 words.
-        low: smallest byte, 64 times.
-    """
-
-    f: Function
-    activation: str
-    constants: Value
-    high: Value
-    zero: Value
-    low: Value
-
-    @staticmethod
-    def of(f: Function, activation: str, constants: Value) -> _Narrow:
-        """Reads the header."""
-        high = f.splat("float", f.load("float", "%h", 12, 4))
-        zero = f.load("i32", "%h", 16, 4)
-        low = f.let(f"insertelement <4 x float> poison, float {f.load('float', '%h', 8, 4)}, i32 0")
-        low = f.call("i32", "llvm.x86.sse.cvtss2si", ("<4 x float>", low))
-        least = f.let(f"trunc i32 {f.int_op('add', low, zero, 'i32')} to i8")
-        words = f.splat("i16", f.let(f"trunc i32 {zero} to i16"), 32)
-        return _Narrow(f, activation, constants, high, words, f.splat("i8", least, 64))
-
-    def bytes(self, rows: list[list[Value]]) -> list[Value]:
-        """64 stored bytes for the sums of each row."""
-        f, rounded = self.f, []
-        for k, sums in enumerate(zip(*rows, strict=True)):
-            constants = [f.load(F32S, self.constants, GROUP * 4 * i + 64 * k, 64) for i in (1, 2)]
-            rounded.append([self._rounded(total, *constants) for total in sums])
-        return [self._packed(list(four)) for four in zip(*rounded, strict=True)]
-
-    def _rounded(self, total: Value, scale: Value, bias: Value) -> Value:
-        """One vector scaled, activated, at most `high`, rounded half to even."""
-        f = self.f
-        value = f.let(f"sitofp {I32S} {total} to {F32S}")
-        value = f.let(f"fmul {F32S} {value}, {scale}")
-        value = f.let(f"fadd {F32S} {value}, {bias}")
-        if self.activation not in CLAMPS:
-            value = emit_activation(f, self.activation, value, short=True)
-            factor = f.splat("float", f.load("float", "%h", 20, 4))
-            value = f.let(f"fmul {F32S} {value}, {factor}")
-        high, nearest = (F32S, self.high), ("i32", "4")  # 4: rounding as the CPU is set, to even
-        value = f.call(F32S, "llvm.x86.avx512.min.ps.512", high, (F32S, value), nearest)
-        whole = "llvm.x86.avx512.mask.cvtps2dq.512"
-        none = (I32S, "zeroinitializer")
-        return f.call(I32S, whole, (F32S, value), none, ("i16", "-1"), nearest)
-
-    def _packed(self, four: list[Value]) -> Value:
-        """The bytes of four vectors, the zero point added."""
-        f, zero, words = self.f, (_WORDS, self.zero), []
-        for a, b in (four[:2], four[2:]):
-            both = (_WORDS, f.call(_WORDS, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b)))
-            words.append((_WORDS, f.call(_WORDS, "llvm.sadd.sat.v32i16", both, zero)))
-        narrow = f.call(BYTES64, "llvm.x86.avx512.packuswb.512", *words)
-        if not self.activation:
-            return narrow
-        return f.call(BYTES64, "llvm.umax.v64i8", (BYTES64, narrow), (BYTES64, self.low))

@@ -2,62 +2,86 @@
 
 from __future__ import annotations
 
+from twofour.core.functions import CLAMPS
+from twofour.kernels.cpu.functions import emit_activation
 from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Target
 from twofour.kernels.cpu.packing import CONSTANTS_BYTES
 from twofour.kernels.cpu.problem import LANES, ConvProblem
-from twofour.kernels.cpu.vector import (
-    BYTES16,
-    F32S,
-    I32S,
-    ROUND,
-    Vector,
-    every,
-    float_bits,
-    lanes_below,
-)
+from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, Vector, lanes_below
 
-# 1.5 * 2**23: adding it rounds |v| < 2**22 half to even, leaving the integer in the low bits.
+Spot = tuple[int, int]
 
 
 def emit_epilogue(
     v: Vector,
     problem: ConvProblem,
-    spots: list[tuple[int, int]],
+    spots: list[Spot],
     sums: list[Value],
     constants: Value,
     blocks: int,
 ) -> None:
     """`core.numerics.requantize`, operation by operation, and the store."""
     f = v.f
-    scalar = {
-        key: f.splat(kind, f.load(kind, "%h", offset, 4))
-        for key, kind, offset in (
-            ("r_scale", "float", 0),
-            ("r_zero", "i32", 4),
-            ("low", "float", 8),
-            ("high", "float", 12),
-        )
-    }
-    zero_byte = f.splat("i8", f.load("i8", "%h", 16))
-    for block in range(blocks):
-        at = block * CONSTANTS_BYTES
-        scale, bias = (f.load(F32S, constants, at + 64 * part, 4) for part in (1, 2))
-        mask = _tail_mask(f, block) if problem.n % LANES else ""
-        for row, (i, j) in enumerate(spots):
-            value = sums[row * blocks + block]
-            if problem.dtype == "int8":
-                value = f.let(f"sitofp {I32S} {value} to {F32S}")
-                value = f.let(f"fmul {F32S} {value}, {scale}")
-            value = f.let(f"fadd {F32S} {value}, {bias}")
+    scalar = scalars(f, problem)
+    narrow = Narrow(v, "%h", bounded=problem.bounded) if problem.out == "int8" else None
+    parts = [
+        [f.load(F32S, constants, block * CONSTANTS_BYTES + 64 * part, 4) for part in (1, 2)]
+        for block in range(blocks)
+    ]
+    masks = [_tail_mask(f, block) if _uneven(problem, blocks) else "" for block in range(blocks)]
+    items = [(row, block) for row in range(len(spots)) for block in range(blocks)]
+    for first in range(0, len(items), AT_ONCE):
+        values, targets = [], []
+        for row, block in items[first : first + AT_ONCE]:
+            i, j = spots[row]
+            value = scaled(v, problem, sums[row * blocks + block], parts[block])
             if problem.add and problem.r is not None:
-                where = i * problem.r.row + j * problem.r.pixel
-                value = f.let(
-                    f"fadd {F32S} {value}, {_residual(f, problem, where, block, scalar, mask)}"
-                )
-            where = i * problem.y.row + j * problem.y.pixel
-            _store(
-                f, problem, value, where, block, (scalar["low"], scalar["high"], zero_byte, mask)
-            )
+                where = i * problem.r.row + j * problem.r.pixel + block * LANES * problem.r_bytes
+                value = _with_residual(v, problem, value, (where, masks[block]), scalar["r_scale"])
+            values.append(activated(f, problem, value, scalar))
+            where = i * problem.y.row + j * problem.y.pixel + block * LANES * problem.y_bytes
+            targets.append(Target(where, masks[block]))
+        if narrow is not None:
+            narrow.store(values, targets)
+        else:
+            _store_floats(f, values, targets)
+
+
+def scalars(f: Function, problem: ConvProblem) -> dict[str, Value]:
+    """Those numbers of the header that the problem needs, in all lanes."""
+    offsets = {"r_scale": 0} if problem.add else {}
+    if problem.out == "float32":
+        offsets |= {"low": 8, "high": 12} if problem.activation in CLAMPS else {}
+    elif problem.activation not in CLAMPS:
+        offsets |= {"y_factor": 20}
+    return {
+        key: f.splat("float", f.load("float", "%h", offset, 4)) for key, offset in offsets.items()
+    }
+
+
+def _uneven(problem: ConvProblem, blocks: int) -> bool:
+    """Whether the last panel holds lanes that are no channels."""
+    return bool(problem.n * problem.groups % (LANES * blocks))
+
+
+def activated(f: Function, problem: ConvProblem, value: Value, scalar: dict[str, Value]) -> Value:
+    """The activation, unless it is part of saturating an integer, which `Narrow` does."""
+    if problem.out == "float32":
+        bounds = (scalar["low"], scalar["high"]) if problem.activation in CLAMPS else None
+        return emit_activation(f, problem.activation, value, bounds)
+    if problem.activation in CLAMPS:
+        return value
+    value = emit_activation(f, problem.activation, value, short=True)
+    return f.let(f"fmul {F32S} {value}, {scalar['y_factor']}")
+
+
+def scaled(v: Vector, problem: ConvProblem, value: Value, constants: list[Value]) -> Value:
+    """Acc * scale + bias; the sums of floats have no scale."""
+    scale, bias = constants
+    if problem.dtype != "int8":
+        return v.f.let(f"fadd {F32S} {value}, {bias}")
+    return v.fused(bias, v.f.let(f"sitofp {I32S} {value} to {F32S}"), scale)
 
 
 def _tail_mask(f: Function, block: int) -> Value:
@@ -65,56 +89,29 @@ def _tail_mask(f: Function, block: int) -> Value:
     return lanes_below(f, f.int_op("sub", "%left", block * LANES))
 
 
-def _residual(
-    f: Function, problem: ConvProblem, where: int, block: int, scalar: dict[str, Value], mask: Value
+def _with_residual(
+    v: Vector, problem: ConvProblem, value: Value, where: tuple[int, Value], scale: Value
 ) -> Value:
-    """The residual of one position and block, times its scale, <16 x float>."""
-    kind, width = (BYTES16, 1) if problem.add == "int8" else (F32S, 4)
-    pointer = f.at("%r", where + block * LANES * width)
+    """Adds the residual at an offset, under a mask, times its scale."""
+    f, kind = v.f, BYTES16 if problem.add == "int8" else F32S
+    pointer, mask = f.at("%r", where[0]), where[1]
     if mask:
-        stem = f"llvm.masked.load.v16{'i8' if width == 1 else 'f32'}.p0"
+        stem = f"llvm.masked.load.v16{'i8' if problem.add == 'int8' else 'f32'}.p0"
         raw = f.call(kind, stem, ("ptr", pointer), ("<16 x i1>", mask), (kind, "zeroinitializer"))
     else:
         raw = f.load(kind, pointer)
-    if problem.add == "float32":
-        return f.let(f"fmul {F32S} {raw}, {scalar['r_scale']}")
-    wide = f.let(f"zext {BYTES16} {raw} to {I32S}")
-    centred = f.let(f"sub {I32S} {wide}, {scalar['r_zero']}")
-    return f.let(f"fmul {F32S} {f.let(f'sitofp {I32S} {centred} to {F32S}')}, {scalar['r_scale']}")
+    if problem.add == "int8":
+        wide = f.let(f"zext {BYTES16} {raw} to {I32S}")
+        raw = f.let(f"sitofp {I32S} {wide} to {F32S}")
+    return v.fused(value, raw, scale)
 
 
-def _store(
-    f: Function,
-    problem: ConvProblem,
-    value: Value,
-    where: int,
-    block: int,
-    extra: tuple[Value, Value, Value, Value],
-) -> None:
-    """Clamps, rounds and narrows one position's block, and stores it."""
-    low, high, zero_byte, mask = extra
-    if problem.out == "float32":
-        kind, width, name = F32S, 4, "v16f32"
-        if problem.relu:
-            negative = f.let(f"fcmp ogt {F32S} zeroinitializer, {value}")  # false for NaN: kept
-            value = f.let(f"select <16 x i1> {negative}, {F32S} zeroinitializer, {F32S} {value}")
-    else:
-        kind, width, name = BYTES16, 1, "v16i8"
-        above = f.let(f"fcmp ogt {F32S} {value}, {low}")  # as maxps: a NaN becomes the bound
-        value = f.let(f"select <16 x i1> {above}, {F32S} {value}, {F32S} {low}")
-        below = f.let(f"fcmp olt {F32S} {value}, {high}")
-        value = f.let(f"select <16 x i1> {below}, {F32S} {value}, {F32S} {high}")
-        shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(ROUND))}")
-        bits = f.let(f"bitcast {F32S} {shifted} to {I32S}")
-        value = f.let(f"add {BYTES16} {f.let(f'trunc {I32S} {bits} to {BYTES16}')}, {zero_byte}")
-    pointer = f.at("%y", where + block * LANES * width)
-    if mask:
-        f.call(
-            "void",
-            f"llvm.masked.store.{name}.p0",
-            (kind, value),
-            ("ptr", pointer),
-            ("<16 x i1>", mask),
-        )
-    else:
-        f.store(kind, value, pointer)
+def _store_floats(f: Function, values: list[Value], targets: list[Target]) -> None:
+    """Stores vectors of floats."""
+    for value, target in zip(values, targets, strict=True):
+        pointer = f.at("%y", target.offset)
+        if not target.mask:
+            f.store(F32S, value, pointer)
+            continue
+        where = (("ptr", pointer), ("<16 x i1>", target.mask))
+        f.call("void", "llvm.masked.store.v16f32.p0", (F32S, value), *where)

@@ -1,7 +1,7 @@
 """Packed weights: what every convolution kernel reads besides activations.
 
-    header, 64 bytes: f32 residual scale, i32 residual zero point, f32 low, f32 high,
-        i32 output zero point
+    header, 64 bytes: f32 residual scale, 4 bytes unused, f32 low, f32 high, i32 output zero point,
+        f32 1 / y_scale (where the activation does not clamp), i32 low and i32 high as stored bytes
     then per panel: the format's stream;
         then per block 16 x i32 start, 16 x f32 scale, 16 x f32 bias
 
@@ -138,7 +138,8 @@ def header(epilogue: Epilogue, problem: ConvProblem) -> NDArray[np.uint8]:
     low, high = epilogue.bounds()
     out = np.zeros(HEADER_BYTES // 4, np.int32)
     out[[0, 2, 3]] = np.array([epilogue.residual_scale, low, high], np.float32).view(np.int32)
-    out[1] = epilogue.residual_zero_point
     if epilogue.zero_point is not None:
         out[4] = epilogue.zero_point
+        out[6:8] = np.rint(np.array([low, high])).astype(np.int32) + epilogue.zero_point
+    out[5:6] = np.array([epilogue.y_factor], np.float32).view(np.int32)
     return out.view(np.uint8)

@@ -8,9 +8,11 @@ of nest.py; the work is cut by rows (t0..t1 over batch * height), panels are not
 come from the 64-byte header `w`:
 
     0 f32 x_scale   4 i32 x_zero   8 f32 y_scale   12 i32 y_zero   16 f32 r_scale   20 i32 r_zero
+    24 f32 low   28 f32 high
 
 Zero points are as stored (int8 plus 128). Their meaning is `core.numerics.quantize` and
-`dequantize`, element by element.
+`dequantize`, element by element, with an activation of core/functions.py in between: the short form
+where y is quantized.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.kernels.cpu.functions import emit_activation
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import Strides
 from twofour.kernels.cpu.vector import ROUND, float_bits
 
+_FEW = 4  # channels of an image as it comes
 _FLOAT = ("f32", "float32")
 _BYTES = {"u8": 1, "f32": 4, "int8": 1, "uint8": 1, "float32": 4}
 
@@ -77,7 +81,7 @@ class MapProblem:
         x: input.
         y: output.
         r: second operand of "add".
-        relu: negative results become zero.
+        activation: name of what the results go through; low and high are the bounds of Clip.
         before: channels of y before those of x.
         after: channels of y after those of x.
     """
@@ -90,14 +94,14 @@ class MapProblem:
     x: View
     y: View
     r: View | None = None
-    relu: bool = False
+    activation: str = ""
     before: int = 0
     after: int = 0
 
 
 @dataclass(frozen=True)
 class MapConstants:
-    """Scales and zero points; zero points of stored tensors include the 128 of int8."""
+    """Scales, zero points (of stored tensors with the 128 of int8), and the bounds of Clip."""
 
     x_scale: float = 1.0
     x_zero: int = 0
@@ -105,6 +109,8 @@ class MapConstants:
     y_zero: int = 0
     r_scale: float = 1.0
     r_zero: int = 0
+    low: float = -np.inf
+    high: float = np.inf
 
     def pack(self) -> NDArray[np.uint8]:
         """The 64-byte header."""
@@ -113,6 +119,7 @@ class MapConstants:
             np.int32
         )
         out[[1, 3, 5]] = [self.x_zero, self.y_zero, self.r_zero]
+        out[6:8] = np.array([self.low, self.high], np.float32).view(np.int32)
         return out.view(np.uint8)
 
 
@@ -120,9 +127,9 @@ def emit_map(name: str, problem: MapProblem) -> str:
     """The kernel as an LLVM module; compile it with `vectorize`."""
     pointers = [("ptr noalias", "x"), ("ptr", "w"), ("ptr noalias", "y"), ("ptr noalias", "r")]
     f = Function(name, [*pointers, *(("i64", p) for p in ("t0", "t1", "p0", "p1"))])
-    names = ("x_scale", "x_zero", "y_scale", "y_zero", "r_scale", "r_zero")
+    names = ("x_scale", "x_zero", "y_scale", "y_zero", "r_scale", "r_zero", "low", "high")
     constant = {
-        key: f.load("float" if key.endswith("scale") else "i32", "%w", 4 * i, 4)
+        key: f.load("i32" if key.endswith("zero") else "float", "%w", 4 * i, 4)
         for i, key in enumerate(names)
     }
     views = {"x": problem.x, "y": problem.y} | ({"r": problem.r} if problem.r else {})
@@ -162,7 +169,11 @@ def _walk(
         here = {k: f.at(p, f.int_op("mul", i, getattr(views[k], axis))) for k, p in at.items()}
         _walk(f, views, here, inner, visit)
 
-    f.repeat(0, count, turn)
+    if not inner and 1 < count <= _FEW:
+        for i in range(count):
+            turn(str(i))
+    else:
+        f.repeat(0, count, turn)
 
 
 def _element(
@@ -176,10 +187,9 @@ def _element(
     if problem.r is not None:
         other = _read(f, at["r"], problem.r.kind, constant, "r")
         value = f.let(f"fadd float {value}, {other}")
-    if problem.relu:
-        negative = f.let(f"fcmp ogt float 0.0, {value}")  # false for NaN: kept
-        value = f.let(f"select i1 {negative}, float 0.0, float {value}")
-    if problem.y.kind not in _FLOAT:
+    bounds, short = (constant["low"], constant["high"]), problem.y.kind not in _FLOAT
+    value = emit_activation(f, problem.activation, value, bounds, short=short, lanes=1)
+    if short:
         value = quantize_scalar(f, value, constant["y_scale"], constant["y_zero"])
     _store(f, value, at["y"], problem.y.kind)
 
@@ -204,11 +214,12 @@ def _fill_around(f: Function, problem: MapProblem, row: Value, zero: Value) -> N
 def _inner_loops(problem: MapProblem, views: list[View]) -> list[tuple[int, str]]:
     """The loops within a row.
 
-    One where pixels and channels are one run of elements, else two with the longer one inside.
+    One where pixels and channels are one run of elements, else two with the longer one inside; a
+    few channels are written out, so that LLVM vectorises over pixels and interleaves them.
     """
     if all(v.pixel == problem.channels * v.channel for v in views):
         return [(problem.width * problem.channels, "channel")]
-    if problem.width > problem.channels:
+    if problem.width > problem.channels > _FEW:
         return [(problem.channels, "channel"), (problem.width, "pixel")]
     return [(problem.width, "pixel"), (problem.channels, "channel")]
 

@@ -1,7 +1,9 @@
 """Pooling: maximum over windows, and the mean of each channel.
 
-Sixteen channels at a time; the last, incomplete block is masked. Same kernel signature as nest.py:
-t0..t1 counts rows (maximum) or images (mean), p0..p1 blocks of 16 channels.
+Sixteen channels at a time, the last, incomplete block masked; the maximum of bytes takes 64 where
+they divide evenly. Windows that reach over the border are clipped, those inside have all their taps
+written out. Same kernel signature as nest.py: t0..t1 counts rows (maximum) or images (mean),
+p0..p1 blocks of channels.
 """
 
 from __future__ import annotations
@@ -48,9 +50,15 @@ class PoolProblem:
     out: str = "u8"
 
     @property
+    def lanes(self) -> int:
+        """Channels of a block."""
+        wide = self.op == "max" and self.kind == "u8"
+        return next((n for n in (64, 32) if wide and self.channels % n == 0), LANES)
+
+    @property
     def blocks(self) -> int:
-        """16-channel blocks."""
-        return -(-self.channels // LANES)
+        """Blocks of channels."""
+        return -(-self.channels // self.lanes)
 
     @property
     def pieces(self) -> int:
@@ -93,10 +101,17 @@ def _mask(f: Function, problem: PoolProblem, block: Value) -> Value:
     return lanes_below(f, f.int_op("sub", problem.channels, f.int_op("mul", block, LANES)))
 
 
-def _load(f: Function, kind: str, pointer: Value, mask: Value) -> Value:
-    vector, name = (BYTES16, "v16i8") if kind == "u8" else (F32S, "v16f32")
+def _vector(problem: PoolProblem) -> str:
+    """The type of a block of the input."""
+    return f"<{problem.lanes} x i8>" if problem.kind == "u8" else F32S
+
+
+def _load(f: Function, problem: PoolProblem, pointer: Value, mask: Value) -> Value:
+    """A block of the input."""
+    vector = _vector(problem)
     if not mask:
         return f.load(vector, pointer)
+    name = "v16i8" if problem.kind == "u8" else "v16f32"
     return f.call(
         vector,
         f"llvm.masked.load.{name}.p0",
@@ -106,18 +121,16 @@ def _load(f: Function, kind: str, pointer: Value, mask: Value) -> Value:
     )
 
 
-def _store(f: Function, kind: str, value: Value, pointer: Value, mask: Value) -> None:
-    vector, name = (BYTES16, "v16i8") if kind == "u8" else (F32S, "v16f32")
-    if mask:
-        f.call(
-            "void",
-            f"llvm.masked.store.{name}.p0",
-            (vector, value),
-            ("ptr", pointer),
-            ("<16 x i1>", mask),
-        )
-    else:
+def _store(f: Function, problem: PoolProblem, value: Value, pointer: Value, mask: Value) -> None:
+    """A block of the output."""
+    kind = problem.kind if problem.op == "max" else problem.out
+    vector = f"<{problem.lanes} x i8>" if kind == "u8" else F32S
+    if not mask:
         f.store(vector, value, pointer)
+        return
+    name = "v16i8" if kind == "u8" else "v16f32"
+    call = f"llvm.masked.store.{name}.p0"
+    f.call("void", call, (vector, value), ("ptr", pointer), ("<16 x i1>", mask))
 
 
 def _max_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[Value]:
@@ -126,55 +139,86 @@ def _max_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[
     out_h, out_w = problem.window.output_size(problem.height, problem.width)
     size = 1 if problem.kind == "u8" else 4
     image, row = f.int_op("udiv", t, out_h), f.int_op("urem", t, out_h)
-    first = f.int_op("mul", block, LANES * size)
+    first = f.int_op("mul", block, problem.lanes * size)
     mask = _mask(f, problem, block)
     x = f.at(f.at("%x", f.int_op("mul", image, problem.x.image)), first)
     line = f.int_op(
         "add", f.int_op("mul", image, problem.y.image), f.int_op("mul", row, problem.y.row)
     )
     y = f.at(f.at("%y", line), first)
+    y0 = f.int_op("sub", f.int_op("mul", row, sh), top)
+    rows = _span(f, y0, problem.window.kernel[0], problem.window.dilation[0], problem.height)
 
-    def column(j: Value, _: list[Value]) -> list[Value]:
-        y0 = f.int_op("sub", f.int_op("mul", row, sh), top)
+    def column(j: Value, *, inside: bool) -> None:
         x0 = f.int_op("sub", f.int_op("mul", j, sw), left)
-        best = _window_max(f, problem, x, (y0, x0), mask)
-        _store(f, problem.kind, best, f.at(y, f.int_op("mul", j, problem.y.pixel)), mask)
-        return []
+        columns = None if inside else _span(f, x0, *_width_of(problem))
+        best = _window_max(f, problem, x, (y0, x0), (rows, columns, mask))
+        _store(f, problem, best, f.at(y, f.int_op("mul", j, problem.y.pixel)), mask)
 
-    f.loop(0, out_w, [], column)
+    reach = (problem.window.kernel[1] - 1) * problem.window.dilation[1]
+    begin = min(out_w, -(-left // sw))
+    end = max(begin, min(out_w, (problem.width - 1 - reach + left) // sw + 1))
+    f.repeat(0, begin, lambda j: column(j, inside=False))
+    f.repeat(begin, end, lambda j: column(j, inside=True))
+    f.repeat(end, out_w, lambda j: column(j, inside=False))
     return []
 
 
+def _width_of(problem: PoolProblem) -> tuple[int, int, int]:
+    """Taps of a window's row, the distance between them, and the columns there are."""
+    return problem.window.kernel[1], problem.window.dilation[1], problem.width
+
+
+Span = tuple[Value, Value]
+
+
 def _window_max(
-    f: Function, problem: PoolProblem, x: Value, origin: tuple[Value, Value], mask: Value
+    f: Function,
+    problem: PoolProblem,
+    x: Value,
+    origin: tuple[Value, Value],
+    taps: tuple[Span, Span | None, Value],
 ) -> Value:
-    """The maximum of one window; it is clipped to the image, so padding is never read.
+    """The maximum of one window.
 
     Args:
         f: the kernel.
         problem: the problem.
         x: pixel (0, 0) of the image, at the block.
         origin: row and column of the window's first tap, maybe outside.
-        mask: which lanes are channels.
+        taps: the rows and columns of the window that lie in the image, None for all columns; and
+            which lanes are channels.
     """
-    (y0, x0), (kh, kw), (dh, dw) = origin, problem.window.kernel, problem.window.dilation
-    rows, columns = _span(f, y0, kh, dh, problem.height), _span(f, x0, kw, dw, problem.width)
-    vector = BYTES16 if problem.kind == "u8" else F32S
+    (y0, x0), (rows, columns, mask) = origin, taps
+    (dh, dw), (count, _, _) = problem.window.dilation, _width_of(problem)
+    vector = _vector(problem)
     lowest = "zeroinitializer" if problem.kind == "u8" else every("float", "0xFFF0000000000000")
 
-    def tap(a: Value, b: Value, best: Value) -> list[Value]:
+    def line(a: Value) -> Value:
         down = f.int_op("mul", f.int_op("add", y0, f.int_op("mul", a, dh)), problem.x.row)
-        across = f.int_op("mul", f.int_op("add", x0, f.int_op("mul", b, dw)), problem.x.pixel)
-        value = _load(f, problem.kind, f.at(x, f.int_op("add", down, across)), mask)
+        return f.at(f.at(x, down), f.int_op("mul", x0, problem.x.pixel))
+
+    def tap(here: Value, offset: Value | int, best: Value) -> Value:
+        value = _load(f, problem, f.at(here, offset), mask)
         compare = "icmp ugt" if problem.kind == "u8" else "fcmp ogt"
         greater = f.let(f"{compare} {vector} {value}, {best}")
-        return [f.let(f"select <16 x i1> {greater}, {vector} {value}, {vector} {best}")]
+        chosen = f"select <{problem.lanes} x i1> {greater}, {vector} {value}, {vector} {best}"
+        return f.let(chosen)
 
-    return f.loop(
-        *rows,
-        [(vector, lowest)],
-        lambda a, over: f.loop(*columns, [(vector, over[0])], lambda b, inner: tap(a, b, inner[0])),
-    )[0]
+    def row(a: Value, over: list[Value]) -> list[Value]:
+        here, step = line(a), dw * problem.x.pixel
+        if columns is not None:
+            return f.loop(
+                *columns,
+                [(vector, over[0])],
+                lambda b, inner: [tap(here, f.int_op("mul", b, step), inner[0])],
+            )
+        best = over[0]
+        for b in range(count):
+            best = tap(here, b * step, best)
+        return [best]
+
+    return f.loop(*rows, [(vector, lowest)], row)[0]
 
 
 def _span(f: Function, origin: Value, count: int, dilation: int, limit: int) -> tuple[Value, Value]:
@@ -201,7 +245,7 @@ def _mean_image(f: Function, problem: PoolProblem, t: Value, block: Value) -> li
             x,
             f.int_op("add", f.int_op("mul", i, problem.x.row), f.int_op("mul", j, problem.x.pixel)),
         )
-        value = _load(f, problem.kind, at, mask)
+        value = _load(f, problem, at, mask)
         if problem.kind != "u8":
             return [f.let(f"fadd {F32S} {total}, {value}")]
         return [f.let(f"add {I32S} {total}, {f.let(f'zext {BYTES16} {value} to {I32S}')}")]
@@ -222,7 +266,7 @@ def _mean_image(f: Function, problem: PoolProblem, t: Value, block: Value) -> li
     y = f.at(
         f.at("%y", f.int_op("mul", t, problem.y.image)), f.int_op("mul", block, LANES * out_size)
     )
-    _store(f, problem.out, _quantized(f, mean) if problem.out == "u8" else mean, y, mask)
+    _store(f, problem, _quantized(f, mean) if problem.out == "u8" else mean, y, mask)
     return []
 
 

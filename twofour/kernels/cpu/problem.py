@@ -45,7 +45,8 @@ class ConvProblem:
         groups: number of groups.
         r: strides of the residual, or None.
         add: dtype of the residual: "int8", "float32" or "" without one.
-        relu: negative results become zero.
+        activation: name of what the results go through, see core/functions.py.
+        bounded: no result can leave int32 before it is rounded, whatever the input.
     """
 
     batch: int
@@ -63,7 +64,8 @@ class ConvProblem:
     groups: int = 1
     r: Strides | None = None
     add: str = ""
-    relu: bool = False
+    activation: str = ""
+    bounded: bool = False
 
     @property
     def x_bytes(self) -> int:
@@ -231,7 +233,7 @@ class Config:
 
 
 _L1_SETS, _LINE_BYTES = 64, 64
-_WAYS_FOR_INPUTS = 6  # of 8; the others hold weights and outputs as they pass
+_WAYS = 8
 
 
 def crowding(problem: ConvProblem, height: int, width: int) -> int:
@@ -258,7 +260,7 @@ def tilings(problem: ConvProblem, most_rows: int, blocks: int, count: int) -> li
     def cost(rows: Pieces, columns: Pieces) -> float:
         tiles = rows.count * columns.count
         variants = len(rows.sizes) * len(columns.sizes)
-        crowded = crowding(problem, rows.size, columns.size) > _WAYS_FOR_INPUTS
+        crowded = crowding(problem, rows.size, columns.size) > _WAYS
         fetches = tiles * 2.0 * (1 + 1 / blocks) * (1 + crowded)
         return fetches + 0.01 * variants + 0.001 * columns.size
 

@@ -173,6 +173,40 @@ class Vector:
         name = "llvm.fmuladd.v16f32" if self.isa == "vector" else "llvm.fma.v16f32"
         return self.f.call(F32S, name, (F32S, a), (F32S, b), (F32S, acc))
 
+    def fused(self, acc: Value, a: Value, b: Value) -> Value:
+        """Acc + a * b, <16 x float>, rounded once on every instruction set: core.numerics.fma."""
+        if self.isa != "vector":
+            return self.f.call(F32S, "llvm.fma.v16f32", (F32S, a), (F32S, b), (F32S, acc))
+        f, wide = self.f, "<16 x double>"
+        a64, b64, c64 = (f.let(f"fpext {F32S} {value} to {wide}") for value in (a, b, acc))
+        product = f.let(f"fmul {wide} {a64}, {b64}")
+        total = f.let(f"fadd {wide} {product}, {c64}")
+        part = f.let(f"fsub {wide} {total}, {product}")
+        left = f.let(f"fsub {wide} {product}, {f.let(f'fsub {wide} {total}, {part}')}")
+        right = f.let(f"fsub {wide} {c64}, {part}")
+        error = f.let(f"fadd {wide} {left}, {right}")
+        odd = self._to_odd(total, error)
+        return f.let(f"fptrunc {wide} {odd} to {F32S}")
+
+    def _to_odd(self, total: Value, error: Value) -> Value:
+        """A rounded total and its error -> the total rounded to odd, <16 x double>."""
+        f, wide, bits = self.f, "<16 x double>", "<16 x i64>"
+        whole = f.let(f"bitcast {wide} {total} to {bits}")
+        up = f.let(f"fcmp ogt {wide} {error}, zeroinitializer")
+        plus = f.let(f"fcmp ogt {wide} {total}, zeroinitializer")
+        away = f.let(f"icmp eq <16 x i1> {up}, {plus}")
+        step = f.let(
+            f"select <16 x i1> {away}, {bits} {every('i64', 1)}, {bits} {every('i64', -1)}"
+        )
+        # False for NaN, and for the infinite error of an infinite total.
+        finite = f.let(f"fcmp one {wide} {f.let(f'fmul {wide} {error}, zeroinitializer')}, {error}")
+        even = f.let(
+            f"icmp eq {bits} {f.let(f'and {bits} {whole}, ' + every('i64', 1))}, zeroinitializer"
+        )
+        inexact = f.let(f"and <16 x i1> {finite}, {even}")
+        moved = f.let(f"select <16 x i1> {inexact}, {bits} {step}, {bits} zeroinitializer")
+        return f.let(f"bitcast {bits} {f.let(f'add {bits} {whole}, {moved}')} to {wide}")
+
     def select_floats(self, sixteen: Value, index: Value) -> Value:
         """Picks floats: out[i] = sixteen[index[i] & 15], <16 x float>; AVX-512 only."""
         return self.f.call(F32S, "llvm.x86.avx512.permvar.sf.512", (F32S, sixteen), (I32S, index))

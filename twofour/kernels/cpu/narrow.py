@@ -1,0 +1,171 @@
+"""Rounding real results to stored bytes, and storing them.
+
+The meaning is `saturate(round_half_even(v) + zero_point)`, clipped to the bounds of the activation.
+On AVX-512 four vectors at a time take the way that saturates for free:
+
+    4 x cvtps2dq               16 floats   -> 16 int32
+    2 x packssdw, paddsw       2 x 16 int32 -> 32 int16, plus the zero point
+    1 x packuswb               2 x 32 int16 -> 64 uint8, 128-bit lane L holding, of each of the four
+                               vectors, channels 4 L to 4 L + 3
+    pmaxub, pminub             the bounds
+    vpermd                     the four vectors one after the other
+
+Elsewhere each vector is clipped as floats, rounded by adding 1.5 * 2**23, and truncated. Both give
+the same bytes: the bounds are integers, so it does not matter whether they are applied before or
+after rounding. A conversion to int32 turns what is too large into the smallest number; so where
+sums are not known to stay below 2**31 they are clipped from above first. NaN becomes the lower
+bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.vector import (
+    BYTES16,
+    BYTES64,
+    F32S,
+    I32S,
+    LANES,
+    ROUND,
+    Vector,
+    every,
+    float_bits,
+)
+
+AT_ONCE = 4
+_WORDS = "<32 x i16>"
+_BELOW_INT32 = 2.0**30
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one vector of 16 results goes.
+
+    Attributes:
+        offset: bytes from the output pointer.
+        mask: which lanes are stored, <16 x i1>; "" for all.
+    """
+
+    offset: int
+    mask: Value
+
+
+class Narrow:
+    """Stores results as bytes.
+
+    Args:
+        v: emits the operations.
+        header: points at the packed weights' header, see packing.py.
+        bounded: every result is known to be below 2**31 in size.
+    """
+
+    def __init__(self, v: Vector, header: Value, *, bounded: bool) -> None:
+        """Loads the bounds and the zero point."""
+        self.v, self.bounded = v, bounded
+        f = v.f
+        zero = f.load("i32", header, 16, 4)
+        if v.isa != "avx512vnni":
+            self.bounds = tuple(f.splat("float", f.load("float", header, at, 4)) for at in (8, 12))
+            self.zero = f.splat("i8", f.let(f"trunc i32 {zero} to i8"))
+            return
+        self.bytes = tuple(f.splat("i8", f.load("i8", header, at), 64) for at in (24, 28))
+        self.words = f.splat("i16", f.let(f"trunc i32 {zero} to i16"), 32)
+
+    def store(self, values: Sequence[Value], targets: Sequence[Target]) -> None:
+        """Rounds and stores up to `AT_ONCE` vectors of <16 x float>."""
+        if self.v.isa != "avx512vnni":
+            for value, target in zip(values, targets, strict=True):
+                self._put(self._clipped(value), target)
+            return
+        f = self.v.f
+        packed = self._in_order(self.packed(values))
+        for first, last in _runs(targets):
+            lanes = range(LANES * first, LANES * last)
+            part = _part(f, packed, lanes)
+            self._put(part, targets[first], len(lanes))
+
+    def _put(self, value: Value, target: Target, lanes: int = LANES) -> None:
+        """Stores bytes, masked where the target says so."""
+        f, pointer = self.v.f, self.v.f.at("%y", target.offset)
+        if not target.mask:
+            f.store(f"<{lanes} x i8>", value, pointer)
+            return
+        arguments = ((BYTES16, value), ("ptr", pointer), ("<16 x i1>", target.mask))
+        f.call("void", "llvm.masked.store.v16i8.p0", *arguments)
+
+    def packed(self, values: Sequence[Value]) -> Value:
+        """Four vectors as 64 bytes: in each 16, four of the first, of the second, ...; AVX-512."""
+        f = self.v.f
+        ints = [self._rounded(value) for value in values]
+        ints += [ints[0]] * (AT_ONCE - len(ints))
+        words = []
+        for a, b in (ints[:2], ints[2:]):
+            both = f.call(_WORDS, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b))
+            words.append(
+                f.call(_WORDS, "llvm.sadd.sat.v32i16", (_WORDS, both), (_WORDS, self.words))
+            )
+        pair = [(_WORDS, word) for word in words]
+        out = f.call(BYTES64, "llvm.x86.avx512.packuswb.512", *pair)
+        low, high = self.bytes
+        out = f.call(BYTES64, "llvm.umax.v64i8", (BYTES64, out), (BYTES64, low))
+        return f.call(BYTES64, "llvm.umin.v64i8", (BYTES64, out), (BYTES64, high))
+
+    def _in_order(self, packed: Value) -> Value:
+        """The four vectors one after the other."""
+        f = self.v.f
+        quads = f.let(f"bitcast {BYTES64} {packed} to {I32S}")
+        order = ", ".join(f"i32 {4 * lane + vector}" for vector in range(4) for lane in range(4))
+        quads = f.let(f"shufflevector {I32S} {quads}, {I32S} poison, <16 x i32> <{order}>")
+        return f.let(f"bitcast {I32S} {quads} to {BYTES64}")
+
+    def _rounded(self, value: Value) -> Value:
+        """round_half_even, <16 x i32>."""
+        f = self.v.f
+        if not self.bounded:
+            most = every("float", float_bits(_BELOW_INT32))
+            above = f.let(f"fcmp ogt {F32S} {value}, {most}")  # false for NaN
+            value = f.let(f"select <16 x i1> {above}, {F32S} {most}, {F32S} {value}")
+        nearest = (("i16", "-1"), ("i32", "4"))  # all lanes, in the current rounding mode
+        name = "llvm.x86.avx512.mask.cvtps2dq.512"
+        return f.call(I32S, name, (F32S, value), (I32S, "zeroinitializer"), *nearest)
+
+    def _clipped(self, value: Value) -> Value:
+        """Sixteen bytes, by way of floats."""
+        f, (low, high) = self.v.f, self.bounds
+        above = f.let(f"fcmp ogt {F32S} {value}, {low}")  # as maxps: a NaN becomes the bound
+        value = f.let(f"select <16 x i1> {above}, {F32S} {value}, {F32S} {low}")
+        below = f.let(f"fcmp olt {F32S} {value}, {high}")
+        value = f.let(f"select <16 x i1> {below}, {F32S} {value}, {F32S} {high}")
+        shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(ROUND))}")
+        bits = f.let(f"bitcast {F32S} {shifted} to {I32S}")
+        return f.let(f"add {BYTES16} {f.let(f'trunc {I32S} {bits} to {BYTES16}')}, {self.zero}")
+
+
+def _runs(targets: Sequence[Target]) -> list[tuple[int, int]]:
+    """Ranges of targets that one store serves: two or four neighbours without a mask."""
+    runs, first = [], 0
+    while first < len(targets):
+        count = next((n for n in (4, 2) if _adjacent(targets[first : first + n], n)), 1)
+        runs.append((first, first + count))
+        first += count
+    return runs
+
+
+def _adjacent(targets: Sequence[Target], count: int) -> bool:
+    """Whether `count` targets lie one after the other and are stored whole."""
+    offsets = [target.offset for target in targets]
+    expected = [offsets[0] + LANES * i for i in range(count)]
+    return offsets == expected and not any(target.mask for target in targets)
+
+
+def _part(f: Function, packed: Value, lanes: range) -> Value:
+    """Some neighbouring bytes of 64."""
+    if len(lanes) == 4 * LANES:
+        return packed
+    pick = ", ".join(f"i32 {lane}" for lane in lanes)
+    return f.let(
+        f"shufflevector {BYTES64} {packed}, {BYTES64} poison, <{len(lanes)} x i32> <{pick}>"
+    )
