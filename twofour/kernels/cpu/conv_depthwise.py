@@ -22,7 +22,7 @@ strips of columns, or 16 channels of four. Layout of a panel:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -138,18 +138,14 @@ def _refuse(problem: ConvProblem, w: Weights, isa: str) -> str:
 
 
 def _configs(problem: ConvProblem, isa: str) -> list[Config]:
-    """Tiles whose sums stay in registers."""
+    """Tiles whose sums stay in registers: two rows of outputs if that leaves enough columns."""
     reach = (problem.kernel[1] - 1) * problem.dilation[1] + 1
-    open_columns = -(-reach // problem.stride[1])
-    found = []
-    for height in (2, 1):
-        widest = _SUMS // VECTORS // height
-        if height > problem.out_h or (height == 2 and min(open_columns, problem.out_w) > widest):
-            continue
-        for most in (8, 14) if open_columns <= widest else (widest,):
-            width = Pieces.of(problem.out_w, most).size
-            found += [Config(height, width, VECTORS, outside) for outside in (False, True)]
-    return list(dict.fromkeys(found))
+    columns = min(-(-reach // problem.stride[1]), problem.out_w)  # with sums begun, none finished
+    height = 2 if problem.out_h > 1 and columns * 2 * VECTORS <= _SUMS else 1
+    fits = columns * height * VECTORS <= _SUMS
+    widths = [Pieces.of(problem.out_w, w).size for w in ((8, 14) if fits else (_SUMS // VECTORS,))]
+    found = [Config(height, width, VECTORS) for width in widths]
+    return list(dict.fromkeys([*found, replace(found[0], panels_outside=True)]))
 
 
 TACTICS = (Tactic("depthwise", "int8", "", Interleaved(), _refuse, _configs, depthwise=True),)

@@ -10,7 +10,7 @@ and a weight of 16 bits fits LLVM's `vpmaddwd`. Layout of a panel:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,9 +138,9 @@ def _refuse(problem: ConvProblem, w: Weights, isa: str) -> str:
 
 
 def _configs(problem: ConvProblem, isa: str) -> list[Config]:
-    """Tiles of several positions, with either loop outside."""
+    """Tiles of several positions, and the best guess with the other loop outside."""
     found = tilings(problem, _POSITIONS[isa], 1, 2 if problem.dtype == "float32" else 1)
-    return [c for tile in found for c in (tile, Config(tile.tile_h, tile.tile_w, 1, True))]
+    return [*found, replace(found[0], panels_outside=True)]
 
 
 TACTICS = tuple(
