@@ -236,12 +236,12 @@ def test_epilogues_that_stay(nodes, outputs, inputs, reasons):
         (
             "a = Relu (c)\n y = Add (a, r)",
             "ConvRelu",
-            "not fused into 'c': it has a Relu or a residual already",
+            "not fused into 'c': it has an activation or a residual already",
         ),
         (
             "a = Add (c, r)\n y = Add (a, r)",
             "ConvAdd",
-            "not fused into 'c': it has a Relu or a residual already",
+            "not fused into 'c': it has an activation or a residual already",
         ),
         ("a = Relu (c)\n y = Relu (a)", "ConvRelu", "'c' has a Relu already"),
     ],

@@ -6,9 +6,9 @@ from tests.graphs import apply, check, graph, op_types, refusal
 from twofour.compiler.passes import (
     drop_requantize,
     merge_quantize,
+    move_clip,
     move_dequantize,
     move_quantize,
-    move_relu,
 )
 
 CHANNELS = "int64[8] p = {0, 1, 0, 0, 0, 1, 0, 0}"
@@ -212,7 +212,7 @@ def test_a_quantizer_stays_below_a_pad_with_an_unknown_value():
     assert refusal(move_quantize, model) == "it pads with a value computed at run time"
 
 
-# move_relu
+# move_clip
 
 
 @pytest.mark.parametrize("zero_point", [-128, -5, 0, 127])
@@ -221,7 +221,7 @@ def test_relu_moves_up(golden, zero_point):
         q = QuantizeLinear (x, s, z)
         d = DequantizeLinear (q, s, z)
         y = Relu (d) }}""")
-    after = check(move_relu, golden if zero_point == -5 else None, model)
+    after = check(move_clip, golden if zero_point == -5 else None, model)
     assert op_types(after)[0] == "Relu"
 
 
@@ -247,7 +247,7 @@ def test_relus_that_stay(rest, outputs, extra, reason):
         f"(float[4] x) => ({constants('float[4] y', outputs)})"
         f" <{constants(params(), extra)}> {{ {rest} }}"
     )
-    assert refusal(move_relu, model) == reason
+    assert refusal(move_clip, model) == reason
 
 
 @pytest.mark.parametrize("op", ["Neg (d)", "Relu (g)"])
@@ -258,7 +258,29 @@ def test_other_operators_do_not_move(op):
         g = DequantizeLinear (p, s, z)
         y = {op}
         e = Add (d, g) }}""")
-    assert [move_relu.rule(node) for node in model.graph] == [None] * 5
+    assert [move_clip.rule(node) for node in model.graph] == [None] * 5
+
+
+@pytest.mark.parametrize("bounds", ["{-1.25}, float h = {2.5}", "{0}, float h = {6}"])
+def test_clip_moves_up(golden, bounds):
+    """Bounds that are multiples of the scale, or beyond what the quantizer can hold."""
+    model = graph(f"""(float[4,16] x) => (float[4,16] y)
+        <{params(scale=0.03125, zero_point=-70)}, float l = {bounds}> {{
+        q = QuantizeLinear (x, s, z)
+        d = DequantizeLinear (q, s, z)
+        y = Clip (d, l, h) }}""")
+    after = check(move_clip, golden if "1.25" in bounds else None, model, "bounds")
+    assert op_types(after)[0] == "Clip"
+
+
+def test_a_clip_between_two_steps_stays():
+    for low, high, bound in ((-1.01, 2.5, "-1.01"), (-1.25, 2.51, "2.51"), (9.5, 10.0, "9.5")):
+        model = graph(f"""(float[4,16] x) => (float[4,16] y)
+            <{params(scale=0.03125, zero_point=-70)}, float l = {{{low}}}, float h = {{{high}}}> {{
+            q = QuantizeLinear (x, s, z)
+            d = DequantizeLinear (q, s, z)
+            y = Clip (d, l, h) }}""")
+        assert refusal(move_clip, model) == f"its bound {bound} lies between two values of 'q'"
 
 
 # drop_requantize

@@ -190,7 +190,7 @@ def make(
     w = _weights(rng, dtype, (n, c // groups, *window.kernel), pattern)
     scale = _scales(rng, dtype, w)
     quantized = (out or dtype) == "int8"
-    wide = not activation.clamps  # there the scales leave real numbers, of size 4
+    wide = dtype == "int8" and not activation.clamps  # scales leave real numbers, of size 4
     scale = scale * np.float32(1 / 16) if wide else scale
     r_scale = 0.37 * (1 / 16 if wide else 1) if add else 0.0
     epilogue = Epilogue(

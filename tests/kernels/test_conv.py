@@ -184,7 +184,7 @@ def test_activations(name, out, target) -> None:
     rng = np.random.default_rng(6)
     for n, add in ((16, ""), (20, "int8")):
         case = make(rng, c=16, n=n, add=add, out=out, activation=Activation(name), y_zero=40)
-        assert len(np.unique(case.expected())) > 40
+        assert len(np.unique(case.expected())) > 20
         check(case, tactic("dense"), target)
 
 

@@ -1,7 +1,26 @@
-"""What attention and its neighbours mean, in standard operators: ONNX text for ops.py."""
+"""What fused operators and their parts mean, in standard operators: ONNX text for ops.py."""
 
 from __future__ import annotations
 
+CONV = (
+    "Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,"
+    " group: int = @group>"
+)
+MATMUL = """w_t = Transpose <perm = [1, 0]> ({w})
+ product = MatMul ({x}, w_t)
+ acc = Add (product, bias)"""
+SLICE_PAD = """from = Constant <value_ints = [0, 0]> ()
+ to = Constant <value_ints = [2147483647, 2147483647]> ()
+ axes = Constant <value_ints = [2, 3]> ()
+ step = Constant <value_ints: ints = @steps> ()
+ sliced = Slice (x, from, to, axes, step)
+ both = Constant <value_ints: ints = @channel_pads> ()
+ halves = Constant <value_ints = [1, 1]> ()
+ before, after = Split <axis = 0> (both, halves)
+ zero = Constant <value_ints = [0]> ()
+ zeros = Constant <value_ints = [0, 0]> ()
+ pads = Concat <axis = 0> (zero, before, zeros, zero, after, zeros)
+ acc = Pad (sliced, pads, value)"""
 NORM = "LayerNormalization <axis = -1, epsilon: float = @epsilon> (x, gamma, beta)"
 TOKENS = """t = Transpose <perm = [0, 2, 3, 1]> (x)
  keep = Shape <start = 0, end = 1> (x)
@@ -14,7 +33,7 @@ TOKENS = """t = Transpose <perm = [0, 2, 3, 1]> (x)
 def _attention(q: str, k: str, v: str, softmax: str) -> str:
     """Attention with the operands under these names and further nodes after the softmax `p`.
 
-    MASK stands for what makes `scores` of `scaled`.
+    MASK stands for what makes `p` of `scaled`.
     """
     return f"""heads = Constant <value_int: int = @heads> ()
  rest = Constant <value_ints = [-1]> ()
@@ -32,7 +51,6 @@ def _attention(q: str, k: str, v: str, softmax: str) -> str:
  factor = Constant <value_float: float = @scale> ()
  scaled = Mul (products, factor)
  MASK
- p = Softmax <axis = -1> (scores)
  {softmax}
  o_heads = MatMul (p_f, v_heads)
  o_split = Transpose <perm = [0, 2, 1, 3]> (o_heads)
@@ -40,15 +58,21 @@ def _attention(q: str, k: str, v: str, softmax: str) -> str:
 
 
 MASKS = {
-    "": "scores = Identity (scaled)",
-    "Mask": "scores = Add (scaled, mask)",
+    "": "p = Softmax <axis = -1> (scaled)",
+    # Where every key is masked by -inf, there are zeros instead of NaN.
+    "Mask": """scores = Add (scaled, mask)
+ shares = Softmax <axis = -1> (scores)
+ unseen = IsNaN (shares)
+ nothing = Constant <value_float = 0.0> ()
+ p = Where (unseen, nothing, shares)""",
     "Causal": """nothing = Constant <value_float = 0.0> ()
  hidden = Log (nothing)
  size = Shape (scaled)
  everywhere = Expand (hidden, size)
  next = Constant <value_int = 1> ()
  future = Trilu <upper = 1> (everywhere, next)
- scores = Add (scaled, future)""",
+ scores = Add (scaled, future)
+ p = Softmax <axis = -1> (scores)""",
 }
 
 QUANTIZED_QKV = tuple(f"{name}{end}" for name in "qkv" for end in ("", "_scale", "_zero_point"))
@@ -62,3 +86,46 @@ QUANTIZED_ATTENTION = "".join(
     "p_q = QuantizeLinear (p, p_scale, p_zero_point)\n"
     " p_f = DequantizeLinear (p_q, p_scale, p_zero_point)",
 )
+
+ACTIVATIONS = {
+    "Relu": "act = Relu (VALUE)",
+    "Clip": """low = Constant <value_float: float = @low> ()
+ high = Constant <value_float: float = @high> ()
+ act = Clip (VALUE, low, high)""",
+    "HardSwish": "act = HardSwish (VALUE)",
+    "HardSigmoid": "act = HardSigmoid <alpha = 0.16666667, beta = 0.5> (VALUE)",
+    "Sigmoid": "act = Sigmoid (VALUE)",
+    "Silu": """gate = Sigmoid (VALUE)
+ act = Mul (VALUE, gate)""",
+    "GeluTanh": """cubic = Constant <value_float = 0.044715> ()
+ root = Constant <value_float = 0.7978845608> ()
+ half = Constant <value_float = 0.5> ()
+ one = Constant <value_float = 1.0> ()
+ square = Mul (VALUE, VALUE)
+ cube = Mul (square, VALUE)
+ bent = Mul (cube, cubic)
+ line = Add (VALUE, bent)
+ turned = Mul (line, root)
+ bounded = Tanh (turned)
+ above = Add (bounded, one)
+ halved = Mul (VALUE, half)
+ act = Mul (halved, above)""",
+    "Gelu": """root = Constant <value_float = 0.7071067812> ()
+ half = Constant <value_float = 0.5> ()
+ one = Constant <value_float = 1.0> ()
+ turned = Mul (VALUE, root)
+ bounded = Erf (turned)
+ above = Add (bounded, one)
+ halved = Mul (VALUE, half)
+ act = Mul (halved, above)""",
+    "Tanh": "act = Tanh (VALUE)",
+}
+"""What leads from VALUE to `act`, by the activation's name; Clip has attributes low and high."""
+
+
+def mean(opset: int) -> str:
+    """The mean over height and width; from opset 18 on its axes are an input."""
+    if opset < 18:
+        return "acc = ReduceMean <axes = [2, 3], keepdims: int = @keepdims> (x_f)"
+    return """axes = Constant <value_ints = [2, 3]> ()
+ acc = ReduceMean <keepdims: int = @keepdims> (x_f, axes)"""

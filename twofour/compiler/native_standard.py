@@ -12,6 +12,7 @@ from twofour.compiler.native import (
     NativeOp,
     NotNative,
     PoolOp,
+    activation_map,
     constant,
     extent,
     name_of,
@@ -20,6 +21,8 @@ from twofour.compiler.native import (
     stored,
     window_of,
 )
+from twofour.compiler.passes import activations
+from twofour.core.functions import Activation
 from twofour.kernels.cpu.pointwise import MapConstants
 
 
@@ -71,8 +74,8 @@ def _dequantize(node: ir.Node) -> MapOp:
 def _ends(node: ir.Node) -> tuple[ir.Value, ir.Value]:
     """Input and output; ranks the native layout can hold."""
     x, y = node.inputs[0], node.outputs[0]
-    if x is None or len(shape(x)) not in (2, 4) or len(shape(y)) not in (2, 4):
-        raise NotNative("native tensors have 2 or 4 dimensions")
+    if x is None or not 2 <= len(shape(x)) <= 4 or not 2 <= len(shape(y)) <= 4:
+        raise NotNative("native tensors have 2 to 4 dimensions")
     return x, y
 
 
@@ -83,9 +86,12 @@ def _float_ends(node: ir.Node) -> tuple[ir.Value, ir.Value]:
     return x, y
 
 
-def _relu(node: ir.Node) -> MapOp:
+def _activation(node: ir.Node) -> MapOp:
     x, y = _float_ends(node)
-    return MapOp(node.name or "", "Relu", "map", operand(x), name_of(y), op="convert", relu=True)
+    activation = activations.read(node)
+    if not isinstance(activation, Activation):
+        raise NotNative(activation or "the operator has another meaning")
+    return activation_map(node.name or "", node.op_type, (x, y), activation)
 
 
 def _add(node: ir.Node) -> MapOp:
@@ -145,7 +151,7 @@ def _alias(node: ir.Node) -> NativeOp:
 READERS = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
-    "Relu": _relu,
+    **dict.fromkeys(("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh"), _activation),
     "Add": _add,
     "GlobalAveragePool": _mean,
     "ReduceMean": _mean,

@@ -2,20 +2,23 @@
 
 An operator type is a base and optional parts, in this order:
 
-    QConv | QGemm     [Add | AddFloat] [Relu] [F]     integer, in NCHW resp. [..., K]
-    Conv  | Gemm      [Add] [Relu]                    float32
-    QAdd              [Relu]
+    QConv | QGemm     [Add | AddFloat] [Relu | ...] [F]     integer, in NCHW resp. [..., K]
+    Conv  | Gemm      [Add] [Relu | ...]              float32
+    QAdd              [Relu | ...]
+    QActivation        Relu | ...             [F]
     QGlobalAveragePool                        [F]
     QMaxPool, SlicePad
+    Silu, Gelu, GeluTanh                              float32; standard ONNX has the other ones
     LayerNorm, QLayerNorm, LayerNormQ                 float32, quantized, or both (y, q)
     QAttention        [Mask | Causal]         [F]     on [batch, length, heads * channels]
     Attention         [Mask | Causal]                 float32
     Tokens                                            [N, C, H, W] -> [N, H * W, C]
 
-`Add` adds a residual before the activation: quantized for Q operators, float32 for the others;
-`AddFloat` adds a float32 residual to a Q operator. `F` leaves the output float32 instead of
-quantizing it. Only the bases stand in the table below; the variants are composed, and so are
-their inputs, here of QConv and QGemm:
+The activation is Relu, Clip, HardSwish, HardSigmoid, Sigmoid, Silu, Gelu, GeluTanh or Tanh; Clip
+has the attributes low and high. `Add` adds a residual before it: quantized for Q operators, float32
+for the others; `AddFloat` adds a float32 residual to a Q operator. `F` leaves the output float32
+instead of quantizing it. Only the bases stand in the table below; the variants are composed, and so
+are their inputs, here of QConv and QGemm:
 
     x, x_scale, x_zero_point, w, w_scale, bias
     [res, res_scale, res_zero_point | res]       with Add | AddFloat
@@ -37,6 +40,7 @@ import onnx.parser
 import onnx_ir as ir
 
 from twofour.compiler import meanings
+from twofour.core.functions import Activation
 
 DOMAIN = "twofour"
 VERSION = 1
@@ -47,27 +51,15 @@ _QUANTIZED_X = ("x", "x_scale", "x_zero_point")
 _QUANTIZED_RES = ("res", "res_scale", "res_zero_point")
 _QUANTIZED_Y = ("y_scale", "y_zero_point")
 _CONV_ATTRIBUTES = ("strides", "pads", "dilations", "group")
-_CONV_CALL = (
-    "Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,"
-    " group: int = @group>"
-)
 _DEQUANTIZE_X = "x_f = DequantizeLinear (x, x_scale, x_zero_point)"
 _DEQUANTIZE_W = "w_f = DequantizeLinear <axis = 0> (w, w_scale)"
-_MATMUL = """w_t = Transpose <perm = [1, 0]> ({w})
- product = MatMul ({x}, w_t)
- acc = Add (product, bias)"""
-_SLICE_PAD = """from = Constant <value_ints = [0, 0]> ()
- to = Constant <value_ints = [2147483647, 2147483647]> ()
- axes = Constant <value_ints = [2, 3]> ()
- step = Constant <value_ints: ints = @steps> ()
- sliced = Slice (x, from, to, axes, step)
- both = Constant <value_ints: ints = @channel_pads> ()
- halves = Constant <value_ints = [1, 1]> ()
- before, after = Split <axis = 0> (both, halves)
- zero = Constant <value_ints = [0]> ()
- zeros = Constant <value_ints = [0, 0]> ()
- pads = Concat <axis = 0> (zero, before, zeros, zero, after, zeros)
- acc = Pad (sliced, pads, value)"""
+_ACTIVATIONS = tuple(meanings.ACTIVATIONS)
+_CLIP_ATTRIBUTES = ("low", "high")
+
+
+def _activation_body(name: str) -> str:
+    """An activation of x alone."""
+    return meanings.ACTIVATIONS[name].replace("VALUE", "x").replace("act =", "acc =")
 
 
 @dataclass(frozen=True)
@@ -97,29 +89,37 @@ _BASES = {
     "QConv": _Base(
         (*_QUANTIZED_X, "w", "w_scale", "bias"),
         _CONV_ATTRIBUTES,
-        f"{_DEQUANTIZE_X}\n {_DEQUANTIZE_W}\n acc = {_CONV_CALL} (x_f, w_f, bias)",
-        ("Add", "AddFloat", "Relu", "F"),
+        f"{_DEQUANTIZE_X}\n {_DEQUANTIZE_W}\n acc = {meanings.CONV} (x_f, w_f, bias)",
+        ("Add", "AddFloat", *_ACTIVATIONS, "F"),
         quantized=True,
     ),
     "QGemm": _Base(
         (*_QUANTIZED_X, "w", "w_scale", "bias"),
         (),
-        f"{_DEQUANTIZE_X}\n {_DEQUANTIZE_W}\n {_MATMUL.format(x='x_f', w='w_f')}",
-        ("Add", "AddFloat", "Relu", "F"),
+        f"{_DEQUANTIZE_X}\n {_DEQUANTIZE_W}\n {meanings.MATMUL.format(x='x_f', w='w_f')}",
+        ("Add", "AddFloat", *_ACTIVATIONS, "F"),
         quantized=True,
         axis=-1,
     ),
     "Conv": _Base(
-        ("x", "w", "bias"), _CONV_ATTRIBUTES, f"acc = {_CONV_CALL} (x, w, bias)", ("Add", "Relu")
+        ("x", "w", "bias"),
+        _CONV_ATTRIBUTES,
+        f"acc = {meanings.CONV} (x, w, bias)",
+        ("Add", *_ACTIVATIONS),
     ),
-    "Gemm": _Base(("x", "w", "bias"), (), _MATMUL.format(x="x", w="w"), ("Add", "Relu")),
+    "Gemm": _Base(
+        ("x", "w", "bias"), (), meanings.MATMUL.format(x="x", w="w"), ("Add", *_ACTIVATIONS)
+    ),
     "QAdd": _Base(
         ("a", "a_scale", "a_zero_point", "b", "b_scale", "b_zero_point"),
         (),
         "a_f = DequantizeLinear (a, a_scale, a_zero_point)\n"
         " b_f = DequantizeLinear (b, b_scale, b_zero_point)\n acc = Add (a_f, b_f)",
-        ("Relu",),
+        _ACTIVATIONS,
         quantized=True,
+    ),
+    "QActivation": _Base(
+        _QUANTIZED_X, (), _DEQUANTIZE_X.replace("x_f", "acc"), (*_ACTIVATIONS, "F"), quantized=True
     ),
     "QGlobalAveragePool": _Base(
         _QUANTIZED_X, ("keepdims",), f"{_DEQUANTIZE_X}\n MEAN", ("F",), quantized=True
@@ -130,7 +130,8 @@ _BASES = {
         "acc = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides,"
         " pads: ints = @pads> (x)",
     ),
-    "SlicePad": _Base(("x", "value"), ("steps", "channel_pads"), _SLICE_PAD),
+    "SlicePad": _Base(("x", "value"), ("steps", "channel_pads"), meanings.SLICE_PAD),
+    **{name: _Base(("x",), (), _activation_body(name)) for name in ("Silu", "Gelu", "GeluTanh")},
     "LayerNorm": _Base(("x", "gamma", "beta"), ("epsilon",), f"acc = {meanings.NORM}"),
     "QLayerNorm": _Base(
         ("x", "gamma", "beta"), ("epsilon",), f"acc = {meanings.NORM}", quantized=True
@@ -156,7 +157,10 @@ _BASES = {
     ),
     "Tokens": _Base(("x",), (), meanings.TOKENS),
 }
-_TYPE = re.compile(rf"({'|'.join(_BASES)})(?:(AddFloat|Add))?(Mask|Causal)?(Relu)?(F)?")
+_TYPE = re.compile(
+    rf"({'|'.join(sorted(_BASES, key=len, reverse=True))})(?:(AddFloat|Add))?(Mask|Causal)?"
+    rf"({'|'.join(_ACTIVATIONS)})?(F)?"
+)
 
 
 @dataclass(frozen=True)
@@ -165,20 +169,20 @@ class Variant:
 
     base: str
     add: str = ""
-    relu: bool = False
+    activation: str = ""
     float_out: bool = False
     mask: str = ""
 
     def __post_init__(self) -> None:
         """Refuses parts the base does not have."""
         allowed = ("", *_BASES[self.base].parts)
-        wanted = (self.add, self.mask, "Relu" if self.relu else "", "F" if self.float_out else "")
+        wanted = (self.add, self.mask, self.activation, "F" if self.float_out else "")
         if unknown := [part for part in wanted if part not in allowed]:
             raise ValueError(f"{self.base} has no variant {unknown[0]!r}")
 
     def __str__(self) -> str:
         """The operator type."""
-        return f"{self.base}{self.add}{self.mask}{'Relu' * self.relu}{'F' * self.float_out}"
+        return f"{self.base}{self.add}{self.mask}{self.activation}{'F' * self.float_out}"
 
     @property
     def quantized_out(self) -> bool:
@@ -203,17 +207,12 @@ class Variant:
     @property
     def attributes(self) -> tuple[str, ...]:
         """The names of all attributes."""
-        return _BASES[self.base].attributes
+        own = _BASES[self.base].attributes
+        return (*own, *_CLIP_ATTRIBUTES) if self.activation == "Clip" else own
 
     def function_text(self, opset: int) -> str:
         """The meaning in ONNX text form, for a model of that opset."""
-        mean = "acc = ReduceMean <axes = [2, 3], keepdims: int = @keepdims> (x_f)"
-        if opset >= 18:  # from there on the axes are an input
-            mean = (
-                "axes = Constant <value_ints = [2, 3]> ()\n"
-                " acc = ReduceMean <keepdims: int = @keepdims> (x_f, axes)"
-            )
-        body = _BASES[self.base].body.replace("MEAN", mean)
+        body = _BASES[self.base].body.replace("MEAN", meanings.mean(opset))
         lines = [body.replace("MASK", meanings.MASKS[self.mask])]
         value = "acc"
         if self.add:
@@ -223,8 +222,8 @@ class Variant:
                 lines.append("res_f = DequantizeLinear (res, res_scale, res_zero_point)")
             lines.append(f"sum = Add ({value}, {res})")
             value = "sum"
-        if self.relu:
-            lines.append(f"act = Relu ({value})")
+        if self.activation:
+            lines.append(meanings.ACTIVATIONS[self.activation].replace("VALUE", value))
             value = "act"
         axis = _BASES[self.base].axis
         along = "" if axis is None else f" <axis = {axis}>"
@@ -251,7 +250,7 @@ class FusedOp:
         base: as in the module's docstring.
         has_add: a residual `res` is added.
         add_is_float: that residual is float32.
-        relu: negative results become zero.
+        activation: what the results go through.
         float_out: the output is float32, though the operator is an integer one.
         inputs: values by name, as in the module's docstring.
         outputs: the results.
@@ -264,7 +263,7 @@ class FusedOp:
     base: str
     has_add: bool
     add_is_float: bool
-    relu: bool
+    activation: Activation
     float_out: bool
     inputs: Mapping[str, ir.Value]
     outputs: tuple[ir.Value, ...]
@@ -280,11 +279,11 @@ class FusedOp:
 def variants() -> list[Variant]:
     """Every fused operator."""
     return [
-        Variant(base, add, relu, float_out, mask)
+        Variant(base, add, activation, float_out, mask)
         for base, entry in _BASES.items()
         for add in ("", *(part for part in entry.parts if part.startswith("Add")))
         for mask in ("", *(part for part in entry.parts if part in ("Mask", "Causal")))
-        for relu in (False, True)[: 1 + ("Relu" in entry.parts)]
+        for activation in ("", *(part for part in entry.parts if part in _ACTIVATIONS))
         for float_out in (False, True)[: 1 + ("F" in entry.parts)]
     ]
 
@@ -298,8 +297,8 @@ def parse_type(op_type: str) -> Variant:
     match = _TYPE.fullmatch(op_type)
     if match is None:
         raise ValueError(f"twofour has no operator {op_type!r}; its bases are {', '.join(_BASES)}")
-    base, add, mask, relu, float_out = match.groups()
-    return Variant(base, add or "", bool(relu), bool(float_out), mask or "")
+    base, add, mask, activation, float_out = match.groups()
+    return Variant(base, add or "", activation or "", bool(float_out), mask or "")
 
 
 def is_fused(node: ir.Node) -> bool:
@@ -336,13 +335,21 @@ def parse_op(node: ir.Node) -> FusedOp:
         base=variant.base,
         has_add=bool(variant.add),
         add_is_float=bool(variant.add) and "res_scale" not in variant.inputs,
-        relu=variant.relu,
+        activation=_activation(node, variant.activation),
         float_out=variant.float_out,
         inputs=dict(zip(variant.inputs, values, strict=True)),
         outputs=tuple(node.outputs),
         attributes={name: _attribute(node.attributes[name]) for name in variant.attributes},
         mask=variant.mask,
     )
+
+
+def _activation(node: ir.Node, name: str) -> Activation:
+    """The activation part of a fused node."""
+    if name != "Clip":
+        return Activation(name)
+    low, high = (node.attributes[key].as_float() for key in _CLIP_ATTRIBUTES)
+    return Activation(name, low, high)
 
 
 def _attribute(attribute: ir.Attr) -> Attribute:

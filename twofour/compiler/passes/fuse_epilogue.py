@@ -1,7 +1,7 @@
-"""Lets Conv and Gemm add a residual and apply Relu before they store.
+"""Lets Conv and Gemm add a residual and apply an activation before they store.
 
     Add(twofour.Conv(x, w, bias), res)  ->  twofour.ConvAdd(x, w, bias, res)
-    Relu(twofour.Conv[Add](...))        ->  twofour.Conv[Add]Relu(...)
+    Relu(twofour.Conv[Add](...))        ->  twofour.Conv[Add]Relu(...), likewise Clip, Gelu, ...
 
     The same sums in the same order, without a tensor in between; likewise for twofour.Gemm. Where
     both operands of Add could take the other one as residual (a projection shortcut), the one that
@@ -10,8 +10,9 @@
 Conditions:
     1. nobody else reads the result of the Conv or Gemm
     2. the residual has the shape of that result: no broadcasting
-    3. for Add, no Relu and no other Add comes before it
-    4. for Relu, no other Relu comes before it
+    3. for Add, no activation and no other Add comes before it
+    4. for an activation, no other one comes before it
+    5. the kernels have the activation
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from twofour.compiler import ops
-from twofour.compiler.passes import reading
+from twofour.compiler.passes import activations, reading
 from twofour.compiler.passes.rewrite import Refused, Replacement
+from twofour.core.functions import Activation
 
 NAME = "fuse_epilogue"
 
 
 def rule(node: ir.Node) -> Replacement | Refused | None:
     """See the module."""
-    if reading.is_op(node, "Relu"):
-        return _relu(node)
     if reading.is_op(node, "Add"):
         return _add(node)
-    return None
+    activation = activations.read(node)
+    return None if activation is None else _activation(node, activation)
 
 
 def variant_of(node: ir.Node | None) -> ops.Variant | None:
@@ -44,18 +45,22 @@ def variant_of(node: ir.Node | None) -> ops.Variant | None:
     return variant if variant.base in ("Conv", "Gemm") else None
 
 
-def _relu(node: ir.Node) -> Replacement | Refused | None:
+def _activation(node: ir.Node, activation: Activation | str) -> Replacement | Refused | None:
     """Conv, Relu -> ConvRelu."""
     producer = reading.data(node).producer()
     variant = variant_of(producer)
     if producer is None or variant is None:
         return None
-    if variant.relu:
-        return Refused(f"{producer.name!r} has a Relu already")
+    if isinstance(activation, str):
+        return Refused(f"not fused into {producer.name!r}: {activation}")
+    if variant.activation:
+        return Refused(f"{producer.name!r} has a {variant.activation} already")
     if isinstance(reader := reading.sole_reader(producer.outputs[0]), str):
         return Refused(f"not fused into {producer.name!r}: {reader}")
     op = ops.parse_op(producer)
-    new = ops.make_node(replace(variant, relu=True), op.inputs, op.attributes, producer)
+    attributes = {**op.attributes, **activations.attributes(activation)}
+    variant = replace(variant, activation=activation.name)
+    new = ops.make_node(variant, op.inputs, attributes, producer)
     return Replacement(node.outputs[0], new.outputs[0], (new,))
 
 
@@ -90,7 +95,7 @@ def _refuses_residual(producer: ir.Node, res: ir.Value) -> str:
     if isinstance(reader := reading.sole_reader(result), str):
         return reader
     if variant_of(producer) not in (ops.Variant("Conv"), ops.Variant("Gemm")):
-        return "it has a Relu or a residual already"
+        return "it has an activation or a residual already"
     shape = reading.shape_of(result)
     if shape is None or shape != reading.shape_of(res):
         mine, theirs = reading.shape_text(result), reading.shape_text(res)

@@ -52,7 +52,7 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
         inputs |= {"y_scale": y.scale, "y_zero_point": y.zero_point}
         old = y.result
     new = ops.make_node(
-        ops.Variant(f"Q{op.base}", add, op.relu, float_out), inputs, op.attributes, node
+        ops.Variant(f"Q{op.base}", add, op.activation.name, float_out), inputs, op.attributes, node
     )
     return Replacement(old, new.outputs[0], (new,), note=_float_note(op.output, y))
 

@@ -2,12 +2,12 @@
 
     Q([Relu](Add(DQ(a), DQ(b))))  ->  twofour.QAdd[Relu](a, ..., b, ..., y_scale, y_zero_point)
 
-    By the meaning of the fused operator nothing changes.
+    By the meaning of the fused operator nothing changes. Relu may be any activation.
 
 Conditions:
     1. both operands are dequantized per tensor from int8 or uint8
     2. they have equal shapes: no broadcasting
-    3. the sum, or a Relu that alone reads it, is read by one per-tensor quantizer alone
+    3. the sum, or an activation that alone reads it, is read by one per-tensor quantizer alone
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from twofour.compiler import ops
-from twofour.compiler.passes import quantizers, reading
+from twofour.compiler.passes import activations, quantizers, reading
 from twofour.compiler.passes.rewrite import Refused, Replacement
+from twofour.core.functions import NO_ACTIVATION, Activation
 
 NAME = "fuse_integer_add"
 
@@ -37,10 +38,10 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
         left, right = reading.shape_text(a.source), reading.shape_text(b.source)
         return Refused(f"its operands have shapes {left} and {right}; expected equal ones")
     total = node.outputs[0]
-    relu = reading.sole_reader(total)
-    has_relu = isinstance(relu, ir.Node) and reading.is_op(relu, "Relu")
-    if isinstance(relu, ir.Node) and has_relu:
-        total = relu.outputs[0]
+    activation = NO_ACTIVATION
+    if isinstance(reader := reading.sole_reader(total), ir.Node):
+        if isinstance(found := activations.read(reader), Activation):
+            activation, total = found, reader.outputs[0]
     y = quantizers.sole_quantizer(total)
     if isinstance(y, str):
         return Refused(y)
@@ -49,5 +50,6 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
         **{"b": b.source, "b_scale": b.scale, "b_zero_point": b.zero_point},
         **{"y_scale": y.scale, "y_zero_point": y.zero_point},
     }
-    new = ops.make_node(ops.Variant("QAdd", relu=has_relu), inputs, {}, node)
+    variant = ops.Variant("QAdd", activation=activation.name)
+    new = ops.make_node(variant, inputs, activations.attributes(activation), node)
     return Replacement(y.result, new.outputs[0], (new,))
