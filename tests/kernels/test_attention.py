@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -297,6 +298,39 @@ def exact(case: Case) -> tuple[np.ndarray, np.ndarray]:
     off = off + (p * off).sum(-1, keepdims=True) + (case.size.k_len + 12) * EPS
     bound = 1.1 * (p * off) @ np.abs(v) + 2.0**-124 * np.abs(v).sum(-2, keepdims=True)
     return p @ v, bound
+
+
+def test_threads_have_scratch_memory_of_their_own() -> None:
+    """More threads than any engine was tuned for, at once."""
+    form = Form(batch=4, heads=4, kv_heads=4)
+    case = Case.of(form, Size(20, 130, 64, 64))
+    (kernel,) = kernels([case], TARGETS[0])
+    want = attention_int8(case.q, case.k, case.v, case.scales)
+
+    def together(*arguments: int) -> None:
+        *pointers, begin, end, p0, p1 = arguments
+        pieces = range(begin, end)
+        with ThreadPoolExecutor(len(pieces)) as pool:
+            done = [pool.submit(kernel, *pointers, t, t + 1, p0, p1) for t in pieces for _ in "ab"]
+            [future.result() for future in done]
+
+    for _ in range(5):
+        assert (case.run(together) == want).all()
+
+
+def test_a_scale_of_probabilities_that_cannot_be_divided_by_is_refused() -> None:
+    for p in (0.0, -1.0, float("nan"), 1e-45):
+        with pytest.raises(ValueError, match="scale of the probabilities"):
+            pack_attention(AttentionScales(1.0, p=p), Offsets(0, 0))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    problem = Case.of(Form(), Size(2, 2, 16, 16)).place()[2]
+    with pytest.raises(ValueError, match="cannot share"):
+        replace(problem, kv_heads=3)
+    with pytest.raises(ValueError, match="fit into an int32 sum"):
+        replace(problem, k_len=70000)
+    replace(problem, k_len=70000, dtype="float32", out="float32")
 
 
 def test_long_sequences_work_outside_the_stack() -> None:

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.attention import AttentionScales
+from twofour.core.numerics import MAX_K
 from twofour.kernels.cpu.attention_pack import emit_key_mask, emit_keys, emit_values
 from twofour.kernels.cpu.attention_plan import TILES, Plan
 from twofour.kernels.cpu.attention_powers import emit_powers
@@ -94,6 +95,16 @@ class AttentionProblem:
     mask_row: int = 0
     causal: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuses heads that cannot be shared out, and sums that could leave int32."""
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} of k and v evenly")
+        if self.dtype == "int8" and max(self.k_len, self.d) > MAX_K:
+            raise ValueError(
+                f"int8 attention over {self.k_len} keys of {self.d} channels: at most {MAX_K}"
+                " products fit into an int32 sum"
+            )
+
     @property
     def pieces(self) -> int:
         """Units of work that threads share: heads of all sequences."""
@@ -147,8 +158,10 @@ def pack_attention(scales: AttentionScales, offsets: Offsets) -> NDArray[np.uint
     Raises:
         ValueError: the scale of the probabilities is not a positive normal number.
     """
-    if not np.isfinite(scales.inverse_p) or scales.p <= 0:
-        raise ValueError(f"the scale of the probabilities is {scales.p}, expected > 0")
+    if not np.finfo(np.float32).tiny <= scales.p < np.inf:
+        raise ValueError(
+            f"the scale of the probabilities is {scales.p}, expected a positive normal number"
+        )
     out = np.zeros(_HEADER_BYTES // 4, np.int32)
     out[:6].view(np.int64)[:] = [offsets.k, offsets.v, offsets.mask]
     out[6:9].view(np.float32)[:] = [scales.score_log2, scales.inverse_p, scales.epilogue.scale[0]]

@@ -46,8 +46,9 @@ def emit_keys(name: str, plan: Plan, pixel: int) -> Function:
             return sums
 
         before = (plan.score_units - rest) // LANES
-        none = [(I32S, "zeroinitializer")]
-        (sums,) = f.loop(0, before, none, lambda c, s: [chunk(c, LANES, s[0])])
+        sums = "zeroinitializer"
+        if before:
+            (sums,) = f.loop(0, before, [(I32S, sums)], lambda c, s: [chunk(c, LANES, s[0])])
         sums = chunk(before, rest, sums, plan.d % 4)
         if plan.int8:
             start = f.let(f"mul {I32S} {sums}, {minus_zero}")
