@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.compiler.emit_nd import nd_nests, nd_places, nd_shape
+from twofour.compiler.emit_nd import nd_nests, nd_shape, nd_table
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import (
@@ -237,19 +237,12 @@ class Emitter:
         """A small operator: all its operands are entries of a table."""
         nests = nd_nests(op, placed)
         symbol = self._kernel(emit_nd("kernel", nests), vectorize=True)
-        table = []
-        for value, place in zip(op.values, nd_places(op, placed), strict=True):
-            if value.constant is not None:
-                table.append(Operand(WEIGHTS, self._keep_once(value.constant)))
-            elif isinstance(place, Tensor):
-                table.append(Operand(ARENA, place.at()))
-            else:
-                table.append(Operand(bindings[value.name]))
-        precision = _precision(placed.y)
-        layer = Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=precision)
-        self.layers.append(layer)
+        table = nd_table(op, placed, bindings, self._keep_once)
+        self.layers.append(
+            Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=_precision(placed.y))
+        )
         first, last, w = table[0], table[-1], Operand(WEIGHTS)
-        return Call(symbol, first, w, last, last, nd_pieces(nests), 1, tuple(table))
+        return Call(symbol, first, w, last, last, nd_pieces(nests), 1, table)
 
     def _keep_once(self, constant: Array) -> int:
         """The offset of a constant that several operators may read."""

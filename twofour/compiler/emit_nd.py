@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
+from twofour.compiler.native import Array
 from twofour.compiler.native_nd import Look, NdOp, NdValue
+from twofour.core.abi import ARENA, WEIGHTS
 from twofour.kernels.cpu.nd import Nest, Ref, contiguous
+from twofour.kernels.cpu.program import Operand
 
 Strides = tuple[int, ...]
 
 
-def nd_places(op: NdOp, placed: Placed) -> list[Place | None]:
+def _places(op: NdOp, placed: Placed) -> list[Place | None]:
     """The place of each operand; None for constants."""
     places = dict(zip(op.reads, placed.reads, strict=True))
     places |= dict(zip(op.writes, placed.writes, strict=True))
@@ -19,7 +24,7 @@ def nd_places(op: NdOp, placed: Placed) -> list[Place | None]:
 
 def nd_nests(op: NdOp, placed: Placed) -> tuple[Nest, ...]:
     """The walks of a placed operator over bytes; operand i is entry i of the table."""
-    places = nd_places(op, placed)
+    places = _places(op, placed)
     strides = [_strides(v, p) for v, p in zip(op.values, places, strict=True)]
     kinds = [_kind(v, p) for v, p in zip(op.values, places, strict=True)]
 
@@ -38,6 +43,28 @@ def nd_nests(op: NdOp, placed: Placed) -> tuple[Nest, ...]:
         inputs = tuple(ref(look) for look in part.inputs)
         nests.append(Nest(part.op, part.dims, ref(part.y), inputs, part.scalars, rows))
     return tuple(nests)
+
+
+def nd_table(
+    op: NdOp, placed: Placed, bindings: dict[str, int], keep: Callable[[Array], int]
+) -> tuple[Operand, ...]:
+    """Where each operand lies: in the arena, in a plain array, or beside the weights.
+
+    Args:
+        op: the operator.
+        placed: its places.
+        bindings: plain tensor -> its index in the step's table of pointers.
+        keep: puts a constant beside the weights, and returns its offset.
+    """
+    table = []
+    for value, place in zip(op.values, _places(op, placed), strict=True):
+        if value.constant is not None:
+            table.append(Operand(WEIGHTS, keep(value.constant)))
+        elif isinstance(place, Tensor):
+            table.append(Operand(ARENA, place.at()))
+        else:
+            table.append(Operand(bindings[value.name]))
+    return tuple(table)
 
 
 def nd_shape(op: NdOp) -> str:

@@ -131,6 +131,11 @@ def _extreme(f: Function, a: Value, b: Value, kind: str, order: str) -> Value:
     return f.let(f"select i1 {nan}, float {a}, float {best}")
 
 
+def extreme(f: Function, how: str, a: Value, b: Value) -> Value:
+    """The "max" or "min" of floats, NaN where either is, as LLVM can do it in any order."""
+    return f.call("float", f"llvm.{how}imum.f32", ("float", a), ("float", b))
+
+
 BINARY: dict[str, Callable[[Function, Value, Value, str], Value]] = {
     "add": _arithmetic("add"),
     "sub": _arithmetic("sub"),
@@ -355,9 +360,11 @@ def reduced(f: Function, op: str, kind: str, count: int) -> Reduction:
         return UNARY[before](f, value, kind) if before else value
 
     def combine(so_far: Value, value: Value) -> Value:
-        if how in ("add", "mul") and kind == "float32":
+        if kind != "float32":
+            return BINARY[how](f, so_far, value, kind)
+        if how in ("add", "mul"):
             return f.let(f"f{how} reassoc float {so_far}, {value}")
-        return BINARY[how](f, so_far, value, kind)
+        return extreme(f, how, so_far, value)
 
     def finish(value: Value) -> Value:
         if after == "mean":
