@@ -20,6 +20,7 @@ from twofour.compiler.native import (
 )
 from twofour.compiler.ops import FusedOp
 from twofour.core.attention import AttentionScales
+from twofour.kernels.cpu.attention import why_not
 
 _SYMMETRIC = 128  # zero point 0 as stored
 
@@ -70,6 +71,10 @@ def _attention(op: FusedOp) -> AttentionOp:
         raise NotNative(f"native attention takes float32 and quantized tensors, not {q.dtype}")
     if any(len(shape(value)) != 3 for value in (q, k, v, op.output)):
         raise NotNative("native attention takes tensors of 3 dimensions")
+    heads = int(_number(op, "heads"))
+    sizes = (shape(k)[1], shape(k)[2] // heads, shape(v)[2] // heads)
+    if reason := why_not("int8" if quantized else "float32", *sizes):
+        raise NotNative(reason)
     mask = op.inputs.get("mask")
     return AttentionOp(
         op.name,
@@ -79,7 +84,7 @@ def _attention(op: FusedOp) -> AttentionOp:
         name_of(op.output),
         more=tuple(operand(value) for value in (k, v, mask) if value is not None),
         batch=shape(q)[0],
-        heads=int(_number(op, "heads")),
+        heads=heads,
         scales=_scales(op) if quantized else AttentionScales(_number(op, "scale"), 0, 1.0, 0, 1.0),
         mask_shape=() if mask is None else _mask_shape(mask),
         causal=op.mask == "Causal",
@@ -144,6 +149,28 @@ def _split(node: ir.Node) -> ViewOp:
     )
 
 
+def _slice(node: ir.Node) -> ViewOp:
+    """Some consecutive channels."""
+    x = node.inputs[0]
+    _require_view(x)
+    rank = len(shape(x)) if x is not None else 0
+    starts, ends = (constant(node.inputs[i]).reshape(-1) for i in (1, 2))
+    axes = constant(node.inputs[3]).reshape(-1) if len(node.inputs) > 3 else np.arange(len(starts))
+    steps = constant(node.inputs[4]).reshape(-1) if len(node.inputs) > 4 else np.ones(len(starts))
+    channel_axis = 1 if rank == 4 else rank - 1
+    if [axis % rank for axis in axes] != [channel_axis] or steps[0] != 1:
+        raise NotNative("slices something other than consecutive channels")
+    first, _, _ = slice(int(starts[0]), int(ends[0])).indices(shape(x)[channel_axis])
+    return ViewOp(
+        node.name or "",
+        node.op_type,
+        "alias",
+        operand(x),
+        name_of(node.outputs[0]),
+        channels=(first,),
+    )
+
+
 def _require_view(x: ir.Value | None) -> None:
     """Refuses what no kernel reads as part of another tensor."""
     if x is None or x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
@@ -178,4 +205,4 @@ FUSED = {
     "QAttention": _attention,
     "Tokens": _tokens,
 }
-STANDARD = {"Split": _split, "Gather": _gather}
+STANDARD = {"Split": _split, "Slice": _slice, "Gather": _gather}

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from twofour.compiler.passes import reading
 
+_DEEPEST = 6  # nodes between a product and the sum with its mask
 _LOW = -1e9
 """At most this: float32 keeps no digit of a score beside it that a softmax could show."""
 
@@ -70,21 +71,33 @@ def read(node: ir.Node) -> tuple[ir.Value, Mask] | str | None:
     if node.op_type == "Where":
         return _where(node)
     a, b = reading.data(node), reading.data(node, 1)
-    scores, mask = (b, a) if _is_mask(a, b) else (a, b)
-    if not _is_mask(mask, scores):
-        return "neither operand of the sum is recognized as a mask"
-    return scores, _added(mask)
+    scores = [value for value in (a, b) if _is_product(value)]
+    if len(scores) != 1:
+        return "which operand of the sum is the mask is not clear"
+    mask = b if scores[0] is a else a
+    size, whole = reading.shape_of(mask), reading.shape_of(scores[0])
+    if size is None or whole is None or not _broadcasts(size, whole):
+        return f"the mask is {reading.shape_text(mask)}, the scores {reading.shape_text(scores[0])}"
+    return scores[0], _added(mask)
 
 
-def _is_mask(mask: ir.Value, scores: ir.Value) -> bool:
-    """Whether the first one is added to a product: it is no product itself, and broadcasts."""
-    size, whole = reading.shape_of(mask), reading.shape_of(scores)
-    if size is None or whole is None or len(size) > len(whole):
+def _is_product(value: ir.Value, depth: int = 0) -> bool:
+    """Whether a product of computed operands, scaled and masked at most, is the value."""
+    node = value.producer()
+    if node is None or depth > _DEEPEST:
         return False
-    if any(m not in (1, s) for m, s in zip(size[::-1], whole[::-1], strict=False)):
-        return False
-    producer = scores.producer()
-    return reading.is_op(producer, "MatMul", "Mul", "Div", "Reshape") and mask is not scores
+    computed = [v for v in node.inputs if v is not None and reading.array(v) is None]
+    if reading.is_op(node, "MatMul"):
+        return len(computed) == 2
+    if reading.is_op(node, "Mul", "Div", "Add", "Where", "Reshape", "Unsqueeze", "Squeeze"):
+        return any(_is_product(v, depth + 1) for v in computed)
+    return False
+
+
+def _broadcasts(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether a shape broadcasts to another one."""
+    pairs = zip(size[::-1], whole[::-1], strict=False)
+    return len(size) <= len(whole) and all(m in (1, n) for m, n in pairs)
 
 
 def _added(mask: ir.Value) -> Mask:
