@@ -13,7 +13,7 @@ sequences, panels are not used. k, v and the mask lie at offsets from q that the
 last tile of queries overlaps the one before it, so that all are of one size.
 
 The scratch memory of a head (attention_plan.py) is on the stack, so that any number of threads has
-its own; only where it is large it is at `r`, one for each head.
+its own. What does not fit there is refused.
 
 Meaning: `core.attention`, bit for bit in int8. In float32, products are fused multiply-adds. A
 result differs from the exact one by the rounding of the scores s, which enters e**s as it is, of
@@ -28,7 +28,7 @@ to first order in E.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import Strides
 
 _HEADER_BYTES = 64
-_STACK_BYTES = 512 << 10  # of a thread's 8 MiB
+_STACK_BYTES = 1 << 20  # threads have 8 MiB as a rule, and 2 at least
 
 
 @dataclass(frozen=True)
@@ -96,43 +96,51 @@ class AttentionProblem:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses heads that cannot be shared out, and sums that could leave int32."""
+        """Refuses heads that cannot be shared out, and what `why_not` refuses."""
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} of k and v evenly")
-        if self.dtype == "int8" and max(self.k_len, self.d) > MAX_K:
-            raise ValueError(
-                f"int8 attention over {self.k_len} keys of {self.d} channels: at most {MAX_K}"
-                " products fit into an int32 sum"
-            )
+        if reason := why_not(self.dtype, self.k_len, self.d, self.dv):
+            raise ValueError(reason)
 
     @property
     def pieces(self) -> int:
         """Units of work that threads share: heads of all sequences."""
         return self.batch * self.heads
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes that the kernel needs at `r`; 0 where it works on the stack."""
-        slot = max(self.plan(isa).scratch_bytes for isa in TILES)
-        return 0 if slot <= _STACK_BYTES else self.pieces * slot
-
     def plan(self, isa: str) -> Plan:
         """One head's sizes."""
-        queries, key_blocks, value_blocks = TILES[isa]
-        return Plan(
-            isa,
-            self.dtype == "int8",
-            self.k_len,
-            self.d,
-            self.dv,
-            -(-self.q_len // queries),
-            min(queries, self.q_len),
-            key_blocks,
-            value_blocks,
-            self.mask,
-            self.causal,
-            self.out,
+        plan = Plan.of(isa, self.dtype, self.k_len, self.d, self.dv)
+        return replace(
+            plan,
+            tiles=-(-self.q_len // plan.queries),
+            queries=min(plan.queries, self.q_len),
+            mask=self.mask,
+            causal=self.causal,
+            out=self.out,
         )
+
+
+def why_not(dtype: str, k_len: int, d: int, dv: int) -> str:
+    """Why no kernel takes heads of this size; "" if one does.
+
+    Args:
+        dtype: of q, k and v: "int8" or "float32".
+        k_len: keys a sequence.
+        d: channels of a head of q and k.
+        dv: channels of a head of v.
+    """
+    if dtype == "int8" and max(k_len, d) > MAX_K:
+        return (
+            f"int8 attention over {k_len} keys of {d} channels: at most {MAX_K} products fit into"
+            " an int32 sum"
+        )
+    needed = max(Plan.of(isa, dtype, k_len, d, dv).scratch_bytes for isa in TILES)
+    if needed > _STACK_BYTES:
+        return (
+            f"{dtype} attention over {k_len} keys of {d} and values of {dv} channels needs"
+            f" {needed} bytes of the stack, more than {_STACK_BYTES}"
+        )
+    return ""
 
 
 @dataclass(frozen=True)
@@ -215,11 +223,9 @@ class _Heads:
         """For each head of t0..t1: pack, then its tiles."""
         f, problem, plan = self.f, self.problem, self.plan
         offsets = {key: f.load("i64", "%w", 8 * i, 8) for i, key in enumerate(("k", "v", "mask"))}
-        slot = problem.scratch_bytes // problem.pieces
-        stack = "" if slot else f.let(f"alloca [{plan.scratch_bytes} x i8], align 64")
+        scratch = f.let(f"alloca [{plan.scratch_bytes} x i8], align 64")
 
         def head(t: Value) -> None:
-            scratch = stack or f.at("%r", f.int_op("mul", t, slot))
             at = _operands(f, problem, t, offsets)
             self._call("keys", at["k"], scratch, "%w")
             self._call("values", at["v"], scratch)

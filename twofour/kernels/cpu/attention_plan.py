@@ -60,6 +60,21 @@ class Plan:
     causal: bool
     out: str
 
+    @staticmethod
+    def of(isa: str, dtype: str, k_len: int, d: int, dv: int) -> Plan:
+        """Whole tiles, with a mask of keys: nothing else needs more memory."""
+        queries, keys, values = TILES[isa]
+        return Plan(
+            *(isa, dtype == "int8", k_len, d, dv),
+            tiles=2,
+            queries=queries,
+            key_blocks=keys,
+            value_blocks=values,
+            mask="keys",
+            causal=False,
+            out=dtype,
+        )
+
     @property
     def size(self) -> int:
         """Bytes of an element of q, k or v."""
