@@ -93,9 +93,9 @@ def with_statistics(model, seed=0):
     return model.eval()
 
 
-def export(model, dynamo, training=False, dynamic=True):
+def export(model, dynamo, training=False, dynamic=True, size=CIFAR):
     """The model as ONNX, input x [batch, 3, 32, 32], or of batch 2 where it is not dynamic."""
-    buffer, x = io.BytesIO(), torch.zeros(2, *CIFAR)
+    buffer, x = io.BytesIO(), torch.zeros(2, *size)
     options = {"input_names": ["x"], "output_names": ["y"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -112,6 +112,43 @@ def test_pre_activation_block():
     }
 
 
+ACTIVATIONS = {
+    "relu6": "a = Clip (c, zero, six)",
+    "hard_swish": "a = HardSwish (c)",
+    "hard_swish_by_parts": "k = Add (c, six)\n l = Clip (k, zero, six)\n a = Mul (c, l)",
+    "silu": "k = Sigmoid (c)\n a = Mul (c, k)",
+    "gelu": "k = Mul (c, half)\n l = Erf (k)\n m = Add (l, six)\n a = Mul (c, m)",
+    "gelu_by_tanh": "j = Pow (c, six)\n k = Mul (j, half)\n l = Add (c, k)\n m = Tanh (l)\n"
+    " a = Mul (c, m)",
+}
+
+
+@pytest.mark.parametrize("nodes", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_nothing_is_rounded_between_a_layer_and_its_activation(nodes):
+    """Also where an Add of the activation looks like a residual one."""
+    model = graph(
+        f"""(float[n,4,8,8] x) => (float[n,4,8,8] y)
+        <float zero = {{0}}, float six = {{6}}, float half = {{0.5}}> {{
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)
+        {nodes}
+        y = Conv <pads = [1, 1, 1, 1]> (a, w) }}""",
+        **weights(w=(4, 4, 3, 3)),
+    )
+    assert readers(quantized(model)) == {"x": ["c:0"], "a": ["y:0"]}
+
+
+def test_a_shortcut_behind_an_activation_is_quantized():
+    body = """(float[n,4,8,8] x) => (float[n,4,8,8] y) {
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)
+        k = Sigmoid (c)
+        a = Mul (c, k)
+        d = Conv <pads = [1, 1, 1, 1]> (a, w)
+        y = Add (d, a)
+    }"""
+    model = graph(body, **weights(w=(4, 4, 3, 3)))
+    assert readers(quantized(model)) == {"x": ["c:0"], "a": ["d:0", "y:1"]}
+
+
 def test_max_pooling_moves_integers():
     body = """(float[n,4,8,8] x) => (float[n,4,4,4] y) {
         c = Conv <pads = [1, 1, 1, 1]> (x, w)

@@ -4,6 +4,8 @@
    weights.
 2. A residual Add takes a quantized shortcut. The convolution that ends in the Add hands over
    floats, so that convolution, Add, ReLU and the rounding after them can be one integer kernel.
+   Likewise a layer and its activation, whatever nodes that is written with: only what the next
+   layer reads is rounded.
 3. A global pooling before a layer of rule 1 takes quantized activations.
 4. What only moves data (Slice, Pad with zeros, MaxPool, Reshape, ...) before a quantized tensor
    moves quantized data: its input is quantized with the same scale, so nothing is rounded twice.
@@ -42,7 +44,9 @@ MOVERS = (
     "Squeeze",
     "Unsqueeze",
 )
-_PASSED_THROUGH = (*MOVERS, "Relu", "Clip", "Add", "GlobalAveragePool", "ReduceMean")
+# Mul and Div: of an activation that exporters write as x * Sigmoid(x) or x * (1 + Erf(...)) / 2.
+_ACTIVATIONS = ("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Mul", "Div")
+_PASSED_THROUGH = (*MOVERS, *_ACTIVATIONS, "Add", "GlobalAveragePool", "ReduceMean")
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,8 @@ def _add_inputs(
     inputs = [value for value in node.inputs if value is not None and constant(value) is None]
     if len(inputs) != 2 or not _may_be_equal(*inputs) or inputs[0] is inputs[1]:
         return []
+    if _power_of(inputs[0], inputs[1]) or _power_of(inputs[1], inputs[0]):
+        return []  # x + c * x**3, part of an activation
     if not any(_from_layer(value, layers) for value in inputs):
         return []
     ends = [value for value in inputs if value.producer() in layers and sole_use(value)]
@@ -210,7 +216,7 @@ def is_global_pooling(node: ir.Node) -> bool:
 
 
 def _from_layer(value: ir.Value, layers: set[ir.Node]) -> bool:
-    """Whether the first input's chain of ReLU, pooling, moving and adding starts at a layer."""
+    """Whether the first input's chain of activation, pooling, moving, adding starts at a layer."""
     producer = value.producer()
     while producer is not None and producer not in layers:
         source = operand(producer, 0)
@@ -218,6 +224,15 @@ def _from_layer(value: ir.Value, layers: set[ir.Node]) -> bool:
             return False
         producer = source.producer()
     return producer is not None
+
+
+def _power_of(value: ir.Value, base: ir.Value) -> bool:
+    """Whether the value is `base` times itself and constants."""
+    node = value.producer()
+    if node is None or not is_standard(node, "Mul", "Pow"):
+        return False
+    given = {v for v in node.inputs if v is not None and constant(v) is None}
+    return all(v is base or _power_of(v, base) for v in given)
 
 
 def _may_be_equal(a: ir.Value, b: ir.Value) -> bool:
