@@ -87,7 +87,10 @@ class Tensor:
             outer = self.parent.strides
             if not self.images:
                 return Strides(outer.pixel, outer.pixel, outer.pixel)
-            return Strides(outer.image * self.images.step, outer.row, outer.pixel)
+            image = outer.image * self.images.step
+            if self.height == self.width == 1 and not any(self.root.halo):
+                return Strides(image, image, image)  # rows of channels: one column
+            return Strides(image, outer.row, outer.pixel)
         pixel = self.channels * self.element_bytes + self.pad_bytes
         row = (self.width + self.halo[1] + self.halo[3]) * pixel
         return Strides((self.height + self.halo[0] + self.halo[2]) * row, row, pixel)

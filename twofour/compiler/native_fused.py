@@ -31,7 +31,7 @@ from twofour.kernels.cpu.pointwise import MapConstants
 def _ints(op: FusedOp, name: str) -> tuple[int, ...]:
     """The integers of an attribute, one or several."""
     value = op.attributes[name]
-    return (value,) if isinstance(value, int) else value
+    return value if isinstance(value, tuple) else (int(value),)
 
 
 def _pair(op: FusedOp, name: str) -> tuple[int, int]:

@@ -130,13 +130,11 @@ def _tokens(op: FusedOp) -> NativeOp:
 
 def _split(node: ir.Node) -> ViewOp:
     """Channels of rows, or of an image."""
-    x, outputs = node.inputs[0], node.outputs
-    _require_view(x)
-    rank = len(shape(x)) if x is not None else 0
-    axis = node.attributes.get_int("axis", 0) % rank
-    if axis != (1 if rank == 4 else rank - 1):
+    x, outputs = _viewed(node), node.outputs
+    axis, wanted = node.attributes.get_int("axis", 0), _channel_axis(x)
+    if axis % len(shape(x)) != wanted:
         raise NotNative("splits something other than channels")
-    sizes = [shape(value)[axis] for value in outputs]
+    sizes = [shape(value)[wanted] for value in outputs]
     starts = tuple(int(start) for start in np.cumsum([0, *sizes[:-1]]))
     return ViewOp(
         node.name or "",
@@ -151,16 +149,14 @@ def _split(node: ir.Node) -> ViewOp:
 
 def _slice(node: ir.Node) -> ViewOp:
     """Some consecutive channels."""
-    x = node.inputs[0]
-    _require_view(x)
-    rank = len(shape(x)) if x is not None else 0
+    x = _viewed(node)
     starts, ends = (constant(node.inputs[i]).reshape(-1) for i in (1, 2))
     axes = constant(node.inputs[3]).reshape(-1) if len(node.inputs) > 3 else np.arange(len(starts))
     steps = constant(node.inputs[4]).reshape(-1) if len(node.inputs) > 4 else np.ones(len(starts))
-    channel_axis = 1 if rank == 4 else rank - 1
-    if [axis % rank for axis in axes] != [channel_axis] or steps[0] != 1:
+    dims, wanted = shape(x), _channel_axis(x)
+    if [axis % len(dims) for axis in axes] != [wanted] or steps[0] != 1:
         raise NotNative("slices something other than consecutive channels")
-    first, _, _ = slice(int(starts[0]), int(ends[0])).indices(shape(x)[channel_axis])
+    first, _, _ = slice(int(starts[0]), int(ends[0])).indices(dims[wanted])
     return ViewOp(
         node.name or "",
         node.op_type,
@@ -171,30 +167,37 @@ def _slice(node: ir.Node) -> ViewOp:
     )
 
 
-def _require_view(x: ir.Value | None) -> None:
-    """Refuses what no kernel reads as part of another tensor."""
-    if x is None or x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
-        raise NotNative("native kernels take float32 and quantized tensors")
-
-
 def _gather(node: ir.Node) -> ViewOp:
     """One row of each sequence: x[:, i]."""
-    x = node.inputs[0]
-    _require_view(x)
-    assert x is not None
+    x = _viewed(node)
     dims, index = shape(x), constant(node.inputs[1])
     if len(dims) != 3 or node.attributes.get_int("axis", 0) % 3 != 1 or index.size != 1:
         raise NotNative("gathers something other than one row of each sequence")
-    row = int(index.reshape(())) % dims[1]
     return ViewOp(
         node.name or "",
         node.op_type,
         "alias",
         operand(x),
         name_of(node.outputs[0]),
-        image=row,
+        image=int(index.reshape(())) % dims[1],
         image_step=dims[1],
     )
+
+
+def _viewed(node: ir.Node) -> ir.Value:
+    """What the node reads, of a type that kernels read as part of another tensor."""
+    x = node.inputs[0]
+    if x is None or x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
+        raise NotNative("native kernels take float32 and quantized tensors")
+    for value in node.outputs:
+        shape(value)
+    return x
+
+
+def _channel_axis(x: ir.Value) -> int:
+    """The axis of [N, C, H, W] or [..., C] that counts channels."""
+    rank = len(shape(x))
+    return 1 if rank == 4 else rank - 1
 
 
 FUSED = {

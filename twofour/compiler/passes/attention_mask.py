@@ -107,13 +107,9 @@ def _added(mask: ir.Value) -> Mask:
         return Mask("Mask", given=mask)
     if not held.any():
         return Mask()
-    table = (
-        held.reshape(held.shape[-2:])
-        if held.ndim > 1 and held.size == np.prod(held.shape[-2:])
-        else None
-    )
-    if table is not None and table.shape[0] > 1:
-        seen = np.tri(*table.shape, dtype=bool)
+    queries, keys = held.shape[-2:] if held.ndim > 1 else (1, held.size)
+    if queries > 1 and held.size == queries * keys:
+        table, seen = held.reshape(queries, keys), np.tri(queries, keys, dtype=bool)
         if not table[seen].any() and (table[~seen] <= _LOW).all():
             return Mask("Causal")
     return Mask("Mask", given=mask)
