@@ -9,13 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.kernels.harness import Case, float_bound, make, run, targets
 from twofour.core.functions import Activation
 from twofour.core.numerics import Epilogue, Window
 from twofour.kernels.cpu.conv_depthwise import Interleaved
 from twofour.kernels.cpu.depthwise_tile import places_of, quads_of
-from twofour.kernels.cpu.problem import Config, ConvProblem
+from twofour.kernels.cpu.problem import Config, ConvProblem, Strides
 from twofour.kernels.cpu.tactic import Tactic, tactics
 
 TARGETS = targets()
@@ -191,6 +193,31 @@ def test_quads_are_as_few_as_can_be() -> None:
             wanted = {t: row * stride + t * dilation for t in range(kernel)}
             assert {t: found[t] for t in wanted} == wanted
     assert len(places_of(problem(WINDOWS["3x3"]), 8)) == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.sampled_from(list(WINDOWS.values())),
+    st.sampled_from(["avx512vnni", "avx2", "vector"]),
+)
+def test_configurations_are_legal_and_distinct(out_h, out_w, window, isa) -> None:
+    strides = Strides(1 << 20, 1 << 12, 64)
+    parts = window.kernel, window.stride, window.dilation
+    for t in ALL:
+        problem = ConvProblem(
+            1, out_h, out_w, 1, 1, t.dtype, strides, strides, t.dtype, *parts, groups=64
+        )
+        configs = t.configs(problem, isa)
+        assert configs
+        assert len(set(configs)) == len(configs)
+        for config in configs:
+            assert 1 <= config.tile_h <= out_h
+            assert 1 <= config.tile_w <= out_w
+            pieces, panels = t.kernel.work(problem, config)
+            assert pieces >= 1
+            assert panels == 64 // (16 * config.blocks)
 
 
 class Forgetful(Interleaved):

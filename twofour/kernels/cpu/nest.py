@@ -113,21 +113,13 @@ def emit_loops(
     walk = _Walk(
         f, problem, Pieces.of(problem.out_h, config.tile_h), Pieces.of(problem.out_w, config.tile_w)
     )
+    # Which tile functions there are: of other panels, of the last one, or both.
     kinds = (False, True) if panels.own_last > 0 else (panels.own_last == 0,)
     written = {(size, k): tiles(size, k) for size in walk.tile_sizes() for k in kinds}
 
     def tile(at: Pointers, size: tuple[int, int], p: Value) -> None:
         """Calls the tile function of `size` on panel `p`."""
-        w = f.at("%w", f.int_op("add", f.int_op("mul", p, panels.size_bytes), HEADER_BYTES))
-        first = f.int_op("mul", p, panels.outputs)
-        x = at["x"]
-        if panels.inputs_bytes:
-            shared = f.int_op("udiv", p, panels.sharing) if panels.sharing > 1 else p
-            x = f.at(x, f.int_op("mul", shared, panels.inputs_bytes))
-        y = f.at(at["y"], f.int_op("mul", first, problem.y_bytes))
-        r = f.at(at["r"], f.int_op("mul", first, problem.r_bytes))
-        left = f.int_op("sub", problem.n * problem.groups, first)
-        arguments = f"(ptr {x}, ptr {w}, ptr {y}, ptr {r}, ptr %w, i64 {left})"
+        arguments = _arguments(f, problem, panels, at, p)
 
         def call(kind: bool) -> None:
             f.do(f"call void @{written[size, kind].name}{arguments}")
@@ -143,6 +135,20 @@ def emit_loops(
     else:
         walk.pieces(lambda at, size: walk.panels(lambda p: tile(at, size, p)))
     return module_text([*written.values(), f])
+
+
+def _arguments(f: Function, problem: ConvProblem, panels: Panels, at: Pointers, p: Value) -> str:
+    """What a tile function gets for panel `p` of the tile at `at`."""
+    w = f.at("%w", f.int_op("add", f.int_op("mul", p, panels.size_bytes), HEADER_BYTES))
+    first = f.int_op("mul", p, panels.outputs)
+    x = at["x"]
+    if panels.inputs_bytes:
+        shared = f.int_op("udiv", p, panels.sharing) if panels.sharing > 1 else p
+        x = f.at(x, f.int_op("mul", shared, panels.inputs_bytes))
+    y = f.at(at["y"], f.int_op("mul", first, problem.y_bytes))
+    r = f.at(at["r"], f.int_op("mul", first, problem.r_bytes))
+    left = f.int_op("sub", problem.n * problem.groups, first)
+    return f"(ptr {x}, ptr {w}, ptr {y}, ptr {r}, ptr %w, i64 {left})"
 
 
 @dataclass(frozen=True)
