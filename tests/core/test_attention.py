@@ -9,6 +9,7 @@ from twofour.core.attention import (
     AttentionScales,
     attention,
     attention_int8,
+    mask_log2,
     powers,
     probability_steps,
     softmax,
@@ -65,6 +66,19 @@ def test_int8_is_near_float32() -> None:
     assert (np.abs(got - want) <= bound).all()
     # Rounding of the probabilities averages out: the result as a whole is much nearer.
     assert np.sqrt(np.mean((got - want) ** 2)) < 0.02
+
+
+def test_the_lowest_masks_leave_all_keys_alike() -> None:
+    """As the float reference has it: exporters mask with the lowest float instead of -inf."""
+    q, k, v = (floats(i, 1, 1, 1, 8) for i in range(3))
+    k, v = (np.concatenate([x, -x, 2 * x], axis=2) for x in (k, v))
+    mask = np.full((1, 3), np.finfo(np.float32).min, np.float32)
+    np.testing.assert_allclose(attention(q, k, v, 0.5, mask)[0, 0], v[0, 0].mean(0)[None], 1e-5)
+    steps = [
+        probability_steps(mask_log2(m), AttentionScales(1, p=1 / 255)) for m in (mask, mask / 9)
+    ]
+    assert (steps[0] == 85).all()
+    assert (steps[1] == 85).all()
 
 
 def test_probability_steps_saturate_and_sum_to_one() -> None:

@@ -146,16 +146,20 @@ class Case:
 
 
 def _mask(random: np.random.Generator, form: Form, size: Size) -> np.ndarray | None:
-    """Small biases, some keys masked out; the first query of a "full" mask sees no key."""
+    """Small biases, some keys masked out.
+
+    Of a "full" mask the first query sees no key, the last two only very small masks.
+    """
     if not form.mask:
         return None
     shape = (form.batch, form.heads if form.heads > 1 else 1, size.q_len, size.k_len)
     mask = random.normal(size=shape if form.mask == "full" else (form.batch, size.k_len))
     hidden = random.random(mask.shape)
     mask = np.where(hidden < 0.2, -np.inf, np.where(hidden < 0.4, -1e9, mask))
-    if form.mask == "full":
+    if form.mask == "full" and size.q_len > 3:
+        mask[:, :, -2:-1] = -1e38
+        mask[:, :, -1] = np.finfo(np.float32).min
         mask[:, :, 0] = -np.inf
-        mask[:, :, -1] = -1e9
     return mask.astype(np.float32)
 
 
@@ -170,7 +174,7 @@ FORMS = [
     Form(),
     Form(out="float32"),
     Form(mask="keys", batch=2),
-    Form(mask="full", batch=2),
+    Form(mask="full", batch=2, heads=4),
     Form(causal=True),
     Form(mask="keys", causal=True, out="float32", heads=4),
     Form(mask="full", heads=1, kv_heads=1),
@@ -203,7 +207,7 @@ def test_int8_is_the_definition(target) -> None:
             got = case.run(kernel, parts)
             assert got.dtype == want.dtype
             assert (got == want).all(), f"{case.form} {case.size}"
-        assert len(np.unique(want)) > min(20, want.size // 8), "the outputs are nearly all alike"
+        assert len(np.unique(want)) > min(20, want.size // 16), "the outputs are nearly all alike"
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -241,7 +245,7 @@ def test_a_query_whose_keys_are_all_masked_gets_zeros(target) -> None:
 FLOATS = [
     Form("float32", "float32"),
     Form("float32", "float32", "keys", batch=2),
-    Form("float32", "float32", "full", batch=2),
+    Form("float32", "float32", "full", batch=2, heads=4),
     Form("float32", "float32", causal=True, heads=4),
     Form("float32", "int8", "keys"),
 ]

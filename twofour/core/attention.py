@@ -4,14 +4,15 @@ The int8 form quantizes the probabilities and nothing else in between, so both p
 bytes times bytes:
 
     t = sum over d of (q - q_zero) * k                               exact, int32
-    s = float(t) * (score_scale * log2(e)) + mask * log2(e)
+    s = float(t) * (score_scale * log2(e)) + mask_log2(mask)
     p = powers(s - max over keys of s)                               2**x, see there
     p8 = saturate(round(p * ((1 / p_scale) / row_sum(p))))           0 ... 255 - p_zero
     y = requantize(sum over keys of p8 * v, exact)
 
-The keys are padded to a multiple of 16 with s = -inf. A masked key is one whose mask is -inf (or
-below -2.3e38), or, if causal, one after the query's own position. A query that has no other keys
-gets zeros: no key is attended to.
+The keys are padded to a multiple of 16 with s = -inf. A masked key is one whose mask is -inf, or,
+if causal, one after the query's own position. A query that has no other keys gets zeros: no key is
+attended to. A mask that is merely very small, down to the lowest float, ranks below the others: a
+query that has only such keys attends to all of them alike.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; ONNX Attention.
 """
@@ -96,6 +97,14 @@ def masked(scores: Array, mask: Array | None, causal: bool) -> Array:
         query, key = np.ogrid[: scores.shape[-2], : scores.shape[-1]]
         scores = np.where(key <= query, scores, np.float32(-np.inf))
     return scores
+
+
+def mask_log2(mask: Array) -> Array:
+    """Mask * log2(e) in float32, at least the lowest finite number unless it is -inf."""
+    mask = mask.astype(np.float32)
+    with np.errstate(over="ignore"):
+        scaled = np.maximum(mask * np.float32(LOG2_E), LOWEST)
+    return np.where(mask == -np.inf, mask, scaled)
 
 
 def exponentials(scores: Array) -> tuple[Array, Array]:
@@ -194,8 +203,7 @@ def attention_int8(
     k, v = (_for_each_head(x, q.shape[1]) for x in (k, v))
     # float64 holds every partial sum exactly.
     t = (q.astype(np.float64) - scales.q_zero) @ (k.astype(np.float64) - 128).swapaxes(-1, -2)
-    with np.errstate(over="ignore"):
-        mask = None if mask is None else mask.astype(np.float32) * np.float32(LOG2_E)
+    mask = None if mask is None else mask_log2(mask)
     steps = probability_steps(
         masked(t.astype(np.float32) * scales.score_log2, mask, causal), scales
     )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from twofour.core.attention import LOWEST
 from twofour.core.functions import LOG2_E
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
-from twofour.kernels.cpu.rows import first_lanes, keep, load16
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, Vector, every, float_bits
+from twofour.kernels.cpu.rows import constant16, first_lanes, greater16, keep, load16
+from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, Vector, every
 
 MINUS_INFINITY = every("float", "0xFFF0000000000000")
 _SIGN_BITS = every("i32", -0x7F7F7F80)  # 0x80808080: stored bytes to int8 and back
@@ -141,16 +142,23 @@ def _interleaved(f: Function, rows: Sequence[Value]) -> Value:
 
 
 def emit_key_mask(f: Function, plan: Plan, mask: Value, scratch: Value) -> None:
-    """Writes the area "mask": mask * log2(e), and -inf for the keys that pad the last block."""
+    """Writes the area "mask", with -inf for the keys that pad the last block."""
     full, rest = divmod(plan.k_len, LANES)
-    log2_e = every("float", float_bits(LOG2_E))
 
     def block(i: Value | int, lanes: Value = "") -> None:
         at = f.int_op("mul", i, VECTOR_BYTES)
-        scaled = f.let(f"fmul {F32S} {load16(f, F32S, mask, at, lanes)}, {log2_e}")
+        scaled = emit_mask_log2(f, load16(f, F32S, mask, at, lanes))
         out = f.int_op("add", at, plan.area("mask"))
         f.store(F32S, keep(f, scaled, lanes, MINUS_INFINITY), scratch, out)
 
     f.repeat(0, full, block)
     if rest:
         block(full, first_lanes(rest))
+
+
+def emit_mask_log2(f: Function, mask: Value) -> Value:
+    """`core.attention.mask_log2`."""
+    scaled = f.let(f"fmul {F32S} {mask}, {constant16(LOG2_E)}")
+    scaled = greater16(f, scaled, constant16(float(LOWEST)))
+    finite = f.let(f"fcmp one {F32S} {mask}, {MINUS_INFINITY}")
+    return keep(f, scaled, finite, MINUS_INFINITY)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twofour.core.attention import LOWEST
-from twofour.core.functions import LOG2_E
-from twofour.kernels.cpu.attention_pack import MINUS_INFINITY
+from twofour.kernels.cpu.attention_pack import MINUS_INFINITY, emit_mask_log2
 from twofour.kernels.cpu.attention_plan import VECTOR_BYTES, Plan
 from twofour.kernels.cpu.attention_powers import blocks_of_powers, clear_sums, one_power
 from twofour.kernels.cpu.attention_products import Factor, Turns, emit_products, emit_scaled
@@ -137,7 +136,7 @@ class _Scores:
             value = add16(f, value, f.load(F32S, "%s", where))
         elif plan.mask == "full":
             added = load16(f, F32S, "%m", f.int_op("add", at, row * self.m_pixel), lanes)
-            value = add16(f, value, f.let(f"fmul {F32S} {added}, {constant16(LOG2_E)}"))
+            value = add16(f, value, emit_mask_log2(f, added))
         if plan.causal:
             first = f.int_op("mul", f.int_op("add", block, column), LANES)
             seen = f.int_op("sub", f.int_op("add", "%i", row + 1), first)
