@@ -115,7 +115,7 @@ def _start(name: str, path: Path, inputs: Path) -> tuple[float, int | None]:
         seconds = time.perf_counter() - started
         rest, errors = process.stdout.read(), process.stderr.read()
     if first.strip() != "done" or process.returncode:
-        last = errors.strip().splitlines()[-1:] or [json.dumps(first)]
+        last = errors.strip().splitlines()[-5:] or [json.dumps(first)]
         raise UnsupportedError(
             f"the cold start of {name} failed", [*last, f"exit code {process.returncode}"]
         )

@@ -1,0 +1,99 @@
+"""twofour bench --suite: what it prints and writes, its exit codes, and each refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from twofour.bench.suite import run
+from twofour.cli import app
+
+
+def twofour(*arguments: str | Path) -> Result:
+    """In this process: bugs are raised, our errors are exit codes."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to measure"),
+        (("--suite", "gpu"), "no suite 'gpu'"),
+        (("--suite", "cpu", "--only", "resnet19_b1"), "no row 'resnet19_b1'"),
+        (("m.onnx", "--suite", "cpu"), "SOURCE was given beside --suite"),
+        (("--suite", "cpu", "--batch", "2"), "batch was given beside --suite"),
+        (("m.engine", "--only", "resnet18_b1"), "an option needs --suite"),
+        (("--suite", "cpu", "--write", "nowhere"), "no folder nowhere"),
+        (("--suite", "cpu", "--vs", "somebody"), "unknown peer 'somebody'"),
+        (("--suite", "cpu", "--duration", "0"), "cannot measure for 0.0 seconds"),
+    ],
+)
+def test_refusals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cache = ("--cache", str(tmp_path)) if "--suite" in arguments else ()
+    result = twofour("bench", *arguments, *cache)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def row(name: str, **figures: Any) -> dict[str, Any]:
+    """As a row's process hands it over, without contestants."""
+    ratios = dict.fromkeys(
+        (
+            f"ratio_{key}_over_best_peer"
+            for key in ("2_4_int8", "dense_int8", "pair_int8", "dense_f32", "2_4_f32", "2_4_bf16")
+        ),
+        1.5,
+    )
+    plain = {"name": name, "real_weights": False, "calibrated_on": "nothing", "best_peer": {}}
+    return {**plain, **ratios, "contestants": {}, "engines": {}, "refused": {}, **figures}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_output_files_and_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    seen = []
+
+    def measured(asked: Any, options: Any, progress: Any) -> dict[str, Any]:
+        seen.append((asked.name, options))
+        if fails and asked.name == "resnet18_b1":
+            return {"name": asked.name, "error": "the row broke"}
+        return row(asked.name)
+
+    monkeypatch.setattr(run, "_in_process", measured)
+    monkeypatch.setenv("TWOFOUR_DATA", str(tmp_path / "data"))
+    arguments = ("--only", "resnet34_b1, resnet18_b1", "--threads", "2", "--duration", "0.5")
+    cache = ("--cache", tmp_path / "cache", "--write", tmp_path, "--json")
+    result = twofour("bench", "--suite", "cpu", *arguments, *cache)
+    assert result.exit_code == (1 if fails else 0), result.output
+    assert ("failed: resnet18_b1: the row broke" in result.stderr) == fails
+    document = json.loads(result.stdout)
+    assert [each["name"] for each in document["rows"]] == ["resnet18_b1", "resnet34_b1"]
+    assert document == json.loads((tmp_path / "cpu.json").read_text())
+    assert document["command"].startswith("twofour bench --suite cpu --threads 2")
+    assert str(tmp_path) not in (tmp_path / "cpu.md").read_text(), "no paths of this machine"
+    assert [name for name, _ in seen] == ["resnet18_b1", "resnet34_b1"]
+    options = seen[0][1]
+    assert (options.threads, options.duration_s, options.data) == (2, 0.5, tmp_path / "data")
+
+
+@pytest.mark.slow
+def test_a_real_row(tmp_path: Path) -> None:
+    arguments = ("--only", "cifar_resnet20_b1", "--duration", "0.1", "--cache", tmp_path / "cache")
+    result = twofour("bench", "--suite", "cpu", "--vs", "onnxruntime", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)["rows"]
+    assert found["ratio_2_4_int8_over_best_peer"] > 0.1
+    assert found["engines"]["2_4_int8"]["fallback_operators"] == 0
+    assert found["engines"]["2_4_int8"]["cosine"] > 0.99
