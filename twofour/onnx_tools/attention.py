@@ -14,7 +14,9 @@ import onnx_ir as ir
 from twofour.onnx_tools.edit import constant, is_standard, operand, sole_use
 
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+_PARTS = ("Gather", "Slice", "Squeeze", "Reshape", "Flatten")
 _BETWEEN = ("Add", "Mul", "Div", "Where", "Reshape", "Unsqueeze", "Squeeze")
+_DEEPEST = 6  # nodes between a product and the softmax
 _NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SkipLayerNormalization")
 
 
@@ -70,8 +72,15 @@ def is_normalized(node: ir.Node) -> bool:
 
     Such sums are the stream of floats that a transformer's blocks add to.
     """
-    readers = node.outputs[0].consumers()
-    return is_standard(node, "Add") and any(_normalizes(reader) for reader in readers)
+    return is_standard(node, "Add") and _is_normalized(node.outputs[0])
+
+
+def _is_normalized(value: ir.Value) -> bool:
+    """Whether a normalization reads the value, or some rows of it."""
+    return any(
+        _normalizes(reader) or (is_standard(reader, *_PARTS) and _is_normalized(reader.outputs[0]))
+        for reader in value.consumers()
+    )
 
 
 def _normalizes(node: ir.Node) -> bool:
@@ -100,38 +109,34 @@ def _product_before(value: ir.Value | None) -> ir.Node | None:
             return node
         if not is_standard(node, *_BETWEEN):
             return None
-        computed = [v for v in node.inputs if v is not None and constant(v) is None]
-        # A masked sum has two computed operands: the scores are what a product is behind.
-        behind = [v for v in computed if len(computed) == 1 or _scores(v)]
+        behind = [v for v in _computed(node) if _scores(v)]
         value = behind[0] if len(behind) == 1 else None
     return None
 
 
-def _scores(value: ir.Value) -> bool:
-    """Whether a product is right behind the value, scaled at most."""
+def _scores(value: ir.Value, depth: int = 0) -> bool:
+    """Whether a product is behind the value, scaled and masked at most."""
     node = value.producer()
-    if is_standard(node, "Mul", "Div", "Reshape") and node is not None:
-        source = next((v for v in node.inputs if v is not None and constant(v) is None), None)
-        node = None if source is None else source.producer()
-    return _is_product(node)
+    if node is None or depth > _DEEPEST:
+        return False
+    if _is_product(node):
+        return True
+    return is_standard(node, *_BETWEEN) and any(_scores(v, depth + 1) for v in _computed(node))
 
 
 def _source(value: ir.Value | None) -> ir.Value | None:
-    """The tensor whose elements the value has, before moves and constant factors."""
+    """The tensor whose elements the value has, before moves and factors."""
     while value is not None and (node := value.producer()) is not None:
-        computed = [v for v in node.inputs if v is not None and constant(v) is None]
-        scaled = is_standard(node, "Mul", "Div") and _by_a_number(node)
-        if (
-            not (scaled or is_standard(node, *_MOVES))
-            or not computed
-            or node.outputs[0] is not value
-        ):
+        if is_standard(node, *_MOVES):
+            value = operand(node, 0)
+        elif is_standard(node, "Mul", "Div") and len(found := _computed(node)) == 1:
+            value = found[0]
+        else:
             break
-        value = operand(node, 0) if not scaled else computed[0]
     return value
 
 
-def _by_a_number(node: ir.Node) -> bool:
-    """Whether one operand is a constant of one number."""
-    arrays = [constant(value) for value in node.inputs]
-    return any(array is not None and array.size == 1 for array in arrays)
+def _computed(node: ir.Node) -> list[ir.Value]:
+    """The operands that are computed, and more than one number."""
+    values = [v for v in node.inputs if v is not None and constant(v) is None]
+    return [v for v in values if v.shape is None or any(dim != 1 for dim in v.shape)]

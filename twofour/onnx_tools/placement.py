@@ -108,9 +108,11 @@ def place(model: ir.Model, options: QuantizeOptions) -> Placement:
     operands = [value for attention in found for value in attention.operands]
     softmaxes = [attention.softmax for attention in found]
     scale_of: dict[ir.Value, ir.Value] = {}
-    for value in (*wanted, *operands, *softmaxes):
+    for value in wanted:
         if value is not None:
             _take(value, scale_of, excluded)
+    for value in (*operands, *softmaxes):
+        scale_of.setdefault(value, value)  # of a joint projection each part has its own range
     return Placement(
         tuple(layers),
         scale_of,

@@ -38,6 +38,7 @@ from twofour.compiler.passes import (
     move_dequantize,
     move_quantize,
     rewrite,
+    split_projections,
     text,
 )
 from twofour.core.errors import Error
@@ -84,6 +85,7 @@ PIPELINE = (
     ),
     Pass(fold_bias.NAME, fold_bias.rule, "before the Add could pass for a residual"),
     Pass(fold_batchnorm.NAME, fold_batchnorm.rule, "before Relu and Add are next to the Conv"),
+    Pass(split_projections.NAME, split_projections.rule, "needs products and their bias"),
     Pass(move_dequantize.NAME, move_dequantize.rule, "brings DQ to the operators that want bytes"),
     Pass(move_quantize.NAME, move_quantize.rule, "brings Q to the operators that store bytes"),
     Pass(merge_quantize.NAME, merge_quantize.rule, "the moves brought equal quantizers together"),
