@@ -66,7 +66,7 @@ def test_with_known_times_the_same_engine_comes_out(model, tmp_path, monkeypatch
     def measured(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(tune, "_interleaved", measured)
+    monkeypatch.setattr(tune, "interleaved", measured)
     second = build(model, timing_cache=cache)
     assert cache.read_bytes() == times
     assert (second.weights == first.weights).all()
