@@ -41,7 +41,7 @@ def expected(name: str, short: bool, x: np.ndarray) -> np.ndarray:
     return Activation(name, *(CLIP if name == "Clip" else ())).apply(x, short=short)
 
 
-def write(index: int, name: str, short: bool, lanes: int) -> str:
+def write(index: int, name: str, short: bool, lanes: int, isa: str) -> str:
     """A kernel: y[0..t1) = name(x[0..t1)); t1 is a multiple of 16."""
     pointers = [("ptr noalias", "x"), ("ptr", "w"), ("ptr noalias", "y"), ("ptr", "r")]
     f = Function(f"f{index}", [*pointers, *(("i64", p) for p in ("t0", "t1", "p0", "p1"))])
@@ -55,7 +55,8 @@ def write(index: int, name: str, short: bool, lanes: int) -> str:
         if name in ("exp", "erf"):
             y = getattr(emitters, f"emit_{name}")(f, x, lanes)
         else:
-            y = emitters.emit_activation(f, name, x, bounds, short=short, lanes=lanes)
+            v = emitters.Floats(f, lanes, isa)
+            y = emitters.emit_activation(v, name, x, bounds, short=short)
         f.store(kind, y, "%y", at, 4)
         return []
 
@@ -66,7 +67,7 @@ def write(index: int, name: str, short: bool, lanes: int) -> str:
 @cache
 def code(target: Target, lanes: int) -> Code:
     """One object with every function."""
-    texts = [write(i, name, short, lanes) for i, (name, short) in enumerate(FORMS)]
+    texts = [write(i, name, short, lanes, target.isa) for i, (name, short) in enumerate(FORMS)]
     return Code([compile_object([Source(t, vectorize=lanes == 1) for t in texts], target)])
 
 
@@ -110,4 +111,4 @@ def test_what_has_no_emitter() -> None:
     f = Function("f", [])
     for name in ("Mish", "Clip"):
         with pytest.raises(ValueError, match="no emitter for activation"):
-            emitters.emit_activation(f, name, "%x")
+            emitters.emit_activation(emitters.Floats(f), name, "%x")

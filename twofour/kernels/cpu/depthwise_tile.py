@@ -189,7 +189,7 @@ class Tile:
             at = weights + 64 * k
             constants = [f.load(F32S, "%w", at + GROUP * 4 * part, 64) for part in (1, 2)]
             scales = [scaled(self.v, problem, total, constants) for total in sums]
-            columns.append([activated(f, problem, value, fixed) for value in scales])
+            columns.append([activated(self.v, problem, value, fixed) for value in scales])
         return [list(four) for four in zip(*columns, strict=True)]
 
 

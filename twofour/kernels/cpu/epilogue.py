@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twofour.core.functions import CLAMPS
-from twofour.kernels.cpu.functions import emit_activation
+from twofour.kernels.cpu.functions import Floats, emit_activation
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Target
 from twofour.kernels.cpu.packing import CONSTANTS_BYTES
@@ -39,7 +39,7 @@ def emit_epilogue(
             if problem.add and problem.r is not None:
                 where = i * problem.r.row + j * problem.r.pixel + block * LANES * problem.r_bytes
                 value = _with_residual(v, problem, value, (where, masks[block]), scalar["r_scale"])
-            values.append(activated(f, problem, value, scalar))
+            values.append(activated(v, problem, value, scalar))
             where = i * problem.y.row + j * problem.y.pixel + block * LANES * problem.y_bytes
             targets.append(Target(where, masks[block]))
         if narrow is not None:
@@ -65,15 +65,16 @@ def _uneven(problem: ConvProblem, blocks: int) -> bool:
     return bool(problem.n * problem.groups % (LANES * blocks))
 
 
-def activated(f: Function, problem: ConvProblem, value: Value, scalar: dict[str, Value]) -> Value:
+def activated(v: Vector, problem: ConvProblem, value: Value, scalar: dict[str, Value]) -> Value:
     """The activation, unless it is part of saturating an integer, which `Narrow` does."""
+    floats = Floats(v.f, LANES, v.isa)
     if problem.out == "float32":
         bounds = (scalar["low"], scalar["high"]) if problem.activation in CLAMPS else None
-        return emit_activation(f, problem.activation, value, bounds)
+        return emit_activation(floats, problem.activation, value, bounds)
     if problem.activation in CLAMPS:
         return value
-    value = emit_activation(f, problem.activation, value, short=True)
-    return f.let(f"fmul {F32S} {value}, {scalar['y_factor']}")
+    value = emit_activation(floats, problem.activation, value, short=True)
+    return v.f.let(f"fmul {F32S} {value}, {scalar['y_factor']}")
 
 
 def scaled(v: Vector, problem: ConvProblem, value: Value, constants: list[Value]) -> Value:

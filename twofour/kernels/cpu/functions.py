@@ -7,7 +7,7 @@ Nothing here may become a fused multiply-add: no fast-math flags, no `llvm.fma`.
 from __future__ import annotations
 
 from twofour.core import functions as definition
-from twofour.core.functions import Tail
+from twofour.core.functions import Table, Tail
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.vector import LANES, every, float_bits
 
@@ -17,9 +17,10 @@ Bounds = tuple[Value, Value]
 class Floats:
     """Float32 operations on `lanes` lanes, each beside its numpy meaning."""
 
-    def __init__(self, function: Function, lanes: int = LANES) -> None:
-        """Emits into `function`."""
+    def __init__(self, function: Function, lanes: int = LANES, isa: str = "") -> None:
+        """Emits into `function`; with an `isa`, what it has no plain IR for."""
         self.f = function
+        self.isa = isa
         self.lanes = lanes
         self.kind = "float" if lanes == 1 else f"<{lanes} x float>"
         self.bits = "i32" if lanes == 1 else f"<{lanes} x i32>"
@@ -84,9 +85,36 @@ class Floats:
             value = self.op("fmul", value, value)
         return value
 
-    def limited(self, x: Value, tail: Tail) -> Value:
+    def limited(self, x: Value, limit: float) -> Value:
         """min(|x|, limit)."""
-        return self.least(self.constant(tail.limit), self.size(x))
+        return self.least(self.constant(limit), self.size(x))
+
+    def parabola(self, a: Value, table: Table) -> Value:
+        """T(a) for a <= limit."""
+        shifted = self.op("fadd", a, self.constant(definition.QUARTERS))
+        bits = self.f.let(f"bitcast {self.kind} {shifted} to {self.bits}")
+        c0, c1, c2 = (self._looked_up(bits, row) for row in table.coefficients)
+        slope = self.op("fadd", self.op("fmul", c2, a), c1)
+        return self.op("fadd", self.op("fmul", slope, a), c0)
+
+    def _looked_up(self, bits: Value, row: tuple[float, ...]) -> Value:
+        """np.array(row)[bits & 15]."""
+        f = self.f
+        if self.lanes == LANES and self.isa == "avx512vnni":
+            values = "<" + ", ".join(f"float {float_bits(value)}" for value in row) + ">"
+            name = "llvm.x86.avx512.permvar.sf.512"
+            return f.call(self.kind, name, (self.kind, values), (self.bits, bits))
+        table = f.constant("float", [float_bits(value) for value in row])
+        mask = "15" if self.lanes == 1 else every("i32", 15, self.lanes)
+        place = f.let(f"and {self.bits} {bits}, {mask}")
+        if self.lanes == 1:
+            return f.load("float", f.let(f"getelementptr float, ptr {table}, i32 {place}"), 0, 4)
+        out = "poison"
+        for lane in range(self.lanes):
+            one = f.let(f"extractelement {self.bits} {place}, i32 {lane}")
+            value = f.load("float", f.let(f"getelementptr float, ptr {table}, i32 {one}"), 0, 4)
+            out = f.let(f"insertelement {self.kind} {out}, float {value}, i32 {lane}")
+        return out
 
 
 def emit_exp(f: Function, x: Value, lanes: int = LANES) -> Value:
@@ -124,7 +152,7 @@ def emit_tanh(f: Function, x: Value, lanes: int = LANES) -> Value:
 def emit_erf(f: Function, x: Value, lanes: int = LANES) -> Value:
     """`core.functions.erf`: 22 operations."""
     v = Floats(f, lanes)
-    rest = v.tail(v.limited(x, definition.ERFC), definition.ERFC)
+    rest = v.tail(v.limited(x, definition.ERFC.limit), definition.ERFC)
     size = v.op("fsub", v.constant(1.0), rest)
     both = [f.let(f"bitcast {v.kind} {value} to {v.bits}") for value in (x, size)]
     top = str(-(1 << 31)) if lanes == 1 else every("i32", -(1 << 31), lanes)
@@ -147,54 +175,53 @@ def emit_hard_sigmoid(f: Function, x: Value, lanes: int = LANES) -> Value:
 
 
 def emit_gelu(f: Function, x: Value, tail: Tail, lanes: int = LANES) -> Value:
-    """`core.functions.gelu` and its relatives: 14 to 21 operations, as `tail` is GELU or ..."""
+    """`core.functions.gelu` and gelu_tanh: 19 or 21 operations, as `tail` is GELU or GELU_TANH."""
     v = Floats(f, lanes)
-    a = v.limited(x, tail)
+    a = v.limited(x, tail.limit)
     rest = v.op("fmul", a, v.tail(a, tail))
     return v.op("fsub", v.most(v.constant(0.0), x), rest)
 
 
+def emit_gelu_short(v: Floats, x: Value, table: Table) -> Value:
+    """`core.functions.gelu_short` and gelu_tanh_short: 12 operations."""
+    rest = v.parabola(v.limited(x, table.limit), table)
+    return v.op("fsub", v.most(v.constant(0.0), x), rest)
+
+
 def emit_activation(
-    f: Function,
-    name: str,
-    x: Value,
-    bounds: Bounds | None = None,
-    *,
-    short: bool = False,
-    lanes: int = LANES,
+    v: Floats, name: str, x: Value, bounds: Bounds | None = None, *, short: bool = False
 ) -> Value:
     """`core.functions.Activation.apply`.
 
     Args:
-        f: the function being written.
+        v: emits the operations.
         name: of the activation.
         x: its input.
         bounds: low and high of Clip, vectors like `x`.
         short: as there.
-        lanes: of x.
 
     Raises:
         ValueError: Clip without bounds, or an unknown name.
     """
-    v = Floats(f, lanes)
     if name == "Clip" and bounds is not None:
         return v.least(bounds[1], v.most(bounds[0], x))
-    tails = _SHORT_TAILS if short else _TAILS
-    if name in tails:
-        return emit_gelu(f, x, tails[name], lanes)
+    if name in _TAILS:
+        if short:
+            return emit_gelu_short(v, x, _TABLES[name])
+        return emit_gelu(v.f, x, _TAILS[name], v.lanes)
     if name == "HardSwish":
-        return v.op("fmul", x, emit_hard_sigmoid(f, x, lanes))
+        return v.op("fmul", x, emit_hard_sigmoid(v.f, x, v.lanes))
     if name == "Relu":
         return v.most(v.constant(0.0), x)
     if name in _OTHERS:
-        return _OTHERS[name](f, x, lanes)
+        return _OTHERS[name](v.f, x, v.lanes)
     if name:
         raise ValueError(f"no emitter for activation {name!r} with bounds {bounds}")
     return x
 
 
 _TAILS = {"Gelu": definition.GELU, "GeluTanh": definition.GELU_TANH}
-_SHORT_TAILS = {"Gelu": definition.GELU_SHORT, "GeluTanh": definition.GELU_TANH_SHORT}
+_TABLES = {"Gelu": definition.GELU_SHORT, "GeluTanh": definition.GELU_TANH_SHORT}
 _OTHERS = {
     "HardSigmoid": emit_hard_sigmoid,
     "Sigmoid": emit_sigmoid,

@@ -7,6 +7,7 @@ of it is what people read.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,14 @@ class Function:
             self.do(text)
             return ""
         return self.let(text)
+
+    def constant(self, kind: str, values: Sequence[str]) -> Value:
+        """A pointer to a constant array of the module; equal ones are one."""
+        items = ", ".join(f"{kind} {value}" for value in values)
+        name = f"table.{hashlib.sha256(items.encode()).hexdigest()[:16]}"
+        array = f"[{len(values)} x {kind}] [{items}]"
+        self.declares.add(f"@{name} = private unnamed_addr constant {array}")
+        return f"@{name}"
 
     def at(self, pointer: Value, offset: int | Value) -> Value:
         """`pointer` moved by `offset` bytes (a constant or an i64 value)."""

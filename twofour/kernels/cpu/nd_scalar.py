@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from twofour.kernels.cpu.functions import (
+    Floats,
     emit_activation,
     emit_erf,
     emit_exp,
@@ -274,7 +275,7 @@ PARAMETRIC: dict[str, Callable[[Function, Value, str, Sequence[float]], Value]] 
 
 
 def _activation(name: str) -> Callable[[Function, Value], Value]:
-    return lambda f, value: emit_activation(f, name, value, lanes=1)
+    return lambda f, value: emit_activation(Floats(f, 1), name, value)
 
 
 FUNCTIONS: dict[str, Callable[[Function, Value], Value]] = {

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.kernels.cpu.functions import emit_activation
+from twofour.kernels.cpu.functions import Floats, emit_activation
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import Strides
 from twofour.kernels.cpu.vector import ROUND, float_bits
@@ -188,7 +188,7 @@ def _element(
         other = _read(f, at["r"], problem.r.kind, constant, "r")
         value = f.let(f"fadd float {value}, {other}")
     bounds, short = (constant["low"], constant["high"]), problem.y.kind not in _FLOAT
-    value = emit_activation(f, problem.activation, value, bounds, short=short, lanes=1)
+    value = emit_activation(Floats(f, 1), problem.activation, value, bounds, short=short)
     if short:
         value = quantize_scalar(f, value, constant["y_scale"], constant["y_zero"])
     _store(f, value, at["y"], problem.y.kind)
