@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from tests.graphs import apply, check, graph, op_types, refusal, run
-from twofour.compiler.passes import fuse_attention
+from twofour.compiler.passes import (
+    canonical_gemm,
+    canonical_quantize,
+    fold_bias,
+    fuse_attention,
+    split_projections,
+)
 
 B, S, H, D = 2, 3, 2, 4  # sequences, tokens, heads, channels of a head
 C = H * D
@@ -299,3 +305,96 @@ def test_keys_need_not_be_as_many_as_queries():
     after, refusals = apply(fuse_attention, before)
     assert not refusals
     assert op_types(after) == ["Attention"]
+
+
+# split_projections
+
+PART = (
+    "m = {product}\n r = Reshape (m, parts)\n t5 = Transpose <perm = [2, 0, 3, 1, 4]> (r)\n"
+    " k1 = Gather <axis = 0> (t5, i1)\n {rest}"
+)
+BYTES = np.array([0.02], np.float32).reshape(()), np.array(3, np.int8)
+
+
+def joint(product, rest, output, **constants):
+    given = {
+        "w": RNG.normal(size=(C, 3 * C)).astype(np.float32),
+        "bias": RNG.normal(size=3 * C).astype(np.float32),
+        "parts": np.array([B, S, 3, H, D]),
+        "i1": np.array(1),
+        "s": BYTES[0],
+        "z": BYTES[1],
+        **constants,
+    }
+    body = PART.format(product=product, rest=rest)
+    used = {name: value for name, value in given.items() if name in body}
+    before = graph(f"({TYPE} a) => ({output}) {{ {body} }}", **used)
+    for step in (canonical_gemm, fold_bias):
+        before = apply(step, before)[0]
+    return before
+
+
+RNG = np.random.default_rng(4)
+PLAIN = "y = QuantizeLinear (k1, s, z)"
+TURNED = "k2 = Transpose <perm = [0, 1, 3, 2]> (k1)\n y = QuantizeLinear (k2, s, z)"
+
+
+@pytest.mark.parametrize(
+    ("name", "rest", "shape"),
+    [("plain", PLAIN, [B, H, S, D]), ("turned", TURNED, [B, H, D, S])],
+)
+def test_a_quantized_part_gets_its_own_product(golden, name, rest, shape):
+    output = f"int8[{','.join(map(str, shape))}] y"
+    before = joint("MatMul (a, w)", rest, output)
+    after = check(split_projections, golden, before, name, bound=0.0)
+    assert op_types(after) == ["Gemm", "QuantizeLinear", "Reshape", "Transpose"]
+    assert next(iter(after.graph)).inputs[1].shape.numpy() == (C, C)
+
+
+@pytest.mark.parametrize("scales", [3 * C, 1])
+def test_a_part_of_a_quantized_weight_keeps_its_integers(scales):
+    w8 = RNG.integers(-127, 128, (C, 3 * C)).astype(np.int8)
+    ws = RNG.uniform(0.001, 0.01, scales).astype(np.float32)
+    product = "MatMul (a, wd)"
+    body = PART.format(product=product, rest=PLAIN)
+    axis = " <axis = 1>" if scales > 1 else ""
+    before = graph(
+        f"({TYPE} a) => (int8[{B},{H},{S},{D}] y)"
+        f" {{ wd = DequantizeLinear{axis} (w8, ws)\n {body} }}",
+        w8=w8,
+        ws=ws if scales > 1 else ws.reshape(()),
+        parts=np.array([B, S, 3, H, D]),
+        i1=np.array(1),
+        s=BYTES[0],
+        z=BYTES[1],
+    )
+    before = apply(canonical_quantize, before)[0]
+    before = apply(canonical_gemm, before)[0]
+    after = check(split_projections, None, before, bound=0.0)
+    assert op_types(after)[:2] == ["DequantizeLinear", "Gemm"]
+    assert np.array_equal(next(iter(after.graph)).inputs[0].const_value.numpy(), w8.T[C : 2 * C])
+
+
+def test_a_whole_projection_is_not_split():
+    body = (
+        "m = MatMul (a, w)\n r = Reshape (m, split)\n t = Transpose <perm = [0, 2, 1, 3]> (r)\n"
+        " y = QuantizeLinear (t, s, z)"
+    )
+    before = graph(
+        f"({TYPE} a) => (int8[{B},{H},{S},{D}] y) {{ {body} }}",
+        w=RNG.normal(size=(C, C)).astype(np.float32),
+        split=SIZES["split"],
+        s=BYTES[0],
+        z=BYTES[1],
+    )
+    before = apply(canonical_gemm, before)[0]
+    after, refusals = apply(split_projections, before)
+    assert op_types(after) == op_types(before)
+    assert not refusals
+
+
+def test_a_part_that_is_quantized_per_channel_is_refused():
+    per_channel = {"s": np.full(D, 0.02, np.float32), "z": np.zeros(D, np.int8)}
+    rest = PLAIN.replace("QuantizeLinear", "QuantizeLinear <axis = 3>")
+    before = joint("MatMul (a, w)", rest, f"int8[{B},{H},{S},{D}] y", **per_channel)
+    assert "per channel" in refusal(split_projections, before)
