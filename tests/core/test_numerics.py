@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from twofour.core import functions
+from twofour.core.fma import fma
 from twofour.core.functions import Activation
 from twofour.core.numerics import (
     MAX_K,
@@ -25,7 +26,6 @@ from twofour.core.numerics import (
     Window,
     convolve,
     dequantize,
-    fma,
     integer_matmul,
     patches,
     quantize,

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.bfloat16 import round_bf16
+from twofour.core.fma import fma
 from twofour.core.functions import NO_ACTIVATION, Activation
 
 Array = NDArray[Any]
@@ -70,29 +72,6 @@ def integer_matmul(x: Array, w: Array, x_zero_point: int) -> Array:
     return acc.astype(np.int32)
 
 
-def fma(a: Array, b: Array, c: Array) -> Array:
-    """A * b + c, rounded to float32 once; all float32, broadcast.
-
-    The product is exact in float64. Its sum with c is rounded to odd there: of two neighbours that
-    an inexact sum lies between, the one with an odd last bit. What float64 has to spare then holds
-    enough for the rounding to float32 to come out as if the sum were exact.
-
-    Source: Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved
-    algorithms using rounding to odd".
-    """
-    addend = np.asarray(c, np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
-        total = np.asarray(product + addend)
-        part = total - product
-        error = (product - (total - part)) + (addend - part)
-        bits = total.view(np.int64)
-        away = (error > 0) == (total > 0)
-        uneven = (error != 0) & np.isfinite(error) & (bits % 2 == 0)
-        bits = bits + np.where(uneven, np.where(away, 1, -1), 0)
-        return bits.view(np.float64).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class Epilogue:
     """What happens to the sums before they are stored.
@@ -110,6 +89,7 @@ class Epilogue:
         zero_point: of y; None where the output is float32.
         unsigned: y is uint8 instead of int8.
         y_factor: 1 / y_scale, rounded to float32, where the activation does not clamp.
+        bfloat16: y is held as bfloat16; zero_point is None.
     """
 
     scale: Array
@@ -119,6 +99,12 @@ class Epilogue:
     zero_point: int | None = None
     unsigned: bool = False
     y_factor: float = 1.0
+    bfloat16: bool = False
+
+    @property
+    def short(self) -> bool:
+        """Whether the activation takes its short form: the result is rounded further."""
+        return self.zero_point is not None or self.bfloat16
 
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest value, relative to the zero point, that y can hold.
@@ -140,7 +126,7 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
         y = saturate(round_half_even(v) + zero_point), the activation part of the saturation
         y = saturate(round_half_even(activation(v) * y_factor) + zero_point), if it is more
 
-    A quantized y takes the short form of the activation (core/functions.py).
+    A quantized y, or one in bfloat16, takes the short form of the activation (core/functions.py).
 
     Args:
         acc: int32 [..., N], exact sums (or float32 sums of a float kernel).
@@ -149,8 +135,9 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
             for its zero point.
 
     Returns:
-        int8 or uint8, or float32 where `epilogue.zero_point` is None; the shape of `acc`. A NaN
-        (of a float residual) stays one in float32, and is the smallest value in integers.
+        int8 or uint8, or float32 where `epilogue.zero_point` is None (values of bfloat16, if it
+        says so); the shape of `acc`. A NaN (of a float residual) stays one in float32, and is the
+        smallest value in integers.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, eq. 5.
     """
@@ -158,13 +145,13 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
     if residual is not None:
         value = fma(residual.astype(np.float32), np.float32(epilogue.residual_scale), value)
     if not epilogue.activation.clamps:
-        value = epilogue.activation.apply(value, short=epilogue.zero_point is not None)
+        value = epilogue.activation.apply(value, short=epilogue.short)
         if epilogue.zero_point is not None:
             value = value * np.float32(epilogue.y_factor)
     low, high = (np.float32(bound) for bound in epilogue.bounds())
     value = np.clip(value, low, high)
     if epilogue.zero_point is None:
-        return value
+        return round_bf16(value) if epilogue.bfloat16 else value
     value = np.where(np.isnan(value), low, value)
     rounded = np.rint(value).astype(np.int32) + epilogue.zero_point
     return rounded.astype(np.uint8 if epilogue.unsigned else np.int8)

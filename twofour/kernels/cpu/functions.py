@@ -1,7 +1,7 @@
 """The emitters of core/functions.py: the same float32 operations in the same order.
 
 All take and return vectors of `lanes` floats (1: a scalar `float`, for loops that LLVM vectorises).
-Nothing here may become a fused multiply-add: no fast-math flags, no `llvm.fma`.
+Nothing else may become a fused multiply-add than what is one there: no fast-math flags.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from twofour.core import functions as definition
 from twofour.core.functions import Table, Tail
 from twofour.kernels.cpu.llvm import Function, Value
-from twofour.kernels.cpu.vector import LANES, every, float_bits
+from twofour.kernels.cpu.vector import LANES, emit_fma, every, float_bits
 
 Bounds = tuple[Value, Value]
 
@@ -94,8 +94,8 @@ class Floats:
         shifted = self.op("fadd", a, self.constant(definition.QUARTERS))
         bits = self.f.let(f"bitcast {self.kind} {shifted} to {self.bits}")
         c0, c1, c2 = (self._looked_up(bits, row) for row in table.coefficients)
-        slope = self.op("fadd", self.op("fmul", c2, a), c1)
-        return self.op("fadd", self.op("fmul", slope, a), c0)
+        slope = emit_fma(self.f, (c2, a, c1), self.lanes, self.isa)
+        return emit_fma(self.f, (slope, a, c0), self.lanes, self.isa)
 
     def _looked_up(self, bits: Value, row: tuple[float, ...]) -> Value:
         """np.array(row)[bits & 15]."""
@@ -183,7 +183,7 @@ def emit_gelu(f: Function, x: Value, tail: Tail, lanes: int = LANES) -> Value:
 
 
 def emit_gelu_short(v: Floats, x: Value, table: Table) -> Value:
-    """`core.functions.gelu_short` and gelu_tanh_short: 12 operations."""
+    """`core.functions.gelu_short` and gelu_tanh_short: 10 operations."""
     rest = v.parabola(v.limited(x, table.limit), table)
     return v.op("fsub", v.most(v.constant(0.0), x), rest)
 

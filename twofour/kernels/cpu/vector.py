@@ -36,6 +36,57 @@ def lanes_below(function: Function, count: Value) -> Value:
     return function.let(f"icmp slt <16 x i64> {lanes}, {function.splat('i64', count)}")
 
 
+def emit_fma(f: Function, operands: tuple[Value, Value, Value], lanes: int, isa: str) -> Value:
+    """`core.fma.fma` of a, b and c: one instruction, or its spelling in double precision.
+
+    Args:
+        f: the function being written.
+        operands: a, b and c; vectors of `lanes` floats (1: scalars).
+        lanes: how many.
+        isa: an instruction set; where it is "vector" or "" there may be no such instruction.
+    """
+
+    def kind(element: str) -> str:
+        return element if lanes == 1 else f"<{lanes} x {element}>"
+
+    if isa in ("avx512vnni", "avx2"):
+        name = "llvm.fma.f32" if lanes == 1 else f"llvm.fma.v{lanes}f32"
+        return f.call(kind("float"), name, *((kind("float"), value) for value in operands))
+    wide = kind("double")
+    a, b, c = (f.let(f"fpext {kind('float')} {value} to {wide}") for value in operands)
+    product = f.let(f"fmul {wide} {a}, {b}")
+    total = f.let(f"fadd {wide} {product}, {c}")
+    part = f.let(f"fsub {wide} {total}, {product}")
+    left = f.let(f"fsub {wide} {product}, {f.let(f'fsub {wide} {total}, {part}')}")
+    error = f.let(f"fadd {wide} {left}, {f.let(f'fsub {wide} {c}, {part}')}")
+    odd = _to_odd(f, total, error, lanes)
+    return f.let(f"fptrunc {wide} {odd} to {kind('float')}")
+
+
+def _to_odd(f: Function, total: Value, error: Value, lanes: int) -> Value:
+    """A rounded total and its error -> the total rounded to odd, doubles."""
+
+    def all_of(element: str, value: str) -> str:
+        return value if lanes == 1 else every(element, value, lanes)
+
+    wide, bits, flags = (
+        element if lanes == 1 else f"<{lanes} x {element}>" for element in ("double", "i64", "i1")
+    )
+    zero, none = all_of("double", "0.0"), all_of("i64", "0")
+    whole = f.let(f"bitcast {wide} {total} to {bits}")
+    up = f.let(f"fcmp ogt {wide} {error}, {zero}")
+    plus = f.let(f"fcmp ogt {wide} {total}, {zero}")
+    away = f.let(f"icmp eq {flags} {up}, {plus}")
+    one, minus = all_of("i64", "1"), all_of("i64", "-1")
+    step = f.let(f"select {flags} {away}, {bits} {one}, {bits} {minus}")
+    # False for NaN, and for the infinite error of an infinite total.
+    finite = f.let(f"fcmp one {wide} {f.let(f'fmul {wide} {error}, {zero}')}, {error}")
+    even = f.let(f"icmp eq {bits} {f.let(f'and {bits} {whole}, {one}')}, {none}")
+    inexact = f.let(f"and {flags} {finite}, {even}")
+    moved = f.let(f"select {flags} {inexact}, {bits} {step}, {bits} {none}")
+    return f.let(f"bitcast {bits} {f.let(f'add {bits} {whole}, {moved}')} to {wide}")
+
+
 class Vector:
     """Vector operations for one instruction set; values are `<16 x i32>` unless said otherwise."""
 
@@ -174,38 +225,8 @@ class Vector:
         return self.f.call(F32S, name, (F32S, a), (F32S, b), (F32S, acc))
 
     def fused(self, acc: Value, a: Value, b: Value) -> Value:
-        """Acc + a * b, <16 x float>, rounded once on every instruction set: core.numerics.fma."""
-        if self.isa != "vector":
-            return self.f.call(F32S, "llvm.fma.v16f32", (F32S, a), (F32S, b), (F32S, acc))
-        f, wide = self.f, "<16 x double>"
-        a64, b64, c64 = (f.let(f"fpext {F32S} {value} to {wide}") for value in (a, b, acc))
-        product = f.let(f"fmul {wide} {a64}, {b64}")
-        total = f.let(f"fadd {wide} {product}, {c64}")
-        part = f.let(f"fsub {wide} {total}, {product}")
-        left = f.let(f"fsub {wide} {product}, {f.let(f'fsub {wide} {total}, {part}')}")
-        right = f.let(f"fsub {wide} {c64}, {part}")
-        error = f.let(f"fadd {wide} {left}, {right}")
-        odd = self._to_odd(total, error)
-        return f.let(f"fptrunc {wide} {odd} to {F32S}")
-
-    def _to_odd(self, total: Value, error: Value) -> Value:
-        """A rounded total and its error -> the total rounded to odd, <16 x double>."""
-        f, wide, bits = self.f, "<16 x double>", "<16 x i64>"
-        whole = f.let(f"bitcast {wide} {total} to {bits}")
-        up = f.let(f"fcmp ogt {wide} {error}, zeroinitializer")
-        plus = f.let(f"fcmp ogt {wide} {total}, zeroinitializer")
-        away = f.let(f"icmp eq <16 x i1> {up}, {plus}")
-        step = f.let(
-            f"select <16 x i1> {away}, {bits} {every('i64', 1)}, {bits} {every('i64', -1)}"
-        )
-        # False for NaN, and for the infinite error of an infinite total.
-        finite = f.let(f"fcmp one {wide} {f.let(f'fmul {wide} {error}, zeroinitializer')}, {error}")
-        even = f.let(
-            f"icmp eq {bits} {f.let(f'and {bits} {whole}, ' + every('i64', 1))}, zeroinitializer"
-        )
-        inexact = f.let(f"and <16 x i1> {finite}, {even}")
-        moved = f.let(f"select <16 x i1> {inexact}, {bits} {step}, {bits} zeroinitializer")
-        return f.let(f"bitcast {bits} {f.let(f'add {bits} {whole}, {moved}')} to {wide}")
+        """Acc + a * b, <16 x float>, rounded once on every instruction set: core.fma.fma."""
+        return emit_fma(self.f, (a, b, acc), LANES, self.isa)
 
     def select_floats(self, sixteen: Value, index: Value) -> Value:
         """Picks floats: out[i] = sixteen[index[i] & 15], <16 x float>; AVX-512 only."""
