@@ -74,7 +74,10 @@ class SuiteRequest:
 def bench_suite(
     asked: SuiteRequest, peers: tuple[str, ...], threads: int, duration_s: float, out: Output
 ) -> None:
-    """Measures, shows, and writes the page if that was asked for; exit code 1 if a row failed."""
+    """Measures, shows, and writes the page if that was asked for; exit code 1 if a row failed.
+
+    The page is written after each row, so that one that is stopped keeps what was measured.
+    """
     require_packages("the suite", ("torch", "tokenizers"), "bench")
     from twofour.bench.suite import page
     from twofour.bench.suite.rows import SuiteOptions, select
@@ -92,18 +95,20 @@ def bench_suite(
         (asked.cache or _DEFAULT_CACHE).expanduser(),
         Path(data) if data else None,
     )
-    with out.stage("measuring") as report:
-        found = run_suite(rows, options, report)
-    document = {
+    head = {
         "title": _TITLES[asked.suite],
         "suite": asked.suite,
         "command": _command(asked, options),
-        **found,
     }
+    document: dict[str, Any] = {}
+    with out.stage("measuring") as report:
+        for found in run_suite(rows, options, report):
+            document = {**head, **found}
+            if asked.write is not None:
+                page.write(document, asked.write)
     out.show(page.rich_table(document))
     if asked.write is not None:
-        for path in page.write(document, asked.write):
-            out.note(f"wrote {path}")
+        out.note(f"wrote {asked.suite}.md and {asked.suite}.json in {asked.write}")
     out.data(document)
     failed = failures(document)
     for line in failed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import platform
 import queue
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -29,7 +29,7 @@ _messages: Any = None
 """In a row's process: where its progress goes."""
 
 
-def run_suite(rows: Sequence[SuiteRow], options: SuiteOptions, report: Report) -> Plain:
+def run_suite(rows: Sequence[SuiteRow], options: SuiteOptions, report: Report) -> Iterator[Plain]:
     """Measures rows.
 
     Args:
@@ -37,8 +37,9 @@ def run_suite(rows: Sequence[SuiteRow], options: SuiteOptions, report: Report) -
         options: for all of them.
         report: told about rows, and what is done within each.
 
-    Returns:
-        Machine, versions, and `rows`: what `measure_row` found, or `name` and `error`.
+    Yields:
+        After each row all that is known then, so that a run that is stopped was not in vain:
+        machine, versions, and `rows`: what `measure_row` found, or `name` and `error`.
 
     Raises:
         InputError: a peer is unknown or not installed.
@@ -46,11 +47,16 @@ def run_suite(rows: Sequence[SuiteRow], options: SuiteOptions, report: Report) -
     for name in options.peers:
         peers.require(name)
     options.cache.mkdir(parents=True, exist_ok=True)
-    host = detect_host()
-    found = []
+    found: list[Plain] = []
     for done, row in enumerate(rows):
         report(done, len(rows), row.name)
         found.append(_in_process(row, options, (done, len(rows), report)))
+        yield {**_circumstances(options), "rows": list(found)}
+
+
+def _circumstances(options: SuiteOptions) -> Plain:
+    """Machine, versions and options."""
+    host = detect_host()
     return {
         "version": __version__,
         "cpu": host.model,
@@ -60,7 +66,6 @@ def run_suite(rows: Sequence[SuiteRow], options: SuiteOptions, report: Report) -
         "peers": list(options.peers),
         "threads": options.threads,
         "duration_s": options.duration_s,
-        "rows": found,
     }
 
 
