@@ -11,6 +11,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from twofour.core.errors import InputError, UnsupportedError
 
@@ -21,6 +22,7 @@ _REQUIRED = {
     "vector": (),
 }
 ISAS = tuple(_REQUIRED)
+_BF16_ISA, _BF16 = "avx512vnni", "avx512bf16"
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,29 @@ class Target:
         isa: "avx512vnni", "avx2" or "vector" (the portable path).
         arch: machine architecture, for example "x86_64".
         model: the CPU's name as it gives it; informative, timings are only true there.
+        bf16: code may use the instructions for bfloat16, which not every CPU of the set has.
     """
 
     isa: str
     arch: str
     model: str
+    bf16: bool = False
 
     @property
     def features(self) -> tuple[str, ...]:
         """CPU features without which code for this target must not run."""
-        return _REQUIRED[self.isa]
+        return (*_REQUIRED[self.isa], _BF16) if self.bf16 else _REQUIRED[self.isa]
 
     def __str__(self) -> str:
-        """As messages show it: cpu:ISA."""
-        return f"cpu:{self.isa}"
+        """As messages show it: cpu:ISA or cpu:ISA+bf16."""
+        return f"cpu:{self.isa}{'+bf16' * self.bf16}"
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str | bool]:
         """Plain data for the engine file."""
         return asdict(self)
 
     @staticmethod
-    def from_json(data: dict[str, str]) -> Target:
+    def from_json(data: dict[str, Any]) -> Target:
         """The inverse of `to_json`.
 
         Raises:
@@ -61,7 +65,7 @@ class Target:
             raise InputError(
                 f"unknown instruction set {data['isa']!r}", [f"expected one of {', '.join(ISAS)}"]
             )
-        return Target(data["isa"], data["arch"], data["model"])
+        return Target(data["isa"], data["arch"], data["model"], data.get("bf16", False))
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,14 @@ def host_target(isa: str | None = None) -> Target:
         return Target(isa, host.arch, host.model)
     best = next(name for name, needs in _REQUIRED.items() if host.features.issuperset(needs))
     return Target(best, host.arch, host.model)
+
+
+def why_no_bf16(target: Target) -> str:
+    """Why code for `target` cannot use bfloat16 on this machine; "" if it can."""
+    if target.isa != _BF16_ISA:
+        return f"bfloat16 needs AVX-512 with BF16, and the code is for {target}"
+    host = detect_host()
+    return "" if _BF16 in host.features else f"bfloat16 needs {_BF16}, which {host.model} lacks"
 
 
 def missing_features(target: Target) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class DenseFloat:
     name: str = "dense"
     k_per_step: int = 1
     steps_per_group: int = 8
+    overlaps: bool = False
 
     def group_bytes(self, blocks: int, steps: int) -> int:
         """Bytes of `steps` steps of a panel."""

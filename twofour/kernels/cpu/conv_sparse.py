@@ -19,6 +19,9 @@ Layout of a panel in format H (two steps a group), and how it is read back:
         for step in 2: for block in blocks:
             for lane in 16: for j in 4: w[block, lane][run][8 step + index(step, j)]
 
+In bfloat16 a channel keeps 2 of 4 inputs of two bytes, so its indices are 2 i, 2 i + 1, 2 j and
+2 j + 1, and all else is the same (conv_sparse_bf16.py).
+
 Source: the index trick (vpshufb ignores bits 4-6 of an index) is measured in docs/architecture.md.
 """
 
@@ -34,36 +37,53 @@ from numpy.typing import NDArray
 from twofour.core.patterns import PAIR_BLOCK, why_not
 from twofour.kernels.cpu.llvm import Value
 from twofour.kernels.cpu.nest import Tiled
-from twofour.kernels.cpu.problem import ConvProblem, tiles_for
+from twofour.kernels.cpu.problem import ELEMENT_BYTES, ConvProblem, tiles_for
 from twofour.kernels.cpu.tactic import Tactic, Weights
 from twofour.kernels.cpu.vector import I32S, Vector, every
 
-_KEPT = 4  # of 8 consecutive inputs
+_KEPT = 4  # bytes of 8 consecutive ones
 
 
 def compress(w: NDArray[Any], share: int = 1) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """The 4 kept of each 8 inputs.
+    """The kept half of the inputs in each 8 bytes.
 
     Args:
-        w: [panels, blocks, 16, ..., 8], at most 4 of the last axis nonzero (jointly over `share`
-            blocks).
+        w: [panels, blocks, 16, ..., 8] int8 or [..., 4] uint16, bits of bfloat16; at most half of
+            the last axis nonzero (jointly over `share` blocks).
         share: neighbouring blocks that share their indices, 1 or 2.
 
     Returns:
-        indices uint8 [panels, blocks / share, 16, ..., 4], ascending; values [panels, blocks, 16,
-        ..., 4].
+        indices of bytes, uint8 [panels, blocks / share, 16, ..., 4]; values [panels, blocks, 16,
+        ..., 4 or 2].
 
     Raises:
-        ValueError: more than 4 of 8 are nonzero.
+        ValueError: more than half are nonzero.
     """
+    width = w.shape[-1]
     grouped = w.reshape(w.shape[0], w.shape[1] // share, share, *w.shape[2:])
     used = (grouped != 0).any(axis=2)
-    if (used.sum(-1) > _KEPT).any():
-        raise ValueError("more than 4 of 8 consecutive weights are nonzero")
-    index = np.sort(_first_kept(used), axis=-1)
-    spread = np.broadcast_to(index[:, :, None], (*grouped.shape[:-1], _KEPT))
+    if (used.sum(-1) > width // 2).any():
+        raise ValueError(f"more than {width // 2} of {width} consecutive weights are nonzero")
+    index, real = (np.sort(_first_kept(used), axis=-1), None) if width == 8 else _in_run(used)
+    spread = np.broadcast_to(index[:, :, None], (*grouped.shape[:-1], width // 2))
     values = np.take_along_axis(grouped, spread, axis=-1)
-    return index.astype(np.uint8), values.reshape(*w.shape[:-1], _KEPT)
+    if real is not None:
+        values = np.where(real[:, :, None], values, 0).astype(w.dtype)
+    size = w.itemsize
+    in_bytes = (index[..., None] * size + np.arange(size)).reshape(*index.shape[:-1], _KEPT)
+    return in_bytes.astype(np.uint8), values.reshape(*w.shape[:-1], width // 2)
+
+
+def _in_run(used: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Positions of at most 2 nonzeros of 4, and which of the two are such.
+
+    The others repeat the first, or are the very first: never one beyond the run, where a NaN may
+    lie.
+    """
+    index = np.argsort(~used, axis=-1, kind="stable")[..., : used.shape[-1] // 2]
+    real = np.take_along_axis(used, index, axis=-1)
+    first = np.where(real[..., :1], index[..., :1], 0)
+    return np.where(real, index, first), real
 
 
 def _first_kept(used: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -85,11 +105,18 @@ class Sparse:
 
     Attributes:
         share: blocks that share indices: 1 (H) or 2 (pair).
+        dtype: of the inputs, "int8" or "bfloat16".
     """
 
     share: int = 1
-    k_per_step: int = 8
+    dtype: str = "int8"
     steps_per_group: int = 2
+    overlaps: bool = False
+
+    @property
+    def k_per_step(self) -> int:
+        """Inputs in 8 bytes."""
+        return 8 // ELEMENT_BYTES[self.dtype]
 
     @property
     def name(self) -> str:
@@ -101,7 +128,7 @@ class Sparse:
         return 64 * (blocks // self.share + steps * blocks)
 
     def pack_group(self, w: NDArray[Any]) -> NDArray[np.uint8]:
-        """[panels, blocks, 16, steps <= 2, 8] to [panels, group_bytes]."""
+        """[panels, blocks, 16, steps <= 2, k_per_step] to [panels, group_bytes]."""
         index, values = compress(w, self.share)
         meta = index[..., 0, :].copy()
         if w.shape[3] == 2:
@@ -112,12 +139,12 @@ class Sparse:
     def emit_group(
         self, v: Vector, rows: Sequence[int], x: Value, w: Value, sums: list[Value], steps: int
     ) -> list[Value]:
-        """sums[row, block] += x[row, 8 step + index[block, step]] . values[block, step]."""
+        """sums[row, block] += x[row, the step's inputs][index[block, step]] . values[block, step]."""
         blocks = len(sums) // len(rows)
         shared = blocks // self.share
         metas = [v.f.load(I32S, w, 64 * block, 64) for block in range(shared)]
         picks = [metas, [v.shift_right_words(meta, 4) for meta in metas] if steps == 2 else []]
-        return _steps(v, rows, x, (w, 64 * shared), sums, picks[:steps])
+        return _steps(v, self.dtype, rows, (x, w, 64 * shared), sums, picks[:steps])
 
 
 @dataclass(frozen=True)
@@ -127,6 +154,7 @@ class SparseCompact:
     name: str = "2:4 C"
     k_per_step: int = 8
     steps_per_group: int = 4
+    overlaps: bool = False
 
     def group_bytes(self, blocks: int, steps: int) -> int:
         """Bytes of `steps` steps of a panel."""
@@ -159,14 +187,14 @@ class SparseCompact:
             picks.append(
                 [f.let(f"or {I32S} {field}, {every('i32', 0x04040000)}") for field in fields]
             )
-        return _steps(v, rows, x, (w, 64 * blocks), sums, picks)
+        return _steps(v, "int8", rows, (x, w, 64 * blocks), sums, picks)
 
 
 def _steps(
     v: Vector,
+    dtype: str,
     rows: Sequence[int],
-    x: Value,
-    kept: tuple[Value, int],
+    at: tuple[Value, Value, int],
     sums: list[Value],
     picks: list[list[Value]],
 ) -> list[Value]:
@@ -174,38 +202,40 @@ def _steps(
 
     Args:
         v: emits the operations.
-        rows: the positions, as byte offsets from `x`.
-        x: points at the group's first input.
-        kept: pointer and offset of its values.
+        dtype: of the inputs.
+        rows: the positions, as byte offsets from the group's first input.
+        at: pointers to that input and to the group's weights, and the offset of its values.
         sums: before the group.
         picks: `picks[step][block // share]` are its indices.
 
     Returns:
         The sums after the group.
     """
-    blocks = len(sums) // len(rows)
+    (x, w, kept), blocks = at, len(sums) // len(rows)
     sums = list(sums)
     for step, indices in enumerate(picks):
-        weights = [
-            v.f.load(I32S, kept[0], kept[1] + 64 * (step * blocks + b), 64) for b in range(blocks)
-        ]
+        weights = [v.f.load(I32S, w, kept + 64 * (step * blocks + b), 64) for b in range(blocks)]
         for row, offset in enumerate(rows):
             eight = v.broadcast8(x, offset + 8 * step)
             here = slice(row * blocks, (row + 1) * blocks)
-            sums[here] = _position(v, eight, indices, weights, sums[here])
+            sums[here] = _position(v, dtype, (eight, indices, weights), sums[here])
     return sums
 
 
 def _position(
-    v: Vector, eight: Value, indices: list[Value], weights: list[Value], sums: list[Value]
+    v: Vector, dtype: str, step: tuple[Value, list[Value], list[Value]], sums: list[Value]
 ) -> list[Value]:
-    """The sums of one position after a step; neighbouring blocks may share an index."""
+    """The sums of one position after a step of (8 bytes of inputs, indices, weights).
+
+    Neighbouring blocks may share an index.
+    """
+    eight, indices, weights = step
     share = len(weights) // len(indices)
     after = []
     for group, index in enumerate(indices):
         inputs = v.select_bytes(eight, index)
         for block in range(group * share, (group + 1) * share):
-            after.append(v.dot4(sums[block], inputs, weights[block]))
+            after.append(v.dot(dtype, sums[block], inputs, weights[block]))
     return after
 
 
@@ -219,7 +249,8 @@ def _refuse_compact(problem: ConvProblem, w: Weights, isa: str) -> str:
     return why_not(w, "2:4") or ""
 
 
-def _refuse_pair(problem: ConvProblem, w: Weights, isa: str) -> str:
+def refuse_pair(problem: ConvProblem, w: Weights, isa: str) -> str:
+    """Why the channels of a problem form no pairs; "" if they do."""
     if problem.n % PAIR_BLOCK:
         # The pattern leaves the channels of a last incomplete block of 32 unpaired.
         return f"needs whole blocks of {PAIR_BLOCK} output channels: this layer has {problem.n}"
@@ -248,7 +279,7 @@ TACTICS = (
         "int8",
         "2:4/pair",
         Tiled(Sparse(2)),
-        _refuse_pair,
+        refuse_pair,
         lambda p, isa: tiles_for(p, isa, blocks=(2,), count=2),
     ),
 )

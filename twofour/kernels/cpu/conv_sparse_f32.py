@@ -36,6 +36,7 @@ class SparseFloat:
     name: str = "2:4"
     k_per_step: int = 16
     steps_per_group: int = 1
+    overlaps: bool = False
 
     def group_bytes(self, blocks: int, steps: int) -> int:
         """Bytes of `steps` steps of a panel."""

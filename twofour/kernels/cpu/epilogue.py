@@ -8,9 +8,11 @@ from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Target
 from twofour.kernels.cpu.packing import CONSTANTS_BYTES
 from twofour.kernels.cpu.problem import LANES, ConvProblem
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, Vector, lanes_below
+from twofour.kernels.cpu.rows import from_bfloats, load16, store16, to_bfloats
+from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector, lanes_below
 
 Spot = tuple[int, int]
+_STORED = {"int8": BYTES16, "bfloat16": WORDS16, "float32": F32S}
 
 
 def emit_epilogue(
@@ -45,13 +47,13 @@ def emit_epilogue(
         if narrow is not None:
             narrow.store(values, targets)
         else:
-            _store_floats(f, values, targets)
+            _store_floats(f, problem, values, targets)
 
 
 def scalars(f: Function, problem: ConvProblem) -> dict[str, Value]:
     """Those numbers of the header that the problem needs, in all lanes."""
     offsets = {"r_scale": 0} if problem.add else {}
-    if problem.out == "float32":
+    if problem.out != "int8":
         offsets |= {"low": 8, "high": 12} if problem.activation in CLAMPS else {}
     elif problem.activation not in CLAMPS:
         offsets |= {"y_factor": 20}
@@ -68,9 +70,10 @@ def _uneven(problem: ConvProblem, blocks: int) -> bool:
 def activated(v: Vector, problem: ConvProblem, value: Value, scalar: dict[str, Value]) -> Value:
     """The activation, unless it is part of saturating an integer, which `Narrow` does."""
     floats = Floats(v.f, LANES, v.isa)
-    if problem.out == "float32":
+    if problem.out != "int8":
         bounds = (scalar["low"], scalar["high"]) if problem.activation in CLAMPS else None
-        return emit_activation(floats, problem.activation, value, bounds)
+        short = problem.out == "bfloat16"
+        return emit_activation(floats, problem.activation, value, bounds, short=short)
     if problem.activation in CLAMPS:
         return value
     value = emit_activation(floats, problem.activation, value, short=True)
@@ -94,25 +97,20 @@ def _with_residual(
     v: Vector, problem: ConvProblem, value: Value, where: tuple[int, Value], scale: Value
 ) -> Value:
     """Adds the residual at an offset, under a mask, times its scale."""
-    f, kind = v.f, BYTES16 if problem.add == "int8" else F32S
-    pointer, mask = f.at("%r", where[0]), where[1]
-    if mask:
-        stem = f"llvm.masked.load.v16{'i8' if problem.add == 'int8' else 'f32'}.p0"
-        raw = f.call(kind, stem, ("ptr", pointer), ("<16 x i1>", mask), (kind, "zeroinitializer"))
-    else:
-        raw = f.load(kind, pointer)
-    if problem.add == "int8":
+    f, kind = v.f, _STORED[problem.add]
+    raw = load16(f, kind, "%r", where[0], where[1])
+    if problem.add == "bfloat16":
+        raw = from_bfloats(f, raw)
+    elif problem.add == "int8":
         wide = f.let(f"zext {BYTES16} {raw} to {I32S}")
         raw = f.let(f"sitofp {I32S} {wide} to {F32S}")
     return v.fused(value, raw, scale)
 
 
-def _store_floats(f: Function, values: list[Value], targets: list[Target]) -> None:
-    """Stores vectors of floats."""
+def _store_floats(
+    f: Function, problem: ConvProblem, values: list[Value], targets: list[Target]
+) -> None:
+    """Stores vectors of floats, as they are or as bfloat16."""
     for value, target in zip(values, targets, strict=True):
-        pointer = f.at("%y", target.offset)
-        if not target.mask:
-            f.store(F32S, value, pointer)
-            continue
-        where = (("ptr", pointer), ("<16 x i1>", target.mask))
-        f.call("void", "llvm.masked.store.v16f32.p0", (F32S, value), *where)
+        stored = to_bfloats(f, value) if problem.out == "bfloat16" else value
+        store16(f, _STORED[problem.out], stored, "%y", target.offset, target.mask)

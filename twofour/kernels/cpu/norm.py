@@ -31,10 +31,11 @@ from twofour.kernels.cpu.rows import (
     load16,
     scalar_of,
     store16,
+    to_bfloats,
     total16,
     widened,
 )
-from twofour.kernels.cpu.vector import BYTES16, F32S, float_bits
+from twofour.kernels.cpu.vector import BYTES16, F32S, WORDS16, float_bits
 
 Array = NDArray[Any]
 
@@ -57,8 +58,9 @@ class NormProblem:
         q_pixel: bytes from one quantized output row to the next; unused without.
         x: kind of the input: "float32", or "u8" (stored quantized).
         float_out: whether the result is written as float32.
-        quantized_out: whether the result is written quantized.
+        quantized_out: whether the result is written quantized (or as bfloat16).
         eps: added to the variance.
+        q: kind of the quantized output: "u8", or "bfloat16", which is rounded only.
     """
 
     rows: int
@@ -70,6 +72,7 @@ class NormProblem:
     float_out: bool
     quantized_out: bool
     eps: float
+    q: str = "u8"
 
     @property
     def pieces(self) -> int:
@@ -241,6 +244,16 @@ class _Rows:
                 where = f.int_op("add", f.int_op("mul", at, 4), row * problem.y_pixel)
                 store16(f, F32S, value, "%y", where, mask)
             if problem.quantized_out:
-                stored = quantizer[1].emit(f, f.let(f"fmul {F32S} {value}, {quantizer[0]}"))
-                where = f.int_op("add", at, row * problem.q_pixel)
-                store16(f, BYTES16, stored, "%q" if problem.float_out else "%y", where, mask)
+                q = "%q" if problem.float_out else "%y"
+                self._store_narrow(value, f.at(q, row * problem.q_pixel), at, mask, quantizer)
+
+    def _store_narrow(
+        self, value: Value, row: Value, at: int | Value, mask: str, quantizer: tuple[Value, Narrow]
+    ) -> None:
+        """One block of a result, quantized or as bfloat16."""
+        f = self.f
+        if self.problem.q == "bfloat16":
+            store16(f, WORDS16, to_bfloats(f, value), row, f.int_op("mul", at, 2), mask)
+            return
+        stored = quantizer[1].emit(f, f.let(f"fmul {F32S} {value}, {quantizer[0]}"))
+        store16(f, BYTES16, stored, row, at, mask)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.bfloat16 import to_bf16
 from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.llvm import Value
 from twofour.kernels.cpu.problem import LANES, ConvProblem, segments_of
@@ -42,6 +43,15 @@ class Format(Protocol):
     @property
     def steps_per_group(self) -> int:
         """Steps that are packed together."""
+        ...
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the last step of a run that steps do not divide begins earlier.
+
+        Its weights stand at the step's end then, and nothing beyond the run is read. Without this,
+        what lies there meets zeros, or is not picked. Steps of such a format are packed alone.
+        """
         ...
 
     def group_bytes(self, blocks: int, steps: int) -> int:
@@ -92,7 +102,7 @@ def pack(
     """Weights and constants in the kernel's order.
 
     Args:
-        w: [groups * n, c, KH, KW], int8 or float32.
+        w: [groups * n, c, KH, KW], int8 or float32; for bfloat16, float32 that are rounded.
         problem: the problem.
         fmt: the format.
         blocks: blocks of a panel.
@@ -102,7 +112,12 @@ def pack(
     Returns:
         uint8 [HEADER_BYTES + panels * panel_bytes].
     """
+    if problem.dtype == "bfloat16":
+        w = to_bf16(w + np.float32(0))  # no -0, which formats would take for a weight
     ordered = segments_of(w, problem, fmt.k_per_step)
+    if fmt.overlaps:
+        missing = -problem.segment_k % fmt.k_per_step
+        ordered[..., -1, :] = np.roll(ordered[..., -1, :], missing, axis=-1)
     panels = ordered.shape[0] // blocks
     ordered = ordered.reshape(panels, blocks, *ordered.shape[1:])
     groups = []

@@ -30,7 +30,8 @@ from twofour.kernels.cpu.vector import ROUND, float_bits
 
 _FEW = 4  # channels of an image as it comes
 _FLOAT = ("f32", "float32")
-_BYTES = {"u8": 1, "f32": 4, "int8": 1, "uint8": 1, "float32": 4}
+_REAL = (*_FLOAT, "bfloat16")
+_BYTES = {"u8": 1, "f32": 4, "bfloat16": 2, "int8": 1, "uint8": 1, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class View:
     """Where a tensor's elements lie.
 
     Attributes:
-        kind: "u8" (stored quantized) or "f32", or of a plain array "int8", "uint8" or "float32".
+        kind: "u8" (stored quantized), "bfloat16" or "f32", or of a plain array "int8", "uint8" or
+            "float32".
         image: bytes from one image to the next.
         row: bytes from one row to the next.
         pixel: bytes from one pixel to the next.
@@ -189,15 +191,15 @@ def _element(
         value = f.let(f"fadd float {value}, {other}")
     bounds, short = (constant["low"], constant["high"]), problem.y.kind not in _FLOAT
     value = emit_activation(Floats(f, 1), problem.activation, value, bounds, short=short)
-    if short:
+    if problem.y.kind not in _REAL:
         value = quantize_scalar(f, value, constant["y_scale"], constant["y_zero"])
     _store(f, value, at["y"], problem.y.kind)
 
 
 def _fill_around(f: Function, problem: MapProblem, row: Value, zero: Value) -> None:
     """The padding channels of one row of y."""
-    kind = "float" if problem.y.kind in _FLOAT else "i8"
-    value = "0.0" if kind == "float" else f.let(f"trunc i32 {zero} to i8")
+    kind = {1: "i8", 2: "i16", 4: "i32"}[problem.y.channel]
+    value = "0" if problem.y.kind in _REAL else f.let(f"trunc i32 {zero} to i8")
     after = problem.before + problem.channels
 
     def pixel(j: Value) -> None:
@@ -225,9 +227,12 @@ def _inner_loops(problem: MapProblem, views: list[View]) -> list[tuple[int, str]
 
 
 def _load(f: Function, pointer: Value, kind: str) -> Value:
-    """The element: a float, or a stored byte."""
+    """The element: a float, or a stored byte. Of bfloat16 the float of the same value."""
     if kind in _FLOAT:
         return f.load("float", pointer, 0, 4)
+    if kind == "bfloat16":
+        wide = f.let(f"zext i16 {f.load('i16', pointer, 0, 2)} to i32")
+        return f.let(f"bitcast i32 {f.let(f'shl i32 {wide}, 16')} to float")
     byte = f.load("i8", pointer)
     return f.let(f"xor i8 {byte}, -128") if kind == "int8" else byte
 
@@ -237,13 +242,16 @@ def _store(f: Function, value: Value, pointer: Value, kind: str) -> None:
     if kind in _FLOAT:
         f.store("float", value, pointer, 0, 4)
         return
+    if kind == "bfloat16":
+        f.store("bfloat", f.let(f"fptrunc float {value} to bfloat"), pointer, 0, 2)
+        return
     f.store("i8", f.let(f"xor i8 {value}, -128") if kind == "int8" else value, pointer)
 
 
 def _read(f: Function, pointer: Value, kind: str, constant: dict[str, Value], which: str) -> Value:
     """The element's real value, a float."""
     value = _load(f, pointer, kind)
-    if kind in _FLOAT:
+    if kind in _REAL:
         return value
     centred = f.let(f"sub i32 {f.let(f'zext i8 {value} to i32')}, {constant[which + '_zero']}")
     return f.let(

@@ -16,9 +16,20 @@ from numpy.typing import NDArray
 from twofour.core.numerics import Window
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import LANES, Strides
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, ROUND, every, float_bits, lanes_below
+from twofour.kernels.cpu.rows import from_bfloats, load16, store16, to_bfloats
+from twofour.kernels.cpu.vector import (
+    BYTES16,
+    F32S,
+    I32S,
+    ROUND,
+    WORDS16,
+    every,
+    float_bits,
+    lanes_below,
+)
 
 _POINT = Window((1, 1))
+_BYTES = {"u8": 1, "bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -31,11 +42,11 @@ class PoolProblem:
         height: of the input.
         width: of the input.
         channels: number of channels.
-        kind: of the input: "u8" or "float32"; "max" writes the same.
+        kind: of the input: "u8", "bfloat16" or "float32"; "max" writes the same.
         x: input strides; its pointer is pixel (0, 0), not the padding.
         y: output strides.
         window: of "max".
-        out: of "mean": "u8" or "float32".
+        out: of "mean": likewise.
     """
 
     op: str
@@ -107,37 +118,27 @@ def _vector(problem: PoolProblem) -> str:
 
 
 def _load(f: Function, problem: PoolProblem, pointer: Value, mask: Value) -> Value:
-    """A block of the input."""
-    vector = _vector(problem)
-    if not mask:
-        return f.load(vector, pointer)
-    name = "v16i8" if problem.kind == "u8" else "v16f32"
-    return f.call(
-        vector,
-        f"llvm.masked.load.{name}.p0",
-        ("ptr", pointer),
-        ("<16 x i1>", mask),
-        (vector, "zeroinitializer"),
-    )
+    """A block of the input; bfloat16 as floats."""
+    if problem.kind == "bfloat16":
+        return from_bfloats(f, load16(f, WORDS16, pointer, 0, mask))
+    return load16(f, _vector(problem), pointer, 0, mask)
 
 
 def _store(f: Function, problem: PoolProblem, value: Value, pointer: Value, mask: Value) -> None:
     """A block of the output."""
     kind = problem.kind if problem.op == "max" else problem.out
-    vector = f"<{problem.lanes} x i8>" if kind == "u8" else F32S
-    if not mask:
-        f.store(vector, value, pointer)
+    if kind == "bfloat16":
+        store16(f, WORDS16, to_bfloats(f, value), pointer, 0, mask)
         return
-    name = "v16i8" if kind == "u8" else "v16f32"
-    call = f"llvm.masked.store.{name}.p0"
-    f.call("void", call, (vector, value), ("ptr", pointer), ("<16 x i1>", mask))
+    vector = f"<{problem.lanes} x i8>" if kind == "u8" else F32S
+    store16(f, vector, value, pointer, 0, mask)
 
 
 def _max_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[Value]:
     """One output row of one block of channels."""
     (sh, sw), (top, left) = problem.window.stride, problem.window.pads[:2]
     out_h, out_w = problem.window.output_size(problem.height, problem.width)
-    size = 1 if problem.kind == "u8" else 4
+    size = _BYTES[problem.kind]
     image, row = f.int_op("udiv", t, out_h), f.int_op("urem", t, out_h)
     first = f.int_op("mul", block, problem.lanes * size)
     mask = _mask(f, problem, block)
@@ -235,7 +236,7 @@ def _span(f: Function, origin: Value, count: int, dilation: int, limit: int) -> 
 
 def _mean_image(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[Value]:
     """The mean of one block of channels of one image."""
-    size = 1 if problem.kind == "u8" else 4
+    size = _BYTES[problem.kind]
     vector = I32S if problem.kind == "u8" else F32S
     mask = _mask(f, problem, block)
     x = f.at(f.at("%x", f.int_op("mul", t, problem.x.image)), f.int_op("mul", block, LANES * size))
@@ -262,7 +263,7 @@ def _mean_image(f: Function, problem: PoolProblem, t: Value, block: Value) -> li
         centred = f.let(f"sub {I32S} {total}, {f.splat('i32', f.load('i32', '%w', 4, 4))}")
         total = f.let(f"sitofp {I32S} {centred} to {F32S}")
     mean = f.let(f"fmul {F32S} {total}, {f.splat('float', f.load('float', '%w', 0, 4))}")
-    out_size = 1 if problem.out == "u8" else 4
+    out_size = _BYTES[problem.out]
     y = f.at(
         f.at("%y", f.int_op("mul", t, problem.y.image)), f.int_op("mul", block, LANES * out_size)
     )

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LANES = 16
+ELEMENT_BYTES = {"int8": 1, "bfloat16": 2, "float32": 4}
+"""Of an element of a tensor, by the name that problems give its type."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,16 @@ class ConvProblem:
         out_w: output columns.
         c: input channels of a group.
         n: output channels of a group.
-        dtype: of the sums' inputs: "int8" or "float32".
+        dtype: of the sums' inputs: "int8", "bfloat16" or "float32".
         x: strides of the input; its pointer is the first tap of output (0, 0).
         y: strides of the output.
-        out: dtype of the output, "int8" or "float32".
+        out: dtype of the output, "int8", "bfloat16" or "float32".
         kernel: (height, width).
         stride: (height, width).
         dilation: (height, width).
         groups: number of groups.
         r: strides of the residual, or None.
-        add: dtype of the residual: "int8", "float32" or "" without one.
+        add: dtype of the residual, or "" without one.
         activation: name of what the results go through, see core/functions.py.
         bounded: no result can leave int32 before it is rounded, whatever the input.
     """
@@ -70,17 +72,17 @@ class ConvProblem:
     @property
     def x_bytes(self) -> int:
         """Bytes of one input element."""
-        return 1 if self.dtype == "int8" else 4
+        return ELEMENT_BYTES[self.dtype]
 
     @property
     def y_bytes(self) -> int:
         """Bytes of one output element."""
-        return 1 if self.out == "int8" else 4
+        return ELEMENT_BYTES[self.out]
 
     @property
     def r_bytes(self) -> int:
         """Bytes of one residual element."""
-        return 4 if self.add == "float32" else 1
+        return ELEMENT_BYTES[self.add or "int8"]
 
     @property
     def depthwise(self) -> bool:

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.vector import (
+    BFLOATS16,
     BYTES16,
     F32S,
     I32S,
     LANES,
     ROUND,
+    WORDS16,
     every,
     float_bits,
 )
 
-_NAMES = {F32S: "v16f32", BYTES16: "v16i8"}
+_NAMES = {F32S: "v16f32", BYTES16: "v16i8", WORDS16: "v16i16"}
 
 
 def first_lanes(count: int) -> Value:
@@ -63,6 +65,21 @@ def store16(
         ("ptr", f.at(pointer, offset)),
         ("<16 x i1>", mask),
     )
+
+
+def from_bfloats(f: Function, words: Value) -> Value:
+    """`core.bfloat16.from_bf16` of <16 x i16>."""
+    wide = f.let(f"shl {I32S} {f.let(f'zext {WORDS16} {words} to {I32S}')}, {every('i32', 16)}")
+    return f.let(f"bitcast {I32S} {wide} to {F32S}")
+
+
+def to_bfloats(f: Function, value: Value) -> Value:
+    """`core.bfloat16.to_bf16` as <16 x i16>, one instruction of AVX-512 with BF16.
+
+    What is below the smallest normal number becomes 0.
+    """
+    short = f.let(f"fptrunc {F32S} {value} to {BFLOATS16}")
+    return f.let(f"bitcast {BFLOATS16} {short} to {WORDS16}")
 
 
 def keep(f: Function, value: Value, mask: Value, other: str = "zeroinitializer") -> Value:

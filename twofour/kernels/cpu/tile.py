@@ -83,9 +83,19 @@ class Tile:
         return v.f.loop(0, count, self._typed(state), turn)
 
     def _run(self, v: Vector, rows: list[int], state: list[Value]) -> list[Value]:
-        """One run: a loop of whole groups, and what is left."""
+        """One run; its last step may begin earlier, to end with it."""
+        steps = -(-self.problem.segment_k // self.fmt.k_per_step)
+        missing = -self.problem.segment_k % self.fmt.k_per_step
+        if not (missing and self.fmt.overlaps):
+            return self._steps(v, rows, state, steps)
+        x, *rest = self._steps(v, rows, state, steps - 1)
+        back = v.f.at(x, -missing * self.problem.x_bytes)
+        return self._group(v, rows, [back, *rest], 1)
+
+    def _steps(self, v: Vector, rows: list[int], state: list[Value], steps: int) -> list[Value]:
+        """A loop of whole groups, and what is left."""
         whole = self.fmt.steps_per_group
-        full, rest = divmod(-(-self.problem.segment_k // self.fmt.k_per_step), whole)
+        full, rest = divmod(steps, whole)
         if full > 1:
             state = v.f.loop(
                 0, full, self._typed(state), lambda _, carried: self._group(v, rows, carried, whole)

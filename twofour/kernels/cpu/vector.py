@@ -14,6 +14,7 @@ from twofour.kernels.cpu.llvm import Function, Value
 LANES = 16
 I32S, F32S, I64S = "<16 x i32>", "<16 x float>", "<8 x i64>"
 BYTES64, BYTES16 = "<64 x i8>", "<16 x i8>"
+BFLOATS32, BFLOATS16, WORDS16 = "<32 x bfloat>", "<16 x bfloat>", "<16 x i16>"
 
 
 def every(kind: str, value: int | float | str, lanes: int = LANES) -> str:
@@ -157,6 +158,19 @@ class Vector:
     def _join8(self, low: Value, high: Value) -> Value:
         pick = ", ".join(f"i32 {i}" for i in range(16))
         return self.f.let(f"shufflevector <8 x i32> {low}, <8 x i32> {high}, <16 x i32> <{pick}>")
+
+    def dot2(self, acc: Value, a: Value, b: Value) -> Value:
+        """Adds 2 products of bfloat16 to each lane, <16 x float>; AVX-512 with BF16 only.
+
+        acc + (from_bf16(a) * from_bf16(b)).reshape(16, 2).sum(1), see core/bfloat16.py
+        """
+        f = self.f
+        pairs = [(BFLOATS32, f.let(f"bitcast {I32S} {v} to {BFLOATS32}")) for v in (a, b)]
+        return f.call(F32S, "llvm.x86.avx512bf16.dpbf16ps.512", (F32S, acc), *pairs)
+
+    def dot(self, dtype: str, acc: Value, a: Value, b: Value) -> Value:
+        """The products of 4 bytes a lane: `dot4` of "int8", `dot2` of "bfloat16"."""
+        return (self.dot4 if dtype == "int8" else self.dot2)(acc, a, b)
 
     def shift_right(self, v: Value, bits: int) -> Value:
         """Each lane >> bits, zeros shifted in."""
