@@ -143,7 +143,7 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
     """
     value = fma(acc.astype(np.float32), epilogue.scale, epilogue.bias)
     if residual is not None:
-        value = fma(residual.astype(np.float32), np.float32(epilogue.residual_scale), value)
+        value = fma(residual.astype(np.float32), np.asarray(epilogue.residual_scale, np.float32), value)
     if not epilogue.activation.clamps:
         value = epilogue.activation.apply(value, short=epilogue.short)
         if epilogue.zero_point is not None:
