@@ -143,7 +143,8 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
     """
     value = fma(acc.astype(np.float32), epilogue.scale, epilogue.bias)
     if residual is not None:
-        value = fma(residual.astype(np.float32), np.asarray(epilogue.residual_scale, np.float32), value)
+        r_scale = np.asarray(epilogue.residual_scale, np.float32)
+        value = fma(residual.astype(np.float32), r_scale, value)
     if not epilogue.activation.clamps:
         value = epilogue.activation.apply(value, short=epilogue.short)
         if epilogue.zero_point is not None:
