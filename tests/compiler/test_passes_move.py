@@ -22,6 +22,10 @@ MOVERS = [
     ("unsqueeze", "Unsqueeze (t, axes)", "1,1,4,6,6", "int64[1] axes = {0}"),
     ("transpose", "Transpose <perm = [0, 2, 3, 1]> (t)", "1,6,6,4", ""),
     ("slice", "Slice (t, a, b, c)", "1,4,5,6", BOUNDS),
+    ("gather", "Gather <axis = 2> (t, at)", "1,4,2,6", "int64[2] at = {5, 0}"),
+    ("expand", "Expand (t, shape)", "2,4,6,6", "int64[4] shape = {2, 1, 1, 1}"),
+    ("tile", "Tile (t, times)", "1,4,12,6", "int64[4] times = {1, 1, 2, 1}"),
+    ("resize", "Resize (t, , twice)", "1,4,12,12", "float[4] twice = {1, 1, 2, 2}"),
     ("max_pool", f"MaxPool <{WINDOW}> (t)", "1,4,3,3", ""),
     ("pad", "Pad (t, p)", "1,6,6,6", CHANNELS),
     ("pad_value", "Pad (t, p, v)", "1,6,6,6", f"{CHANNELS}, float v = {{0.5}}"),
@@ -50,6 +54,16 @@ def test_dequantize_moves_down(golden, name, op, shape, extra, dtype):
     )
     after = check(move_dequantize, golden if dtype == "int8" else None, model, name)
     assert op_types(after)[-1] == "DequantizeLinear"
+
+
+def test_a_resize_that_interpolates_is_no_mover():
+    model = graph(f"""(int8[1,4,6,6] x) => (float[1,4,12,12] y)
+        <{params()}, float[4] twice = {{1, 1, 2, 2}}> {{
+        t = DequantizeLinear (x, s, z)
+        y = Resize <mode = "linear"> (t, , twice) }}""")
+    after, refusals = apply(move_dequantize, model)
+    assert not refusals
+    assert op_types(after) == ["DequantizeLinear", "Resize"]
 
 
 def test_other_readers_keep_their_dequantizer():

@@ -2,9 +2,9 @@
 
     op(DQ(x)) = DQ(op(x))   and   Q(op(x)) = op(Q(x))
 
-DQ and Q are monotone functions of single elements. Reshape, Flatten, Squeeze, Unsqueeze, Transpose
-and Slice only move elements, MaxPool chooses the largest one, and Pad with a constant c adds
-elements: DQ(p) = c resp. p = Q(c).
+DQ and Q are monotone functions of single elements. Reshape, Flatten, Squeeze, Unsqueeze, Transpose,
+Slice, Gather, Expand, Tile and Resize to the nearest neighbour only move or repeat elements,
+MaxPool chooses the largest one, and Pad with a constant c adds elements: DQ(p) = c resp. p = Q(c).
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from twofour.compiler.passes import reading
 from twofour.compiler.passes.quantizers import PerTensor
 from twofour.core import numerics
 
-_MOVERS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "MaxPool", "Pad")
+_SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+_MOVERS = (*_SHAPES, "Slice", "Gather", "Expand", "Tile", "MaxPool", "Pad")
 
 
 def is_mover(node: ir.Node | None) -> bool:
     """Whether the node is one of these operators."""
+    if node is not None and reading.is_op(node, "Resize"):
+        return reading.string_attribute(node, "mode", "nearest") == "nearest"
     return reading.is_op(node, *_MOVERS)
 
 
