@@ -48,6 +48,9 @@ def quantize(
     add_inputs: Annotated[
         AddInputs, typer.Option(help="both: as ONNX Runtime likes it; shortcut: one rounding less.")
     ] = AddInputs.shortcut,
+    attention: Annotated[
+        bool, typer.Option(help="Quantize the products within attention, too.")
+    ] = True,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Shell pattern of node names that stay float.")
     ] = None,
@@ -66,7 +69,7 @@ def quantize(
     out = Output(as_json, quiet)
     require_writable(output)
     options = QuantizeOptions(
-        method.value, activation.value, add_inputs.value, exclude=tuple(exclude or ())
+        method.value, activation.value, add_inputs.value, attention, tuple(exclude or ())
     )
     source = load_model(model)
     with out.stage("calibrating") as report:

@@ -14,17 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.compiler.emit_nd import nd_nests, nd_shape, nd_table
+from twofour.compiler.layers import conv_layer, extent_of, plain_layer, precision_of
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed
-from twofour.compiler.native import (
-    AttentionOp,
-    ConvOp,
-    MapOp,
-    NativeOp,
-    NormOp,
-    PoolOp,
-    extent,
-)
+from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NormOp, PoolOp
 from twofour.compiler.native_nd import NdOp
 from twofour.compiler.row_problems import (
     attention_macs,
@@ -32,10 +25,10 @@ from twofour.compiler.row_problems import (
     norm_problem,
     tensor,
 )
-from twofour.compiler.tune import Choice, Tuner
+from twofour.compiler.tune import Tuner
 from twofour.core.abi import ARENA, WEIGHTS
-from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
-from twofour.engine import Candidate, Layer, TensorInfo
+from twofour.core.patterns import is_pattern
+from twofour.engine import Layer, TensorInfo
 from twofour.kernels.cpu.attention import emit_attention, pack_attention
 from twofour.kernels.cpu.llvm import Source, renamed
 from twofour.kernels.cpu.nd import emit_nd, nd_pieces
@@ -192,14 +185,14 @@ class Emitter:
         pixels = x.height * x.width
         constants = pack_mean(op.scale / pixels, pixels * op.x_zero, op.y_zero)
         symbol = self._kernel(emit_pool("kernel", problem))
-        self._plain_layer(op, placed, "pool")
+        self.layers.append(plain_layer(op, placed, "pool"))
         return _Kernel(symbol, constants, problem.pieces, problem.blocks, x.at())
 
     def _map(self, op: MapOp, placed: Placed) -> _Kernel:
         before, after = op.channel_pads
         views = [_view(p) for p in (placed.x, placed.y, placed.r) if p is not None]
         x_view, y_view = views[0], views[1]
-        batch, height, width, channels = _extent(placed.y)
+        batch, height, width, channels = extent_of(placed.y)
         x_view = replace(x_view, row=x_view.row * op.steps[0], pixel=x_view.pixel * op.steps[1])
         problem = MapProblem(
             op.op,
@@ -215,7 +208,7 @@ class Emitter:
             after,
         )
         symbol = self._kernel(emit_map("kernel", problem), vectorize=True)
-        self._plain_layer(op, placed, "pointwise")
+        self.layers.append(plain_layer(op, placed, "pointwise"))
         x_at = placed.x.at() if isinstance(placed.x, Tensor) else 0
         return _Kernel(symbol, op.constants.pack(), batch * height, 1, x_at)
 
@@ -223,13 +216,14 @@ class Emitter:
         problem = norm_problem(op, placed)
         constants = pack_norm(op.gamma, op.beta, MapConstants(y_scale=op.scale, y_zero=op.zero))
         symbol = self._kernel(emit_norm("kernel", problem, self.tuner.target.isa))
-        self._plain_layer(op, placed, "norm")
+        self.layers.append(plain_layer(op, placed, "norm"))
         return _Kernel(symbol, constants, problem.pieces, 1, tensor(placed.x).at())
 
     def _attention(self, op: AttentionOp, placed: Placed) -> _Kernel:
         problem, offsets = attention_problem(op, placed)
         symbol = self._kernel(emit_attention("kernel", problem, self.tuner.target.isa))
-        self._plain_layer(op, placed, "attention", macs=attention_macs(problem))
+        heads = f"{op.heads} heads of {problem.d}"
+        self.layers.append(plain_layer(op, placed, "attention", heads, attention_macs(problem)))
         constants = pack_attention(op.scales, offsets)
         return _Kernel(symbol, constants, problem.pieces, 1, tensor(placed.x).at())
 
@@ -239,7 +233,7 @@ class Emitter:
         symbol = self._kernel(emit_nd("kernel", nests), vectorize=True)
         table = nd_table(op, placed, bindings, self._keep_once)
         self.layers.append(
-            Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=_precision(placed.y))
+            Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=precision_of(placed.y))
         )
         first, last, w = table[0], table[-1], Operand(WEIGHTS)
         return Call(symbol, first, w, last, last, nd_pieces(nests), 1, table)
@@ -251,19 +245,6 @@ class Emitter:
         if key not in self._kept:
             self._kept[key] = self._keep(held)
         return self._kept[key]
-
-    def _plain_layer(self, op: NativeOp, placed: Placed, tactic: str, macs: int = 0) -> None:
-        shape = f"{_show(placed.x)} -> {_show(placed.y)}"
-        self.layers.append(
-            Layer(
-                op.name,
-                op.op_type,
-                tactic,
-                shape=shape,
-                precision=_precision(placed.y),
-                macs=macs,
-            )
-        )
 
 
 def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProblem:
@@ -307,93 +288,9 @@ def _bounded(op: ConvOp) -> bool:
     return bool((largest * max(1.0, e.y_factor) < _INT32).all())
 
 
-def conv_layer(
-    op: ConvOp,
-    placed: Placed,
-    problem: ConvProblem,
-    choice: Choice,
-    candidates: tuple[Candidate, ...],
-    size: int,
-) -> Layer:
-    """What `explain` shows of a convolution."""
-    held = [p for p in ("2:4/pair", "2:4", "4:8") if is_pattern(op.w, p)]
-    if op.w.shape[0] < PAIR_BLOCK and held[:1] == ["2:4/pair"]:
-        held = held[1:]  # too few channels to form a pair
-    pattern = held[0] if held else "dense"
-    window = op.window
-    text = f"{_show(placed.x)} -> {_show(placed.y)}"
-    if window.kernel != (1, 1) or window.stride != (1, 1):
-        text += f" k{window.kernel[0]}x{window.kernel[1]}" + (
-            f" s{window.stride[0]}" if window.stride[0] > 1 else ""
-        )
-    return Layer(
-        op.name,
-        op.op_type,
-        choice.tactic.name,
-        str(choice.config),
-        round(choice.time_us, 3),
-        text,
-        problem.dtype,
-        pattern,
-        problem.macs,
-        size,
-        candidates,
-        tuple(_notes(op, choice, candidates, pattern)),
-    )
-
-
-def _notes(
-    op: ConvOp, choice: Choice, candidates: tuple[Candidate, ...], pattern: str
-) -> list[str]:
-    """Why the layer is not sparse, or why sparse lost, in words."""
-    if choice.tactic.pattern:
-        return []
-    if pattern == "dense":
-        reason = why_not(op.w, "2:4")
-        return [f"the weight is not 2:4: {reason}"] if reason else []
-    timed = [c for c in candidates if c.time_us is not None and c.tactic != choice.tactic.name]
-    if timed and timed[0].time_us is not None:
-        best = timed[0]
-        return [
-            f"the weight is {pattern}, but {best.tactic} took {best.time_us:.2f} us and dense"
-            f" {choice.time_us:.2f} us here: {_why_dense_won(op)}"
-        ]
-    reasons = dict.fromkeys(c.reason for c in candidates if c.reason)
-    return [f"the weight is {pattern}, but no sparse kernel takes it: {'; '.join(reasons)}"]
-
-
-def _why_dense_won(op: ConvOp) -> str:
-    """The likely cause, from the shape."""
-    k, n = op.w[0].size, op.w.shape[0]
-    if k < 128:
-        return f"K = {k} is too short for half the products to outweigh reading the indices"
-    if n % 16:
-        return f"{n} output channels leave lanes of the last block idle"
-    return "the time difference is within what this shape and machine give"
-
-
 def _view(place: Place) -> View:
     """A place as the pointwise kernels see it."""
     if isinstance(place, Tensor):
         return place.view
-    _, height, width, channels = _extent(place)
+    _, height, width, channels = extent_of(place)
     return View.plain(place.dtype, channels, height, width)
-
-
-def _extent(place: Place) -> tuple[int, int, int, int]:
-    """Batch, height, width, channels."""
-    if isinstance(place, Tensor):
-        return place.batch, place.height, place.width, place.channels
-    return extent(place.shape)
-
-
-def _show(place: Place) -> str:
-    """Shape in a few characters."""
-    batch, height, width, channels = _extent(place)
-    image = f"{channels}" if height == width == 1 else f"{channels}x{height}x{width}"
-    return image if batch == 1 else f"{batch}x{image}"
-
-
-def _precision(place: Place) -> str:
-    kind = place.kind if isinstance(place, Tensor) else place.dtype
-    return "float32" if kind == "float32" else "int8"

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler import ops
-from twofour.compiler.passes import quantizers, reading
+from twofour.compiler.passes import quantizers, reading, tracing
 from twofour.compiler.passes.attention_ends import Heads, heads_of
 from twofour.compiler.passes.rewrite import Refused, Replacement
 
@@ -30,6 +30,8 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     if not reading.is_op(node, "QuantizeLinear"):
         return None
     part = reading.data(node)
+    if not tracing.is_move(part.producer()):
+        return None
     for transposed in (False, True):
         heads = heads_of(part, transposed=transposed)
         if isinstance(heads, str) or heads.quantizer is not None or heads.factor != 1.0:
