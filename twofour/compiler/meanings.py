@@ -6,6 +6,9 @@ CONV = (
     "Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,"
     " group: int = @group>"
 )
+MAX_POOL = (
+    "MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads>"
+)
 MATMUL = """w_t = Transpose <perm = [1, 0]> ({w})
  product = MatMul ({x}, w_t)
  acc = Add (product, bias)"""
@@ -77,6 +80,8 @@ MASKS = {
 
 QUANTIZED_QKV = tuple(f"{name}{end}" for name in "qkv" for end in ("", "_scale", "_zero_point"))
 ATTENTION = _attention("q", "k", "v", "p_f = Identity (p)")
+FLOAT_ATTENTION = _attention("q_f", "k_f", "v_f", "p_f = Identity (p)")
+"""Of operands that were made float32."""
 QUANTIZED_ATTENTION = "".join(
     f"{name}_f = DequantizeLinear ({name}, {name}_scale, {name}_zero_point)\n " for name in "qkv"
 ) + _attention(

@@ -13,12 +13,18 @@ An operator type is a base and optional parts, in this order:
     QAttention        [Mask | Causal]         [F]     on [batch, length, heads * channels]
     Attention         [Mask | Causal]                 float32
     Tokens                                            [N, C, H, W] -> [N, H * W, C]
+    BConv | BGemm     [Add] [Relu | ...]      [F]     bfloat16
+    BMaxPool, BLayerNorm, LayerNormB                  LayerNormB gives both (y, q)
+    BGlobalAveragePool                        [F]
+    BAttention        [Mask | Causal]         [F]
 
 The activation is Relu, Clip, HardSwish, HardSigmoid, Sigmoid, Silu, Gelu, GeluTanh or Tanh; Clip
 has the attributes low and high. `Add` adds a residual before it: quantized for Q operators, float32
 for the others; `AddFloat` adds a float32 residual to a Q operator. `F` leaves the output float32
-instead of quantizing it. Only the bases stand in the table below; the variants are composed, and so
-are their inputs, here of QConv and QGemm:
+instead of quantizing it. A B operator reads x, w and a residual in bfloat16 or float32, as each of
+them is, computes in float32, and its output is bfloat16 unless `F` leaves it. Only the bases stand
+in the table of bases.py; the variants are composed, and so are their inputs, here of QConv and
+QGemm:
 
     x, x_scale, x_zero_point, w, w_scale, bias
     [res, res_scale, res_zero_point | res]       with Add | AddFloat
@@ -40,6 +46,13 @@ import onnx.parser
 import onnx_ir as ir
 
 from twofour.compiler import meanings
+from twofour.compiler.bases import (
+    ACTIVATIONS,
+    BASES,
+    CLIP_ATTRIBUTES,
+    QUANTIZED_RES,
+    QUANTIZED_Y,
+)
 from twofour.core.functions import Activation
 
 DOMAIN = "twofour"
@@ -47,119 +60,9 @@ VERSION = 1
 
 Attribute = int | float | tuple[int, ...]
 
-_QUANTIZED_X = ("x", "x_scale", "x_zero_point")
-_QUANTIZED_RES = ("res", "res_scale", "res_zero_point")
-_QUANTIZED_Y = ("y_scale", "y_zero_point")
-_CONV_ATTRIBUTES = ("strides", "pads", "dilations", "group")
-_DEQUANTIZE_X = "x_f = DequantizeLinear (x, x_scale, x_zero_point)"
-_DEQUANTIZE_W = "w_f = DequantizeLinear <axis = 0> (w, w_scale)"
-_ACTIVATIONS = tuple(meanings.ACTIVATIONS)
-_CLIP_ATTRIBUTES = ("low", "high")
-
-
-def _activation_body(name: str) -> str:
-    """An activation of x alone."""
-    return meanings.ACTIVATIONS[name].replace("VALUE", "x").replace("act =", "acc =")
-
-
-@dataclass(frozen=True)
-class _Base:
-    """One fused operator without its variants.
-
-    Attributes:
-        inputs: names, in order, before the optional ones.
-        attributes: all of them always given.
-        body: standard operators that end in the value `acc`.
-        parts: those that may follow the base.
-        quantized: the output is quantized unless part F is there.
-        outputs: names; a second one is the quantized first one.
-        axis: of a y_scale that is per channel, or None where it is one number.
-    """
-
-    inputs: tuple[str, ...]
-    attributes: tuple[str, ...]
-    body: str
-    parts: tuple[str, ...] = ()
-    quantized: bool = False
-    outputs: tuple[str, ...] = ("y",)
-    axis: int | None = None
-
-
-_BASES = {
-    "QConv": _Base(
-        (*_QUANTIZED_X, "w", "w_scale", "bias"),
-        _CONV_ATTRIBUTES,
-        f"{_DEQUANTIZE_X}\n {_DEQUANTIZE_W}\n acc = {meanings.CONV} (x_f, w_f, bias)",
-        ("Add", "AddFloat", *_ACTIVATIONS, "F"),
-        quantized=True,
-    ),
-    "QGemm": _Base(
-        (*_QUANTIZED_X, "w", "w_scale", "bias"),
-        (),
-        f"{_DEQUANTIZE_X}\n {_DEQUANTIZE_W}\n {meanings.MATMUL.format(x='x_f', w='w_f')}",
-        ("Add", "AddFloat", *_ACTIVATIONS, "F"),
-        quantized=True,
-        axis=-1,
-    ),
-    "Conv": _Base(
-        ("x", "w", "bias"),
-        _CONV_ATTRIBUTES,
-        f"acc = {meanings.CONV} (x, w, bias)",
-        ("Add", *_ACTIVATIONS),
-    ),
-    "Gemm": _Base(
-        ("x", "w", "bias"), (), meanings.MATMUL.format(x="x", w="w"), ("Add", *_ACTIVATIONS)
-    ),
-    "QAdd": _Base(
-        ("a", "a_scale", "a_zero_point", "b", "b_scale", "b_zero_point"),
-        (),
-        "a_f = DequantizeLinear (a, a_scale, a_zero_point)\n"
-        " b_f = DequantizeLinear (b, b_scale, b_zero_point)\n acc = Add (a_f, b_f)",
-        _ACTIVATIONS,
-        quantized=True,
-    ),
-    "QActivation": _Base(
-        _QUANTIZED_X, (), _DEQUANTIZE_X.replace("x_f", "acc"), (*_ACTIVATIONS, "F"), quantized=True
-    ),
-    "QGlobalAveragePool": _Base(
-        _QUANTIZED_X, ("keepdims",), f"{_DEQUANTIZE_X}\n MEAN", ("F",), quantized=True
-    ),
-    "QMaxPool": _Base(
-        ("x",),
-        ("kernel_shape", "strides", "pads"),
-        "acc = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides,"
-        " pads: ints = @pads> (x)",
-    ),
-    "SlicePad": _Base(("x", "value"), ("steps", "channel_pads"), meanings.SLICE_PAD),
-    **{name: _Base(("x",), (), _activation_body(name)) for name in ("Silu", "Gelu", "GeluTanh")},
-    "LayerNorm": _Base(("x", "gamma", "beta"), ("epsilon",), f"acc = {meanings.NORM}"),
-    "QLayerNorm": _Base(
-        ("x", "gamma", "beta"), ("epsilon",), f"acc = {meanings.NORM}", quantized=True
-    ),
-    "LayerNormQ": _Base(
-        ("x", "gamma", "beta", *_QUANTIZED_Y),
-        ("epsilon",),
-        f"acc = {meanings.NORM}",
-        outputs=("y", "q"),
-    ),
-    "Attention": _Base(
-        ("q", "k", "v"),
-        ("heads", "scale"),
-        meanings.ATTENTION,
-        ("Mask", "Causal"),
-    ),
-    "QAttention": _Base(
-        (*meanings.QUANTIZED_QKV, "p_scale", "p_zero_point"),
-        ("heads", "scale"),
-        meanings.QUANTIZED_ATTENTION,
-        ("Mask", "Causal", "F"),
-        quantized=True,
-    ),
-    "Tokens": _Base(("x",), (), meanings.TOKENS),
-}
 _TYPE = re.compile(
-    rf"({'|'.join(sorted(_BASES, key=len, reverse=True))})(?:(AddFloat|Add))?(Mask|Causal)?"
-    rf"({'|'.join(_ACTIVATIONS)})?(F)?"
+    rf"({'|'.join(sorted(BASES, key=len, reverse=True))})(?:(AddFloat|Add))?(Mask|Causal)?"
+    rf"({'|'.join(ACTIVATIONS)})?(F)?"
 )
 
 
@@ -175,7 +78,7 @@ class Variant:
 
     def __post_init__(self) -> None:
         """Refuses parts the base does not have."""
-        allowed = ("", *_BASES[self.base].parts)
+        allowed = ("", *BASES[self.base].parts)
         wanted = (self.add, self.mask, self.activation, "F" if self.float_out else "")
         if unknown := [part for part in wanted if part not in allowed]:
             raise ValueError(f"{self.base} has no variant {unknown[0]!r}")
@@ -187,32 +90,37 @@ class Variant:
     @property
     def quantized_out(self) -> bool:
         """Whether the result is quantized with y_scale and y_zero_point."""
-        return _BASES[self.base].quantized and not self.float_out
+        return BASES[self.base].quantized and not self.float_out
+
+    @property
+    def rounded_out(self) -> bool:
+        """Whether the result is bfloat16."""
+        return BASES[self.base].rounded and not self.float_out
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of all inputs, in order."""
-        names = _BASES[self.base].inputs
+        names = BASES[self.base].inputs
         if self.add:
-            quantized_res = self.add == "Add" and _BASES[self.base].quantized
-            names += _QUANTIZED_RES if quantized_res else ("res",)
+            quantized_res = self.add == "Add" and BASES[self.base].quantized
+            names += QUANTIZED_RES if quantized_res else ("res",)
         names += ("mask",) if self.mask == "Mask" else ()
-        return names + _QUANTIZED_Y if self.quantized_out else names
+        return names + QUANTIZED_Y if self.quantized_out else names
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of all outputs, in order."""
-        return _BASES[self.base].outputs
+        return BASES[self.base].outputs
 
     @property
     def attributes(self) -> tuple[str, ...]:
         """The names of all attributes."""
-        own = _BASES[self.base].attributes
-        return (*own, *_CLIP_ATTRIBUTES) if self.activation == "Clip" else own
+        own = BASES[self.base].attributes
+        return (*own, *CLIP_ATTRIBUTES) if self.activation == "Clip" else own
 
     def function_text(self, opset: int) -> str:
         """The meaning in ONNX text form, for a model of that opset."""
-        body = _BASES[self.base].body.replace("MEAN", meanings.mean(opset))
+        body = BASES[self.base].body.replace("MEAN", meanings.mean(opset))
         lines = [body.replace("MASK", meanings.MASKS[self.mask])]
         value = "acc"
         if self.add:
@@ -220,17 +128,29 @@ class Variant:
             if "res_scale" in self.inputs:
                 res = "res_f"
                 lines.append("res_f = DequantizeLinear (res, res_scale, res_zero_point)")
+            elif BASES[self.base].rounded:
+                res = "res_f"
+                lines.append("res_f = Cast <to = 1> (res)")
             lines.append(f"sum = Add ({value}, {res})")
             value = "sum"
         if self.activation:
             lines.append(meanings.ACTIVATIONS[self.activation].replace("VALUE", value))
             value = "act"
-        axis = _BASES[self.base].axis
+        axis = BASES[self.base].axis
         along = "" if axis is None else f" <axis = {axis}>"
         last = f"QuantizeLinear{along} ({value}, y_scale, y_zero_point)"
-        lines.append(f"y = {last if self.quantized_out else f'Identity ({value})'}")
+        last = (
+            last
+            if self.quantized_out
+            else f"{'Cast <to = 16>' if self.rounded_out else 'Identity'} ({value})"
+        )
+        lines.append(f"y = {last}")
         if "q" in self.outputs:
-            lines.append("q = QuantizeLinear (y, y_scale, y_zero_point)")
+            quantized = "y_scale" in self.inputs
+            narrow = (
+                "QuantizeLinear (y, y_scale, y_zero_point)" if quantized else "Cast <to = 16> (y)"
+            )
+            lines.append(f"q = {narrow}")
         attributes = f"<{', '.join(self.attributes)}>" if self.attributes else ""
         body = "\n ".join(lines)
         return (
@@ -280,10 +200,10 @@ def variants() -> list[Variant]:
     """Every fused operator."""
     return [
         Variant(base, add, activation, float_out, mask)
-        for base, entry in _BASES.items()
+        for base, entry in BASES.items()
         for add in ("", *(part for part in entry.parts if part.startswith("Add")))
         for mask in ("", *(part for part in entry.parts if part in ("Mask", "Causal")))
-        for activation in ("", *(part for part in entry.parts if part in _ACTIVATIONS))
+        for activation in ("", *(part for part in entry.parts if part in ACTIVATIONS))
         for float_out in (False, True)[: 1 + ("F" in entry.parts)]
     ]
 
@@ -296,7 +216,7 @@ def parse_type(op_type: str) -> Variant:
     """
     match = _TYPE.fullmatch(op_type)
     if match is None:
-        raise ValueError(f"twofour has no operator {op_type!r}; its bases are {', '.join(_BASES)}")
+        raise ValueError(f"twofour has no operator {op_type!r}; its bases are {', '.join(BASES)}")
     base, add, mask, activation, float_out = match.groups()
     return Variant(base, add or "", activation or "", bool(float_out), mask or "")
 
@@ -348,7 +268,7 @@ def _activation(node: ir.Node, name: str) -> Activation:
     """The activation part of a fused node."""
     if name != "Clip":
         return Activation(name)
-    low, high = (node.attributes[key].as_float() for key in _CLIP_ATTRIBUTES)
+    low, high = (node.attributes[key].as_float() for key in CLIP_ATTRIBUTES)
     return Activation(name, low, high)
 
 

@@ -139,7 +139,7 @@ class Sparse:
     def emit_group(
         self, v: Vector, rows: Sequence[int], x: Value, w: Value, sums: list[Value], steps: int
     ) -> list[Value]:
-        """sums[row, block] += x[row, the step's inputs][index[block, step]] . values[block, step]."""
+        """sums[row, block] += x[row, step][index[block, step]] . values[block, step]."""
         blocks = len(sums) // len(rows)
         shared = blocks // self.share
         metas = [v.f.load(I32S, w, 64 * block, 64) for block in range(shared)]

@@ -1,0 +1,114 @@
+"""Lets operators read bfloat16 where a value is held in it.
+
+    Cast<bfloat16>(Cast<float>(b))               ->  b
+    twofour.BConvAdd...(..., res: Cast<float>(b))  ->  twofour.BConvAdd...(..., b), likewise BGemm
+    MaxPool(Cast<float>(b))                      ->  Cast<float>(twofour.BMaxPool(b))
+    GlobalAveragePool(Cast<float>(b))            ->  twofour.BGlobalAveragePoolF(b), or, where all
+                                                     who read it can, Cast<float>(... without F)
+    twofour.Attention(Cast<float>(q), ...(k), ...(v) [, mask])
+                                                 ->  twofour.BAttention[F](q, k, v [, mask])
+    op(Cast<float>(b))                           ->  Cast<float>(op(b)), where op only moves
+
+    All but attention are exact: to float32 and back nothing is lost. Attention multiplies its
+    probabilities in bfloat16 too.
+
+Conditions:
+    1. MaxPool has two axes, no dilation and no ceil_mode; the average is over the whole image
+    2. q, k and v of an attention are all held in bfloat16
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from twofour.compiler import ops
+from twofour.compiler.passes import bfloats, reading
+from twofour.compiler.passes.hold_bf16 import rounded
+from twofour.compiler.passes.rewrite import Replacement
+
+NAME = "read_bf16"
+
+
+def rule(node: ir.Node) -> Replacement | None:
+    """See the module."""
+    if bfloats.is_rounding(node):
+        source = bfloats.held(node.inputs[0])
+        return None if source is None else Replacement(node.outputs[0], source)
+    base = bfloats.base_of(node)
+    if base in bfloats.PRODUCTS:
+        return _residual(node)
+    if base == bfloats.ATTENTION:
+        return _attention(node)
+    x = bfloats.held(node.inputs[0]) if node.inputs else None
+    if x is None:
+        return None
+    if bfloats.is_mover(node):
+        return _moved(node, x)
+    if bfloats.is_max(node):
+        return _maximum(node, x)
+    return _mean(node, x) if bfloats.is_mean(node) else None
+
+
+def _residual(node: ir.Node) -> Replacement | None:
+    """A product that adds a held residual."""
+    op = ops.parse_op(node)
+    res = bfloats.held(op.inputs["res"]) if op.has_add else None
+    if res is None:
+        return None
+    inputs = {**op.inputs, "res": res}
+    new = ops.make_node(ops.parse_type(node.op_type), inputs, op.attributes, node)
+    return Replacement(op.output, new.outputs[0], (new,))
+
+
+def _attention(node: ir.Node) -> Replacement | None:
+    """An attention of held operands."""
+    op = ops.parse_op(node)
+    parts = {name: bfloats.held(op.inputs[name]) for name in "qkv"}
+    found = {name: value for name, value in parts.items() if value is not None}
+    if len(found) < len(parts):
+        return None
+    return _stored(node, ops.Variant("BAttention", mask=op.mask), {**op.inputs, **found})
+
+
+def _stored(
+    node: ir.Node, variant: ops.Variant, inputs: dict[str, ir.Value], **more: int
+) -> Replacement:
+    """The operator with a result in bfloat16 where that is wanted, else in float32."""
+    attributes = more or ops.parse_op(node).attributes
+    if bfloats.is_wanted(node.outputs[0]):
+        return rounded(node, ops.make_node(variant, inputs, attributes, node))
+    variant = ops.Variant(variant.base, mask=variant.mask, float_out=True)
+    new = ops.make_node(variant, inputs, attributes, node)
+    return Replacement(node.outputs[0], new.outputs[0], (new,))
+
+
+def _maximum(node: ir.Node, x: ir.Value) -> Replacement:
+    """Maxima of bfloat16."""
+    attributes = {
+        "kernel_shape": reading.ints_attribute(node, "kernel_shape", ()),
+        "strides": reading.ints_attribute(node, "strides", (1, 1)),
+        "pads": reading.ints_attribute(node, "pads", (0, 0, 0, 0)),
+    }
+    return rounded(node, ops.make_node(ops.Variant("BMaxPool"), {"x": x}, attributes, node))
+
+
+def _mean(node: ir.Node, x: ir.Value) -> Replacement:
+    """Averages of bfloat16."""
+    keepdims = node.op_type != "ReduceMean" or reading.int_attribute(node, "keepdims", 1)
+    variant = ops.Variant("BGlobalAveragePool")
+    return _stored(node, variant, {"x": x}, keepdims=int(keepdims))
+
+
+def _moved(node: ir.Node, x: ir.Value) -> Replacement:
+    """The same operator on bfloat16, its results made float32."""
+    inputs = [x, *node.inputs[1:]]
+    count = len(node.outputs)
+    new = ir.node(node.op_type, inputs, domain=node.domain, name=node.name, num_outputs=count)
+    for attribute in node.attributes.values():
+        new.attributes.add(attribute)
+    backs = []
+    for before, after in zip(node.outputs, new.outputs, strict=True):
+        after.shape, after.type = before.shape, ir.TensorType(bfloats.BFLOAT16)
+        backs.append(bfloats.cast(after, bfloats.FLOAT))
+    pairs = [(old, back.outputs[0]) for old, back in zip(node.outputs, backs, strict=True)]
+    return Replacement(*pairs[0], nodes=(new, *backs), more=tuple(pairs[1:]))
