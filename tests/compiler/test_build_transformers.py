@@ -217,8 +217,8 @@ def test_two_threads_give_the_same(timing_cache):
         assert np.array_equal(value, two[key])
 
 
-def test_causal_attention(timing_cache):
-    """A decoder's mask is known when the engine is built: no mask is read."""
+def attention_model(more, **constants):
+    """Attention of one input alone, its projections, and a mask that is added to the scores."""
     shape = f"float[{BATCH},{LENGTH},{CHANNELS}]"
     body = "".join(
         f"{x}l = MatMul (x, w{x})\n {x}s = Reshape ({x}l, split)\n"
@@ -230,15 +230,47 @@ def test_causal_attention(timing_cache):
         " u = Transpose <perm = [0, 2, 1, 3]> (o)\n y = Reshape (u, join)"
     )
     random = np.random.default_rng(0)
-    model = graph(
-        f"({shape} x) => ({shape} y) {{ {body} }}",
-        **{f"w{x}": random.normal(size=(CHANNELS,) * 2).astype(np.float32) / 6 for x in "qkv"},
-        mask=np.triu(np.full((LENGTH, LENGTH), -np.inf, np.float32), 1),
+    weights = {f"w{x}": random.normal(size=(CHANNELS, CHANNELS)) / 6 for x in "qkv"}
+    return graph(
+        f"({shape} x{more}) => ({shape} y) {{ {body} }}",
+        **{name: array.astype(np.float32) for name, array in weights.items()},
         split=np.array([BATCH, LENGTH, HEADS, -1]),
         join=np.array([BATCH, LENGTH, CHANNELS]),
+        **constants,
     )
+
+
+# Scores, shares and results: sums of CHANNELS, CHANNELS / HEADS and LENGTH terms.
+ATTENTION_BOUND = 3 * 8 * EPS * LENGTH
+
+
+def test_causal_attention(timing_cache):
+    """A decoder's mask is known when the engine is built: no mask is read."""
+    hidden = np.triu(np.full((LENGTH, LENGTH), -np.inf, np.float32), 1)
+    model = attention_model("", mask=hidden)
     engine = build(model, timing_cache=timing_cache)
     assert blocks_of(engine, ["Gemm", "AttentionCausal"]) == [1, 1]
-    feeds = {"x": random.normal(size=(BATCH, LENGTH, CHANNELS)).astype(np.float32)}
+    x = np.random.default_rng(1).normal(size=(BATCH, LENGTH, CHANNELS))
+    feeds = {"x": x.astype(np.float32)}
     got, want = run_twice(engine, feeds)["y"], reference(model, feeds)["y"]
-    assert np.abs(got - want).max() <= 3 * 8 * EPS * np.abs(want).max() * LENGTH
+    assert np.abs(got - want).max() <= ATTENTION_BOUND * np.abs(want).max()
+
+
+MASKS = [(BATCH, 1, 1, LENGTH), (BATCH, 1, LENGTH, LENGTH), (1, 1, LENGTH, LENGTH), (LENGTH,)]
+
+
+@pytest.mark.parametrize("shape", MASKS, ids=str)
+def test_masks_of_any_shape(shape, timing_cache):
+    model = attention_model(f", float[{','.join(map(str, shape))}] mask")
+    engine = build(model, timing_cache=timing_cache)
+    assert blocks_of(engine, ["Gemm", "AttentionMask"]) == [1, 1]
+    random = np.random.default_rng(2)
+    mask = random.normal(size=shape)
+    mask[random.random(shape) < 0.2] = -np.inf
+    feeds = {
+        "x": random.normal(size=(BATCH, LENGTH, CHANNELS)).astype(np.float32),
+        "mask": mask.astype(np.float32),
+    }
+    got, want = run_twice(engine, feeds)["y"], reference(model, feeds)["y"]
+    assert np.isfinite(want).all()
+    assert np.abs(got - want).max() <= ATTENTION_BOUND * np.abs(want).max()

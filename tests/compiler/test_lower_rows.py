@@ -44,14 +44,19 @@ BLOCK = (
 ROWS = f"float[{B},{S},{C}]"
 
 
-def block(outputs: str = f"float[{B},8] y", body: str = BLOCK) -> Lowered:
+def block(
+    outputs: str = f"float[{B},8] y",
+    body: str = BLOCK,
+    mask: tuple[int, ...] = (B, 1, 1, S),
+) -> Lowered:
     """One block of a transformer after the passes."""
     weights = {f"w{x}": normal(C, C) for x in "qkvo"} | {"wy": normal(C, 8)}
     weights |= {"gamma": normal(C), "beta": normal(C), "first": np.array(1)}
     sizes = {"split": np.array([B, S, H, D]), "join": np.array([B, S, C])}
     used = {k: v for k, v in (weights | sizes).items() if k in body}
+    hidden = f"float[{','.join(map(str, mask))}] mask"
     model = pipeline.run_passes(
-        graph(f"({ROWS} x, float[{B},1,1,{S}] mask) => ({outputs}) {{ {body} }}", **used)
+        graph(f"({ROWS} x, {hidden}) => ({outputs}) {{ {body} }}", **used)
     ).model
     return lower(model.graph, schedule(model.graph))
 
@@ -91,6 +96,25 @@ def test_the_problem_of_an_attention() -> None:
     assert isinstance(mask, Tensor)
     assert isinstance(attention.x, Tensor)
     assert offsets.mask == mask.at() - attention.x.at()
+
+
+@pytest.mark.parametrize(
+    ("dims", "kind", "batch_bytes", "row_bytes"),
+    [
+        ((B, 1, S, S), "full", S * S * 4, S * 4),
+        ((1, 1, S, S), "full", 0, S * 4),
+        ((S, S), "full", 0, S * 4),
+        ((1, 1, 1, S), "keys", 0, 0),
+        ((S,), "keys", 0, 0),
+    ],
+)
+def test_a_mask_may_be_shared(
+    dims: tuple[int, ...], kind: str, batch_bytes: int, row_bytes: int
+) -> None:
+    (attention,) = placed(block(mask=dims), "AttentionMask")
+    assert isinstance(attention.op, AttentionOp)
+    problem, _ = attention_problem(attention.op, attention)
+    assert (problem.mask, problem.mask_batch, problem.mask_row) == (kind, batch_bytes, row_bytes)
 
 
 def test_a_row_of_each_sequence_is_a_view() -> None:

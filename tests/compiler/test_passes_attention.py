@@ -310,7 +310,8 @@ def test_keys_need_not_be_as_many_as_queries():
 # split_projections
 
 PART = (
-    "m = {product}\n r = Reshape (m, parts)\n t5 = Transpose <perm = [2, 0, 3, 1, 4]> (r)\n"
+    "m0 = {product}\n m = Add (m0, bias)\n r = Reshape (m, parts)\n"
+    " t5 = Transpose <perm = [2, 0, 3, 1, 4]> (r)\n"
     " k1 = Gather <axis = 0> (t5, i1)\n {rest}"
 )
 BYTES = np.array([0.02], np.float32).reshape(()), np.array(3, np.int8)
@@ -363,13 +364,15 @@ def test_a_part_of_a_quantized_weight_keeps_its_integers(scales):
         f" {{ wd = DequantizeLinear{axis} (w8, ws)\n {body} }}",
         w8=w8,
         ws=ws if scales > 1 else ws.reshape(()),
+        bias=RNG.normal(size=3 * C).astype(np.float32),
         parts=np.array([B, S, 3, H, D]),
         i1=np.array(1),
         s=BYTES[0],
         z=BYTES[1],
     )
     before = apply(canonical_quantize, before)[0]
-    before = apply(canonical_gemm, before)[0]
+    for step in (canonical_gemm, fold_bias):
+        before = apply(step, before)[0]
     after = check(split_projections, None, before, bound=0.0)
     assert op_types(after)[:2] == ["DequantizeLinear", "Gemm"]
     assert np.array_equal(next(iter(after.graph)).inputs[0].const_value.numpy(), w8.T[C : 2 * C])
