@@ -147,7 +147,7 @@ NETWORKS = {
     "image": (lambda: Image(joint=False), image_inputs),
     "image_joint": (lambda: Image(joint=True), image_inputs),
 }
-CASES = [(name, dynamo) for name in NETWORKS for dynamo in (True, False)]
+CASES = [(name, name in ("text", "image_joint")) for name in NETWORKS]
 IDS = [f"{name}-{'dynamo' if dynamo else 'torchscript'}" for name, dynamo in CASES]
 
 
@@ -196,7 +196,8 @@ def test_int8(network, timing_cache):
     text = name.startswith("text")
     kinds = ["QAttentionMask" if text else "QAttention", "QGemmAddFloatF", "QGemmGelu", "QGemm"]
     assert blocks_of(engine, kinds) == [2, 4, 2, 2], "projections are one product each"
-    assert blocks_of(engine, ["LayerNormQ" if text else "QLayerNorm"]) == [4]
+    # Of text the last one is an output in float; of an image all feed products alone.
+    assert blocks_of(engine, ["LayerNormQ", "QLayerNorm"]) == ([4, 0] if text else [0, 5])
     feeds = inputs()
     got = run_twice(engine, feeds)
     same, true = reference(import_graph(quantized), feeds), reference(import_graph(model), feeds)

@@ -85,6 +85,30 @@ def test_a_value_that_is_an_output_is_not_renamed():
     assert np.array_equal(a, y)
 
 
+def test_one_node_can_take_the_place_of_several():
+    """Its results get their names; the nodes that computed them are removed."""
+    model = graph("""(float[4] x) => (float[2] y, float[2] b)
+        <int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}> {
+        a = Slice (x, zero, two)
+        b = Slice (x, two, four)
+        y = Relu (a) }""")
+    before = run(model)
+
+    def make(node):
+        other = next(n for n in model.graph if n.op_type == "Slice" and n is not node)
+        sizes = reading.constant("sizes", np.array([2, 2]))
+        new = ir.node("Split", [node.inputs[0], sizes], num_outputs=2)
+        pair = (other.outputs[0], new.outputs[1])
+        return rewrite.Replacement(node.outputs[0], new.outputs[0], (new,), more=(pair,))
+
+    rewrite.apply("halves", once("Slice", make), model.graph)
+    assert [node.op_type for node in model.graph] == ["Split", "Relu"]
+    assert [value.name for value in model.graph[0].outputs] == ["a", "b"]
+    assert list(model.graph.initializers) == ["sizes"]
+    for want, got in zip(before, run(model), strict=True):
+        assert np.array_equal(want, got)
+
+
 def test_new_names_are_unique():
     model = graph("""(float[4] x, float[4] y_Abs) => (float[4] y) {
         y = Neg (x) }""")
