@@ -26,10 +26,11 @@ def test_a_row_that_fails_is_reported_and_the_run_goes_on(tmp_path: Path) -> Non
     )
     first, found = documents
     assert first["rows"] == found["rows"][:1]
-    assert found["rows"] == [
-        {"name": "one", "error": "KeyError: 'no such network'"},
-        {"name": "two", "error": "KeyError: 'nor this'"},
+    assert [(row["name"], row["error"]) for row in found["rows"]] == [
+        ("one", "KeyError: 'no such network'"),
+        ("two", "KeyError: 'nor this'"),
     ]
+    assert "in write_files" in found["rows"][0]["trace"], "a bug keeps its trace"
     assert (0, "one") in seen
     assert (1, "two") in seen
     assert len(failures({**found, "peers": []})) == 2
@@ -50,7 +51,7 @@ def test_a_process_that_dies_is_the_rows_error() -> None:
     future: Future[dict[str, object]] = Future()
     future.set_exception(BrokenProcessPool("it was killed"))
     found = _outcome(SuiteRow("a", "b", 1), future)
-    assert found == {"name": "a", "error": "BrokenProcessPool: it was killed"}
+    assert found == {"name": "a", "error": "BrokenProcessPool: it was killed", "trace": ""}
 
 
 def test_unknown_peers_are_refused_before_anything_is_done(tmp_path: Path) -> None:

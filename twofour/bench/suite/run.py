@@ -101,7 +101,8 @@ def _outcome(row: SuiteRow, future: Future[Plain]) -> Plain:
     """A process that died, or a bug, is the row's error, not the suite's."""
     error = future.exception()
     if error is not None:
-        return {"name": row.name, "error": f"{type(error).__name__}: {error}"}
+        trace = "" if error.__cause__ is None else str(error.__cause__)
+        return {"name": row.name, "error": f"{type(error).__name__}: {error}", "trace": trace}
     return future.result()
 
 
