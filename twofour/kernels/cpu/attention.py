@@ -1,4 +1,4 @@
-"""Attention as one kernel: for each head softmax(q k^T * scale + mask) v, int8 or float32.
+"""Attention as one kernel: for each head softmax(q k^T * scale + mask) v, int8, bfloat16 or float32.
 
     for each head of t0..t1:
         pack its keys, values and mask                          attention_pack.py
@@ -23,7 +23,8 @@ weights,
     |y - exact| <= sum over keys of p |v| (E + sum(p E) + (k_len + 12) eps) + 2**-124 sum |v|
     E = (d + 4) eps scale * sum |q k| + 3 eps (|s| + |max s|)
 
-to first order in E.
+to first order in E. In bfloat16 the probabilities are rounded, which adds 2**-8 p |v| for each key,
+their powers are the short ones (2 * 1.2e-4 p |v|), and so is a result that is stored in it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from twofour.kernels.cpu.attention_powers import emit_powers
 from twofour.kernels.cpu.attention_results import emit_results
 from twofour.kernels.cpu.attention_scores import emit_scores
 from twofour.kernels.cpu.llvm import Function, Value, module_text
-from twofour.kernels.cpu.problem import Strides
+from twofour.kernels.cpu.problem import ELEMENT_BYTES, Strides
 
 _HEADER_BYTES = 64
 _STACK_BYTES = 1 << 20  # threads have 8 MiB as a rule, and 2 at least
@@ -62,12 +63,13 @@ class AttentionProblem:
         k_len: keys a sequence.
         d: channels of a head of q and k.
         dv: channels of a head of v and y.
-        dtype: of q, k and v: "int8" (stored as bytes, k and v with zero point 128) or "float32".
+        dtype: of q, k and v: "int8" (stored as bytes, k and v with zero point 128), "bfloat16" or
+            "float32".
         q: strides of q.
         k: strides of k.
         v: strides of v.
         y: strides of the output.
-        out: dtype of the output, "int8" or "float32".
+        out: dtype of the output, "int8", "bfloat16" or "float32".
         mask: what is added to the scores: "" nothing, "keys" float32 [batch, k_len], "full"
             float32 [q_len, k_len] for each batch entry and head.
         mask_batch: bytes from one batch entry's mask to the next, 0 where they share it.
@@ -124,7 +126,7 @@ def why_not(dtype: str, k_len: int, d: int, dv: int) -> str:
     """Why no kernel takes heads of this size; "" if one does.
 
     Args:
-        dtype: of q, k and v: "int8" or "float32".
+        dtype: of q, k and v: "int8", "bfloat16" or "float32".
         k_len: keys a sequence.
         d: channels of a head of q and k.
         dv: channels of a head of v.
@@ -134,6 +136,8 @@ def why_not(dtype: str, k_len: int, d: int, dv: int) -> str:
             f"int8 attention over {k_len} keys of {d} channels: at most {MAX_K} products fit into"
             " an int32 sum"
         )
+    if dtype == "bfloat16" and d % 2:
+        return f"bfloat16 attention multiplies pairs of channels: heads have {d}, an odd number"
     needed = max(Plan.of(isa, dtype, k_len, d, dv).scratch_bytes for isa in TILES)
     if needed > _STACK_BYTES:
         return (
@@ -296,8 +300,7 @@ def _operands(
     """Pointers to piece t's first query, key, value, result and mask."""
     batch, head = f.int_op("udiv", t, problem.heads), f.int_op("urem", t, problem.heads)
     shared = f.int_op("udiv", f.int_op("mul", head, problem.kv_heads), problem.heads)
-    size = 1 if problem.dtype == "int8" else 4
-    y_size = 1 if problem.out == "int8" else 4
+    size, y_size = ELEMENT_BYTES[problem.dtype], ELEMENT_BYTES[problem.out]
     places = {
         "q": ("%x", problem.q.image, head, problem.d * size),
         "k": (f.at("%x", offsets["k"]), problem.k.image, shared, problem.d * size),

@@ -14,7 +14,7 @@ from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
 from twofour.kernels.cpu.rows import constant16, first_lanes, greater16, keep, load16
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, Vector, every
+from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector, every
 
 MINUS_INFINITY = every("float", "0xFFF0000000000000")
 _SIGN_BITS = every("i32", -0x7F7F7F80)  # 0x80808080: stored bytes to int8 and back
@@ -109,6 +109,9 @@ def emit_values(name: str, plan: Plan, pixel: int) -> Function:
 
     def unit(i: Value) -> None:
         out = f.at("%s", f.int_op("add", f.int_op("mul", i, size), plan.area("values")))
+        if plan.dtype == "bfloat16":
+            _pair_of_rows(f, plan, (f.at("%v", f.int_op("mul", i, 2 * pixel)), pixel), out)
+            return
         if not plan.int8:
             row = f.at("%v", f.int_op("mul", i, pixel))
             for at in range(0, size, VECTOR_BYTES):
@@ -122,8 +125,30 @@ def emit_values(name: str, plan: Plan, pixel: int) -> Function:
             value = f.let(f"xor {I32S} {joined}, {_SIGN_BITS}")
             f.store(I32S, value, out, block * VECTOR_BYTES)
 
-    f.repeat(0, plan.value_units, unit)
+    odd = plan.dtype == "bfloat16" and plan.k_len % 2
+    f.repeat(0, plan.value_units - odd, unit)
+    if odd:
+        at = plan.area("values") + (plan.value_units - 1) * size
+        _pair_of_rows(f, plan, (f.at("%v", (plan.k_len - 1) * pixel), 0), f.at("%s", at))
     return f
+
+
+def _pair_of_rows(f: Function, plan: Plan, rows: tuple[Value, int], out: Value) -> None:
+    """np.stack(rows, axis=1) of two rows of bfloat16: lanes of 2 keys.
+
+    Args:
+        f: the function.
+        plan: sizes.
+        rows: pointer to the first, and the distance to the second; zeros stand for it if that is 0.
+        out: where they go.
+    """
+    first, pixel = rows
+    picks = ", ".join(f"i32 {i // 2 + LANES * (i % 2)}" for i in range(2 * LANES))
+    for block in range(plan.channel_blocks):
+        a = f.load(WORDS16, first, 2 * LANES * block)
+        b = f.load(WORDS16, first, pixel + 2 * LANES * block) if pixel else "zeroinitializer"
+        both = f.let(f"shufflevector {WORDS16} {a}, {WORDS16} {b}, <32 x i32> <{picks}>")
+        f.store("<32 x i16>", both, out, block * VECTOR_BYTES)
 
 
 def _interleaved(f: Function, rows: Sequence[Value]) -> Value:

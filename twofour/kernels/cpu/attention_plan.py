@@ -1,24 +1,24 @@
 """How the work on one head is cut, and where its intermediate results lie.
 
-A unit is 4 bytes: 4 channels of an int8 query or key, or one of a float32 one; 4 keys' int8
-probabilities, or one float32 one. So both types have the same loops, over units:
+A unit is 4 bytes: 4 channels of an int8 query or key, 2 of a bfloat16 one, or one of a float32 one;
+4 keys' int8 probabilities, 2 bfloat16 ones, or one float32 one. So all types have the same loops, over units:
 
     keys     for block of 16 keys: for unit of d: for key in 16: 4 bytes of k[key]
     values   for unit of keys: for block of 16 channels: for channel in 16: v[unit's keys, channel]
     scores   for query in tile: for key: float32; twice, for a tile and the one before it
     tops     for query in tile: 16 times its highest score
     sums     for query in tile: its powers' sum by lane
-    steps    for query in tile: for unit of keys: quantized probabilities          (int8 only)
+    steps    for query in tile: for unit of keys: rounded probabilities       (int8 and bfloat16)
 
-The 4 keys of a unit are 16 apart, so that four vectors of 16 probabilities join by shifts: unit
-16 g + l holds the keys 64 g + l + {0, 16, 32, 48}.
+The 4 keys of an int8 unit are 16 apart, so that four vectors of 16 probabilities join by shifts: unit
+16 g + l holds the keys 64 g + l + {0, 16, 32, 48}. The 2 keys of a bfloat16 unit are neighbours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twofour.kernels.cpu.problem import LANES
+from twofour.kernels.cpu.problem import ELEMENT_BYTES, LANES
 
 VECTOR_BYTES = 64
 GROUP = 4  # blocks of 16 keys whose probabilities are joined
@@ -34,7 +34,7 @@ class Plan:
 
     Attributes:
         isa: instruction set.
-        int8: whether q, k and v are bytes; else float32.
+        dtype: of q, k and v: "int8", "bfloat16" or "float32".
         k_len: keys.
         d: channels of q and k.
         dv: channels of v and y.
@@ -48,7 +48,7 @@ class Plan:
     """
 
     isa: str
-    int8: bool
+    dtype: str
     k_len: int
     d: int
     dv: int
@@ -65,7 +65,7 @@ class Plan:
         """Whole tiles, with a mask of keys: nothing else needs more memory."""
         queries, keys, values = TILES[isa]
         return Plan(
-            *(isa, dtype == "int8", k_len, d, dv),
+            *(isa, dtype, k_len, d, dv),
             tiles=2,
             queries=queries,
             key_blocks=keys,
@@ -76,9 +76,19 @@ class Plan:
         )
 
     @property
+    def int8(self) -> bool:
+        """Whether q, k and v are bytes."""
+        return self.dtype == "int8"
+
+    @property
+    def rounds(self) -> bool:
+        """Whether probabilities are rounded, which the area "steps" is for."""
+        return self.dtype != "float32"
+
+    @property
     def size(self) -> int:
         """Bytes of an element of q, k or v."""
-        return 1 if self.int8 else 4
+        return ELEMENT_BYTES[self.dtype]
 
     @property
     def score_units(self) -> int:
@@ -99,7 +109,7 @@ class Plan:
     def value_units(self) -> int:
         """Units of keys; the last group has fewer where its first block is not full."""
         if not self.int8:
-            return self.k_len
+            return -(-self.k_len * self.size // 4)
         before = self.groups - 1
         return LANES * before + min(LANES, self.k_len - LANES * GROUP * before)
 
@@ -115,8 +125,8 @@ class Plan:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes of one query's quantized probabilities."""
-        return self.groups * VECTOR_BYTES
+        """Bytes of one query's rounded probabilities."""
+        return self.groups * VECTOR_BYTES if self.int8 else self.blocks * VECTOR_BYTES // 2
 
     @property
     def whole_chunks(self) -> int:
@@ -150,7 +160,7 @@ class Plan:
             "scores": 2 * self.queries * self.row_bytes,
             "tops": self.queries * VECTOR_BYTES,
             "sums": self.queries * VECTOR_BYTES,
-            "steps": self.queries * self.step_bytes if self.int8 else 0,
+            "steps": self.queries * self.step_bytes if self.rounds else 0,
         }
 
     @property

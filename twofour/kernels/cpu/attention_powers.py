@@ -6,6 +6,8 @@ at a time, all queries side by side, so that their chains of operations overlap.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twofour.core.attention import POWERS, POWERS_LOW, ROUND
 from twofour.core.functions import EXP2, ROUND127
 from twofour.kernels.cpu.attention_plan import VECTOR_BYTES, Plan
@@ -61,8 +63,10 @@ def one_power(f: Function, plan: Plan, row: Value, block: Value) -> None:
 
 
 def _power(f: Function, plan: Plan, x: Value) -> Value:
-    """2**x: `core.attention.powers`, or for float32 the longer polynomial."""
-    return _power_of_int8(f, x) if plan.int8 else _power_of_float(f, Vector(plan.isa, f), x)
+    """2**x: `core.attention.powers`; with the longer polynomial where the result is not rounded."""
+    if plan.int8:
+        return _power_of_int8(f, x)
+    return _power_of_float(Vector(plan.isa, f), x, POWERS if plan.rounds else EXP2)
 
 
 def _power_of_int8(f: Function, x: Value) -> Value:
@@ -76,12 +80,13 @@ def _power_of_int8(f: Function, x: Value) -> Value:
     return f.let(f"bitcast {I32S} {f.let(f'add {I32S} {bits}, {shifted}')} to {F32S}")
 
 
-def _power_of_float(f: Function, v: Vector, x: Value) -> Value:
+def _power_of_float(v: Vector, x: Value, coefficients: Sequence[float]) -> Value:
     """2**x with fused multiply-adds; NaN stays NaN."""
+    f = v.f
     x = greater16(f, constant16(POWERS_LOW), x)
     shifted, fraction = _parts(f, x, ROUND127)
-    value = constant16(EXP2[-1])
-    for coefficient in EXP2[-2::-1]:
+    value = constant16(coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
         value = v.fma(constant16(coefficient), value, fraction)
     return f.let(f"fmul {F32S} {value}, {f.let(f'bitcast {I32S} {shifted} to {F32S}')}")
 

@@ -52,15 +52,16 @@ def emit_products(
     """Returns sums[row * columns + column], which begin with starts[column]."""
     v = Vector(plan.isa, f)
     kind = I32S if plan.int8 else F32S
+    stored = F32S if plan.dtype == "float32" else I32S
 
     def unit(i: Value, ahead: int, sums: list[Value]) -> list[Value]:
         here = f.at(right.base, f.int_op("mul", i, right.step * turns.each))
-        vectors = [f.load(kind, here, ahead * right.step + at) for at in right.offsets]
+        vectors = [f.load(stored, here, ahead * right.step + at) for at in right.offsets]
         there, out = f.at(left.base, f.int_op("mul", i, left.step * turns.each)), []
         for r, row in enumerate(left.offsets):
             one = v.broadcast4(there, ahead * left.step + row)
             for c, vector in enumerate(vectors):
-                out.append(_multiply(v, plan.int8, sums[r * len(vectors) + c], one, vector))
+                out.append(_multiply(v, plan.dtype, sums[r * len(vectors) + c], one, vector))
         return out
 
     def turn(i: Value, sums: list[Value]) -> list[Value]:
@@ -74,10 +75,10 @@ def emit_products(
     return f.loop(0, turns.units // turns.each, first, turn)
 
 
-def _multiply(v: Vector, int8: bool, total: Value, one: Value, vector: Value) -> Value:
-    """Adds a unit's products: 4 of bytes, or 1 of floats."""
-    if int8:
-        return v.dot4(total, one, vector)
+def _multiply(v: Vector, dtype: str, total: Value, one: Value, vector: Value) -> Value:
+    """Adds a unit's products: 4 of bytes, 2 of bfloat16, or 1 of floats."""
+    if dtype != "float32":
+        return v.dot(dtype, total, one, vector)
     return v.fma(total, v.f.let(f"bitcast {I32S} {one} to {F32S}"), vector)
 
 

@@ -1,7 +1,8 @@
 """Attention's second product: probabilities times values, and the output.
 
 steps = p / sum, quantized, four keys to a unit         int8 only
-y = steps * values, requantized                         float32: y = p * values / sum
+y = steps * values, requantized                         else: y = p * values / sum, in bfloat16 after p
+                                                        was rounded
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from twofour.kernels.cpu.rows import (
     rounded,
     scalar_of,
     store16,
+    to_bfloats,
     total16,
 )
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, every, float_bits
+from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, every, float_bits
 
 
 def emit_results(name: str, plan: Plan, y_pixel: int) -> Function:
@@ -42,6 +44,8 @@ def emit_results(name: str, plan: Plan, y_pixel: int) -> Function:
     results = _Results(f, plan, y_pixel)
     if plan.int8:
         results.quantize(shares)
+    elif plan.rounds:
+        results.round()
     results.emit(shares)
     return f
 
@@ -92,6 +96,19 @@ class _Results:
         if plan.blocks % GROUP:
             group(whole, plan.blocks % GROUP)
 
+    def round(self) -> None:
+        """Writes the area "steps": powers as bfloat16, key by key."""
+        f, plan = self.f, self.plan
+
+        def block(i: Value) -> None:
+            here = f.at("%c", f.int_op("mul", i, VECTOR_BYTES))
+            out = f.at("%s", f.int_op("mul", i, VECTOR_BYTES // 2))
+            for row in range(plan.queries):
+                words = to_bfloats(f, f.load(F32S, here, row * plan.row_bytes))
+                f.store(WORDS16, words, out, plan.area("steps") + row * plan.step_bytes)
+
+        f.repeat(0, plan.blocks, block)
+
     def _steps(self, power: Value, share: Value, most: Value) -> Value:
         """min(round(power * share), most) in the low byte."""
         f = self.f
@@ -103,7 +120,7 @@ class _Results:
         """The product and the output."""
         f, plan = self.f, self.plan
         base, pitch = "%c", plan.row_bytes
-        if plan.int8:
+        if plan.rounds:
             base, pitch = f.at("%s", plan.area("steps")), plan.step_bytes
         left = Factor(base, [r * pitch for r in range(plan.queries)], 4)
         values = f.at("%s", plan.area("values"))
@@ -129,6 +146,10 @@ class _Results:
         lanes = first_lanes(plan.dv - block * LANES)
         if plan.out == "float32":
             store16(f, F32S, value, "%y", row * self.y_pixel + block * VECTOR_BYTES, lanes)
+            return
+        if plan.out == "bfloat16":
+            at = row * self.y_pixel + block * VECTOR_BYTES // 2
+            store16(f, WORDS16, to_bfloats(f, value), "%y", at, lanes)
             return
         stored = narrow.emit(f, value)
         store16(f, BYTES16, stored, "%y", row * self.y_pixel + block * LANES, lanes)
