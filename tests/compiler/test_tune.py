@@ -149,6 +149,38 @@ def test_the_fastest_known_time_wins() -> None:
         assert choice.time_us == 1.0
 
 
+def test_several_threads_try_both_ways_to_share(monkeypatch) -> None:
+    """Where both are as fast, rows: who writes a row goes on with it."""
+    tuner = Tuner(TARGET, TimingCache(), threads=2)
+    case = make(np.random.default_rng(0), height=10, width=6, c=16, n=64, pattern="2:4")
+    shared = []
+
+    def equal(runs):
+        shared.append(len(runs))
+        return dict.fromkeys(runs, 5.0)
+
+    monkeypatch.setattr(tune, "interleaved", equal)
+    choice, candidates = choose(tuner, case)
+    assert len(shared) == 2
+    ways = [c.config for c in candidates if "shared" in c.config]
+    assert any("rows" in way for way in ways)
+    assert any("panels" in way for way in ways)
+    assert choice.by_panels is False
+    assert str(choice).endswith("rows shared")
+
+
+def test_threads_are_timed_on_what_they_share() -> None:
+    """One row of results: nothing but panels to share, where there is more than one."""
+    tuner = Tuner(TARGET, TimingCache(), threads=2)
+    case = make(np.random.default_rng(0), height=1, width=1, c=64, n=64, window=Window((1, 1)))
+    _, candidates = choose(tuner, case)
+    shared = [c for c in candidates if "shared" in c.config]
+    assert shared
+    assert all(c.time_us is not None and c.time_us > 0 for c in shared)
+    single = [c for c in shared if c.config.startswith("1x1x64")]
+    assert [c for c in shared if "rows" in c.config and c not in single] == []
+
+
 def test_a_key_covers_all_that_a_time_depends_on() -> None:
     problem, config = CASE.problem(), Config(2, 2, 1)
     base = (problem, DENSE, config, TARGET, "source")

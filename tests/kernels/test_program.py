@@ -304,6 +304,8 @@ def test_threads_share_what_divides_more_evenly() -> None:
     assert call.split_panels(2)
     assert not call.split_panels(3)
     assert not Call("k", one, one, one, one, 4, 4).split_panels(2)
+    assert Call("k", one, one, one, one, 4, 4, by_panels=True).split_panels(2)
+    assert not Call("k", one, one, one, one, 3, 4, by_panels=False).split_panels(2)
 
 
 def test_code_that_is_none_is_refused() -> None:

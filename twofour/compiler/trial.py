@@ -6,6 +6,7 @@ kernel is timed on several copies of its weights in turn, unless those of the wh
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,17 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.compiler.layout import ALIGNMENT
-from twofour.core.abi import SLACK_BYTES
+from twofour.core.abi import BINDINGS, SLACK_BYTES, WEIGHTS
+from twofour.core.bfloat16 import ROUNDING, from_bf16, to_bf16
 from twofour.core.errors import Error
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides
+from twofour.kernels.cpu.program import Call, Operand
 from twofour.kernels.cpu.tactic import Tactic
-from twofour.runtime.cpu import Code, address, allocate
+from twofour.runtime.cpu import Code, Workers, address, allocate
 
 Array = NDArray[Any]
 _ROUNDS = 9
 _ROUND_US = 300.0  # a round runs a kernel for about this long
 _GUARD = 0xA5
+_KINDS = {"int8": np.uint8, "bfloat16": np.uint16, "float32": np.float32}
+CALLS = 16  # of a kernel in the program that times it on several threads
 _COLD_BYTES = 4 << 20  # of weights before a copy is read again: several times an L2
 
 
@@ -42,12 +47,16 @@ class Option:
         config: its configuration.
         text: its code, an LLVM module with a function `kernel`.
         key: of its time in the cache.
+        by_panels: whether several threads share its panels, not its row pieces; None for one.
+        handover_us: what a trial does not see: threads that read what others have written.
     """
 
     tactic: Tactic
     config: Config
     text: str
     key: str
+    by_panels: bool | None = None
+    handover_us: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,45 @@ def timer_of(code: Code, symbol: str, arguments: tuple[int, ...], packed: Packed
     return timer
 
 
+def shared_timer(
+    code: Code, symbol: str, arguments: tuple[int, ...], packed: Packed, workers: Workers
+) -> Timer:
+    """As `timer_of`, for a program that several threads run: `symbol` makes `CALLS` calls."""
+    x, w, y, r = arguments[:4]
+    table = (ctypes.c_int64 * 6)(0, w, address(workers.sync), x, y, r)
+    program, where = code.address(symbol), ctypes.addressof(table)
+
+    def timer(count: int) -> float:
+        turns = max(1, count // CALLS)
+        start = time.perf_counter_ns()
+        for _ in range(turns):
+            workers.run(program, where)
+        return (time.perf_counter_ns() - start) / (turns * CALLS) / 1e3
+
+    timer.__dict__["table"] = table  # lives as long as the timer
+    return timer
+
+
+def shared_calls(kernel: str, option: Option, problem: ConvProblem, packed: Packed) -> list[Call]:
+    """`CALLS` calls of a kernel, each on other weights where there are copies of them."""
+    copies = packed.end // packed.step
+    x, y, r = (Operand(BINDINGS + i) for i in range(3))
+    pieces, panels = option.tactic.kernel.work(problem, option.config)
+    return [
+        Call(
+            kernel,
+            x,
+            Operand(WEIGHTS, i * copies // CALLS % copies * packed.step),
+            y,
+            r,
+            pieces,
+            panels,
+            by_panels=option.by_panels,
+        )
+        for i in range(CALLS)
+    ]
+
+
 class Trial:
     """One problem with random inputs and the right answer.
 
@@ -114,9 +162,9 @@ class Trial:
         self.y = _Buffer(problem.y, outs, problem.out, None)
         self.r = _Buffer(problem.r, outs, problem.add, rng) if problem.r is not None else None
         window = Window(problem.kernel, problem.stride, problem.dilation)
-        sums = convolve(self.x.values(), w, window, problem.groups, x_zero)
+        sums = convolve(self.x.real(), w, window, problem.groups, x_zero)
         self.sums = sums
-        self.expected = requantize(sums, epilogue, self.r.values() if self.r else None)
+        self.expected = requantize(sums, epilogue, self.r.real() if self.r else None)
 
     def pack(self, option: Option, *, cold: bool) -> Packed:
         """The weights as the kernel reads them, if `cold` in many copies."""
@@ -148,8 +196,8 @@ class Trial:
         self.y.memory[:] = _GUARD
         before = self.y.memory.copy()
         code.kernel(symbol)(*self.arguments(option, packed))
-        got = self.y.values().copy()
-        self.y.values()[...] = _guard(got.dtype)
+        got = self.y.real().copy()
+        self.y.values()[...] = _guard(self.y.kind)
         untouched = bool((self.y.memory == before).all())
         wrong = (
             got != self.expected
@@ -177,16 +225,19 @@ class Trial:
         """Bound on the rounding of float sums.
 
         K eps sum |x w|, and one step for each operation of the epilogue; none where sums overflow.
+        A result in bfloat16 may be rounded to the other side.
         """
-        if self.problem.dtype != "float32":
+        rounding = 2 * ROUNDING * np.abs(self.expected) if self.problem.out == "bfloat16" else 0.0
+        if self.problem.dtype == "int8":
             return 1e-6 * (
                 np.abs(self.sums) * np.abs(self.epilogue.scale) + np.abs(self.epilogue.bias) + 8
             )
         k = self.problem.segments * self.problem.segment_k
         window = Window(self.problem.kernel, self.problem.stride, self.problem.dilation)
-        size = convolve(np.abs(self.x.values()), np.abs(self.w), window, self.problem.groups)
+        size = convolve(np.abs(self.x.real()), np.abs(self.w), window, self.problem.groups)
         size = np.where(size < np.finfo(np.float32).max, size, np.inf)
-        return (k + 4) * float(np.finfo(np.float32).eps) * (size + np.abs(self.epilogue.bias) + 8)
+        sums = (k + 4) * float(np.finfo(np.float32).eps) * (size + np.abs(self.epilogue.bias) + 8)
+        return sums + rounding
 
 
 def _guard(dtype: Any) -> Any:
@@ -208,7 +259,7 @@ class _Buffer:
     def __init__(
         self, strides: Strides, shape: tuple[int, ...], dtype: str, rng: np.random.Generator | None
     ) -> None:
-        self.kind = np.dtype(np.uint8 if dtype == "int8" else np.float32)
+        self.kind = np.dtype(_KINDS[dtype])
         self.shape, self.strides = (
             shape,
             (strides.image, strides.row, strides.pixel, self.kind.itemsize),
@@ -222,7 +273,13 @@ class _Buffer:
         if rng is not None and self.kind == np.uint8:
             self.memory[:] = rng.integers(0, 256, self.memory.size, np.uint8)
         elif rng is not None:
-            self.memory.view(np.float32)[:] = rng.standard_normal(self.memory.size // 4, np.float32)
+            floats = rng.standard_normal(self.memory.size // self.kind.itemsize, np.float32)
+            held = to_bf16(floats) if self.kind == np.uint16 else floats
+            self.memory.view(self.kind)[: held.size] = held
+
+    def real(self) -> Array:
+        """What the tensor stands for: bfloat16 as float32, all else as it is."""
+        return from_bf16(self.values()) if self.kind == np.uint16 else self.values()
 
     def values(self) -> Array:
         """The tensor as a view."""

@@ -12,24 +12,37 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from twofour.compiler.trial import Option, Trial, interleaved, timer_of
+from twofour.compiler.trial import (
+    Option,
+    Trial,
+    interleaved,
+    shared_calls,
+    shared_timer,
+    timer_of,
+)
 from twofour.core.errors import InputError
 from twofour.core.numerics import Epilogue
 from twofour.core.target import Target
 from twofour.engine import Candidate
 from twofour.kernels.cpu.llvm import TOOLS, Source, compile_object, renamed
 from twofour.kernels.cpu.problem import Config, ConvProblem
-from twofour.kernels.cpu.program import imbalance, threads_text
+from twofour.kernels.cpu.program import imbalance, program_text, threads_text, waiting
 from twofour.kernels.cpu.tactic import Tactic, tactics
-from twofour.runtime.cpu import Code
+from twofour.runtime.cpu import Code, Workers
 
 Array = NDArray[Any]
+_SHARED = 3  # choices of one thread that are tried on several
+_MOST_WAITING = 1.15  # a split less even than this is not worth timing, where there is a better one
+# Threads that share panels read what the others wrote, before and after: half of each tensor, at
+# 27 ns for a line of 64 bytes from another core. Threads that share rows have them in their cache.
+_HANDOVER_US = 27e-3 / 64 / 2
 
 
 @dataclass(frozen=True)
@@ -41,12 +54,19 @@ class Choice:
         config: its configuration.
         time_us: median time of one run.
         text: the kernel as an LLVM module, its function named `kernel`.
+        by_panels: whether several threads share its panels, not its row pieces.
     """
 
     tactic: Tactic
     config: Config
     time_us: float
     text: str
+    by_panels: bool | None = None
+
+    def __str__(self) -> str:
+        """The configuration as reports show it."""
+        shared = {None: "", False: ", rows shared", True: ", panels shared"}[self.by_panels]
+        return f"{self.config}{shared}"
 
 
 @dataclass
@@ -164,18 +184,25 @@ class Tuner:
             WrongResult: a candidate's output differs from the definition.
         """
         options, refused = self._options(problem, w, wanted)
+        trial = cache(lambda: Trial(problem, w, epilogue, x_zero))
+        choices = self._timed(options, trial)
+        if self.threads > 1:
+            choices = self._timed(self._shared(problem, choices[:_SHARED]), trial) + choices
+        timed = [Candidate(c.tactic.name, str(c), round(c.time_us, 3)) for c in choices]
+        return choices[0], (*timed, *refused)
+
+    def _timed(self, options: Sequence[Option], trial: Callable[[], Trial]) -> list[Choice]:
+        """The options with their times, measured where they are not known, the best one first."""
         new = [o for o in options if o.key not in self.cache.times_us]
         if new:
-            self._measure(Trial(problem, w, epilogue, x_zero), new)
-        choices = [Choice(o.tactic, o.config, self.cache.times_us[o.key], o.text) for o in options]
-
-        def shared_us(c: Choice) -> float:
-            work = c.tactic.kernel.work(problem, c.config)
-            return c.time_us * imbalance(*work, self.threads)
-
-        choices.sort(key=shared_us)
-        timed = [Candidate(c.tactic.name, str(c.config), round(c.time_us, 3)) for c in choices]
-        return choices[0], (*timed, *refused)
+            self._measure(trial(), new)
+        times = [self.cache.times_us[o.key] for o in options]
+        choices = [
+            Choice(o.tactic, o.config, us, o.text, o.by_panels)
+            for o, us in zip(options, times, strict=True)
+        ]
+        handover = [us + o.handover_us for o, us in zip(options, times, strict=True)]
+        return [choices[i] for i in sorted(range(len(choices)), key=handover.__getitem__)]
 
     def _options(
         self, problem: ConvProblem, w: Array, wanted: Callable[[Tactic], str]
@@ -188,15 +215,42 @@ class Tuner:
             if reason := wanted(tactic) or tactic.refuse(problem, w, self.target.isa):
                 refused.append(Candidate(tactic.name, "", None, reason))
                 continue
-            for config in tactic.configs(problem, self.target.isa):
-                text = self._text(problem, tactic, config)
-                key = timing_key(problem, tactic, config, self.target, self._circumstances(text))
-                options.append(Option(tactic, config, text, key))
+            configs = tactic.configs(problem, self.target.isa)
+            options += [self._option(problem, tactic, config) for config in configs]
         return options, refused
 
-    def _circumstances(self, text: str) -> str:
-        """What else a time depends on: the kernel's text, and whether its weights were near."""
-        return f"{hashlib.sha256(text.encode()).hexdigest()} {'cold' if self.cold else 'near'}"
+    def _shared(self, problem: ConvProblem, best: Sequence[Choice]) -> list[Option]:
+        """The best choices of one thread as several may share them.
+
+        By rows or by panels, whichever divides evenly; with tiles a little lower, where their
+        number then does.
+        """
+        ways: dict[tuple[str, Config, bool], Option] = {}
+        for choice in best:
+            tactic, config = choice.tactic, choice.config
+            pieces = -(-problem.out_h // config.tile_h)
+            even = -(-pieces // self.threads) * self.threads
+            lower = replace(config, tile_h=max(1, -(-problem.out_h // even)))
+            for each in (config, lower):
+                work = tactic.kernel.work(problem, each)
+                most = max(imbalance(*work, self.threads), _MOST_WAITING)
+                for by_panels in (False, True):
+                    if waiting(work[by_panels], self.threads) <= most:
+                        key = (tactic.name, each, by_panels)
+                        ways[key] = self._option(problem, tactic, each, by_panels)
+        return list(ways.values())
+
+    def _option(
+        self, problem: ConvProblem, tactic: Tactic, config: Config, by_panels: bool | None = None
+    ) -> Option:
+        """A candidate with its code and the key of its time: all that it depends on."""
+        text = self._text(problem, tactic, config)
+        around = f"{hashlib.sha256(text.encode()).hexdigest()} {'cold' if self.cold else 'near'}"
+        if by_panels is not None:
+            around += f" {self.threads} share {'panels' if by_panels else 'rows'}"
+        key = timing_key(problem, tactic, config, self.target, around)
+        handover = _HANDOVER_US * (problem.x_size_bytes + problem.y_size_bytes) * bool(by_panels)
+        return Option(tactic, config, text, key, by_panels, handover)
 
     def _text(self, problem: ConvProblem, tactic: Tactic, config: Config) -> str:
         """The kernel; written once for all layers of one shape."""
@@ -208,15 +262,24 @@ class Tuner:
 
     def _measure(self, trial: Trial, options: Sequence[Option]) -> None:
         """Builds, checks and times; results go to the cache."""
-        sources = [Source(renamed(o.text, f"kernel{i}_")) for i, o in enumerate(options)]
+        texts = {o.text: f"kernel{i}_" for i, o in enumerate(options)}
+        sources = [Source(renamed(text, name)) for text, name in texts.items()]
+        packs = [trial.pack(o, cold=self.cold) for o in options]  # timers hold bare addresses
+        shared = options[0].by_panels is not None
+        if shared:
+            for index, (option, packed) in enumerate(zip(options, packs, strict=True)):
+                calls = shared_calls(texts[option.text], option, trial.problem, packed)
+                sources.append(Source(program_text(f"program{index}_", calls, self.threads)))
         code = Code([compile_object([*sources, Source(threads_text())], self.target)])
+        workers = Workers(code, self.threads if shared else 1)
         runs = {}
-        memories = []  # timers hold bare addresses
-        for index, option in enumerate(options):
-            packed = trial.pack(option, cold=self.cold)
-            memories.append(packed)
-            trial.check(code, f"kernel{index}_", option, packed)
-            runs[option.key] = timer_of(
-                code, f"kernel{index}_", trial.arguments(option, packed), packed
+        for index, (option, packed) in enumerate(zip(options, packs, strict=True)):
+            kernel, arguments = texts[option.text], trial.arguments(option, packed)
+            trial.check(code, kernel, option, packed)
+            runs[option.key] = (
+                shared_timer(code, f"program{index}_", arguments, packed, workers)
+                if shared
+                else timer_of(code, kernel, arguments, packed)
             )
         self.cache.times_us.update(interleaved(runs))
+        workers.close()

@@ -16,8 +16,10 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twofour.core.abi import SYNC, SYNC_INDEX
+from twofour.core.abi import ARENA, SYNC, SYNC_INDEX
+from twofour.core.sizes import Count, usual
 from twofour.kernels.cpu.llvm import Function, Value, module_text
+from twofour.kernels.cpu.sizes import emit_size
 
 SPINS = 8000  # turns of about 30 ns: 0.2 ms
 _SIGNATURE = "ptr, ptr, ptr, ptr, i64, i64, i64, i64"
@@ -41,10 +43,11 @@ class Call:
         w: packed weights and constants.
         y: output.
         r: residual; `y` where there is none.
-        pieces: row pieces of the kernel.
+        pieces: row pieces of the kernel; the symbols of a size lie at the start of the arena.
         panels: panels of the kernel.
         table: where it has entries, the kernel gets the address of a table with their pointers in
             the place of `x`: operands of any number, wherever they lie.
+        by_panels: whether threads share the panels; None where that was not measured.
     """
 
     symbol: str
@@ -52,9 +55,10 @@ class Call:
     w: Operand
     y: Operand
     r: Operand
-    pieces: int
+    pieces: Count
     panels: int
     table: tuple[Operand, ...] = ()
+    by_panels: bool | None = None
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -62,16 +66,18 @@ class Call:
         return (self.x, self.w, self.y, self.r, *self.table)
 
     def split_panels(self, threads: int) -> bool:
-        """Whether threads share the panels, not the row pieces: what divides more evenly."""
-        return _waiting(self.panels, threads) < _waiting(self.pieces, threads)
+        """Whether threads share the panels, not the row pieces: as measured, or more evenly."""
+        if self.by_panels is not None:
+            return self.by_panels
+        return waiting(self.panels, threads) < waiting(usual(self.pieces), threads)
 
 
 def imbalance(pieces: int, panels: int, threads: int) -> float:
     """How much longer a kernel takes than its even share of the work; 1 is perfect."""
-    return min(_waiting(pieces, threads), _waiting(panels, threads))
+    return min(waiting(pieces, threads), waiting(panels, threads))
 
 
-def _waiting(count: int, threads: int) -> float:
+def waiting(count: int, threads: int) -> float:
     """`imbalance` if `count` units are shared: the largest share over the mean."""
     return -(-count // threads) * threads / count
 
@@ -87,8 +93,9 @@ def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
     f = Function(name, [("ptr", "args"), ("i64", "tid"), ("i64", "threads")])
     base = {
         i: f.load("ptr", "%args", 8 * i, 8)
-        for i in sorted({SYNC_INDEX, *(o.index for c in calls for o in c.operands)})
+        for i in sorted({ARENA, SYNC_INDEX, *(o.index for c in calls for o in c.operands)})
     }
+    counts = {c.pieces: emit_size(f, base[ARENA], c.pieces) for c in calls}
     following = f.int_op("add", "%tid", 1)
     table = f.let(f"alloca [{max((len(c.table) for c in calls), default=0)} x ptr]")
     kernels = set()
@@ -98,11 +105,12 @@ def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
             pointers[0] = table
             for place, o in enumerate(call.table):
                 f.store("ptr", f.at(base[o.index], o.offset), table, 8 * place, 8)
-        count = call.panels if call.split_panels(threads) else call.pieces
+        pieces = counts[call.pieces]
+        count = call.panels if call.split_panels(threads) else pieces
         share = [
             f.int_op("udiv", f.int_op("mul", who, count), "%threads") for who in ("%tid", following)
         ]
-        whole = ["0", str(call.pieces if call.split_panels(threads) else call.panels)]
+        whole = ["0", str(pieces if call.split_panels(threads) else call.panels)]
         ranges = whole + share if call.split_panels(threads) else share + whole
         arguments = [f"ptr {p}" for p in pointers] + [f"i64 {v}" for v in ranges]
         f.do(f"call void @{call.symbol}({', '.join(arguments)})")
