@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from twofour.core.sizes import Symbol, symbol_size
 from twofour.core.target import Target
-from twofour.engine import Candidate, Engine, Fill, Layer, Plan, Step, TensorInfo
+from twofour.engine import Candidate, Engine, Fill, Layer, Plan, Profile, Step, TensorInfo
 
 CONV = Layer(
     name="layer1.0.conv1",
@@ -68,10 +71,7 @@ SOFTMAX = Layer(
 
 def sample_engine(target: Target | None = None) -> Engine:
     """One native step of three layers and a fallback step; its code is no code."""
-    plan = Plan(
-        target=target or Target("vector", "x86_64", "A CPU"),
-        version="0.1.0",
-        source_sha256="ab" * 32,
+    profile = Profile(
         inputs=(TensorInfo("x", "float32", (1, 3, 32, 32)),),
         outputs=(TensorInfo("y", "float32", (1, 10)),),
         boundary=(TensorInfo("logits", "float32", (1, 10)),),
@@ -79,9 +79,15 @@ def sample_engine(target: Target | None = None) -> Engine:
             Step("native", "net0", ("x",), ("logits",), (0, 1, 2)),
             Step("onnxruntime", "tail", ("logits",), ("y",), (3,)),
         ),
-        layers=(STEM, CONV, SLOW_SPARSE, SOFTMAX),
         arena_bytes=4096,
         fills=(Fill(0, 64, 128), Fill(4032, 64, 0)),
+    )
+    plan = Plan(
+        target=target or Target("vector", "x86_64", "A CPU"),
+        version="0.1.0",
+        source_sha256="ab" * 32,
+        profiles=(profile,),
+        layers=(STEM, CONV, SLOW_SPARSE, SOFTMAX),
         threads=1,
         code=("net0",),
         source_name="resnet20.onnx",
@@ -94,3 +100,20 @@ def sample_engine(target: Target | None = None) -> Engine:
         {"net0": random.integers(0, 256, 300, dtype=np.uint8)},
         {"tail": random.integers(0, 256, 200, dtype=np.uint8)},
     )
+
+
+def open_engine() -> Engine:
+    """The sample with a batch of 1 to 8, usually 2, and halos behind its symbol."""
+    engine = sample_engine()
+    (profile,) = engine.plan.profiles
+    batch = Symbol("batch", 1, 2, 8)
+    size = symbol_size([batch], 0)
+    opened = replace(
+        profile,
+        inputs=(TensorInfo.of("x", "float32", (size, 3, 32, 32)),),
+        outputs=(TensorInfo.of("y", "float32", (size, 10)),),
+        boundary=(TensorInfo.of("logits", "float32", (size, 10)),),
+        fills=(Fill(64, 64, 128), Fill(4032, 64, 0)),
+        symbols=(batch,),
+    )
+    return replace(engine, plan=replace(engine.plan, profiles=(opened,)))

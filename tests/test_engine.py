@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tests.sample_engines import sample_engine
 from twofour.core.errors import EngineError, InputError
+from twofour.core.sizes import Symbol, symbol_size
 from twofour.core.target import ISAS, Target
-from twofour.engine import Candidate, Engine, Fill, Layer, Plan, Step, TensorInfo
+from twofour.engine import Candidate, Engine, Fill, Layer, Plan, Profile, Step, TensorInfo
 
 
 def parts(engine: Engine) -> tuple[Plan, bytes, dict[str, bytes], dict[str, bytes]]:
@@ -55,18 +56,28 @@ def engines(draw: st.DrawFn) -> Engine:
     tensors = tuple(t.name for t in (*inputs, *outputs))
     steps = [Step("onnxruntime", name, tensors, tensors, ()) for name in subgraphs]
     steps += [Step("native", name, (), tensors, tuple(range(len(listed)))) for name in code]
-    arena = draw(st.integers(64, 4096))
-    plan = Plan(
-        target=Target(draw(st.sampled_from(ISAS)), draw(text), draw(text)),
-        version=draw(text),
-        source_sha256=draw(text),
+    arena = draw(st.integers(80, 4096))
+    least, usual, most = sorted(draw(st.lists(st.integers(1, 99), min_size=3, max_size=3)))
+    symbols = (Symbol(draw(text), least, usual, most),) if draw(st.booleans()) else ()
+    if symbols:
+        size = symbol_size(symbols, 0)
+        inputs = (TensorInfo.of("open", "float32", (size, 3)), *inputs)
+        outputs = (TensorInfo.of("far", "float32", (3, size * size * 2 + size + 1)), *outputs)
+    profile = Profile(
         inputs=inputs,
         outputs=outputs,
         boundary=(),
         steps=tuple(steps),
-        layers=listed,
         arena_bytes=arena,
-        fills=(Fill(draw(st.integers(0, arena - 64)), 64, draw(st.integers(0, 255))),),
+        fills=(Fill(draw(st.integers(8, arena - 64)), 56, draw(st.integers(0, 255))),),
+        symbols=symbols,
+    )
+    plan = Plan(
+        target=Target(draw(st.sampled_from(ISAS)), draw(text), draw(text)),
+        version=draw(text),
+        source_sha256=draw(text),
+        profiles=(profile,),
+        layers=listed,
         threads=draw(st.integers(1, 64)),
         code=tuple(code),
         graph=draw(st.dictionaries(text, st.integers(), max_size=2)),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.sample_engines import sample_engine
+from tests.sample_engines import open_engine, sample_engine
 from twofour.core.errors import EngineError
 from twofour.engine import Engine
 
@@ -40,7 +40,7 @@ def header_of(tensors: dict[str, np.ndarray]) -> Header:
     return {"plan": sample_engine().plan.to_json(), "sha256": hashes}
 
 
-def write(path: Path, tensors: dict[str, np.ndarray], text: str, number: str = "1") -> Path:
+def write(path: Path, tensors: dict[str, np.ndarray], text: str, number: str = "2") -> Path:
     """A container with this plan, its hash correct."""
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
     save_file(tensors, path, {"format": number, "twofour": text, "sha256": digest})
@@ -55,6 +55,21 @@ def plan_with(*keys: str | int, value: Any) -> Callable[[Header], None]:
         for key in keys[:-1]:
             at = at[key]
         at[keys[-1]] = value
+
+    return attack
+
+
+def profile_with(*keys: str | int, value: Any) -> Callable[[Header], None]:
+    """An attack that replaces one value of the first profile."""
+    return plan_with("profiles", 0, *keys, value=value)
+
+
+def open_with(*keys: str | int, value: Any) -> Callable[[Header], None]:
+    """An attack on a plan whose batch is open."""
+
+    def attack(header: Header) -> None:
+        header["plan"]["profiles"] = open_engine().plan.to_json()["profiles"]
+        profile_with(*keys, value=value)(header)
 
     return attack
 
@@ -77,34 +92,83 @@ def hashes(value: Any) -> Callable[[Header], None]:
 
 
 LIES: dict[str, tuple[Callable[[Header], None], str]] = {
-    "arena below zero": (plan_with("arena_bytes", value=-1), "arena of -1"),
-    "arena beyond memory": (plan_with("arena_bytes", value=1 << 60), "arena of"),
-    "arena is text": (plan_with("arena_bytes", value="4096"), "arena_bytes: expected int"),
-    "arena is a float": (plan_with("arena_bytes", value=4096.0), "arena_bytes: expected int"),
-    "arena is true": (plan_with("arena_bytes", value=True), "arena_bytes: expected int"),
-    "fill past the arena": (plan_with("fills", 0, "size_bytes", value=9999), "outside the arena"),
-    "fill before the arena": (plan_with("fills", 0, "offset", value=-64), "outside the arena"),
-    "fill of negative size": (plan_with("fills", 1, "size_bytes", value=-1), "outside the arena"),
-    "fill is no byte": (plan_with("fills", 0, "value", value=256), "not a byte"),
-    "step of unknown kind": (plan_with("steps", 0, "kind", value="shell"), "unknown kind 'shell'"),
-    "step reads nothing known": (plan_with("steps", 0, "inputs", value=["z"]), "unknown tensor"),
-    "step names no layer": (plan_with("steps", 0, "layers", value=[4]), "names layer 4 of 4"),
-    "step names layer -1": (plan_with("steps", 0, "layers", value=[-1]), "names layer -1"),
+    "arena below zero": (profile_with("arena_bytes", value=-1), "arena of -1"),
+    "arena beyond memory": (profile_with("arena_bytes", value=1 << 60), "arena of"),
+    "arena is text": (profile_with("arena_bytes", value="4096"), "arena_bytes: expected int"),
+    "arena is a float": (profile_with("arena_bytes", value=4096.0), "arena_bytes: expected int"),
+    "arena is true": (profile_with("arena_bytes", value=True), "arena_bytes: expected int"),
+    "fill past the arena": (
+        profile_with("fills", 0, "size_bytes", value=9999),
+        "outside the arena",
+    ),
+    "fill before the arena": (profile_with("fills", 0, "offset", value=-64), "outside the arena"),
+    "fill of negative size": (
+        profile_with("fills", 1, "size_bytes", value=-1),
+        "outside the arena",
+    ),
+    "fill is no byte": (profile_with("fills", 0, "value", value=256), "not a byte"),
+    "step of unknown kind": (
+        profile_with("steps", 0, "kind", value="shell"),
+        "unknown kind 'shell'",
+    ),
+    "step reads nothing known": (profile_with("steps", 0, "inputs", value=["z"]), "unknown tensor"),
+    "step names no layer": (profile_with("steps", 0, "layers", value=[4]), "names layer 4 of 4"),
+    "step names layer -1": (profile_with("steps", 0, "layers", value=[-1]), "names layer -1"),
     "object is missing": (plan_with("code", value=["net1"]), "object 'net1' is missing"),
-    "subgraph is missing": (plan_with("steps", 1, "symbol", value="t"), "subgraph 't' is missing"),
-    "negative shape": (plan_with("inputs", 0, "shape", value=[1, -3]), "has shape"),
-    "shape beyond memory": (plan_with("outputs", 0, "shape", value=[1 << 40, 4]), "has shape"),
-    "shape of thousands": (plan_with("boundary", 0, "shape", value=[1] * 5000), "has shape"),
-    "object dtype": (plan_with("inputs", 0, "dtype", value="object"), "unknown dtype 'object'"),
+    "subgraph is missing": (
+        profile_with("steps", 1, "symbol", value="t"),
+        "subgraph 't' is missing",
+    ),
+    "negative shape": (profile_with("inputs", 0, "shape", value=[1, -3]), "has shape"),
+    "shape beyond memory": (profile_with("outputs", 0, "shape", value=[1 << 40, 4]), "has shape"),
+    "shape of thousands": (profile_with("boundary", 0, "shape", value=[1] * 5000), "has shape"),
+    "object dtype": (profile_with("inputs", 0, "dtype", value="object"), "unknown dtype 'object'"),
     "no threads": (plan_with("threads", value=0), "0 threads"),
     "a million threads": (plan_with("threads", value=1_000_000), "1000000 threads"),
     "unknown set": (plan_with("target", "isa", value="sve9"), "unknown instruction set 'sve9'"),
+    "no profile": (plan_with("profiles", value=[]), "0 profiles"),
+    "symbol of no range": (open_with("symbols", 0, "least", value=9), "the range 9 to 8"),
+    "symbol from zero": (open_with("symbols", 0, "least", value=0), "the range 0 to 8"),
+    "symbol that no input has": (
+        open_with("inputs", 0, "sizes", value=[]),
+        "no input has symbol 'batch'",
+    ),
+    "symbols beyond the arena": (open_with("arena_bytes", value=4), "1 symbols in an arena"),
+    "fill over the symbols": (open_with("fills", 0, "offset", value=0), "over the symbols"),
+    "size of two symbols": (
+        open_with("outputs", 0, "sizes", 0, "terms", value=[[1, 1, 1]]),
+        "not a polynomial",
+    ),
+    "size of a high power": (
+        open_with("outputs", 0, "sizes", 0, "terms", value=[[1, 99]]),
+        "not a polynomial",
+    ),
+    "size of no term": (
+        open_with("outputs", 0, "sizes", 0, "terms", value=[]),
+        "not a polynomial",
+    ),
+    "size that its shape is not": (
+        open_with("outputs", 0, "sizes", 0, "terms", value=[[2, 1]]),
+        "at most 16",
+    ),
+    "size below zero": (
+        open_with("outputs", 0, "sizes", 0, "terms", value=[[-8, 0], [2, 1]]),
+        "4 as usual and at most 8",
+    ),
+    "input that is no symbol": (
+        open_with("inputs", 0, "sizes", 0, "terms", value=[[-4, 0], [1, 1]]),
+        "no input has symbol",
+    ),
+    "fewer sizes than dimensions": (
+        open_with("outputs", 0, "sizes", value=[None]),
+        "2 dimensions and 1 sizes",
+    ),
     "target is a list": (plan_with("target", value=["avx2"]), "plan.target: expected an object"),
     "layers are a number": (plan_with("layers", value=3), "plan.layers: expected a list"),
     "time is text": (plan_with("layers", 0, "time_us", value="1"), "time_us: expected a finite"),
     "broken text": (plan_with("layers", 0, "name", value="\ud800"), "name: expected valid text"),
     "plan is null": (lambda header: header.update(plan=None), "plan: expected an object"),
-    "field is missing": (without("arena_bytes"), "field 'arena_bytes' is missing"),
+    "field is missing": (without("profiles", 0, "arena_bytes"), "field 'arena_bytes' is missing"),
     "field is unknown": (plan_with("run", value="rm"), "unknown field 'run'"),
     "a third part": (lambda header: header.update(more=1), "plan and sha256"),
     "hashes are a list": (hashes(["weights"]), "sha256 is not an object"),
@@ -150,8 +214,8 @@ def test_numbers_that_are_none(tensors: dict[str, np.ndarray], tmp_path: Path) -
 
 
 def test_another_format(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="not a twofour engine of format 1"):
-        Engine.load(write(tmp_path / "e", tensors, json.dumps(header_of(tensors)), number="2"))
+    with pytest.raises(EngineError, match="not a twofour engine of format 2"):
+        Engine.load(write(tmp_path / "e", tensors, json.dumps(header_of(tensors)), number="1"))
 
 
 def test_a_container_without_a_plan(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -211,7 +275,7 @@ def test_a_tensor_that_claims_bytes_it_has_not(
     digest = hashlib.sha256(plan.encode()).hexdigest()
     header = json.dumps(
         {
-            "__metadata__": {"format": "1", "twofour": plan, "sha256": digest},
+            "__metadata__": {"format": "2", "twofour": plan, "sha256": digest},
             "weights": {"dtype": dtype, "shape": shape, "data_offsets": offsets},
         }
     ).encode()

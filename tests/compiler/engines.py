@@ -40,7 +40,9 @@ def run_twice(engine: Engine, inputs: Arrays, threads: int | None = None) -> dic
         first = session.run(inputs)
         arena = session._arena
         free = np.ones(arena.size, bool)
-        for fill in engine.plan.fills:
+        profile = engine.plan.profiles[session._current.profile]
+        free[: 8 * len(profile.symbols)] = False
+        for fill in profile.fills:
             free[fill.offset : fill.offset + fill.size_bytes] = False
         for garbage in (0xFF, 0x7F):  # NaN as floats; 255 and 127 as integers
             arena[free] = garbage

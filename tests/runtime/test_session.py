@@ -275,7 +275,8 @@ def test_code_that_does_not_fit_the_plan_is_refused(engine, mixed) -> None:
     with pytest.raises(EngineError, match="cannot be loaded"):
         Session(replace(engine, code={name: garbage}))
     (step,) = engine.plan.steps
-    renamed = replace(engine.plan, steps=(replace(step, symbol="program7"),))
+    profile = replace(engine.plan.profiles[0], steps=(replace(step, symbol="program7"),))
+    renamed = replace(engine.plan, profiles=(profile,))
     with pytest.raises(EngineError, match="no function 'program7'"):
         Session(replace(engine, plan=renamed))
     (fallback,) = mixed.subgraphs

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from twofour.compiler.assemble import Assembler, Progress
+from twofour.compiler.assemble import Assembler, Compiled, Progress
 from twofour.compiler.emit import Emitter
 from twofour.compiler.importer import import_graph
 from twofour.compiler.lower import lower
-from twofour.compiler.passes.pipeline import run_passes
+from twofour.compiler.open_graph import OpenGraph
+from twofour.compiler.passes.pipeline import Fused, run_passes
+from twofour.compiler.precision import passes_for, target_of, why_float
 from twofour.compiler.profile import with_times
+from twofour.compiler.requests import Request, Requested, Shape, read_request
 from twofour.compiler.schedule import schedule, weight_bytes
 from twofour.compiler.tune import TimingCache, Tuner
 from twofour.core.abi import MAX_THREADS
@@ -49,8 +52,13 @@ class BuildOptions:
             by magnitude where they can be, and only 2:4 kernels are taken there: for measuring, not
             for accuracy) or "disable".
         int8: quantize the model first, calibrated on `data`.
+        bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
+            CPU cannot, they stay float32, and `explain` says so.
         data: calibration batches, as `twofour quantize` takes them.
-        shapes: input name -> static shape; dimensions left open become 1.
+        shapes: input name -> shape, or (smallest, usual, largest) shape: the engine then runs any
+            shape in between. Dimensions left open become 1.
+        profiles: several of such mappings, instead of `shapes`: the engine runs what fits one of
+            them, and the first that does.
         threads: to tune for.
         timing_cache: a file that keeps measured times between builds.
         target: by default this machine.
@@ -59,8 +67,10 @@ class BuildOptions:
 
     sparsity: str = "enable"
     int8: bool = False
+    bf16: bool = False
     data: DataLike | None = None
-    shapes: Mapping[str, tuple[int, ...]] | None = None
+    shapes: Requested | None = None
+    profiles: Sequence[Requested] = ()
     threads: int = 1
     timing_cache: str | os.PathLike[str] | None = None
     target: Target | None = None
@@ -88,6 +98,12 @@ class BuildOptions:
                 "data is of no use without int8",
                 ["calibration data was given without int8"],
                 "add int8=True, or drop data",
+            )
+        if self.shapes and self.profiles:
+            raise InputError(
+                "shapes and profiles cannot both be given",
+                [f"got {len(self.profiles)} profiles and shapes for {', '.join(self.shapes)}"],
+                "make the shapes the first of the profiles",
             )
         most = min(MAX_THREADS, detect_host().cores)
         if not 1 <= self.threads <= most:
@@ -127,24 +143,50 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     source, name, digest = _source(model)
     if options.int8 and options.data is not None:
         source = quantize(source, options.data, progress=progress)
-    graph = import_graph(source, options.shapes)
-    operators = len(graph.graph)
-    if options.sparsity == "force":
-        graph, _ = prune(graph)
-    fused = run_passes(graph, options.dump)
-    order = schedule(fused.model.graph)
-    lowered = lower(fused.model.graph, order)
+    requests = [read_request(source.graph, p) for p in options.profiles or (options.shapes or {},)]
+    networks = [_network(source, request, options, target) for request in requests]
+    floats: dict[str, str] = {}
+    for network in networks:
+        floats |= why_float(target, network.fused, options.bf16)
+    used = [target_of(target, network.fused) for network in networks]
+    target = next((t for t in used if t.bf16), used[0])
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
-    cold = weight_bytes(order) > _NEAR_BYTES
-    emitter = Emitter(Tuner(target, cache, options.threads, cold=cold), options.sparsity)
-    assembler = Assembler(fused, order, lowered, emitter, options.threads, progress)
+    cold = weight_bytes(networks[0].order) > _NEAR_BYTES
+    tuner = Tuner(target, cache, options.threads, cold=cold)
+    emitter = Emitter(tuner, options.sparsity, floats)
+    assembler = Assembler(networks, emitter, options.threads, progress)
     engine = assembler.assemble()
     cache.save(cache_file)
-    steps = len(engine.plan.steps)
-    counts = {"operators": operators, "fused": len(fused.model.graph), "steps": steps}
-    plan = replace(engine.plan, source_name=name, source_sha256=digest, graph=counts)
+    plan = replace(engine.plan, source_name=name, source_sha256=digest, graph=networks[0].counts)
     return with_times(replace(engine, plan=plan), assembler.placements)
+
+
+def _network(
+    source: ir.Model, request: Request, options: BuildOptions, target: Target
+) -> Compiled:
+    """The network for one profile."""
+    counts: list[int] = []
+
+    def compiled(shapes: Mapping[str, Shape]) -> Fused:
+        graph = import_graph(source, shapes)
+        counts.append(len(graph.graph))
+        if options.sparsity == "force":
+            graph, _ = prune(graph)
+        dump = None if counts[1:] else options.dump
+        return run_passes(graph, dump, passes_for(target, options.bf16))
+
+    if not request.symbols:
+        fused = compiled(request.shapes_at(()))
+        order = schedule(fused.model.graph)
+        return Compiled(fused, order, lower(fused.model.graph, order), counts[0])
+    found = OpenGraph.of(request, compiled)
+    graph = found.fused.model.graph
+    order = schedule(graph, found.read)
+    for node in order.reasons:
+        found.require_plain(node)
+    lowered = lower(graph, order, found.dims)
+    return Compiled(found.fused, order, lowered, counts[0], request.symbols)
 
 
 def _source(model: Model) -> tuple[ir.Model, str, str]:

@@ -6,7 +6,7 @@ Kernels are kept by their text, so layers of equal shape and configuration share
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from twofour.compiler.emit_nd import nd_nests, nd_shape, nd_table
 from twofour.compiler.layers import conv_layer, extent_of, plain_layer, precision_of
 from twofour.compiler.layout import ALIGNMENT, Tensor
-from twofour.compiler.lower import Place, Placed
+from twofour.compiler.lower import Place, Placed, images_of
 from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NormOp, PoolOp
 from twofour.compiler.native_nd import NdOp
 from twofour.compiler.row_problems import (
@@ -28,6 +28,7 @@ from twofour.compiler.row_problems import (
 from twofour.compiler.tune import Tuner
 from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.patterns import is_pattern
+from twofour.core.sizes import Count
 from twofour.engine import Layer, TensorInfo
 from twofour.kernels.cpu.attention import emit_attention, pack_attention
 from twofour.kernels.cpu.llvm import Source, renamed
@@ -53,13 +54,15 @@ class _Kernel:
         pieces: row pieces.
         panels: panels.
         x_offset: where its input starts in the arena.
+        by_panels: whether several threads share its panels; None where that was not measured.
     """
 
     symbol: str
     constants: Array
-    pieces: int
+    pieces: Count
     panels: int
     x_offset: int
+    by_panels: bool | None = None
 
 
 @dataclass
@@ -69,12 +72,14 @@ class Emitter:
     Attributes:
         tuner: chooses convolution kernels.
         sparsity: "enable", "force" or "disable".
+        floats: why a layer stays float32 though bfloat16 is allowed, by its name.
         sources: kernels by symbol.
         layers: what `explain` will show, in order.
     """
 
     tuner: Tuner
     sparsity: str
+    floats: Mapping[str, str] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     _constants: list[Array] = field(default_factory=list)
@@ -115,8 +120,12 @@ class Emitter:
         y = operand(placed.y)
         second = placed.also[0] if placed.also else placed.r
         r = y if second is None else operand(second)
-        x, w = operand(placed.x, kernel.x_offset), Operand(WEIGHTS, self._keep(kernel.constants))
-        return Call(kernel.symbol, x, w, y, r, kernel.pieces, kernel.panels)
+        x, w = (
+            operand(placed.x, kernel.x_offset),
+            Operand(WEIGHTS, self._keep_once(kernel.constants)),
+        )
+        work = kernel.pieces, kernel.panels
+        return Call(kernel.symbol, x, w, y, r, *work, by_panels=kernel.by_panels)
 
     def _keep(self, constants: Array) -> int:
         """Appends constants, aligned; returns their offset."""
@@ -137,15 +146,27 @@ class Emitter:
         w, groups = merge_groups(op.w, op.groups)
         problem = conv_problem(op, placed, w, groups)
         choice, candidates = self.tuner.choose(
-            problem, w, op.epilogue, op.x_zero, self._wanted(w, problem.dtype)
+            replace(problem, open_rows=False),
+            w,
+            op.epilogue,
+            op.x_zero,
+            self._wanted(w, problem.dtype),
         )
         config, kernel = choice.config, choice.tactic.kernel
-        symbol = self._kernel(choice.text)
+        text = choice.text
+        if problem.open_rows:
+            text = kernel.emit("kernel", problem, config, self.tuner.target.isa)
+        symbol = self._kernel(text)
         constants = kernel.pack(w, problem, config, op.epilogue, op.x_zero)
-        self.layers.append(conv_layer(op, placed, problem, choice, candidates, constants.size))
+        layer = conv_layer(op, placed, problem, choice, candidates, constants.size)
+        note = self.floats.get(op.name, "") if problem.dtype == "float32" else ""
+        self.layers.append(replace(layer, notes=(*layer.notes, note)) if note else layer)
         assert isinstance(placed.x, Tensor)
         x_offset = placed.x.at(*op.window.pads[:2])
-        return _Kernel(symbol, constants, *kernel.work(problem, config), x_offset)
+        pieces, panels = kernel.work(problem, config)
+        images = placed.x.open_batch
+        count: Count = pieces if images is None else pieces // images.usual * images
+        return _Kernel(symbol, constants, count, panels, x_offset, choice.by_panels)
 
     def _wanted(self, w: Array, dtype: str) -> Callable[[Tactic], str]:
         """Why a tactic is ruled out by the user's choice of sparsity."""
@@ -186,7 +207,8 @@ class Emitter:
         constants = pack_mean(op.scale / pixels, pixels * op.x_zero, op.y_zero)
         symbol = self._kernel(emit_pool("kernel", problem))
         self.layers.append(plain_layer(op, placed, "pool"))
-        return _Kernel(symbol, constants, problem.pieces, problem.blocks, x.at())
+        pieces = problem.pieces // x.batch * x.count
+        return _Kernel(symbol, constants, pieces, problem.blocks, x.at())
 
     def _map(self, op: MapOp, placed: Placed) -> _Kernel:
         before, after = op.channel_pads
@@ -210,14 +232,16 @@ class Emitter:
         symbol = self._kernel(emit_map("kernel", problem), vectorize=True)
         self.layers.append(plain_layer(op, placed, "pointwise"))
         x_at = placed.x.at() if isinstance(placed.x, Tensor) else 0
-        return _Kernel(symbol, op.constants.pack(), batch * height, 1, x_at)
+        pieces = images_of(placed.y) * height
+        return _Kernel(symbol, op.constants.pack(), pieces, 1, x_at)
 
     def _norm(self, op: NormOp, placed: Placed) -> _Kernel:
         problem = norm_problem(op, placed)
         constants = pack_norm(op.gamma, op.beta, MapConstants(y_scale=op.scale, y_zero=op.zero))
         symbol = self._kernel(emit_norm("kernel", problem, self.tuner.target.isa))
         self.layers.append(plain_layer(op, placed, "norm"))
-        return _Kernel(symbol, constants, problem.pieces, 1, tensor(placed.x).at())
+        x = tensor(placed.x)
+        return _Kernel(symbol, constants, x.count * (x.height * x.width), 1, x.at())
 
     def _attention(self, op: AttentionOp, placed: Placed) -> _Kernel:
         problem, offsets = attention_problem(op, placed)
@@ -248,7 +272,10 @@ class Emitter:
 
 
 def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProblem:
-    """The kernel's view of a placed convolution, merged into one column where it can be."""
+    """The kernel's view of a placed convolution, merged into one column where it can be.
+
+    Where the batch is open: of the usual size, with open rows if it is one column.
+    """
     x, y, r = placed.x, placed.y, placed.r
     assert isinstance(x, Tensor)
     out_h, out_w = op.window.output_size(x.height, x.width)
@@ -257,16 +284,16 @@ def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProbl
     y_strides = (
         y.strides if isinstance(y, Tensor) else Strides(pixel * out_h * out_w, pixel * out_w, pixel)
     )
-    return ConvProblem(
+    problem = ConvProblem(
         x.batch,
         out_h,
         out_w,
         w.shape[1],
         channels // groups,
-        "int8" if w.dtype == np.int8 else "float32",
+        "int8" if w.dtype == np.int8 else x.kind,
         x.strides,
         y_strides,
-        "int8" if isinstance(y, Tensor) and y.kind == "u8" else "float32",
+        precision_of(y),
         op.window.kernel,
         op.window.stride,
         op.window.dilation,
@@ -275,7 +302,12 @@ def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProbl
         op.add,
         op.epilogue.activation.name,
         _bounded(op),
-    ).flattened()
+    )
+    column = problem.flattened()
+    if x.open_batch is None:
+        return column
+    shown = replace(problem, batch=x.open_batch.usual)
+    return shown if column is problem else replace(shown.flattened(), open_rows=True)
 
 
 def _bounded(op: ConvOp) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 from onnx import helper
 
 from twofour.compiler.lower import Section
+from twofour.engine import TensorInfo
 
 
-def subgraph(model: onnx.ModelProto, section: Section) -> bytes:
+def subgraph(model: onnx.ModelProto, section: Section, plain: Mapping[str, TensorInfo]) -> bytes:
     """A model of the section's nodes, from the plain values it reads to those it writes.
 
     Bodies of If, Loop and Scan may read constants of the model and values of the section: both are
@@ -17,12 +20,17 @@ def subgraph(model: onnx.ModelProto, section: Section) -> bytes:
     Args:
         model: the fused model, with the types of all values.
         section: a fallback section of it.
+        plain: what it reads and writes by name; open dimensions have no size in the model.
     """
     own = {value.name for node in section.nodes for value in node.outputs if value.name}
     nodes = [node for node in model.graph.node if not own.isdisjoint(node.output)]
     read = {name for node in nodes for name in _names_read(node)}
     infos = {v.name: v for part in ("input", "output", "value_info") for v in _values(model, part)}
-    inner = own.difference(section.outputs).intersection(infos)
+    for name in (*section.inputs, *section.outputs):
+        if plain[name].sizes:
+            infos[name] = _opened(infos[name], plain[name])
+    opened = any(plain[name].sizes for name in (*section.inputs, *section.outputs))
+    inner = set() if opened else own.difference(section.outputs).intersection(infos)
     graph = helper.make_graph(
         nodes,
         model.graph.name or "fallback",
@@ -40,6 +48,12 @@ def subgraph(model: onnx.ModelProto, section: Section) -> bytes:
     )
     data: bytes = part.SerializeToString()
     return data
+
+
+def _opened(info: onnx.ValueInfoProto, tensor: TensorInfo) -> onnx.ValueInfoProto:
+    """The value without numbers for its open dimensions."""
+    dims = [dim if isinstance(dim, int) else None for dim in tensor.dims]
+    return helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, dims)
 
 
 def _values(model: onnx.ModelProto, part: str) -> list[onnx.ValueInfoProto]:

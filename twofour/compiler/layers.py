@@ -7,6 +7,7 @@ from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import ConvOp, NativeOp, extent
 from twofour.compiler.tune import Choice
 from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
+from twofour.core.sizes import usual
 from twofour.engine import Candidate, Layer
 from twofour.kernels.cpu.problem import ConvProblem
 
@@ -49,7 +50,7 @@ def conv_layer(
         op.name,
         op.op_type,
         choice.tactic.name,
-        str(choice.config),
+        str(choice),
         round(choice.time_us, 3),
         text,
         problem.dtype,
@@ -92,10 +93,10 @@ def _why_dense_won(op: ConvOp) -> str:
 
 
 def extent_of(place: Place) -> tuple[int, int, int, int]:
-    """Batch, height, width, channels."""
+    """Batch, height, width, channels; the usual ones where sizes are open."""
     if isinstance(place, Tensor):
-        return place.batch, place.height, place.width, place.channels
-    return extent(place.shape)
+        return usual(place.count), place.height, place.width, place.channels
+    return extent(place.usual_shape)
 
 
 def _show(place: Place) -> str:
@@ -106,6 +107,6 @@ def _show(place: Place) -> str:
 
 
 def precision_of(place: Place) -> str:
-    """Of the elements: "float32" or "int8"."""
+    """Of the elements: "float32", "bfloat16" or "int8"."""
     kind = place.kind if isinstance(place, Tensor) else place.dtype
-    return "float32" if kind == "float32" else "int8"
+    return kind if kind in ("float32", "bfloat16") else "int8"

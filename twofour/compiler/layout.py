@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from twofour.core.numerics import Window
+from twofour.core.sizes import Count, Size, open_size
 from twofour.kernels.cpu.pointwise import View
 from twofour.kernels.cpu.problem import Strides
 
@@ -21,6 +22,7 @@ ALIGNMENT = 64
 # An L1 of 64 sets of 64 bytes: pixels at multiples of this lie in two sets, or one.
 _CROWDED_BYTES = 2048
 _LINE_BYTES = 64
+_BYTES = {"u8": 1, "bfloat16": 2}
 
 
 @dataclass
@@ -33,7 +35,8 @@ class Tensor:
         height: rows.
         width: columns.
         channels: channels.
-        kind: "u8" (stored quantized: int8 values plus 128), or the numpy name of its type.
+        kind: "u8" (stored quantized: int8 values plus 128), "bfloat16", or the numpy name of its
+            type.
         fill: the byte of the halo.
         halo: pixels around the interior: top, left, bottom, right; of the parent for a view.
         offset: in the arena; set by memory planning. A view has none of its own.
@@ -41,6 +44,7 @@ class Tensor:
         parent: the tensor that this is a view of, or None.
         images: of the parent, those of the view; none if each pixel of it is an image of the view.
         first: channel of the parent where the view starts.
+        open_batch: the number of images where it is open; `batch` is then the largest.
     """
 
     name: str
@@ -56,11 +60,17 @@ class Tensor:
     parent: Tensor | None = None
     images: range = range(0)
     first: int = 0
+    open_batch: Size | None = None
+
+    @property
+    def count(self) -> Count:
+        """The number of images."""
+        return self.batch if self.open_batch is None else self.open_batch
 
     @property
     def element_bytes(self) -> int:
         """Bytes of an element."""
-        return 1 if self.kind == "u8" else np.dtype(self.kind).itemsize
+        return _BYTES.get(self.kind) or np.dtype(self.kind).itemsize
 
     @property
     def root(self) -> Tensor:
@@ -75,8 +85,9 @@ class Tensor:
 
     def column(self, name: str) -> Tensor:
         """All pixels of all images as images of one pixel; there must be no halo between them."""
-        count = self.batch * self.height * self.width
-        view = Tensor(name, count, 1, 1, self.channels, self.kind, parent=self)
+        pixels = self.height * self.width
+        view = Tensor(name, self.batch * pixels, 1, 1, self.channels, self.kind, parent=self)
+        view.open_batch = open_size(self.count * pixels)
         view.images = range(0)
         return view
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from twofour.compiler.layout import Tensor
+from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.memory import Life, plan
 from twofour.compiler.native import (
     QUANTIZED,
@@ -22,15 +22,23 @@ from twofour.compiler.native import (
     NativeOp,
     ViewOp,
     extent,
+    images,
     shape,
     static_shape,
 )
-from twofour.compiler.native_nd import NdOp
+from twofour.compiler.native_nd import NdOp, copy_op
 from twofour.compiler.schedule import Schedule, Stretch, reads
 from twofour.core.errors import UnsupportedError
+from twofour.core.sizes import Count, most, open_size
 from twofour.engine import DTYPES, Fill, TensorInfo
 
 Place = Tensor | TensorInfo
+Dims = Mapping[str, tuple[Count, ...]]
+
+
+def images_of(place: Place) -> Count:
+    """Its images, or rows of channels."""
+    return place.count if isinstance(place, Tensor) else images(place.dims)
 
 
 @dataclass(frozen=True)
@@ -110,12 +118,13 @@ class Lowered:
     fills: tuple[Fill, ...]
 
 
-def lower(graph: ir.Graph, order: Schedule) -> Lowered:
+def lower(graph: ir.Graph, order: Schedule, open_dims: Dims | None = None) -> Lowered:
     """Assigns places, layouts and memory.
 
     Args:
-        graph: after the passes.
+        graph: after the passes; where dimensions are open, of the largest shapes.
         order: its schedule.
+        open_dims: the shapes of all values by name if some are open.
 
     Raises:
         UnsupportedError: an output is a constant, a tensor is read with two zero points, or one
@@ -127,11 +136,11 @@ def lower(graph: ir.Graph, order: Schedule) -> Lowered:
             ["expected outputs that are computed"],
             "remove it from the model's outputs",
         )
-    forms = _Forms(graph, order)
+    forms = _Forms(graph, order, open_dims or {})
     placed = [forms.place(stretch) for stretch in order.stretches]
     ops = [p for part in placed for p in part]
     _set_halos(ops)
-    arena_bytes, fills = plan(forms.arena(), _lives(ops))
+    arena_bytes, fills = plan(forms.arena(), _lives(ops), ALIGNMENT if open_dims else 0)
     sections = _sections(order.stretches, placed, graph)
     names = [n for s in sections for n in (*s.inputs, *s.outputs)]
     names += [value.name or "" for value in (*graph.inputs, *graph.outputs)]
@@ -141,14 +150,14 @@ def lower(graph: ir.Graph, order: Schedule) -> Lowered:
 class _Forms:
     """Which values are native and which plain, decided for the whole graph before any is placed."""
 
-    def __init__(self, graph: ir.Graph, order: Schedule) -> None:
+    def __init__(self, graph: ir.Graph, order: Schedule, open_dims: Dims) -> None:
         native = [order.ops[n] for s in order.stretches if s.native for n in s.nodes]
         outside = [n for s in order.stretches if not s.native for n in s.nodes]
         crossing = [
             v for n in outside for v in (*reads(n), *n.outputs) if v.const_value is None and v.name
         ]
         crossing += [*graph.inputs, *graph.outputs]
-        self._order = order
+        self._order, self._open_dims = order, open_dims
         self._values = {v.name: v for n in graph for v in (*n.inputs, *n.outputs) if v is not None}
         self._plain = {v.name: v for v in crossing}
         self._values |= self._plain
@@ -160,7 +169,18 @@ class _Forms:
 
     def info(self, name: str) -> TensorInfo:
         """A plain value, where it is needed between steps."""
-        return _info(self._plain[name])
+        value = self._plain[name]
+        if static_shape(value) is None:
+            raise UnsupportedError(
+                f"the shape of {name!r} is not known before running",
+                [f"found {value.shape}: it depends on the data"],
+                "cut the model so that this tensor is neither an output nor between two steps",
+            )
+        return TensorInfo.of(name, _plain_kind(value), self._dims(name))
+
+    def _dims(self, name: str) -> tuple[Count, ...]:
+        """The shape of a value."""
+        return self._open_dims.get(name) or static_shape(self._values[name]) or ()
 
     def arena(self) -> list[Tensor]:
         """Every tensor that holds bytes, once; aliases share one, views are part of one."""
@@ -178,7 +198,7 @@ class _Forms:
             for name in op.writes:
                 tensor = self._tensors.get(name)
                 if tensor is not None and name in self._plain:
-                    copy = MapOp(f"{op.name}/plain", "Copy", "map", name, name)
+                    copy = self._copy(f"{op.name}/plain", name)
                     out.append(Placed(copy, tensor, self.info(name)))
         return out
 
@@ -203,8 +223,10 @@ class _Forms:
             return
         for name, first in zip(op.writes, op.channels, strict=True):
             dims = extent(shape(self._values[name]))
-            images = range(op.image, op.image + dims[0] * op.image_step, op.image_step)
-            self._tensors[name] = x.part(name, first, dims[3], images)
+            step = most(op.image_step)
+            chosen = range(op.image, op.image + dims[0] * step, step)
+            self._tensors[name] = view = x.part(name, first, dims[3], chosen)
+            view.open_batch = open_size(images(self._dims(name)))
 
     def _source(self, op: NativeOp, name: str, out: list[Placed]) -> Place:
         """Where an operator reads one of its operands."""
@@ -228,16 +250,24 @@ class _Forms:
         """The tensor of a value, copied into the arena where it so far is a plain array only."""
         if name not in self._tensors:
             tensor = self._tensor(name)
-            copy = MapOp(f"{name}/native", "Copy", "map", name, name)
-            out.append(Placed(copy, self.info(name), tensor))
+            out.append(Placed(self._copy(f"{name}/native", name), self.info(name), tensor))
         return self._tensors[name]
+
+    def _copy(self, layer: str, name: str) -> NativeOp:
+        """A value from one form to the other."""
+        dims = self._dims(name)
+        inner = dims[1:] if len(dims) == 4 else dims[-1:]
+        if all(isinstance(dim, int) for dim in inner):
+            return MapOp(layer, "Copy", "map", name, name)
+        return copy_op(layer, self._values[name], dims)
 
     def _tensor(self, name: str) -> Tensor:
         dtype = self._values[name].dtype
         kind = "u8" if dtype is None or dtype in QUANTIZED else dtype.numpy().name
         batch, height, width, channels = extent(shape(self._values[name]))
-        self._tensors[name] = Tensor(name, batch, height, width, channels, kind)
-        return self._tensors[name]
+        tensor = self._tensors[name] = Tensor(name, batch, height, width, channels, kind)
+        tensor.open_batch = open_size(images(self._dims(name)))
+        return tensor
 
 
 def _padded(ops: list[NativeOp]) -> set[str]:
@@ -255,15 +285,9 @@ def _flexible(op: NativeOp) -> bool:
     return isinstance(op, NdOp) or (isinstance(op, MapOp) and op.op == "convert")
 
 
-def _info(value: ir.Value) -> TensorInfo:
-    """A plain value's name, dtype and shape."""
-    dims, dtype = static_shape(value), value.dtype
-    if dims is None:
-        raise UnsupportedError(
-            f"the shape of {value.name!r} is not known before running",
-            [f"found {value.shape}: it depends on the data"],
-            "cut the model so that this tensor is neither an output nor between two steps",
-        )
+def _plain_kind(value: ir.Value) -> str:
+    """The numpy name of a plain value's type."""
+    dtype = value.dtype
     kind = dtype.numpy().name if dtype is not None else ""
     if kind not in DTYPES:
         raise UnsupportedError(
@@ -271,7 +295,7 @@ def _info(value: ir.Value) -> TensorInfo:
             [f"expected one of {', '.join(sorted(DTYPES))}", f"found {dtype}"],
             "cast it within the model",
         )
-    return TensorInfo(value.name or "", kind, dims)
+    return kind
 
 
 def _set_halos(ops: list[Placed]) -> None:

@@ -32,30 +32,33 @@ class Life:
     replaces: str = ""
 
 
-def plan(tensors: Sequence[Tensor], lives: Mapping[str, Life]) -> tuple[int, tuple[Fill, ...]]:
+def plan(
+    tensors: Sequence[Tensor], lives: Mapping[str, Life], begin: int = 0
+) -> tuple[int, tuple[Fill, ...]]:
     """Sets the offset of every tensor.
 
     Args:
         tensors: all native tensors.
         lives: by tensor name.
+        begin: bytes that are kept for something else; a multiple of the alignment.
 
     Returns:
         The size of the arena in bytes, and its halo regions.
     """
-    end, fills = _plan_halos([t for t in tensors if any(t.halo)], lives)
+    end, fills = _plan_halos([t for t in tensors if any(t.halo)], lives, begin)
     end = _plan_free([t for t in tensors if not any(t.halo)], lives, end)
     return end + SLACK_BYTES, fills
 
 
 def _plan_halos(
-    tensors: Sequence[Tensor], lives: Mapping[str, Life]
+    tensors: Sequence[Tensor], lives: Mapping[str, Life], base: int
 ) -> tuple[int, tuple[Fill, ...]]:
     """Slots by layout.
 
     A slot is free again after the last use, or at once for the tensor that replaces it.
     """
     slots: list[tuple[tuple[int, ...], int, Tensor]] = []  # layout, offset, who is in it
-    end, fills = 0, []
+    end, fills = base, []
     for tensor in sorted(tensors, key=lambda t: lives[t.name].first):
         life = lives[tensor.name]
         fitting = [

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from twofour.core.attention import AttentionScales
 from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.numerics import Epilogue, Window
+from twofour.core.sizes import Count, product
 from twofour.kernels.cpu.pointwise import MapConstants
 
 Array = NDArray[Any]
@@ -24,6 +25,9 @@ POINT = Window((1, 1))
 PLAIN = MapConstants()
 FLOAT_ATTENTION = AttentionScales(1.0, 0, 1.0, 0, 1.0)
 QUANTIZED = (ir.DataType.INT8, ir.DataType.UINT8)
+REAL = (ir.DataType.FLOAT, ir.DataType.BFLOAT16)
+TYPES = (*QUANTIZED, *REAL)
+"""What tensors of kernels hold; small operators take others, see native_nd.py."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class ConvOp(NativeOp):
     """A convolution, or a matrix product as a 1x1 convolution.
 
     Attributes:
-        w: [N, C / groups, KH, KW], int8 or float32.
+        w: [N, C / groups, KH, KW], int8 or float32 (values of bfloat16 where x is that).
         window: where it looks.
         groups: number of groups.
         epilogue: constants, zero points as stored.
@@ -133,7 +137,7 @@ class ViewOp(NativeOp):
 
     channels: tuple[int, ...] = (0,)
     image: int = 0
-    image_step: int = 1
+    image_step: Count = 1
     pixels: bool = False
 
 
@@ -151,7 +155,8 @@ class NormOp(NativeOp):
         scale: of the bytes.
         zero: zero point of the bytes as stored.
         float_out: y is float32.
-        quantized_out: bytes are written.
+        quantized_out: bytes are written, or bfloat16.
+        q: kind of these: "u8" or "bfloat16".
     """
 
     gamma: Array = field(default_factory=lambda: np.empty(0))
@@ -161,6 +166,7 @@ class NormOp(NativeOp):
     zero: int = 0
     float_out: bool = True
     quantized_out: bool = False
+    q: str = "u8"
 
 
 @dataclass(frozen=True)
@@ -178,10 +184,10 @@ class AttentionOp(NativeOp):
         causal: a query sees no key after its own place.
     """
 
-    batch: int = 1
+    batch: Count = 1
     heads: int = 1
     scales: AttentionScales = FLOAT_ATTENTION
-    mask_shape: tuple[int, ...] = ()
+    mask_shape: tuple[Count, ...] = ()
     causal: bool = False
 
 
@@ -247,6 +253,11 @@ def extent(dims: tuple[int, ...]) -> tuple[int, int, int, int]:
     if len(dims) == 4:
         return dims[0], dims[2], dims[3], dims[1]
     return int(np.prod(dims[:-1])), 1, 1, dims[-1] if dims else 1
+
+
+def images(dims: tuple[Count, ...]) -> Count:
+    """The batch of `extent`, of dimensions that may be open."""
+    return dims[0] if len(dims) == 4 else product(dims[:-1])
 
 
 def operand(value: ir.Value | None) -> str:

@@ -14,12 +14,13 @@ the engine keeps them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler.native import Array, NativeOp, NotNative, constant, name_of, shape
+from twofour.core.sizes import Count
 from twofour.kernels.cpu.nd_scalar import NUMBERS
 
 KINDS = {
@@ -44,11 +45,12 @@ class NdValue:
         name: of the value; "" for a constant.
         dims: its shape.
         kind: numpy name of its type.
-        constant: its elements, or None where it is computed while running.
+        constant: its elements, or None where it is computed while running; where dimensions are
+            open, those of the largest shape.
     """
 
     name: str
-    dims: tuple[int, ...]
+    dims: tuple[Count, ...]
     kind: str
     constant: Array | None = None
 
@@ -64,8 +66,8 @@ class Look:
     """
 
     value: int
-    axes: tuple[tuple[int, int], ...]
-    start: tuple[int, ...]
+    axes: tuple[tuple[int, Count], ...]
+    start: tuple[Count, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Part:
     """
 
     op: str
-    dims: tuple[int, ...]
+    dims: tuple[Count, ...]
     y: Look
     inputs: tuple[Look, ...] = ()
     scalars: tuple[float, ...] = ()
@@ -102,17 +104,36 @@ class NdOp(NativeOp):
     parts: tuple[Part, ...] = ()
 
 
+def copy_op(layer: str, value: ir.Value, dims: tuple[Count, ...]) -> NdOp:
+    """A copy of a value from one form to the other.
+
+    Args:
+        layer: name of the layer.
+        value: the value.
+        dims: its shape, of which some dimensions may be open.
+    """
+    x = NdValue(name_of(value), dims, _kind_of(value))
+    y = replace(x, name=f"{x.name}/copy")
+    part = Part("copy", dims, whole(1, y), (whole(0, x),))
+    return NdOp(layer, "Copy", "nd", x.name, y.name, values=(x, y), parts=(part,))
+
+
 def value_of(value: ir.Value | None) -> NdValue:
     """An operand of a type and shape that small operators take."""
     if value is None:
         raise NotNative("an input is missing")
-    dims, kind = shape(value), KINDS.get(value.dtype) if value.dtype is not None else None
-    if kind is None:
-        raise NotNative(f"small native operators take {', '.join(KINDS.values())},"
-                        f" not {value.dtype}")  # fmt: skip
+    dims, kind = shape(value), _kind_of(value)
     if value.const_value is not None:
         return NdValue("", dims, kind, constant(value))
     return NdValue(name_of(value), dims, kind)
+
+
+def _kind_of(value: ir.Value) -> str:
+    kind = KINDS.get(value.dtype) if value.dtype is not None else None
+    if kind is None:
+        known = ", ".join(KINDS.values())
+        raise NotNative(f"small native operators take {known}, not {value.dtype}")
+    return kind
 
 
 def nd_op(node: ir.Node, inputs: Sequence[NdValue], parts: Sequence[Part]) -> NdOp:

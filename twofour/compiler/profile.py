@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from twofour.core.abi import ARENA, BINDINGS, SLACK_BYTES, WEIGHTS
+from twofour.core.abi import ARENA, BINDINGS, SLACK_BYTES, SYMBOL_BYTES, WEIGHTS
 from twofour.core.errors import InputError
-from twofour.engine import Engine, Layer, TensorInfo
+from twofour.core.sizes import usual
+from twofour.engine import Engine, Layer, Profile, TensorInfo
 from twofour.kernels.cpu.program import Call, Operand
 from twofour.runtime.cpu import Bytes, Code, address, allocate
 from twofour.runtime.session import Session
@@ -31,11 +32,13 @@ class Placement:
         layer: index of its layer.
         call: the call.
         bindings: the plain tensors of its step, in the order of the table of pointers.
+        symbols: usual values of the open dimensions.
     """
 
     layer: int
     call: Call
     bindings: tuple[TensorInfo, ...]
+    symbols: tuple[int, ...] = ()
 
 
 def with_times(engine: Engine, placements: Sequence[Placement]) -> Engine:
@@ -56,7 +59,8 @@ def with_times(engine: Engine, placements: Sequence[Placement]) -> Engine:
 def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> float:
     """Microseconds of one kernel on memory of its own."""
     call = placed.call
-    plain = [np.zeros(info.shape, info.dtype) for info in placed.bindings]
+    memory[0][: SYMBOL_BYTES * len(placed.symbols)].view(np.int64)[:] = placed.symbols
+    plain = [np.zeros(info.usual_shape, info.dtype) for info in placed.bindings]
     bases = {ARENA: address(memory[0]), WEIGHTS: address(memory[1])}
     bases |= {BINDINGS + i: address(array) for i, array in enumerate(plain)}
 
@@ -67,10 +71,10 @@ def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> fl
     table = np.array([pointer(operand) for operand in call.table], np.int64)
     if call.table:
         pointers[0] = address(table)
-    repeat, kernel = code.repeat(), code.address(call.symbol)
+    repeat, kernel, pieces = code.repeat(), code.address(call.symbol), usual(call.pieces)
 
     def run(count: int) -> None:
-        repeat(kernel, *pointers, 0, call.pieces, 0, call.panels, count, 0, 1)
+        repeat(kernel, *pointers, 0, pieces, 0, call.panels, count, 0, 1)
 
     run(1)
     count = max(1, int(_ROUND_US / max(_microseconds(lambda: run(2)) / 2, 0.05)))
@@ -79,10 +83,17 @@ def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> fl
 
 def _time_fallbacks(engine: Engine, layers: list[Layer]) -> None:
     """Times the steps on ONNX Runtime within whole runs on ones; zeros could be divisors."""
-    fallbacks = [(i, s) for i, s in enumerate(engine.plan.steps) if s.kind == "onnxruntime"]
+    for profile in engine.plan.profiles:
+        _time_profile(engine, profile, layers)
+
+
+def _time_profile(engine: Engine, profile: Profile, layers: list[Layer]) -> None:
+    """The fallback steps of one profile."""
+    fallbacks = [(i, s) for i, s in enumerate(profile.steps) if s.kind == "onnxruntime"]
     if not fallbacks:
         return
-    inputs = {t.name: np.ones(t.shape, t.dtype) for t in engine.plan.inputs}
+    inputs = {t.name: np.ones(t.usual_shape, t.dtype) for t in profile.inputs}
+    engine = replace(engine, plan=replace(engine.plan, profiles=(profile,)))
     try:
         with Session(engine) as session:
             times_us = session.step_times_us(inputs, _ROUNDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import AttentionOp, NormOp
+from twofour.core.sizes import usual
 from twofour.engine import TensorInfo
 from twofour.kernels.cpu.attention import AttentionProblem, Offsets
 from twofour.kernels.cpu.norm import NormProblem
@@ -27,7 +28,7 @@ def norm_problem(op: NormOp, placed: Placed) -> NormProblem:
     x = tensor(placed.x)
     second = placed.also[0] if placed.also else placed.y
     return NormProblem(
-        rows=x.batch * x.height * x.width,
+        rows=usual(x.count) * x.height * x.width,
         channels=x.channels,
         x_pixel=_rows(x).pixel,
         y_pixel=_rows(placed.y).pixel if op.float_out else 0,
@@ -36,6 +37,7 @@ def norm_problem(op: NormOp, placed: Placed) -> NormProblem:
         float_out=op.float_out,
         quantized_out=op.quantized_out,
         eps=op.epsilon,
+        q=op.q,
     )
 
 

@@ -7,9 +7,8 @@ is not worth the change of layout and joins the fallback around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import onnx_ir as ir
 
@@ -23,6 +22,7 @@ from twofour.compiler import (
 from twofour.compiler.native import ConvOp, NativeOp, NotNative
 from twofour.compiler.ops import is_fused, parse_op
 
+Reader = Callable[[ir.Node], NativeOp | str]
 _FUSED = {**native_fused.READERS, **native_rows.FUSED}
 # What each has a kernel of its own for, and what is left to the small operators.
 _STANDARD = ({**native_standard.READERS, **native_rows.STANDARD},
@@ -51,24 +51,34 @@ class Schedule:
     reasons: Mapping[ir.Node, str]
 
 
-def schedule(graph: ir.Graph) -> Schedule:
-    """Orders the nodes of a graph after the passes."""
+def schedule(graph: ir.Graph, reader: Reader | None = None) -> Schedule:
+    """Orders the nodes of a graph after the passes.
+
+    Args:
+        graph: the graph.
+        reader: reads a node as a native operator, or says why it is none; by default `read`.
+    """
     ops: dict[ir.Node, NativeOp] = {}
     reasons: dict[ir.Node, str] = {}
     for node in graph:
-        found = read(node)
+        found = (reader or read)(node)
         if isinstance(found, str):
             reasons[node] = found
         else:
             ops[node] = found
     while True:
         stretches = _order(graph, lambda node: node in ops)
-        idle = [s for s in stretches if s.native and all(ops[n].kind != "conv" for n in s.nodes)]
+        idle = [s for s in stretches if s.native and all(_is_idle(ops[n], n) for n in s.nodes)]
         if not idle:
             return Schedule(tuple(stretches), ops, reasons)
         for node in (n for s in idle for n in s.nodes):
             del ops[node]
             reasons[node] = "no convolution or matrix product beside it runs natively"
+
+
+def _is_idle(op: NativeOp, node: ir.Node) -> bool:
+    """Whether an operator is no reason to run natively: plain arrays can hold its results."""
+    return op.kind != "conv" and all(v.dtype != ir.DataType.BFLOAT16 for v in node.outputs)
 
 
 def weight_bytes(order: Schedule) -> int:
@@ -78,19 +88,34 @@ def weight_bytes(order: Schedule) -> int:
 
 def read(node: ir.Node) -> NativeOp | str:
     """The node as a native operator, or why it is none."""
+    return read_twins((node,), lambda ops: ops[0])
+
+
+def read_twins(
+    nodes: Sequence[ir.Node], join: Callable[[Sequence[NativeOp]], NativeOp]
+) -> NativeOp | str:
+    """A node as a native operator, or why it is none.
+
+    Args:
+        nodes: the node in the graph for each of several shapes.
+        join: the operator for all shapes, from that for each; raises NotNative where there is none.
+    """
+    node = nodes[0]
     reason = f"no native kernel for {node.domain + '.' if node.domain else ''}{node.op_type}"
-    if not is_fused(node):
-        readers = [table.get(node.op_type) for table in _STANDARD] if node.domain == "" else []
-        attempts = [partial(reader, node) for reader in readers if reader is not None]
-    else:
-        op = parse_op(node)
-        attempts = [partial(_FUSED[op.base], op)]
-    for attempt in attempts:
+    for reader in _readers(node):
         try:
-            return attempt()
+            return join([reader(twin) for twin in nodes])
         except NotNative as e:
             reason = str(e)
     return reason
+
+
+def _readers(node: ir.Node) -> list[Callable[[ir.Node], NativeOp]]:
+    """What may read the node, the best kernels first."""
+    if is_fused(node):
+        return [lambda twin: _FUSED[parse_op(twin).base](parse_op(twin))]
+    found = [table.get(node.op_type) for table in _STANDARD] if node.domain == "" else []
+    return [reader for reader in found if reader is not None]
 
 
 def _order(graph: ir.Graph, native: Callable[[ir.Node], bool]) -> list[Stretch]:

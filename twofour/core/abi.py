@@ -2,7 +2,8 @@
 
 A program is `void program(ptr args, i64 tid, i64 threads)`, run by every thread. `args` is a table
 of pointers: arena, weights, sync, then the step's plain inputs and outputs. Threads meet in the
-sync block: one cache line an item.
+sync block: one cache line an item. Where a profile has open sizes, the arena begins with the values
+of its symbols, i64 each, which the session writes before a run.
 """
 
 from __future__ import annotations
@@ -29,3 +30,6 @@ MAX_THREADS = min(SYNC["semaphore"] - SYNC["sleeping"], SYNC_BYTES - SYNC["semap
 
 # Kernels may read this far beyond a tensor or the packed weights, never write.
 SLACK_BYTES = 8192
+
+MAX_SYMBOLS = 16
+SYMBOL_BYTES = 8

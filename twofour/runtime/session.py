@@ -21,13 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core.abi import BINDINGS, SLACK_BYTES
+from twofour.core.abi import BINDINGS, SLACK_BYTES, SYMBOL_BYTES
 from twofour.core.errors import EngineError, InputError, UnsupportedError
 from twofour.core.target import check_runs_here
-from twofour.engine import Engine, Step, TensorInfo
+from twofour.engine import Engine, Profile, Step, TensorInfo
 from twofour.runtime.cpu import Code, Workers, address, allocate
+from twofour.runtime.shapes import Bound, bind
 
 Array = NDArray[Any]
+Key = tuple[tuple[int, ...], ...]
+_MOST_BOUND = 1024  # shapes remembered
 
 
 class Session:
@@ -54,26 +57,29 @@ class Session:
         self._lock = threading.Lock()
         self._closed = False
         plan = engine.plan
-        self._infos = {t.name: t for t in (*plan.inputs, *plan.outputs, *plan.boundary)}
-        self._expected = [(t.name, np.dtype(t.dtype), t.shape) for t in self.inputs]
+        self._expected = [(t.name, np.dtype(t.dtype)) for t in self.inputs]
+        self._bounds: dict[Key, Bound] = {}
+        self._current: Bound | None = None
         self._weights = allocate(engine.weights.nbytes + SLACK_BYTES, huge=True)
         self._weights[: engine.weights.nbytes] = engine.weights
         self._arena = allocate(plan.arena_bytes + SLACK_BYTES, huge=True)
-        for fill in plan.fills:
-            self._arena[fill.offset : fill.offset + fill.size_bytes] = fill.value
         self._code = Code([engine.code[name].tobytes() for name in plan.code])
         self.threads = plan.threads if threads is None else threads
         self._workers = Workers(self._code, self.threads)
         self._steps = [
-            _NativeStep(step, self) if step.kind == "native" else _FallbackStep(step, self)
-            for step in plan.steps
+            [
+                _NativeStep(step, profile, self) if step.kind == "native" else _FallbackStep(step, self)
+                for step in profile.steps
+            ]
+            for profile in plan.profiles
         ]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Computes the outputs.
 
         Args:
-            inputs: one array for each input of the model, exactly its dtype and shape.
+            inputs: one array for each input of the model, exactly its dtype, and shapes that
+                fit one of the engine's profiles.
 
         Returns:
             One new array for each output.
@@ -81,11 +87,13 @@ class Session:
         Raises:
             InputError: a missing or unknown name, a wrong dtype or shape, or the session is closed.
         """
-        tensors = self._checked(inputs)
+        tensors, bound = self._checked(inputs)
         with self._lock:
             self._require_open()
-            for step in self._steps:
-                step.run(tensors)
+            if bound is not self._current:
+                self._enter(bound)
+            for step in self._steps[bound.profile]:
+                step.run(tensors, bound)
         return {t.name: tensors[t.name] for t in self.outputs}
 
     def step_times_us(self, inputs: Mapping[str, Array], rounds: int) -> list[float]:
@@ -94,15 +102,21 @@ class Session:
         Args:
             inputs: as for `run`.
             rounds: how many runs are measured.
+
+        Returns:
+            A time for each step of the profile that the inputs fit.
         """
-        samples: list[list[float]] = [[] for _ in self._steps]
+        given, bound = self._checked(inputs)
+        steps = self._steps[bound.profile]
+        samples: list[list[float]] = [[] for _ in steps]
         with self._lock:
             self._require_open()
+            self._enter(bound)
             for _ in range(rounds + 1):
-                tensors = self._checked(inputs)
-                for step, times in zip(self._steps, samples, strict=True):
+                tensors = dict(given)
+                for step, times in zip(steps, samples, strict=True):
                     start = time.perf_counter_ns()
-                    step.run(tensors)
+                    step.run(tensors, bound)
                     times.append((time.perf_counter_ns() - start) / 1e3)
         return [float(np.median(times[1:])) for times in samples]
 
@@ -126,8 +140,8 @@ class Session:
         """Closes it."""
         self.close()
 
-    def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The inputs by name, C-contiguous, if they are what the engine wants."""
+    def _checked(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], Bound]:
+        """The inputs by name, C-contiguous, and what they fit, if they are as the engine wants."""
         if not isinstance(inputs, Mapping):
             raise InputError(
                 "the inputs are no dict",
@@ -135,14 +149,30 @@ class Session:
                 f"pass {{{self.inputs[0].name if self.inputs else 'name'!r}: array}}",
             )
         tensors = {}
-        for name, dtype, shape in self._expected:
+        for name, dtype in self._expected:
             array = inputs.get(name)
-            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+            if not isinstance(array, np.ndarray) or array.dtype != dtype:
                 raise self._refusal(name, inputs)
             tensors[name] = array if array.flags.c_contiguous else array.copy()
         if len(inputs) != len(tensors):
             raise self._refusal("", inputs)
-        return tensors
+        key = tuple([array.shape for array in tensors.values()])
+        bound = self._bounds.get(key)
+        if bound is None:
+            if len(self._bounds) >= _MOST_BOUND:
+                self._bounds.clear()
+            shapes = {name: array.shape for name, array in tensors.items()}
+            bound = self._bounds[key] = bind(self.engine.plan, shapes)
+        return tensors, bound
+
+    def _enter(self, bound: Bound) -> None:
+        """Writes what the profile keeps in the arena: its halos, and the values of its symbols."""
+        before, self._current = self._current, bound
+        if before is None or before.profile != bound.profile:
+            for fill in self.engine.plan.profiles[bound.profile].fills:
+                self._arena[fill.offset : fill.offset + fill.size_bytes] = fill.value
+        size = len(bound.values) * SYMBOL_BYTES
+        self._arena[:size].view(np.int64)[:] = bound.values
 
     def _require_open(self) -> None:
         if self._closed:
@@ -164,29 +194,23 @@ class Session:
                 ],
                 "name each array as the model names its input",
             )
-        info = self._infos[name]
+        info = next(info for info in self.inputs if info.name == name)
         array: object = inputs[name]
         if not isinstance(array, np.ndarray):
             found, fix = type(array).__name__, "pass a numpy array"
         else:
-            found, fix = (
-                f"{array.dtype.name} {list(array.shape)}",
-                f"convert it with .astype({info.dtype!r})",
-            )
-            if array.shape != info.shape:
-                size = "x".join(map(str, array.shape))
-                fix = f"reshape it, or build for this shape: --shapes {name}:{size}"
+            found, fix = array.dtype.name, f"convert it with .astype({info.dtype!r})"
         what = f"input {name!r} does not fit the engine"
-        return InputError(what, [f"expected {info.dtype} {list(info.shape)}", f"got {found}"], fix)
+        return InputError(what, [f"expected {info.dtype}", f"got {found}"], fix)
 
 
 class _NativeStep:
     """A generated program with its table of pointers."""
 
-    def __init__(self, step: Step, session: Session) -> None:
-        outputs = [session._infos[name] for name in step.outputs]
+    def __init__(self, step: Step, profile: Profile, session: Session) -> None:
+        dtypes = {info.name: np.dtype(info.dtype) for info in profile.tensors}
         self._inputs = step.inputs
-        self._outputs = [(info.name, info.shape, np.dtype(info.dtype)) for info in outputs]
+        self._outputs = [(name, dtypes[name]) for name in step.outputs]
         self._program = session._code.address(step.symbol)
         self._workers = session._workers
         self._args = (ctypes.c_int64 * (BINDINGS + len(step.inputs) + len(step.outputs)))()
@@ -194,14 +218,14 @@ class _NativeStep:
         for index, block in enumerate((session._arena, session._weights, session._workers.sync)):
             self._args[index] = address(block)
 
-    def run(self, tensors: dict[str, Array]) -> None:
+    def run(self, tensors: dict[str, Array], bound: Bound) -> None:
         """Binds the plain tensors and calls the program."""
         at = BINDINGS
         for name in self._inputs:
             self._args[at] = address(tensors[name])
             at += 1
-        for name, shape, dtype in self._outputs:
-            array = tensors[name] = np.empty(shape, dtype)
+        for name, dtype in self._outputs:
+            array = tensors[name] = np.empty(bound.shapes[name], dtype)
             self._args[at] = address(array)
             at += 1
         self._workers.run(self._program, self._args_address)
@@ -240,7 +264,7 @@ class _FallbackStep:
             ) from e
         self._inputs, self._outputs, self._symbol = step.inputs, step.outputs, step.symbol
 
-    def run(self, tensors: dict[str, Array]) -> None:
+    def run(self, tensors: dict[str, Array], bound: Bound) -> None:
         """Feeds and runs the subgraph."""
         feeds = {name: tensors[name] for name in self._inputs}
         try:
@@ -248,7 +272,13 @@ class _FallbackStep:
         except self._errors as e:
             raise InputError(f"ONNX Runtime failed in step {self._symbol!r}", [str(e)]) from e
         for name, value in zip(self._outputs, results, strict=True):
-            tensors[name] = np.asarray(value, order="C")  # keeps a scalar a scalar
+            array = tensors[name] = np.asarray(value, order="C")  # keeps a scalar a scalar
+            if array.shape != bound.shapes[name]:  # a program that reads it relies on this
+                raise EngineError(
+                    f"step {self._symbol!r} gives {name!r} another shape than the plan says",
+                    [f"expected {list(bound.shapes[name])}", f"got {list(array.shape)}"],
+                    "build for fixed shapes, as several profiles",
+                )
 
 
 def load(path: str | Path, threads: int | None = None) -> Session:

@@ -8,6 +8,10 @@
 A kernel has one signature, whatever it computes: `void kernel(x, w, y, r, t0, t1, p0, p1)`: row
 pieces t0..t1 and panels p0..p1, so threads share a layer by ranges of either. `w` is laid out by
 packing.py.
+
+Of a problem with `open_rows` nobody knows the number of rows when its kernel is made: there t0..t1
+are rows, and every call cuts its own into tiles of the configured height h and of h - 1. Where that
+cannot be done (few rows), the rest that whole tiles leave goes through ever lower ones.
 """
 
 from __future__ import annotations
@@ -90,7 +94,9 @@ class Tiled:
 
 
 def row_pieces(problem: ConvProblem, config: Config) -> int:
-    """Row pieces of all images."""
+    """Row pieces of all images; rows, where their number is open."""
+    if problem.open_rows:
+        return problem.out_h
     return problem.batch * Pieces.of(problem.out_h, config.tile_h).count
 
 
@@ -110,8 +116,9 @@ def emit_loops(
     f = Function(
         name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
     )
+    height = config.tile_h if problem.open_rows else problem.out_h
     walk = _Walk(
-        f, problem, Pieces.of(problem.out_h, config.tile_h), Pieces.of(problem.out_w, config.tile_w)
+        f, problem, Pieces.of(height, config.tile_h), Pieces.of(problem.out_w, config.tile_w)
     )
     # Which tile functions there are: of other panels, of the last one, or both.
     kinds = (False, True) if panels.own_last > 0 else (panels.own_last == 0,)
@@ -169,7 +176,8 @@ class _Walk:
 
     def tile_sizes(self) -> list[tuple[int, int]]:
         """Every (height, width) that occurs."""
-        return [(height, width) for height in self.down.sizes for width in self.across.sizes]
+        heights = _ladder(self.down.size) if self.problem.open_rows else self.down.sizes
+        return [(height, width) for height in heights for width in self.across.sizes]
 
     def panels(self, visit: Callable[[Value], None]) -> None:
         """Emits a loop over the panels: for p in range(p0, p1): visit(p)."""
@@ -177,11 +185,14 @@ class _Walk:
 
     def pieces(self, visit: Visit) -> None:
         """Emits a loop over the tiles of row pieces t0..t1: visit(pointers, size)."""
+        if self.problem.open_rows:
+            self._open_rows(visit)
+            return
         self.f.repeat("%t0", "%t1", lambda t: self._rows(t, visit))
 
     def _rows(self, t: Value, visit: Visit) -> None:
         """The tiles of one row piece; the first `big_count` of an image are one row higher."""
-        f, down, problem = self.f, self.down, self.problem
+        f, down = self.f, self.down
         image, piece = f.int_op("udiv", t, down.count), f.int_op("urem", t, down.count)
         mixed = len(down.sizes) == 2
         row = f.int_op("mul", piece, down.size - mixed)
@@ -189,13 +200,9 @@ class _Walk:
             more = f.call("i64", "llvm.umin.i64", ("i64", piece), ("i64", str(down.big_count)))
             row = f.int_op("add", row, more)
         at = {}
-        for key, strides, step in (
-            ("x", problem.x, problem.stride[0]),
-            ("y", problem.y, 1),
-            ("r", problem.r or problem.y, 1),
-        ):
-            moved = f.int_op("mul", row, strides.row * step)
-            at[key] = f.at(f"%{key}", f.int_op("add", f.int_op("mul", image, strides.image), moved))
+        for key, (whole, line) in self._strides().items():
+            moved = f.int_op("add", f.int_op("mul", image, whole), f.int_op("mul", row, line))
+            at[key] = f.at(f"%{key}", moved)
         if not mixed:
             self._columns(at, down.size, visit)
         else:
@@ -204,6 +211,43 @@ class _Walk:
                 lambda: self._columns(at, down.size, visit),
                 lambda: self._columns(at, down.size - 1, visit),
             )
+
+    def _open_rows(self, visit: Visit) -> None:
+        """The tiles of rows t0..t1: of two neighbouring heights if they fit, else down a ladder."""
+        f, (high, *lower) = self.f, _ladder(self.down.size)
+        rows = f.int_op("sub", "%t1", "%t0")
+        count = f.int_op("udiv", f.int_op("add", rows, high - 1), high)
+        big = f.int_op("sub", rows, f.int_op("mul", count, high - 1))
+        even = f.let(f"icmp sge i64 {big}, 0")
+        whole = f.int_op("udiv", rows, high)
+        big = f.let(f"select i1 {even}, i64 {big}, i64 {whole}")
+        first = self._run("%t0", big, high, visit)
+        for height in lower:
+            fitting = f.int_op("udiv", f.int_op("sub", "%t1", first), height)
+            first = self._run(first, fitting, height, visit)
+
+    def _run(self, first: Value, count: Value, height: int, visit: Visit) -> Value:
+        """So many tiles of one height from a row on; returns the row after them."""
+        f = self.f
+
+        def tile(i: Value) -> None:
+            row = f.int_op("add", first, f.int_op("mul", i, height))
+            strides = self._strides()
+            at = {k: f.at(f"%{k}", f.int_op("mul", row, step)) for k, (_, step) in strides.items()}
+            self._columns(at, height, visit)
+
+        f.repeat(0, count, tile)
+        return f.int_op("add", first, f.int_op("mul", count, height))
+
+    def _strides(self) -> dict[str, tuple[int, int]]:
+        """Of each operand, the bytes from one image and from one row of outputs to the next."""
+        p = self.problem
+        r = p.r or p.y
+        return {
+            "x": (p.x.image, p.x.row * p.stride[0]),
+            "y": (p.y.image, p.y.row),
+            "r": (r.image, r.row),
+        }
 
     def _columns(self, at: Pointers, height: int, visit: Visit) -> None:
         """The tiles of one row piece of that height: first the wide ones, then the narrow ones."""
@@ -228,3 +272,11 @@ class _Walk:
             if count:
                 self.f.repeat(0, count, turn)
             begin += count * width
+
+
+def _ladder(height: int) -> tuple[int, ...]:
+    """Heights of tiles that any number of rows is a sum of: h, h - 1, then halves down to 1."""
+    heights = [height]
+    while heights[-1] > 1:
+        heights.append(heights[-1] - 1 if len(heights) == 1 else heights[-1] // 2)
+    return tuple(heights)

@@ -49,6 +49,8 @@ class ConvProblem:
         add: dtype of the residual, or "" without one.
         activation: name of what the results go through, see core/functions.py.
         bounded: no result can leave int32 before it is rounded, whatever the input.
+        open_rows: the number of rows is given at each call, out_h is a usual one; for columns of
+            single pixels, in one image (see nest.py).
     """
 
     batch: int
@@ -68,6 +70,7 @@ class ConvProblem:
     add: str = ""
     activation: str = ""
     bounded: bool = False
+    open_rows: bool = False
 
     @property
     def x_bytes(self) -> int:
@@ -88,6 +91,17 @@ class ConvProblem:
     def depthwise(self) -> bool:
         """Whether each output channel has one input channel of its own."""
         return self.groups > 1 and self.c == self.n == 1
+
+    @property
+    def x_size_bytes(self) -> int:
+        """Bytes of the inputs, as far as they are read."""
+        height, width = self.out_h * self.stride[0], self.out_w * self.stride[1]
+        return self.batch * height * width * self.c * self.groups * self.x_bytes
+
+    @property
+    def y_size_bytes(self) -> int:
+        """Bytes of the outputs."""
+        return self.batch * self.out_h * self.out_w * self.n * self.groups * self.y_bytes
 
     @property
     def blocks(self) -> int:

@@ -1,0 +1,37 @@
+"""Whether products are computed in bfloat16: the passes for it, the target, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from twofour.compiler import ops
+from twofour.compiler.passes import cast_bf16
+from twofour.compiler.passes.pipeline import BF16, PIPELINE, Fused, Pass
+from twofour.core.target import Target, why_no_bf16
+
+
+def passes_for(target: Target, bf16: bool) -> tuple[Pass, ...]:
+    """The passes: those for bfloat16 too where it is allowed and the target has it."""
+    return (*PIPELINE, *BF16) if bf16 and not why_no_bf16(target) else PIPELINE
+
+
+def target_of(target: Target, fused: Fused) -> Target:
+    """The target, with bfloat16 only if the graph has any: else an engine runs without it."""
+    values = (value for node in fused.model.graph for value in (*node.inputs, *node.outputs))
+    used = any(v is not None and v.dtype == ir.DataType.BFLOAT16 for v in values)
+    return replace(target, bf16=used)
+
+
+def why_float(target: Target, fused: Fused, bf16: bool) -> Mapping[str, str]:
+    """Why Convs and Gemms stay float32, by name; nothing where nobody asked for bfloat16."""
+    if not bf16:
+        return {}
+    if reason := why_no_bf16(target):
+        nodes = [node for node in fused.model.graph if ops.is_fused(node)]
+        floats = [n for n in nodes if ops.parse_type(n.op_type).base in ("Conv", "Gemm")]
+        return {node.name or "": f"not bfloat16: {reason}" for node in floats}
+    found = [r for r in fused.refusals if r.rule == cast_bf16.NAME]
+    return {r.node: f"not bfloat16: {r.reason}" for r in found}

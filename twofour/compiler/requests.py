@@ -1,0 +1,121 @@
+"""What the user asks of a profile: a shape for each input, or a range of shapes.
+
+    "x": (8, 3, 224, 224)                                   one shape
+    "ids": ((1, 16), (8, 128), (32, 512))                   smallest, usual and largest
+
+A dimension whose smallest and largest value differ is open. Dimensions that carry one name in the
+model are one symbol, in whichever inputs they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from twofour.core.errors import InputError
+from twofour.core.sizes import Symbol
+
+Shape = tuple[int, ...]
+ShapeRange = tuple[Shape, Shape, Shape]
+Requested = Mapping[str, Shape | ShapeRange]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One profile, before the model is read for it.
+
+    Attributes:
+        symbols: its open dimensions.
+        axes: for each input that was given a shape, the index of the symbol of each axis, or the
+            size as a negative number where it is fixed.
+    """
+
+    symbols: tuple[Symbol, ...]
+    axes: Mapping[str, tuple[int, ...]]
+
+    def shapes_at(self, values: Sequence[int]) -> dict[str, Shape]:
+        """The shapes of the inputs given, where the symbols have these values."""
+        return {
+            name: tuple(-axis if axis < 0 else values[axis] for axis in axes)
+            for name, axes in self.axes.items()
+        }
+
+
+def read_request(graph: ir.Graph, shapes: Requested) -> Request:
+    """The profile that the user asked for.
+
+    Args:
+        graph: of the model as loaded.
+        shapes: of inputs by name, as the module's docstring shows them.
+
+    Raises:
+        InputError: a range that is none, one that contradicts the model, or another input's.
+    """
+    inputs = {value.name or "": value for value in graph.inputs}
+    seen: dict[str, tuple[Shape, str]] = {}
+    symbols: dict[str, Symbol] = {}
+    axes = {}
+    for name, given in shapes.items():
+        value = inputs.get(name)  # an unknown name is refused by the importer
+        declared = [] if value is None or value.shape is None else list(value.shape)
+        found = []
+        for axis, sizes in enumerate(zip(*_corners(name, given), strict=True)):
+            dim = declared[axis] if axis < len(declared) else None
+            symbol = _name(f"{name}[{axis}]", dim, sizes)
+            _agree(f"{name}[{axis}]", symbol, sizes, seen)
+            if sizes[0] == sizes[2]:
+                found.append(-sizes[0])
+                continue
+            symbols.setdefault(symbol, Symbol(symbol, *sizes))
+            found.append(list(symbols).index(symbol))
+        axes[name] = tuple(found)
+    return Request(tuple(symbols.values()), axes)
+
+
+def _corners(name: str, given: Shape | ShapeRange) -> ShapeRange:
+    """Smallest, usual and largest shape."""
+    nested = [tuple(part) for part in given if isinstance(part, (tuple, list))]
+    flat = tuple(part for part in given if isinstance(part, int))
+    corners = nested or [flat] * 3
+    even = len(corners) == 3 and (not nested or not flat)
+    if not even or len({len(corner) for corner in corners}) > 1:
+        raise InputError(
+            f"the shapes of input {name!r} are no range",
+            ["expected one shape, or three of equally many dimensions", f"got {given}"],
+            f"give the smallest, the usual and the largest: {name}:1x16:8x128:32x512",
+        )
+    for axis, (least, usual, most) in enumerate(zip(*corners, strict=True)):
+        if not 1 <= least <= usual <= most:
+            raise InputError(
+                f"dimension {axis} of input {name!r} is no range",
+                ["expected MIN <= OPT <= MAX, at least 1", f"got {least}, {usual}, {most}"],
+                "give the smallest size first and the largest last",
+            )
+    return corners[0], corners[1], corners[2]
+
+
+def _name(here: str, dim: int | ir.SymbolicDim | None, sizes: Shape) -> str:
+    """The symbol's name; refuses a range where the model has a number."""
+    if isinstance(dim, int) and sizes[0] != sizes[2]:
+        raise InputError(
+            f"{here} cannot be open",
+            [f"the model fixes it to {dim}", f"got {sizes[0]} to {sizes[2]}"],
+            "export the model again with this dimension dynamic",
+        )
+    return str(dim.value) if isinstance(dim, ir.SymbolicDim) and dim.value else here
+
+
+def _agree(here: str, symbol: str, sizes: Shape, seen: dict[str, tuple[Shape, str]]) -> None:
+    """Refuses another range for a symbol that an earlier input gave one."""
+    known, there = seen.setdefault(symbol, (sizes, here))
+    if known != sizes:
+        raise InputError(
+            f"{here} contradicts {there}",
+            [
+                f"both are {symbol!r} in the model",
+                f"{there} is {':'.join(map(str, known))}, {here} is {':'.join(map(str, sizes))}",
+            ],
+            "give both the same range",
+        )

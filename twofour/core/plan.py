@@ -1,0 +1,232 @@
+"""The plan of an engine: everything about it but its bytes, as plain data.
+
+A plan has one profile or several. A profile is a way to run the network: for one shape of its
+inputs, or for every shape within the ranges of its symbols. The profiles share code and weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twofour.core.errors import EngineError
+from twofour.core.records import from_plain, to_plain
+from twofour.core.sizes import Count, Size, Symbol
+from twofour.core.target import Target
+
+REBUILD = "rebuild it from its model: twofour build MODEL.onnx -o E.engine"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input, output or boundary tensor.
+
+    Attributes:
+        name: of the tensor.
+        dtype: numpy's name of it.
+        shape: its dimensions; where they are open, the largest.
+        sizes: for each dimension its size where it is open, else None; () where all are fixed.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sizes: tuple[Size | None, ...] = ()
+
+    @staticmethod
+    def of(name: str, dtype: str, dims: Sequence[Count]) -> TensorInfo:
+        """From dimensions of which some may be open."""
+        sizes = tuple(None if isinstance(dim, int) else dim for dim in dims)
+        largest = tuple(dim if isinstance(dim, int) else dim.most for dim in dims)
+        return TensorInfo(name, dtype, largest, sizes if any(sizes) else ())
+
+    @property
+    def dims(self) -> tuple[Count, ...]:
+        """The dimensions, open ones as sizes."""
+        if not self.sizes:
+            return self.shape
+        return tuple(
+            n if size is None else size for n, size in zip(self.shape, self.sizes, strict=True)
+        )
+
+    @property
+    def usual_shape(self) -> tuple[int, ...]:
+        """The shape that kernels are timed with."""
+        return tuple(dim if isinstance(dim, int) else dim.usual for dim in self.dims)
+
+    def shape_at(self, values: Sequence[int]) -> tuple[int, ...]:
+        """The shape where the symbols have these values."""
+        if not self.sizes:
+            return self.shape
+        return tuple(dim if isinstance(dim, int) else dim.at(values) for dim in self.dims)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a layer that was considered at build.
+
+    Attributes:
+        tactic: its name, for example "conv_sparse".
+        config: its tile and format, in words.
+        time_us: measured median of one run in microseconds; None where it was refused.
+        reason: why it was refused; "" where it was timed.
+    """
+
+    tactic: str
+    config: str
+    time_us: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One fused operator of the engine, as `explain` shows it.
+
+    Attributes:
+        name: the source model's name of its main node.
+        op: fused operator, for example "QConvAddRelu".
+        tactic: the chosen one; "onnxruntime" for a fallback.
+        config: of the chosen tactic.
+        time_us: measured at build; None where it was not timed (fallback).
+        shape: in words, for example "64x56x56 -> 64x56x56 k3".
+        precision: "int8" or "float32".
+        pattern: of the weight, "2:4", "2:4/pair", "4:8", "dense", or "" without a weight.
+        macs: multiply-adds per run, counted as if dense.
+        weight_bytes: as packed.
+        candidates: all that were considered, the chosen one included.
+        notes: the reasons in words: why not sparse, why not integer, why a fallback.
+    """
+
+    name: str
+    op: str
+    tactic: str
+    config: str = ""
+    time_us: float | None = None
+    shape: str = ""
+    precision: str = ""
+    pattern: str = ""
+    macs: int = 0
+    weight_bytes: int = 0
+    candidates: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call at run time.
+
+    Attributes:
+        kind: "native" (a generated program) or "onnxruntime" (a subgraph).
+        symbol: the program's function in the object code, or the subgraph's key.
+        inputs: names of the plain tensors it reads.
+        outputs: names of the plain tensors it writes.
+        layers: indices into `Plan.layers` of what it runs.
+    """
+
+    kind: str
+    symbol: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A region of the arena set once to one byte: the halo that convolutions read as padding."""
+
+    offset: int
+    size_bytes: int
+    value: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One way to run the network.
+
+    Attributes:
+        inputs: of the model.
+        outputs: of the model.
+        boundary: plain tensors between steps.
+        steps: in order.
+        arena_bytes: activation memory.
+        fills: halo regions of the arena.
+        symbols: open dimensions with their ranges; their values lie at the start of the arena.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    boundary: tuple[TensorInfo, ...]
+    steps: tuple[Step, ...]
+    arena_bytes: int
+    fills: tuple[Fill, ...]
+    symbols: tuple[Symbol, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """Every plain tensor."""
+        return (*self.inputs, *self.outputs, *self.boundary)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about an engine but its bytes.
+
+    Attributes:
+        target: what it was built for.
+        version: of the package that built it.
+        source_sha256: of the model file (or its serialised form).
+        profiles: ways to run it; a run takes the first that its inputs fit.
+        layers: for people; those of all profiles, one after the other.
+        threads: the thread count the tactics were timed with.
+        code: names of the objects, in loading order.
+        source_name: file name of the model, for people.
+        graph: counts before and after the passes, for people.
+    """
+
+    target: Target
+    version: str
+    source_sha256: str
+    profiles: tuple[Profile, ...]
+    layers: tuple[Layer, ...]
+    threads: int
+    code: tuple[str, ...]
+    source_name: str = ""
+    graph: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """Of the model, with the shapes of the first profile."""
+        return self.profiles[0].inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """Of the model, with the shapes of the first profile."""
+        return self.profiles[0].outputs
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Of all profiles."""
+        return tuple(step for profile in self.profiles for step in profile.steps)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Activation memory of one session."""
+        return max(profile.arena_bytes for profile in self.profiles)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: dicts, lists, strings, numbers."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    @staticmethod
+    def from_json(data: Any) -> Plan:
+        """The inverse of `to_json`; unknown, missing or ill-typed fields are errors.
+
+        Raises:
+            EngineError: names the field.
+        """
+        try:
+            return from_plain(Plan, data, "plan")
+        except ValueError as e:
+            raise EngineError("the engine's plan is malformed", [str(e)], REBUILD) from e

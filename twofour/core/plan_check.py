@@ -1,0 +1,124 @@
+"""Contradictions within a plan, for hand-made or hostile files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from twofour.core.abi import MAX_SYMBOLS, MAX_THREADS
+from twofour.core.plan import Plan, Profile, TensorInfo
+from twofour.core.sizes import Size
+from twofour.core.target import ISAS
+
+DTYPES = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+)
+"""Types that an engine passes on."""
+
+_MAX_MEMORY_BYTES = 1 << 36
+_MAX_ELEMENTS = 1 << 33
+_MAX_RANK = 32
+_MAX_PROFILES = 64
+_MAX_TERMS = 64
+_MAX_POWER = 4
+_STEP_KINDS = ("native", "onnxruntime")
+
+
+def wrong(plan: Plan) -> Iterator[str]:
+    """What is wrong, in words."""
+    if plan.target.isa not in ISAS:
+        yield f"unknown instruction set {plan.target.isa!r}, expected one of {', '.join(ISAS)}"
+    if not 1 <= plan.threads <= MAX_THREADS:
+        yield f"{plan.threads} threads, expected 1 to {MAX_THREADS}"
+    if not 1 <= len(plan.profiles) <= _MAX_PROFILES:
+        yield f"{len(plan.profiles)} profiles, expected 1 to {_MAX_PROFILES}"
+    for profile in plan.profiles:
+        symbols = list(_wrong_symbols(profile))
+        yield from symbols
+        if not symbols:  # sizes mean nothing without
+            for tensor in profile.tensors:
+                yield from _wrong_tensor(tensor, profile)
+        yield from _wrong_memory(profile)
+        yield from _wrong_steps(profile, len(plan.layers))
+        ends = [[(t.name, t.dtype) for t in p.inputs] for p in (profile, plan.profiles[0])]
+        if ends[0] != ends[1]:
+            yield "the profiles have different inputs"
+
+
+def _wrong_symbols(profile: Profile) -> Iterator[str]:
+    """Ranges that hold nothing, and symbols that no input tells."""
+    if len(profile.symbols) > MAX_SYMBOLS:
+        yield f"{len(profile.symbols)} symbols, expected at most {MAX_SYMBOLS}"
+    told = {size.terms for tensor in profile.inputs for size in tensor.sizes if size is not None}
+    for index, symbol in enumerate(profile.symbols):
+        if not 1 <= symbol.least <= symbol.usual <= symbol.most <= _MAX_ELEMENTS:
+            yield (
+                f"symbol {symbol.name!r} has the range {symbol.least} to {symbol.most}"
+                f" and {symbol.usual} as usual"
+            )
+        if ((1, *(int(i == index) for i in range(len(profile.symbols)))),) not in told:
+            yield f"no input has symbol {symbol.name!r} as a dimension"
+
+
+def _wrong_tensor(tensor: TensorInfo, profile: Profile) -> Iterator[str]:
+    shape = tensor.shape
+    if tensor.dtype not in DTYPES:
+        yield f"tensor {tensor.name!r} has unknown dtype {tensor.dtype!r}"
+    if len(shape) > _MAX_RANK or min(shape, default=0) < 0 or math.prod(shape) > _MAX_ELEMENTS:
+        yield f"tensor {tensor.name!r} has shape {shape}"
+    if not tensor.sizes:
+        return
+    if len(tensor.sizes) != len(shape):
+        yield f"tensor {tensor.name!r} has {len(shape)} dimensions and {len(tensor.sizes)} sizes"
+        return
+    for axis, size in enumerate(tensor.sizes):
+        if size is not None and (reason := _wrong_size(size, shape[axis], profile)):
+            yield f"tensor {tensor.name!r}, dimension {axis}: {reason}"
+    single = all(size is None or len(size.terms) == 1 for size in tensor.sizes)
+    if tensor in profile.inputs and not single:
+        yield f"input {tensor.name!r} has a dimension that is no symbol"
+
+
+def _wrong_size(size: Size, largest: int, profile: Profile) -> str:
+    """Why a size is none; "" if it is one."""
+    symbols = profile.symbols
+    if not 1 <= len(size.terms) <= _MAX_TERMS or any(
+        len(term) != 1 + len(symbols)
+        or abs(term[0]) > _MAX_ELEMENTS
+        or not all(0 <= power <= _MAX_POWER for power in term[1:])
+        for term in size.terms
+    ):
+        return "not a polynomial in the symbols"
+    corners = ("least", "usual", "most")
+    least, usual, most = (size.at([getattr(s, corner) for s in symbols]) for corner in corners)
+    if (usual, most) != (size.usual, size.most) or most != largest:
+        return f"{usual} as usual and at most {most}, the plan says {size.usual} and {largest}"
+    return "" if 0 <= least <= most else f"from {least} to {most}"
+
+
+def _wrong_memory(profile: Profile) -> Iterator[str]:
+    if not 0 <= profile.arena_bytes <= _MAX_MEMORY_BYTES:
+        yield f"arena of {profile.arena_bytes} bytes"
+    if 8 * len(profile.symbols) > profile.arena_bytes:
+        yield f"{len(profile.symbols)} symbols in an arena of {profile.arena_bytes} bytes"
+    for fill in profile.fills:
+        end = fill.offset + fill.size_bytes
+        if min(fill.offset, fill.size_bytes) < 0 or end > profile.arena_bytes:
+            yield f"fill at {fill.offset}+{fill.size_bytes} outside the arena"
+        if 0 <= fill.offset < 8 * len(profile.symbols) and fill.size_bytes > 0:
+            yield f"fill at {fill.offset} over the symbols"
+        if not 0 <= fill.value <= 255:
+            yield f"fill at {fill.offset} with {fill.value}, not a byte"
+
+
+def _wrong_steps(profile: Profile, layers: int) -> Iterator[str]:
+    names = {tensor.name for tensor in profile.tensors}
+    for step in profile.steps:
+        for tensor in (*step.inputs, *step.outputs):
+            if tensor not in names:
+                yield f"step {step.symbol!r} uses unknown tensor {tensor!r}"
+        for layer in step.layers:
+            if not 0 <= layer < layers:
+                yield f"step {step.symbol!r} names layer {layer} of {layers}"
+        if step.kind not in _STEP_KINDS:
+            yield f"step {step.symbol!r} is of unknown kind {step.kind!r}"
