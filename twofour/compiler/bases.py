@@ -139,6 +139,12 @@ BASES = {
     "BMaxPool": Base(
         ("x",), _MAX_ATTRIBUTES, f"{_floats('x')} acc = {meanings.MAX_POOL} (x_f)", rounded=True
     ),
+    "BSlicePad": Base(
+        ("x", "value"),
+        ("steps", "channel_pads"),
+        f"{_floats('x')} {meanings.SLICE_PAD.replace('(x,', '(x_f,')}",
+        rounded=True,
+    ),
     "BGlobalAveragePool": Base(("x",), ("keepdims",), f"{_floats('x')} MEAN", ("F",), rounded=True),
     "BLayerNorm": Base(
         ("x", "gamma", "beta"), ("epsilon",), f"acc = {meanings.NORM}", rounded=True

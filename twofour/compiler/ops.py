@@ -14,7 +14,7 @@ An operator type is a base and optional parts, in this order:
     Attention         [Mask | Causal]                 float32
     Tokens                                            [N, C, H, W] -> [N, H * W, C]
     BConv | BGemm     [Add] [Relu | ...]      [F]     bfloat16
-    BMaxPool, BLayerNorm, LayerNormB                  LayerNormB gives both (y, q)
+    BMaxPool, BSlicePad, BLayerNorm, LayerNormB       LayerNormB gives both (y, q)
     BGlobalAveragePool                        [F]
     BAttention        [Mask | Causal]         [F]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 ROUNDING = 2.0**-8
-"""|round(x) - x| <= ROUNDING |x| for normal numbers: half of a last place, 2**-8 of a power of 2."""
+"""|round(x) - x| <= ROUNDING |x| for normal numbers: at most half of a last place."""
 TINY = 2.0**-126
 """The smallest normal number; smaller ones may be taken for zero."""
 _ONE_MORE = np.uint32(0x7FFF)

@@ -95,7 +95,7 @@ def _reads(node: ir.Node, value: ir.Value) -> bool:
     """Whether a node can read one of its inputs in bfloat16."""
     if is_rounding(node) or is_mean(node):
         return True
-    if is_mover(node) or is_max(node):
+    if is_mover(node) or is_max(node) or base_of(node) == "SlicePad":
         return value is node.inputs[0] and all(is_wanted(v) for v in node.outputs if v.uses())
     base = base_of(node)
     if base in PRODUCTS:

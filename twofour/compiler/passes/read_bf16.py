@@ -3,14 +3,15 @@
     Cast<bfloat16>(Cast<float>(b))               ->  b
     twofour.BConvAdd...(..., res: Cast<float>(b))  ->  twofour.BConvAdd...(..., b), likewise BGemm
     MaxPool(Cast<float>(b))                      ->  Cast<float>(twofour.BMaxPool(b))
+    twofour.SlicePad(Cast<float>(b), value)      ->  Cast<float>(twofour.BSlicePad(b, value))
     GlobalAveragePool(Cast<float>(b))            ->  twofour.BGlobalAveragePoolF(b), or, where all
                                                      who read it can, Cast<float>(... without F)
     twofour.Attention(Cast<float>(q), ...(k), ...(v) [, mask])
                                                  ->  twofour.BAttention[F](q, k, v [, mask])
     op(Cast<float>(b))                           ->  Cast<float>(op(b)), where op only moves
 
-    All but attention are exact: to float32 and back nothing is lost. Attention multiplies its
-    probabilities in bfloat16 too.
+    All but attention are exact, a padding value aside: to float32 and back nothing is lost.
+    Attention multiplies its probabilities in bfloat16 too.
 
 Conditions:
     1. MaxPool has two axes, no dilation and no ceil_mode; the average is over the whole image
@@ -46,6 +47,10 @@ def rule(node: ir.Node) -> Replacement | None:
         return _moved(node, x)
     if bfloats.is_max(node):
         return _maximum(node, x)
+    if base == "SlicePad":
+        op = ops.parse_op(node)
+        inputs = {**op.inputs, "x": x}
+        return rounded(node, ops.make_node(ops.Variant("BSlicePad"), inputs, op.attributes, node))
     return _mean(node, x) if bfloats.is_mean(node) else None
 
 

@@ -1,4 +1,4 @@
-"""Attention as one kernel: for each head softmax(q k^T * scale + mask) v, int8, bfloat16 or float32.
+"""Attention as one kernel: for each head softmax(q k^T * scale + mask) v, in three precisions.
 
     for each head of t0..t1:
         pack its keys, values and mask                          attention_pack.py

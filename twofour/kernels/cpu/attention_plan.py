@@ -1,7 +1,8 @@
 """How the work on one head is cut, and where its intermediate results lie.
 
 A unit is 4 bytes: 4 channels of an int8 query or key, 2 of a bfloat16 one, or one of a float32 one;
-4 keys' int8 probabilities, 2 bfloat16 ones, or one float32 one. So all types have the same loops, over units:
+4 keys' int8 probabilities, 2 bfloat16 ones, or one float32 one. So all types have the same loops,
+over units:
 
     keys     for block of 16 keys: for unit of d: for key in 16: 4 bytes of k[key]
     values   for unit of keys: for block of 16 channels: for channel in 16: v[unit's keys, channel]
@@ -10,8 +11,9 @@ A unit is 4 bytes: 4 channels of an int8 query or key, 2 of a bfloat16 one, or o
     sums     for query in tile: its powers' sum by lane
     steps    for query in tile: for unit of keys: rounded probabilities       (int8 and bfloat16)
 
-The 4 keys of an int8 unit are 16 apart, so that four vectors of 16 probabilities join by shifts: unit
-16 g + l holds the keys 64 g + l + {0, 16, 32, 48}. The 2 keys of a bfloat16 unit are neighbours.
+The 4 keys of an int8 unit are 16 apart, so that four vectors of 16 probabilities join by shifts:
+unit 16 g + l holds the keys 64 g + l + {0, 16, 32, 48}. The 2 keys of a bfloat16 unit are
+neighbours.
 """
 
 from __future__ import annotations

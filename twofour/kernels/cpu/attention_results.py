@@ -1,8 +1,10 @@
 """Attention's second product: probabilities times values, and the output.
 
-steps = p / sum, quantized, four keys to a unit         int8 only
-y = steps * values, requantized                         else: y = p * values / sum, in bfloat16 after p
-                                                        was rounded
+steps = p / sum, quantized, four keys to a unit         int8
+y = steps * values, requantized
+steps = p, rounded                                      bfloat16
+y = steps * values / sum
+y = p * values / sum                                    float32
 """
 
 from __future__ import annotations
