@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 from twofour.compiler.native import (
     QUANTIZED,
+    REAL,
+    TYPES,
     Array,
     ConvOp,
     MapOp,
@@ -43,17 +45,23 @@ def _pair(op: FusedOp, name: str) -> tuple[int, int]:
 def _conv(op: FusedOp) -> ConvOp:
     strides, pads, dilations = (_ints(op, key) for key in ("strides", "pads", "dilations"))
     (groups,) = _ints(op, "group")
-    w = constant(op.inputs["w"])
+    w = _weight(op)
     if w.ndim != 4:
         raise NotNative(f"native convolutions are 2-D, this one has weights {list(w.shape)}")
     return _product(op, w, window_of(w.shape[2:], strides, dilations, pads), groups)
 
 
 def _gemm(op: FusedOp) -> ConvOp:
-    w = constant(op.inputs["w"])
+    w = _weight(op)
     if len(shape(op.inputs["x"])) == 4:
         raise NotNative("native matrix products take tensors of at most 3 dimensions")
     return _product(op, w[:, :, None, None], Window((1, 1)), 1)
+
+
+def _weight(op: FusedOp) -> Array:
+    """The weight, int8 or float32."""
+    w = constant(op.inputs["w"])
+    return w if w.dtype == np.int8 else w.astype(np.float32)
 
 
 def _require_shapes(op: FusedOp) -> None:
@@ -68,13 +76,13 @@ def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
     quantized = op.base.startswith("Q")
     if quantized and w[0].size > MAX_K:
         raise NotNative(f"sums of {w[0].size} products may overflow int32 (limit {MAX_K})")
-    if not quantized and op.inputs["x"].dtype != ir.DataType.FLOAT:
+    if not quantized and op.inputs["x"].dtype not in REAL:
         raise NotNative(
             f"native kernels take float32 and quantized tensors, not {op.inputs['x'].dtype}"
         )
     if op.has_add and shape(op.inputs["res"]) != shape(op.output):
         raise NotNative(f"the residual is broadcast from {list(shape(op.inputs['res']))}")
-    add = "" if not op.has_add else "float32" if op.add_is_float else "int8"
+    add = "" if not op.has_add else _dtype(op.inputs["res"]) if op.add_is_float else "int8"
     return ConvOp(
         op.name,
         op.op_type,
@@ -93,6 +101,11 @@ def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
     )
 
 
+def _dtype(value: ir.Value) -> str:
+    """Of a residual that is not quantized."""
+    return "bfloat16" if value.dtype == ir.DataType.BFLOAT16 else "float32"
+
+
 def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
     """Scales divided by y_scale, in float64 and then rounded once.
 
@@ -101,7 +114,8 @@ def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
     bias = constant(op.inputs["bias"]).astype(np.float64)
     if not quantized:
         ones = np.ones(bias.shape, np.float32)
-        return Epilogue(ones, bias.astype(np.float32), 1.0, op.activation)
+        rounded = op.output.dtype == ir.DataType.BFLOAT16
+        return Epilogue(ones, bias.astype(np.float32), 1.0, op.activation, bfloat16=rounded)
     out = op.output.dtype in QUANTIZED
     if out and constant(op.inputs["y_scale"]).ndim:
         return _epilogue_of_parts(op)
@@ -204,7 +218,7 @@ def _quantized_mean(op: FusedOp) -> PoolOp:
     )
 
 
-def _quantized_max(op: FusedOp) -> PoolOp:
+def _max(op: FusedOp) -> PoolOp:
     _require_shapes(op)
     kernel, strides, pads = (_ints(op, key) for key in ("kernel_shape", "strides", "pads"))
     if len(kernel) != 2:
@@ -220,13 +234,20 @@ def _quantized_max(op: FusedOp) -> PoolOp:
     )
 
 
+def _mean(op: FusedOp) -> PoolOp:
+    _require_shapes(op)
+    return PoolOp(
+        op.name, op.op_type, "pool", operand(op.inputs["x"]), name_of(op.output), op="mean"
+    )
+
+
 def _slice_pad(op: FusedOp) -> MapOp:
     _require_shapes(op)
     x = op.inputs["x"]
-    if x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
+    if x.dtype not in TYPES:
         raise NotNative(f"native kernels take float32 and quantized tensors, not {x.dtype}")
     value = constant(op.inputs["value"])
-    if x.dtype == ir.DataType.FLOAT and float(value) != 0.0:
+    if x.dtype in REAL and float(value) != 0.0:
         raise NotNative("channels are padded with something other than zero")
     return MapOp(
         op.name,
@@ -250,6 +271,11 @@ READERS = {
     "QActivation": _quantized_activation,
     **dict.fromkeys(("Silu", "Gelu", "GeluTanh"), _float_activation),
     "QGlobalAveragePool": _quantized_mean,
-    "QMaxPool": _quantized_max,
+    "QMaxPool": _max,
+    "BConv": _conv,
+    "BGemm": _gemm,
+    "BGlobalAveragePool": _mean,
+    "BMaxPool": _max,
+    "BSlicePad": _slice_pad,
     "SlicePad": _slice_pad,
 }

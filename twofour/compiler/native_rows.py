@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler.native import (
-    QUANTIZED,
+    REAL,
+    TYPES,
     AttentionOp,
     NativeOp,
     NormOp,
@@ -45,8 +46,8 @@ def _layer_norm(op: FusedOp) -> NormOp:
         raise NotNative(f"native normalization takes float32, not {x.dtype}")
     if len(shape(x)) == 4:
         raise NotNative("native normalization takes tensors of at most 3 dimensions")
-    quantized = "y_scale" in op.inputs
-    both = op.base == "LayerNormQ"
+    quantized, rounded = "y_scale" in op.inputs, op.base in ("BLayerNorm", "LayerNormB")
+    both = op.base in ("LayerNormQ", "LayerNormB")
     return NormOp(
         op.name,
         op.op_type,
@@ -59,21 +60,21 @@ def _layer_norm(op: FusedOp) -> NormOp:
         epsilon=_number(op, "epsilon"),
         scale=float(constant(op.inputs["y_scale"])) if quantized else 1.0,
         zero=_zero(op, "y") if quantized else 0,
-        float_out=both or not quantized,
-        quantized_out=quantized,
+        float_out=both or not (quantized or rounded),
+        quantized_out=quantized or rounded,
+        q="bfloat16" if rounded else "u8",
     )
 
 
 def _attention(op: FusedOp) -> AttentionOp:
     q, k, v = (op.inputs[name] for name in "qkv")
     quantized = op.base == "QAttention"
-    if not quantized and any(value.dtype != ir.DataType.FLOAT for value in (q, k, v)):
-        raise NotNative(f"native attention takes float32 and quantized tensors, not {q.dtype}")
+    dtype = "int8" if quantized else _real(q, k, v)
     if any(len(shape(value)) != 3 for value in (q, k, v, op.output)):
         raise NotNative("native attention takes tensors of 3 dimensions")
     heads = int(_number(op, "heads"))
     sizes = (shape(k)[1], shape(k)[2] // heads, shape(v)[2] // heads)
-    if reason := why_not("int8" if quantized else "float32", *sizes):
+    if reason := why_not(dtype, *sizes):
         raise NotNative(reason)
     mask = op.inputs.get("mask")
     return AttentionOp(
@@ -89,6 +90,17 @@ def _attention(op: FusedOp) -> AttentionOp:
         mask_shape=() if mask is None else _mask_shape(mask),
         causal=op.mask == "Causal",
     )
+
+
+def _real(*values: ir.Value) -> str:
+    """The type that operands without scales have in common."""
+    found = {value.dtype for value in values}
+    if len(found) > 1 or not found <= set(REAL):
+        names = ", ".join(str(dtype) for dtype in found)
+        raise NotNative(
+            f"native attention takes float32, bfloat16 or quantized tensors, not {names}"
+        )
+    return "float32" if found == {ir.DataType.FLOAT} else "bfloat16"
 
 
 def _scales(op: FusedOp) -> AttentionScales:
@@ -122,7 +134,7 @@ def _mask_shape(mask: ir.Value) -> tuple[int, ...]:
 
 def _tokens(op: FusedOp) -> NativeOp:
     x = op.inputs["x"]
-    if x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
+    if x.dtype not in TYPES:
         raise NotNative("native kernels take float32 and quantized tensors")
     shape(x)
     return ViewOp(op.name, op.op_type, "alias", operand(x), name_of(op.output), pixels=True)
@@ -187,7 +199,7 @@ def _gather(node: ir.Node) -> ViewOp:
 def _viewed(node: ir.Node) -> ir.Value:
     """What the node reads, of a type that kernels read as part of another tensor."""
     x = node.inputs[0]
-    if x is None or x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
+    if x is None or x.dtype not in TYPES:
         raise NotNative("native kernels take float32 and quantized tensors")
     for value in node.outputs:
         shape(value)
@@ -204,8 +216,11 @@ FUSED = {
     "LayerNorm": _layer_norm,
     "QLayerNorm": _layer_norm,
     "LayerNormQ": _layer_norm,
+    "BLayerNorm": _layer_norm,
+    "LayerNormB": _layer_norm,
     "Attention": _attention,
     "QAttention": _attention,
+    "BAttention": _attention,
     "Tokens": _tokens,
 }
 STANDARD = {"Split": _split, "Slice": _slice, "Gather": _gather}

@@ -7,6 +7,8 @@ import onnx_ir as ir
 
 from twofour.compiler.native import (
     QUANTIZED,
+    REAL,
+    TYPES,
     Array,
     MapOp,
     NativeOp,
@@ -69,6 +71,13 @@ def _dequantize(node: ir.Node) -> MapOp:
         op="convert",
         constants=MapConstants(x_scale=scale, x_zero=stored(zero, x.dtype)),
     )
+
+
+def _cast(node: ir.Node) -> MapOp:
+    x, y = _ends(node)
+    if x.dtype not in REAL or y.dtype not in REAL:
+        raise NotNative(f"casts {x.dtype} to {y.dtype}")
+    return MapOp(node.name or "", node.op_type, "map", operand(x), name_of(y), op="convert")
 
 
 def _ends(node: ir.Node) -> tuple[ir.Value, ir.Value]:
@@ -140,7 +149,7 @@ def _max(node: ir.Node) -> PoolOp:
 
 def _alias(node: ir.Node) -> NativeOp:
     x, y = node.inputs[0], node.outputs[0]
-    if x is None or x.dtype not in (*QUANTIZED, ir.DataType.FLOAT):
+    if x is None or x.dtype not in TYPES:
         raise NotNative("native kernels take float32 and quantized tensors")
     before, after = shape(x), shape(y)
     if not before or not after or extent(before) != extent(after):
@@ -151,6 +160,7 @@ def _alias(node: ir.Node) -> NativeOp:
 READERS = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
+    "Cast": _cast,
     **dict.fromkeys(("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh"), _activation),
     "Add": _add,
     "GlobalAveragePool": _mean,

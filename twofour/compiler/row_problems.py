@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twofour.compiler.layers import precision_of
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import AttentionOp, NormOp
@@ -54,12 +55,12 @@ def attention_problem(op: AttentionOp, placed: Placed) -> tuple[AttentionProblem
         k_len=k.batch // op.batch,
         d=q.channels // op.heads,
         dv=v.channels // op.heads,
-        dtype="int8" if q.kind == "u8" else "float32",
+        dtype=precision_of(q),
         q=_sequences(q, op.batch),
         k=_sequences(k, op.batch),
         v=_sequences(v, op.batch),
         y=_sequences(placed.y, op.batch),
-        out="int8" if isinstance(placed.y, Tensor) and placed.y.kind == "u8" else "float32",
+        out=precision_of(placed.y),
         mask="" if not op.mask_shape else "full" if op.mask_shape[2] > 1 else "keys",
         mask_batch=mask_batch,
         mask_row=mask_row,

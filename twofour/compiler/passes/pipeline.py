@@ -17,6 +17,7 @@ from twofour.compiler.passes import (
     canonical_gather,
     canonical_gemm,
     canonical_quantize,
+    cast_bf16,
     drop_requantize,
     fold_batchnorm,
     fold_bias,
@@ -32,11 +33,13 @@ from twofour.compiler.passes import (
     fuse_layer_norm,
     fuse_slice_pad,
     fuse_tokens,
+    hold_bf16,
     merge_projections,
     merge_quantize,
     move_clip,
     move_dequantize,
     move_quantize,
+    read_bf16,
     rewrite,
     split_projections,
     text,
@@ -108,6 +111,13 @@ PIPELINE = (
     Pass(fuse_integer_pool.NAME, fuse_integer_pool.rule, "needs the moved quantizers"),
     Pass(fold_dequantize.NAME, fold_dequantize.rule, "what still reads a dequantized constant"),
 )
+
+BF16 = (
+    Pass(cast_bf16.NAME, cast_bf16.rule, "takes the products that stayed float, fused and joined"),
+    Pass(hold_bf16.NAME, hold_bf16.rule, "looks at who rounds a result"),
+    Pass(read_bf16.NAME, read_bf16.rule, "takes what is held"),
+)
+"""What follows where products may be computed in bfloat16."""
 
 
 def run_passes(
