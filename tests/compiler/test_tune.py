@@ -155,7 +155,7 @@ def test_several_threads_try_both_ways_to_share(monkeypatch) -> None:
     case = make(np.random.default_rng(0), height=10, width=6, c=16, n=64, pattern="2:4")
     shared = []
 
-    def equal(runs):
+    def equal(runs, _):
         shared.append(len(runs))
         return dict.fromkeys(runs, 5.0)
 
@@ -167,6 +167,27 @@ def test_several_threads_try_both_ways_to_share(monkeypatch) -> None:
     assert any("panels" in way for way in ways)
     assert choice.by_panels is False
     assert str(choice).endswith("rows shared")
+
+
+def test_no_effort_times_nothing_and_checks_all_the_same(monkeypatch) -> None:
+    monkeypatch.setattr(tune, "interleaved", lambda *_: pytest.fail("timed"))
+    tuner = Tuner(TARGET, TimingCache(), effort=0)
+    choice, candidates = choose(tuner)
+    assert choice.tactic.pattern == "2:4/pair" or choice.tactic.pattern == "2:4"
+    assert choice.time_us is None
+    assert all(c.time_us is None for c in candidates)
+    plant(monkeypatch, replace(DENSE, pattern="2:4/pair", kernel=Tiled(Forgetful())))
+    with pytest.raises(WrongResult):
+        choose(tuner)
+
+
+def test_more_effort_times_more() -> None:
+    counts = []
+    for effort in (1, 2, 3):
+        tuner = Tuner(TARGET, TimingCache(), effort=effort)
+        _, candidates = choose(tuner)
+        counts.append(len([c for c in candidates if c.time_us is not None]))
+    assert counts[0] < counts[1] < counts[2]
 
 
 def test_threads_are_timed_on_what_they_share() -> None:

@@ -50,6 +50,9 @@ def build(
     timing_cache: Annotated[
         Path | None, typer.Option(help="File with measured times, read and extended.")
     ] = None,
+    tuning_effort: Annotated[
+        int, typer.Option(min=0, max=3, help="0: time nothing; 3: time more, and longer.")
+    ] = 2,
     threads: Threads = None,
     isa: Annotated[Isa | None, typer.Option(help="Force an instruction set.")] = None,
     as_json: Json = False,
@@ -75,6 +78,7 @@ def build(
             shapes=parse_shapes(shapes) or None,
             threads=threads or 1,
             timing_cache=timing_cache,
+            tuning_effort=tuning_effort,
             target=host_target(isa.value if isa else None),
         )
     engine.save(output)

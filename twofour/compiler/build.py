@@ -40,6 +40,7 @@ from twofour.onnx_tools.quantize import quantize
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 _NEAR_BYTES = 1 << 20  # weights of a whole network that an L2 may hold from run to run
+EFFORTS = range(4)
 SPARSITY = ("enable", "force", "disable")
 
 
@@ -61,6 +62,7 @@ class BuildOptions:
             them, and the first that does.
         threads: to tune for.
         timing_cache: a file that keeps measured times between builds.
+        tuning_effort: 0 (nothing is timed) to 3 (everything is, and longer), see `Tuner`.
         target: by default this machine.
         dump: a folder for the text of the graph after each pass.
     """
@@ -73,6 +75,7 @@ class BuildOptions:
     profiles: Sequence[Requested] = ()
     threads: int = 1
     timing_cache: str | os.PathLike[str] | None = None
+    tuning_effort: int = 2
     target: Target | None = None
     dump: Path | None = None
 
@@ -104,6 +107,11 @@ class BuildOptions:
                 "shapes and profiles cannot both be given",
                 [f"got {len(self.profiles)} profiles and shapes for {', '.join(self.shapes)}"],
                 "make the shapes the first of the profiles",
+            )
+        if self.tuning_effort not in EFFORTS:
+            raise InputError(
+                f"unknown tuning effort {self.tuning_effort!r}",
+                [f"expected {EFFORTS[0]} to {EFFORTS[-1]}"],
             )
         most = min(MAX_THREADS, detect_host().cores)
         if not 1 <= self.threads <= most:
@@ -153,7 +161,8 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
     cold = weight_bytes(networks[0].order) > _NEAR_BYTES
-    tuner = Tuner(target, cache, options.threads, cold=cold)
+    effort = options.tuning_effort
+    tuner = Tuner(target, cache, options.threads, cold=cold, effort=effort)
     emitter = Emitter(tuner, options.sparsity, floats)
     assembler = Assembler(networks, emitter, options.threads, progress)
     engine = assembler.assemble()
@@ -162,9 +171,7 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     return with_times(replace(engine, plan=plan), assembler.placements)
 
 
-def _network(
-    source: ir.Model, request: Request, options: BuildOptions, target: Target
-) -> Compiled:
+def _network(source: ir.Model, request: Request, options: BuildOptions, target: Target) -> Compiled:
     """The network for one profile."""
     counts: list[int] = []
 

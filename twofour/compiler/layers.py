@@ -5,7 +5,7 @@ from __future__ import annotations
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import ConvOp, NativeOp, extent
-from twofour.compiler.tune import Choice
+from twofour.compiler.tune import Choice, rounded
 from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.core.sizes import usual
 from twofour.engine import Candidate, Layer
@@ -51,7 +51,7 @@ def conv_layer(
         op.op_type,
         choice.tactic.name,
         str(choice),
-        round(choice.time_us, 3),
+        rounded(choice.time_us),
         text,
         problem.dtype,
         pattern,
@@ -72,7 +72,7 @@ def _notes(
         reason = why_not(op.w, "2:4")
         return [f"the weight is not 2:4: {reason}"] if reason else []
     timed = [c for c in candidates if c.time_us is not None and c.tactic != choice.tactic.name]
-    if timed and timed[0].time_us is not None:
+    if timed and timed[0].time_us is not None and choice.time_us is not None:
         best = timed[0]
         return [
             f"the weight is {pattern}, but {best.tactic} took {best.time_us:.2f} us and dense"

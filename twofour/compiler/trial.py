@@ -26,7 +26,6 @@ from twofour.kernels.cpu.tactic import Tactic
 from twofour.runtime.cpu import Code, Workers, address, allocate
 
 Array = NDArray[Any]
-_ROUNDS = 9
 _ROUND_US = 300.0  # a round runs a kernel for about this long
 _GUARD = 0xA5
 _KINDS = {"int8": np.uint8, "bfloat16": np.uint16, "float32": np.float32}
@@ -77,14 +76,14 @@ class Packed:
 Timer = Callable[[int], float]
 
 
-def interleaved(timers: dict[str, Timer]) -> dict[str, float]:
+def interleaved(timers: dict[str, Timer], rounds: int) -> dict[str, float]:
     """Median time in microseconds of each, measured in turns."""
     counts = {}
     for key, timer in timers.items():
         timer(1)
         counts[key] = max(1, int(_ROUND_US / max(timer(2), 0.05)))
     samples: dict[str, list[float]] = {key: [] for key in timers}
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for key, timer in timers.items():
             samples[key].append(timer(counts[key]))
     return {key: float(np.median(values)) for key, values in samples.items()}

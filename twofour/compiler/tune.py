@@ -38,6 +38,9 @@ from twofour.kernels.cpu.tactic import Tactic, tactics
 from twofour.runtime.cpu import Code, Workers
 
 Array = NDArray[Any]
+_USUAL_EFFORT = 2
+_LIKELY = ("2:4/pair", "2:4", "")  # patterns, the fastest first where nothing is timed
+_ROUNDS = (0, 5, 9, 27)  # of timing, for each effort
 _SHARED = 3  # choices of one thread that are tried on several
 _MOST_WAITING = 1.15  # a split less even than this is not worth timing, where there is a better one
 # Threads that share panels read what the others wrote, before and after: half of each tensor, at
@@ -52,14 +55,14 @@ class Choice:
     Attributes:
         tactic: the tactic.
         config: its configuration.
-        time_us: median time of one run.
+        time_us: median time of one run; None where it was not timed.
         text: the kernel as an LLVM module, its function named `kernel`.
         by_panels: whether several threads share its panels, not its row pieces.
     """
 
     tactic: Tactic
     config: Config
-    time_us: float
+    time_us: float | None
     text: str
     by_panels: bool | None = None
 
@@ -143,6 +146,11 @@ def timing_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def rounded(time_us: float | None) -> float | None:
+    """To nanoseconds."""
+    return None if time_us is None else round(time_us, 3)
+
+
 class Tuner:
     """Times candidates on this machine and remembers.
 
@@ -151,16 +159,26 @@ class Tuner:
         cache: times already known.
         threads: that will share the work: a tile that divides it evenly may beat a faster one.
         cold: a layer's weights are not in a near cache when its turn comes.
+        effort: 0 takes the best guess of the likeliest tactic, checked but not timed; 1 times the
+            best guess of each tactic; 2 several of each; 3 both orders of the loops for all of
+            them, three times as long.
     """
 
     def __init__(
-        self, target: Target, cache: TimingCache, threads: int = 1, *, cold: bool = False
+        self,
+        target: Target,
+        cache: TimingCache,
+        threads: int = 1,
+        *,
+        cold: bool = False,
+        effort: int = 2,
     ) -> None:
         """Measures nothing yet."""
         self.target = target
         self.cache = cache
         self.threads = threads
         self.cold = cold
+        self.effort = effort
         self._texts: dict[tuple[ConvProblem, str, Config], str] = {}
 
     def choose(
@@ -185,11 +203,20 @@ class Tuner:
         """
         options, refused = self._options(problem, w, wanted)
         trial = cache(lambda: Trial(problem, w, epilogue, x_zero))
+        if self.effort == 0:
+            return self._guessed(options, trial()), tuple(refused)
         choices = self._timed(options, trial)
         if self.threads > 1:
             choices = self._timed(self._shared(problem, choices[:_SHARED]), trial) + choices
-        timed = [Candidate(c.tactic.name, str(c), round(c.time_us, 3)) for c in choices]
+        timed = [Candidate(c.tactic.name, str(c), rounded(c.time_us)) for c in choices]
         return choices[0], (*timed, *refused)
+
+    def _guessed(self, options: Sequence[Option], trial: Trial) -> Choice:
+        """The first configuration of the tactic that should be the fastest, checked."""
+        best = min(options, key=lambda o: _LIKELY.index(o.tactic.pattern))
+        code = Code([compile_object([Source(best.text), Source(threads_text())], self.target)])
+        trial.check(code, "kernel", best, trial.pack(best, cold=False))
+        return Choice(best.tactic, best.config, None, best.text)
 
     def _timed(self, options: Sequence[Option], trial: Callable[[], Trial]) -> list[Choice]:
         """The options with their times, measured where they are not known, the best one first."""
@@ -215,9 +242,18 @@ class Tuner:
             if reason := wanted(tactic) or tactic.refuse(problem, w, self.target.isa):
                 refused.append(Candidate(tactic.name, "", None, reason))
                 continue
-            configs = tactic.configs(problem, self.target.isa)
+            configs = self._tried(tactic.configs(problem, self.target.isa))
             options += [self._option(problem, tactic, config) for config in configs]
         return options, refused
+
+    def _tried(self, configs: list[Config]) -> list[Config]:
+        """As many configurations as the effort allows."""
+        if self.effort < _USUAL_EFFORT:
+            return configs[:1]
+        if self.effort == _USUAL_EFFORT:
+            return configs
+        other = [replace(c, panels_outside=not c.panels_outside) for c in configs]
+        return list(dict.fromkeys([*configs, *other]))
 
     def _shared(self, problem: ConvProblem, best: Sequence[Choice]) -> list[Option]:
         """The best choices of one thread as several may share them.
@@ -248,6 +284,7 @@ class Tuner:
         around = f"{hashlib.sha256(text.encode()).hexdigest()} {'cold' if self.cold else 'near'}"
         if by_panels is not None:
             around += f" {self.threads} share {'panels' if by_panels else 'rows'}"
+        around += "" if self.effort == _USUAL_EFFORT else f" effort {self.effort}"
         key = timing_key(problem, tactic, config, self.target, around)
         handover = _HANDOVER_US * (problem.x_size_bytes + problem.y_size_bytes) * bool(by_panels)
         return Option(tactic, config, text, key, by_panels, handover)
@@ -281,5 +318,5 @@ class Tuner:
                 if shared
                 else timer_of(code, kernel, arguments, packed)
             )
-        self.cache.times_us.update(interleaved(runs))
+        self.cache.times_us.update(interleaved(runs, _ROUNDS[self.effort]))
         workers.close()
