@@ -153,10 +153,7 @@ class Emitter:
             self._wanted(w, problem.dtype),
         )
         config, kernel = choice.config, choice.tactic.kernel
-        text = choice.text
-        if problem.open_rows:
-            text = kernel.emit("kernel", problem, config, self.tuner.target.isa)
-        symbol = self._kernel(text)
+        symbol = self._kernel(self.tuner.text(problem, choice.tactic, config))
         constants = kernel.pack(w, problem, config, op.epilogue, op.x_zero)
         layer = conv_layer(op, placed, problem, choice, candidates, constants.size)
         note = self.floats.get(op.name, "") if problem.dtype == "float32" else ""

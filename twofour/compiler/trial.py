@@ -44,7 +44,6 @@ class Option:
     Attributes:
         tactic: the tactic.
         config: its configuration.
-        text: its code, an LLVM module with a function `kernel`.
         key: of its time in the cache.
         by_panels: whether several threads share its panels, not its row pieces; None for one.
         handover_us: what a trial does not see: threads that read what others have written.
@@ -52,7 +51,6 @@ class Option:
 
     tactic: Tactic
     config: Config
-    text: str
     key: str
     by_panels: bool | None = None
     handover_us: float = 0.0

@@ -19,6 +19,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+import twofour.kernels.cpu as home
 from twofour.compiler.trial import (
     Option,
     Trial,
@@ -56,14 +57,12 @@ class Choice:
         tactic: the tactic.
         config: its configuration.
         time_us: median time of one run; None where it was not timed.
-        text: the kernel as an LLVM module, its function named `kernel`.
         by_panels: whether several threads share its panels, not its row pieces.
     """
 
     tactic: Tactic
     config: Config
     time_us: float | None
-    text: str
     by_panels: bool | None = None
 
     def __str__(self) -> str:
@@ -146,6 +145,14 @@ def timing_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+@cache
+def kernel_sources() -> str:
+    """A hash of everything that writes kernels: a change there may change any time."""
+    folder = Path(home.__file__).parent
+    files = sorted(folder.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def rounded(time_us: float | None) -> float | None:
     """To nanoseconds."""
     return None if time_us is None else round(time_us, 3)
@@ -214,9 +221,10 @@ class Tuner:
     def _guessed(self, options: Sequence[Option], trial: Trial) -> Choice:
         """The first configuration of the tactic that should be the fastest, checked."""
         best = min(options, key=lambda o: _LIKELY.index(o.tactic.pattern))
-        code = Code([compile_object([Source(best.text), Source(threads_text())], self.target)])
+        sources = [Source(self._text(trial.problem, best)), Source(threads_text())]
+        code = Code([compile_object(sources, self.target)])
         trial.check(code, "kernel", best, trial.pack(best, cold=False))
-        return Choice(best.tactic, best.config, None, best.text)
+        return Choice(best.tactic, best.config, None)
 
     def _timed(self, options: Sequence[Option], trial: Callable[[], Trial]) -> list[Choice]:
         """The options with their times, measured where they are not known, the best one first."""
@@ -225,7 +233,7 @@ class Tuner:
             self._measure(trial(), new)
         times = [self.cache.times_us[o.key] for o in options]
         choices = [
-            Choice(o.tactic, o.config, us, o.text, o.by_panels)
+            Choice(o.tactic, o.config, us, o.by_panels)
             for o, us in zip(options, times, strict=True)
         ]
         handover = [us + o.handover_us for o, us in zip(options, times, strict=True)]
@@ -280,38 +288,43 @@ class Tuner:
         self, problem: ConvProblem, tactic: Tactic, config: Config, by_panels: bool | None = None
     ) -> Option:
         """A candidate with its code and the key of its time: all that it depends on."""
-        text = self._text(problem, tactic, config)
-        around = f"{hashlib.sha256(text.encode()).hexdigest()} {'cold' if self.cold else 'near'}"
+        around = f"{kernel_sources()} {'cold' if self.cold else 'near'}"
         if by_panels is not None:
             around += f" {self.threads} share {'panels' if by_panels else 'rows'}"
         around += "" if self.effort == _USUAL_EFFORT else f" effort {self.effort}"
         key = timing_key(problem, tactic, config, self.target, around)
         handover = _HANDOVER_US * (problem.x_size_bytes + problem.y_size_bytes) * bool(by_panels)
-        return Option(tactic, config, text, key, by_panels, handover)
+        return Option(tactic, config, key, by_panels, handover)
 
-    def _text(self, problem: ConvProblem, tactic: Tactic, config: Config) -> str:
-        """The kernel; written once for all layers of one shape."""
+    def text(self, problem: ConvProblem, tactic: Tactic, config: Config) -> str:
+        """A kernel as an LLVM module, its function named `kernel`; written once for its shape."""
         key = (problem, tactic.name, config)
         if key not in self._texts:
             isa = self.target.isa
             self._texts[key] = tactic.kernel.emit("kernel", problem, config, isa)
         return self._texts[key]
 
+    def _text(self, problem: ConvProblem, option: Option | Choice) -> str:
+        """Of a candidate."""
+        return self.text(problem, option.tactic, option.config)
+
     def _measure(self, trial: Trial, options: Sequence[Option]) -> None:
         """Builds, checks and times; results go to the cache."""
-        texts = {o.text: f"kernel{i}_" for i, o in enumerate(options)}
+        written = [self._text(trial.problem, o) for o in options]
+        texts = {text: f"kernel{i}_" for i, text in enumerate(written)}
+        names = [texts[text] for text in written]
         sources = [Source(renamed(text, name)) for text, name in texts.items()]
         packs = [trial.pack(o, cold=self.cold) for o in options]  # timers hold bare addresses
         shared = options[0].by_panels is not None
         if shared:
             for index, (option, packed) in enumerate(zip(options, packs, strict=True)):
-                calls = shared_calls(texts[option.text], option, trial.problem, packed)
+                calls = shared_calls(names[index], option, trial.problem, packed)
                 sources.append(Source(program_text(f"program{index}_", calls, self.threads)))
         code = Code([compile_object([*sources, Source(threads_text())], self.target)])
         workers = Workers(code, self.threads if shared else 1)
         runs = {}
         for index, (option, packed) in enumerate(zip(options, packs, strict=True)):
-            kernel, arguments = texts[option.text], trial.arguments(option, packed)
+            kernel, arguments = names[index], trial.arguments(option, packed)
             trial.check(code, kernel, option, packed)
             runs[option.key] = (
                 shared_timer(code, f"program{index}_", arguments, packed, workers)

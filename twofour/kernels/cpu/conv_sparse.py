@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def compress(w: NDArray[Any], share: int = 1) -> tuple[NDArray[np.uint8], NDArra
     used = (grouped != 0).any(axis=2)
     if (used.sum(-1) > width // 2).any():
         raise ValueError(f"more than {width // 2} of {width} consecutive weights are nonzero")
-    index, real = (np.sort(_first_kept(used), axis=-1), None) if width == 8 else _in_run(used)
+    index, real = (_first_kept(used), None) if width == 8 else _in_run(used)
     spread = np.broadcast_to(index[:, :, None], (*grouped.shape[:-1], width // 2))
     values = np.take_along_axis(grouped, spread, axis=-1)
     if real is not None:
@@ -91,12 +92,30 @@ def _first_kept(used: NDArray[np.bool_]) -> NDArray[np.intp]:
 
     Two are taken from each half where two fit, as format C needs.
     """
-    halves = used.reshape(*used.shape[:-1], 2, 4)
-    if (halves.sum(-1) <= 2).all():
-        inner = np.argsort(~halves, axis=-1, kind="stable")[..., :2]
-        kept: NDArray[np.intp] = inner + np.array([[0], [4]])
-        return kept.reshape(*used.shape[:-1], _KEPT)
-    return np.argsort(~used, axis=-1, kind="stable")[..., :_KEPT]
+    codes = np.packbits(used, axis=-1, bitorder="little")[..., 0]
+    present = np.flatnonzero(np.bincount(codes.reshape(-1), minlength=256)).tolist()
+    parts = [_places(code, first, first + 4) for code in present for first in (0, 4)]
+    by_halves = all(len(part) <= _KEPT // 2 for part in parts)
+    return _kept_table(by_halves)[codes]
+
+
+def _places(code: int, first: int, end: int) -> list[int]:
+    """Which of the bits first ... end - 1 are set."""
+    return [bit for bit in range(first, end) if code >> bit & 1]
+
+
+@cache
+def _kept_table(by_halves: bool) -> NDArray[np.intp]:
+    """[256, 4]: for each set of nonzeros, as bits, the positions that are kept."""
+    rows = []
+    for code in range(256):
+        parts = [(0, 4, 2), (4, 8, 2)] if by_halves else [(0, 8, _KEPT)]
+        row: list[int] = []
+        for first, end, count in parts:
+            used = _places(code, first, end)
+            row += sorted([*used, *_places(~code, first, end)][:count])
+        rows.append(row)
+    return np.array(rows, np.intp)
 
 
 @dataclass(frozen=True)
