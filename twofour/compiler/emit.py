@@ -256,7 +256,7 @@ class Emitter:
         self.layers.append(
             Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=precision_of(placed.y))
         )
-        first, last, w = table[0], table[-1], Operand(WEIGHTS)
+        first, last, w = table[0], table[-2], Operand(WEIGHTS)
         return Call(symbol, first, w, last, last, nd_pieces(nests), 1, table)
 
     def _keep_once(self, constant: Array) -> int:

@@ -9,10 +9,11 @@ from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import Array
 from twofour.compiler.native_nd import Look, NdOp, NdValue
 from twofour.core.abi import ARENA, WEIGHTS
+from twofour.core.sizes import Count, usual
 from twofour.kernels.cpu.nd import Nest, Ref, contiguous
 from twofour.kernels.cpu.program import Operand
 
-Strides = tuple[int, ...]
+Strides = tuple[Count, ...]
 
 
 def _places(op: NdOp, placed: Placed) -> list[Place | None]:
@@ -31,12 +32,12 @@ def nd_nests(op: NdOp, placed: Placed) -> tuple[Nest, ...]:
     def ref(look: Look) -> Ref:
         own = strides[look.value]
         steps = tuple(own[axis] * step if step else 0 for axis, step in look.axes)
-        offset = sum(start * step for start, step in zip(look.start, own, strict=True))
+        offset: Count = sum(start * step for start, step in zip(look.start, own, strict=True))
         return Ref(look.value, kinds[look.value], steps, offset)
 
     nests = []
     for part in op.parts:
-        rows = (0, 0)
+        rows: tuple[Count, Count] = (0, 0)
         if part.op == "gather":
             table = part.inputs[0].value
             rows = (op.values[table].dims[part.rows_axis], strides[table][part.rows_axis])
@@ -48,7 +49,7 @@ def nd_nests(op: NdOp, placed: Placed) -> tuple[Nest, ...]:
 def nd_table(
     op: NdOp, placed: Placed, bindings: dict[str, int], keep: Callable[[Array], int]
 ) -> tuple[Operand, ...]:
-    """Where each operand lies: in the arena, in a plain array, or beside the weights.
+    """Where each operand lies (arena, plain array or beside the weights), and the arena.
 
     Args:
         op: the operator.
@@ -64,7 +65,7 @@ def nd_table(
             table.append(Operand(ARENA, place.at()))
         else:
             table.append(Operand(bindings[value.name]))
-    return tuple(table)
+    return (*table, Operand(ARENA))  # where the values of open sizes lie
 
 
 def nd_shape(op: NdOp) -> str:
@@ -75,7 +76,7 @@ def nd_shape(op: NdOp) -> str:
 
 
 def _text(value: NdValue) -> str:
-    return "x".join(map(str, value.dims)) or "1"
+    return "x".join(str(usual(dim)) for dim in value.dims) or "1"
 
 
 def _kind(value: NdValue, place: Place | None) -> str:
@@ -85,6 +86,8 @@ def _kind(value: NdValue, place: Place | None) -> str:
 
 def _strides(value: NdValue, place: Place | None) -> Strides:
     """Bytes of a step along each axis of the value."""
+    if value.constant is not None:
+        return contiguous(value.kind, value.constant.shape)
     if not isinstance(place, Tensor):
         return contiguous(value.kind, value.dims)
     lie = place.strides

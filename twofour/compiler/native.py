@@ -177,6 +177,8 @@ class AttentionOp(NativeOp):
 
     Attributes:
         batch: sequences.
+        q_len: queries a sequence.
+        k_len: keys a sequence.
         heads: number of heads; head h of q, k, v and y is a slice of their channels.
         scales: of the scores; and of all quantizers, zero points as stored, where q, k and v are
             quantized.
@@ -185,6 +187,8 @@ class AttentionOp(NativeOp):
     """
 
     batch: Count = 1
+    q_len: Count = 1
+    k_len: Count = 1
     heads: int = 1
     scales: AttentionScales = FLOAT_ATTENTION
     mask_shape: tuple[Count, ...] = ()

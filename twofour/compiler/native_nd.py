@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler.native import Array, NativeOp, NotNative, constant, name_of, shape
-from twofour.core.sizes import Count
+from twofour.core.sizes import Count, most
 from twofour.kernels.cpu.nd_scalar import NUMBERS
 
 KINDS = {
@@ -53,6 +53,11 @@ class NdValue:
     dims: tuple[Count, ...]
     kind: str
     constant: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in numbers; where dimensions are open, the largest."""
+        return tuple(most(dim) for dim in self.dims)
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,7 @@ def spread(index: int, value: NdValue, dims: tuple[int, ...]) -> Look:
     """A look that repeats a value as numpy broadcasts it to `dims`."""
     missing = len(dims) - len(value.dims)
     axes = [
-        (axis - missing, 1) if axis >= missing and value.dims[axis - missing] != 1 else BROADCAST
+        (axis - missing, 1) if axis >= missing and value.shape[axis - missing] != 1 else BROADCAST
         for axis in range(len(dims))
     ]
     return Look(index, tuple(axes), (0,) * len(value.dims))
@@ -181,7 +186,7 @@ def elementwise(
 ) -> NdOp:
     """An operator on each element, its inputs broadcast."""
     y = value_of(node.outputs[0])
-    looks = [spread(i, value, y.dims) for i, value in enumerate(inputs)]
+    looks = [spread(i, value, y.shape) for i, value in enumerate(inputs)]
     part = Part(op, y.dims, whole(len(inputs), y), tuple(looks), tuple(scalars))
     return nd_op(node, inputs, [part])
 

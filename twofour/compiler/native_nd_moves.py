@@ -24,8 +24,9 @@ from twofour.compiler.native_nd import (
     value_of,
     whole,
 )
+from twofour.core.sizes import Count
 
-Axes = tuple[tuple[int, int], ...]
+Axes = tuple[tuple[int, Count], ...]
 
 
 def _ends(node: ir.Node) -> tuple[NdValue, NdValue]:
@@ -33,7 +34,7 @@ def _ends(node: ir.Node) -> tuple[NdValue, NdValue]:
 
 
 def _origin(value: NdValue) -> tuple[int, ...]:
-    return (0,) * len(value.dims)
+    return (0,) * len(value.shape)
 
 
 def _move(node: ir.Node, dims: Sequence[int], x: tuple[Axes, tuple[int, ...]], y: Axes) -> NdOp:
@@ -52,9 +53,9 @@ def _move(node: ir.Node, dims: Sequence[int], x: tuple[Axes, tuple[int, ...]], y
 
 def _transpose(node: ir.Node) -> NdOp:
     x, y = _ends(node)
-    perm = node.attributes.get_ints("perm", tuple(reversed(range(len(x.dims)))))
+    perm = node.attributes.get_ints("perm", tuple(reversed(range(len(x.shape)))))
     order = tuple((int(axis), 1) for axis in perm or ())
-    return _move(node, y.dims, (order, _origin(x)), whole(1, y).axes)
+    return _move(node, y.shape, (order, _origin(x)), whole(1, y).axes)
 
 
 def _slice(node: ir.Node) -> NdOp:
@@ -64,36 +65,36 @@ def _slice(node: ir.Node) -> NdOp:
     axes, steps = (*rest, None, None)[:2]
     axes = np.arange(len(starts)) if axes is None else axes
     steps = np.ones(len(starts), np.int64) if steps is None else steps
-    first, step = [0] * len(x.dims), [1] * len(x.dims)
+    first, step = [0] * len(x.shape), [1] * len(x.shape)
     for start, end, axis, move in zip(starts, ends, axes, steps, strict=True):
         bounds = slice(int(start), int(end), int(move))
-        first[axis], _, step[axis] = bounds.indices(x.dims[axis])
-    return _move(node, y.dims, (tuple(enumerate(step)), tuple(first)), whole(1, y).axes)
+        first[axis], _, step[axis] = bounds.indices(x.shape[axis])
+    return _move(node, y.shape, (tuple(enumerate(step)), tuple(first)), whole(1, y).axes)
 
 
 def _concat(node: ir.Node) -> NdOp:
     inputs, y = [value_of(value) for value in node.inputs], value_of(node.outputs[0])
     require_kinds(inputs, [y.kind])
-    axis = node.attributes["axis"].as_int() % len(y.dims)
+    axis = node.attributes["axis"].as_int() % len(y.shape)
     parts, done = [], 0
     for index, value in enumerate(inputs):
-        start = tuple(done if a == axis else 0 for a in range(len(y.dims)))
+        start = tuple(done if a == axis else 0 for a in range(len(y.shape)))
         to = replace(whole(len(inputs), y), start=start)
-        parts.append(Part("copy", value.dims, to, (whole(index, value),)))
-        done += value.dims[axis]
+        parts.append(Part("copy", value.shape, to, (whole(index, value),)))
+        done += value.shape[axis]
     return nd_op(node, inputs, parts)
 
 
 def _split(node: ir.Node) -> NdOp:
     x, outputs = value_of(node.inputs[0]), [value_of(value) for value in node.outputs]
     axis = node.attributes.get_int("axis", 0) or 0
-    axis %= len(x.dims)
+    axis %= len(x.shape)
     parts, done = [], 0
     for index, value in enumerate(outputs):
-        start = tuple(done if a == axis else 0 for a in range(len(x.dims)))
+        start = tuple(done if a == axis else 0 for a in range(len(x.shape)))
         source = replace(whole(0, x), start=start)
-        parts.append(Part("copy", value.dims, whole(1 + index, value), (source,)))
-        done += value.dims[axis]
+        parts.append(Part("copy", value.shape, whole(1 + index, value), (source,)))
+        done += value.shape[axis]
     return nd_op(node, [x], parts)
 
 
@@ -102,19 +103,19 @@ def _pad(node: ir.Node) -> NdOp:
     x, y = _ends(node)
     if node.attributes.get_string("mode", "constant") != "constant":
         raise NotNative("native padding is with a constant")
-    begins, ends = _pads(node, len(x.dims))
+    begins, ends = _pads(node, len(x.shape))
     value = scalar_of(node.inputs[2] if len(node.inputs) > 2 else None, 0.0)
     low, cut = np.maximum(begins, 0), np.maximum(-begins, 0)
-    count = np.array(x.dims) - cut - np.maximum(-ends, 0)
+    count = np.array(x.shape) - cut - np.maximum(-ends, 0)
     if count.min(initial=1) < 1:
         raise NotNative("padding removes all of the input")
     to = replace(whole(1, y), start=_ints(low))
     parts = [Part("copy", _ints(count), to, (replace(whole(0, x), start=_ints(cut)),))]
-    for axis in range(len(x.dims)):
+    for axis in range(len(x.shape)):
         for first, extra in ((0, low[axis]), (low[axis] + count[axis], max(ends[axis], 0))):
             if extra > 0:
                 start = np.where(np.arange(len(low)) < axis, low, 0)
-                dims = np.where(np.arange(len(low)) < axis, count, y.dims)
+                dims = np.where(np.arange(len(low)) < axis, count, y.shape)
                 start[axis], dims[axis] = first, extra
                 border = replace(whole(1, y), start=_ints(start))
                 parts.append(Part("fill", _ints(dims), border, (), (value,)))
@@ -141,19 +142,19 @@ def _given(node: ir.Node, index: int) -> bool:
 def _gather(node: ir.Node) -> NdOp:
     """Rows by index; one that is out of range becomes the nearest that exists."""
     x, at, y = value_of(node.inputs[0]), value_of(node.inputs[1]), value_of(node.outputs[0])
-    axis = (node.attributes.get_int("axis", 0) or 0) % len(x.dims)
+    axis = (node.attributes.get_int("axis", 0) or 0) % len(x.shape)
     require_kinds([at], ["int64", "int32"])
-    chosen = range(axis, axis + len(at.dims))
-    kept = [a for a in range(len(x.dims)) if a != axis]
+    chosen = range(axis, axis + len(at.shape))
+    kept = [a for a in range(len(x.shape)) if a != axis]
     order = iter((a, 1) for a in kept)
-    axes = tuple(BROADCAST if i in chosen else next(order) for i in range(len(y.dims)))
+    axes = tuple(BROADCAST if i in chosen else next(order) for i in range(len(y.shape)))
     if at.constant is not None and at.constant.size == 1 and x.name:
-        row = int(np.clip(_wrapped(at.constant, x.dims[axis]), 0, x.dims[axis] - 1).item())
-        start = tuple(row if a == axis else 0 for a in range(len(x.dims)))
-        return _move(node, y.dims, (axes, start), whole(1, y).axes)
-    rows = tuple((i - axis, 1) if i in chosen else BROADCAST for i in range(len(y.dims)))
+        row = int(np.clip(_wrapped(at.constant, x.shape[axis]), 0, x.shape[axis] - 1).item())
+        start = tuple(row if a == axis else 0 for a in range(len(x.shape)))
+        return _move(node, y.shape, (axes, start), whole(1, y).axes)
+    rows = tuple((i - axis, 1) if i in chosen else BROADCAST for i in range(len(y.shape)))
     looks = (Look(0, axes, _origin(x)), Look(1, rows, _origin(at)))
-    part = Part("gather", y.dims, whole(2, y), looks, rows_axis=axis)
+    part = Part("gather", y.shape, whole(2, y), looks, rows_axis=axis)
     return nd_op(node, [x, at], [part])
 
 
@@ -164,22 +165,22 @@ def _wrapped(index: Any, count: int) -> Any:
 def _gather_elements(node: ir.Node) -> NdOp:
     """One index for each element of y; out of range as in `_gather`."""
     x, at, y = value_of(node.inputs[0]), value_of(node.inputs[1]), value_of(node.outputs[0])
-    axis = (node.attributes.get_int("axis", 0) or 0) % len(x.dims)
+    axis = (node.attributes.get_int("axis", 0) or 0) % len(x.shape)
     require_kinds([at], ["int64", "int32"])
-    axes = tuple(BROADCAST if i == axis else (i, 1) for i in range(len(y.dims)))
+    axes = tuple(BROADCAST if i == axis else (i, 1) for i in range(len(y.shape)))
     looks = (Look(0, axes, _origin(x)), whole(1, at))
-    return nd_op(node, [x, at], [Part("gather", y.dims, whole(2, y), looks, rows_axis=axis)])
+    return nd_op(node, [x, at], [Part("gather", y.shape, whole(2, y), looks, rows_axis=axis)])
 
 
 def _reshape(node: ir.Node) -> NdOp:
     """A copy over the finest axes that both shapes are made of."""
     x, y = _ends(node)
-    sizes = sorted({*_suffixes(x.dims), *_suffixes(y.dims)})
+    sizes = sorted({*_suffixes(x.shape), *_suffixes(y.shape)})
     if any(above % below for below, above in pairwise(sizes)):
-        raise NotNative(f"the reshape from {list(x.dims)} to {list(y.dims)} splits axes unevenly")
+        raise NotNative(f"the reshape from {list(x.shape)} to {list(y.shape)} splits axes unevenly")
     dims = [above // below for below, above in pairwise(sizes)][::-1]
     steps = sizes[:-1][::-1]
-    return _move(node, dims, (_regrouped(x.dims, steps), _origin(x)), _regrouped(y.dims, steps))
+    return _move(node, dims, (_regrouped(x.shape, steps), _origin(x)), _regrouped(y.shape, steps))
 
 
 def _suffixes(dims: Sequence[int]) -> list[int]:
@@ -200,9 +201,9 @@ def _regrouped(dims: Sequence[int], steps: Sequence[int]) -> Axes:
 def _tile(node: ir.Node) -> NdOp:
     x = value_of(node.inputs[0])
     repeats = [int(n) for n in constant(node.inputs[1]).reshape(-1)]
-    dims = [n for pair in zip(repeats, x.dims, strict=True) for n in pair]
-    source = tuple(entry for axis in range(len(x.dims)) for entry in (BROADCAST, (axis, 1)))
-    to = tuple(e for axis, n in enumerate(x.dims) for e in ((axis, n), (axis, 1)))
+    dims = [n for pair in zip(repeats, x.shape, strict=True) for n in pair]
+    source = tuple(entry for axis in range(len(x.shape)) for entry in (BROADCAST, (axis, 1)))
+    to = tuple(e for axis, n in enumerate(x.shape) for e in ((axis, n), (axis, 1)))
     return _move(node, dims, (source, _origin(x)), to)
 
 
@@ -214,8 +215,8 @@ def _resize(node: ir.Node) -> NdOp:
     dims: list[int] = []
     source: list[tuple[int, int]] = []
     to: list[tuple[int, int]] = []
-    start = [0] * len(x.dims)
-    for axis, (before, after) in enumerate(zip(x.dims, y.dims, strict=True)):
+    start = [0] * len(x.shape)
+    for axis, (before, after) in enumerate(zip(x.shape, y.shape, strict=True)):
         rows = _nearest(node, axis, before, after)
         factor = after // before
         if factor and (rows == np.arange(after) // factor).all():
@@ -270,8 +271,8 @@ def _scale(node: ir.Node, axis: int, before: int, after: int) -> float:
 
 def _depth_to_space(node: ir.Node) -> NdOp:
     x, y = _ends(node)
-    size, channels = node.attributes["blocksize"].as_int(), y.dims[1]
-    dims = (x.dims[0], channels, x.dims[2], size, x.dims[3], size)
+    size, channels = node.attributes["blocksize"].as_int(), y.shape[1]
+    dims = (x.shape[0], channels, x.shape[2], size, x.shape[3], size)
     columns_first = node.attributes.get_string("mode", "DCR") == "CRD"
     c, i, j = (size * size, size, 1) if columns_first else (1, size * channels, channels)
     source = ((0, 1), (1, c), (2, 1), (1, i), (3, 1), (1, j))
@@ -280,8 +281,8 @@ def _depth_to_space(node: ir.Node) -> NdOp:
 
 def _space_to_depth(node: ir.Node) -> NdOp:
     x, y = _ends(node)
-    size, channels = node.attributes["blocksize"].as_int(), x.dims[1]
-    dims = (y.dims[0], channels, y.dims[2], size, y.dims[3], size)
+    size, channels = node.attributes["blocksize"].as_int(), x.shape[1]
+    dims = (y.shape[0], channels, y.shape[2], size, y.shape[3], size)
     to = ((0, 1), (1, 1), (2, 1), (1, size * channels), (3, 1), (1, channels))
     return _move(node, dims, (_blocks(size), _origin(x)), to)
 
@@ -297,14 +298,14 @@ def _reduction(op: str, *kinds: str) -> Callable[[ir.Node], NdOp]:
     def read(node: ir.Node) -> NdOp:
         x, y = _ends(node)
         require_kinds([x], kinds)
-        rank, axes = len(x.dims), _reduced_axes(node, len(x.dims))
+        rank, axes = len(x.shape), _reduced_axes(node, len(x.shape))
         if node.attributes.get_int("keepdims", 1):
             kept = [(a, 1) for a in range(rank)]
         else:
-            places = iter(range(len(y.dims)))
+            places = iter(range(len(y.shape)))
             kept = [BROADCAST if a in axes else (next(places), 1) for a in range(rank)]
         looks = tuple(BROADCAST if a in axes else kept[a] for a in range(rank))
-        part = Part(op, x.dims, Look(1, looks, _origin(y)), (whole(0, x),))
+        part = Part(op, x.shape, Look(1, looks, _origin(y)), (whole(0, x),))
         return nd_op(node, [x], [part])
 
     return read
@@ -324,8 +325,8 @@ def _reduced_axes(node: ir.Node, rank: int) -> set[int]:
 
 def _global_max(node: ir.Node) -> NdOp:
     x, y = _ends(node)
-    axes = tuple((a, 1) if a < 2 else BROADCAST for a in range(len(x.dims)))
-    part = Part("reduce_max", x.dims, Look(1, axes, _origin(y)), (whole(0, x),))
+    axes = tuple((a, 1) if a < 2 else BROADCAST for a in range(len(x.shape)))
+    part = Part("reduce_max", x.shape, Look(1, axes, _origin(y)), (whole(0, x),))
     require_kinds([x], ["float32"])
     return nd_op(node, [x], [part])
 
@@ -333,9 +334,9 @@ def _global_max(node: ir.Node) -> NdOp:
 def _softmax(node: ir.Node) -> NdOp:
     x, y = _ends(node)
     require_kinds([x], ["float32"])
-    axis = (-1 if (given := node.attributes.get_int("axis")) is None else given) % len(x.dims)
-    order = [*(a for a in range(len(x.dims)) if a != axis), axis]
-    axes, dims = tuple((a, 1) for a in order), tuple(x.dims[a] for a in order)
+    axis = (-1 if (given := node.attributes.get_int("axis")) is None else given) % len(x.shape)
+    order = [*(a for a in range(len(x.shape)) if a != axis), axis]
+    axes, dims = tuple((a, 1) for a in order), tuple(x.shape[a] for a in order)
     part = Part("softmax", dims, Look(1, axes, _origin(y)), (Look(0, axes, _origin(x)),))
     return nd_op(node, [x], [part])
 

@@ -85,6 +85,8 @@ def _attention(op: FusedOp) -> AttentionOp:
         name_of(op.output),
         more=tuple(operand(value) for value in (k, v, mask) if value is not None),
         batch=shape(q)[0],
+        q_len=shape(q)[1],
+        k_len=shape(k)[1],
         heads=heads,
         scales=_scales(op) if quantized else AttentionScales(_number(op, "scale"), 0, 1.0, 0, 1.0),
         mask_shape=() if mask is None else _mask_shape(mask),

@@ -163,13 +163,13 @@ def _join(twins: Sequence[Any], fit: Fit) -> Any:
     first = twins[0]
     if isinstance(first, NdValue) and first.constant is not None:
         return _join_constants(twins, fit)
-    if is_dataclass(first):
+    if is_dataclass(first) and not isinstance(first, type):
         if len({type(twin) for twin in twins}) > 1:
             raise Irregular(f"{[type(twin).__name__ for twin in twins]}")
         parts = {
             f.name: _join([getattr(twin, f.name) for twin in twins], fit) for f in fields(first)
         }
-        return type(first)(**parts)  # type: ignore[arg-type]
+        return replace(first, **parts)
     if isinstance(first, tuple):
         if len({len(twin) for twin in twins}) > 1:
             raise Irregular(f"{list(twins)}")
@@ -201,4 +201,4 @@ def _join_constants(twins: Sequence[NdValue], fit: Fit) -> NdValue:
 def _equal(a: Any, b: Any) -> bool:
     if a is b:
         return True
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())

@@ -6,7 +6,7 @@ from twofour.compiler.layers import precision_of
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import AttentionOp, NormOp
-from twofour.core.sizes import usual
+from twofour.core.sizes import Count, most, usual
 from twofour.engine import TensorInfo
 from twofour.kernels.cpu.attention import AttentionProblem, Offsets
 from twofour.kernels.cpu.norm import NormProblem
@@ -46,33 +46,34 @@ def attention_problem(op: AttentionOp, placed: Placed) -> tuple[AttentionProblem
     """An attention, and where its operands lie."""
     q, k, v, *mask = [tensor(place) for place in placed.reads]
     starts = [place.at() - q.at() for place in (k, v, *mask)]
-    mask_batch, mask_row = _mask_strides(op.mask_shape)
+    mask_batch, mask_row = _mask_strides(op.mask_shape, mask[0]) if mask else (0, 0)
     problem = AttentionProblem(
         batch=op.batch,
         heads=op.heads,
         kv_heads=op.heads,
-        q_len=q.batch // op.batch,
-        k_len=k.batch // op.batch,
+        q_len=op.q_len,
+        k_len=op.k_len,
         d=q.channels // op.heads,
         dv=v.channels // op.heads,
         dtype=precision_of(q),
-        q=_sequences(q, op.batch),
-        k=_sequences(k, op.batch),
-        v=_sequences(v, op.batch),
-        y=_sequences(placed.y, op.batch),
+        q=_sequences(q, op.q_len),
+        k=_sequences(k, op.k_len),
+        v=_sequences(v, op.k_len),
+        y=_sequences(placed.y, op.q_len),
         out=precision_of(placed.y),
-        mask="" if not op.mask_shape else "full" if op.mask_shape[2] > 1 else "keys",
+        mask="" if not op.mask_shape else "full" if op.mask_shape[2] != 1 else "keys",
         mask_batch=mask_batch,
         mask_row=mask_row,
         causal=op.causal,
     )
-    return problem, Offsets(*starts)
+    k_start, v_start, mask_start = (*starts, 0)[:3]
+    return problem, Offsets(k_start, v_start, mask_start, -q.at())
 
 
 def attention_macs(problem: AttentionProblem) -> int:
     """Multiply-adds of both products."""
-    pairs = problem.batch * problem.heads * problem.q_len * problem.k_len
-    return pairs * (problem.d + problem.dv)
+    pairs = usual(problem.q_len) * usual(problem.k_len)
+    return usual(problem.pieces) * pairs * (problem.d + problem.dv)
 
 
 def _rows(place: Place) -> Strides:
@@ -84,25 +85,19 @@ def _rows(place: Place) -> Strides:
     return Strides(step, step, step)
 
 
-def _sequences(place: Place, batch: int) -> Strides:
-    """The steps between sequences and between their rows."""
+def _sequences(place: Place, length: Count) -> Strides:
+    """The steps between sequences, the longest there are, and between their rows."""
     step = _rows(place).pixel
-    count = place.batch if isinstance(place, Tensor) else _count(place)
-    return Strides(count // batch * step, step, step)
+    return Strides(most(length) * step, step, step)
 
 
-def _count(place: TensorInfo) -> int:
-    """Rows of channels of a plain array."""
-    size = 1
-    for dim in place.shape[:-1]:
-        size *= dim
-    return size
+def _mask_strides(shape: tuple[Count, ...], mask: Tensor) -> tuple[Count, int]:
+    """Bytes from one sequence's mask to the next, and from one query's to the next.
 
-
-def _mask_strides(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Bytes from one sequence's mask to the next, and from one query's to the next."""
-    if not shape:
-        return 0, 0
+    A mask of 4 dimensions lies as an image of queries x keys, any other as rows of keys.
+    """
     batch, _, queries, keys = shape
-    row = keys * 4 if queries > 1 else 0
-    return queries * keys * 4 if batch > 1 else 0, row
+    lie, in_rows = mask.strides, mask.height == 1 and mask.channels == most(keys)
+    row = lie.image if in_rows else lie.row
+    image = queries * lie.image if in_rows else lie.image
+    return image if batch != 1 else 0, row if queries != 1 else 0

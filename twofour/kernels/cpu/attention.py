@@ -36,13 +36,16 @@ from numpy.typing import NDArray
 
 from twofour.core.attention import AttentionScales
 from twofour.core.numerics import MAX_K
+from twofour.core.sizes import Count, most
+from twofour.kernels.cpu.attention_lengths import emit_lengths
 from twofour.kernels.cpu.attention_pack import emit_key_mask, emit_keys, emit_values
-from twofour.kernels.cpu.attention_plan import TILES, Plan
+from twofour.kernels.cpu.attention_plan import TILES, Plan, whole_groups
 from twofour.kernels.cpu.attention_powers import emit_powers
 from twofour.kernels.cpu.attention_results import emit_results
 from twofour.kernels.cpu.attention_scores import emit_scores
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import ELEMENT_BYTES, Strides
+from twofour.kernels.cpu.sizes import emit_size
 
 _HEADER_BYTES = 64
 _STACK_BYTES = 1 << 20  # threads have 8 MiB as a rule, and 2 at least
@@ -76,13 +79,16 @@ class AttentionProblem:
         mask_head: bytes from one head's mask to the next, 0 where they share it ("full").
         mask_row: bytes from one query's mask to the next, 0 where they share it ("full").
         causal: query i sees the keys 0 ... i only.
+
+    Where q_len or k_len is open, the header names the place of the symbols' values, and sequences
+    lie one after the other: their `image` is not used.
     """
 
-    batch: int
+    batch: Count
     heads: int
     kv_heads: int
-    q_len: int
-    k_len: int
+    q_len: Count
+    k_len: Count
     d: int
     dv: int
     dtype: str
@@ -92,7 +98,7 @@ class AttentionProblem:
     y: Strides
     out: str
     mask: str = ""
-    mask_batch: int = 0
+    mask_batch: Count = 0
     mask_head: int = 0
     mask_row: int = 0
     causal: bool = False
@@ -101,24 +107,27 @@ class AttentionProblem:
         """Refuses heads that cannot be shared out, and what `why_not` refuses."""
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} of k and v evenly")
-        if reason := why_not(self.dtype, self.k_len, self.d, self.dv):
+        if reason := why_not(self.dtype, most(self.k_len), self.d, self.dv):
             raise ValueError(reason)
 
     @property
-    def pieces(self) -> int:
+    def pieces(self) -> Count:
         """Units of work that threads share: heads of all sequences."""
         return self.batch * self.heads
 
     def plan(self, isa: str) -> Plan:
         """One head's sizes."""
-        plan = Plan.of(isa, self.dtype, self.k_len, self.d, self.dv)
+        opened = not isinstance(self.k_len, int)
+        k_len = whole_groups(most(self.k_len)) if opened else most(self.k_len)
+        plan = Plan.of(isa, self.dtype, k_len, self.d, self.dv)
         return replace(
             plan,
-            tiles=-(-self.q_len // plan.queries),
-            queries=min(plan.queries, self.q_len),
+            tiles=-(-most(self.q_len) // plan.queries),
+            queries=min(plan.queries, most(self.q_len)),
             mask=self.mask,
             causal=self.causal,
             out=self.out,
+            open_keys=opened,
         )
 
 
@@ -138,7 +147,8 @@ def why_not(dtype: str, k_len: int, d: int, dv: int) -> str:
         )
     if dtype == "bfloat16" and d % 2:
         return f"bfloat16 attention multiplies pairs of channels: heads have {d}, an odd number"
-    needed = max(Plan.of(isa, dtype, k_len, d, dv).scratch_bytes for isa in TILES)
+    plans = [Plan.of(isa, dtype, whole_groups(k_len), d, dv) for isa in TILES]
+    needed = max(plan.scratch_bytes for plan in plans)
     if needed > _STACK_BYTES:
         return (
             f"{dtype} attention over {k_len} keys of {d} and values of {dv} channels needs"
@@ -149,18 +159,19 @@ def why_not(dtype: str, k_len: int, d: int, dv: int) -> str:
 
 @dataclass(frozen=True)
 class Offsets:
-    """Where the other operands lie: bytes from q, the pointer `x`."""
+    """Where the other operands and the symbols' values lie: bytes from q, the pointer `x`."""
 
     k: int
     v: int
     mask: int = 0
+    symbols: int = 0
 
 
 def pack_attention(scales: AttentionScales, offsets: Offsets) -> NDArray[np.uint8]:
     """The 64-byte header.
 
         0 i64 k   8 i64 v   16 i64 mask   24 f32 score scale * log2(e)   28 f32 1 / p scale
-        32 f32 output scale   36 i32 q_zero   40 i32 p_zero   44 i32 y_zero
+        32 f32 output scale   36 i32 q_zero   40 i32 p_zero   44 i32 y_zero   48 i64 symbols
 
     Args:
         scales: of a float32 attention `score` is the factor of the scores, `y` and `y_zero` those
@@ -177,6 +188,7 @@ def pack_attention(scales: AttentionScales, offsets: Offsets) -> NDArray[np.uint
     out = np.zeros(_HEADER_BYTES // 4, np.int32)
     out[:6].view(np.int64)[:] = [offsets.k, offsets.v, offsets.mask]
     out[6:9].view(np.float32)[:] = [scales.score_log2, scales.inverse_p, scales.epilogue.scale[0]]
+    out[12:14].view(np.int64)[0] = offsets.symbols
     out[9:12] = [scales.q_zero, scales.p_zero, scales.y_zero or 0]
     return out.view(np.uint8)
 
@@ -189,10 +201,24 @@ def emit_attention(name: str, problem: AttentionProblem, isa: str) -> str:
         problem: what it computes.
         isa: instruction set.
     """
-    plan = problem.plan(isa)
     f = Function(
         name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
     )
+    plan = problem.plan(isa)
+    sizes = _Sizes.of(f, problem)
+    tiles = _Heads(f, problem, plan, _parts(name, problem, plan), sizes)
+    if isinstance(problem.q_len, int) or plan.queries == 1:
+        tiles.emit()
+        return module_text([*tiles.parts.values(), f])
+    # Less than a tile of queries: one by one.
+    one = replace(plan, queries=1)
+    singles = _Heads(f, problem, one, _parts(f"{name}_one", problem, one), sizes)
+    f.when(f.let(f"icmp uge i64 {sizes.q_len}, {plan.queries}"), tiles.emit, singles.emit)
+    return module_text([*tiles.parts.values(), *singles.parts.values(), f])
+
+
+def _parts(name: str, problem: AttentionProblem, plan: Plan) -> dict[str, Function]:
+    """The functions that heads are made of."""
     q, y, m = problem.q.pixel, problem.y.pixel, problem.mask_row
     parts = {
         "keys": emit_keys(f"{name}_keys", plan, problem.k.pixel),
@@ -203,8 +229,40 @@ def emit_attention(name: str, problem: AttentionProblem, isa: str) -> str:
     }
     if plan.overlaps:
         parts["both"] = emit_scores(f"{name}_both", plan, q, m, beside=True)
-    _Heads(f, problem, plan, parts).emit()
-    return module_text([*parts.values(), f])
+    return parts
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Numbers of a problem, in the kernel where they are open.
+
+    Attributes:
+        q_len: queries a sequence.
+        k_len: keys a sequence.
+        images: bytes from one sequence to the next, of each operand.
+    """
+
+    q_len: int | Value
+    k_len: int | Value
+    images: dict[str, int | Value]
+
+    @staticmethod
+    def of(f: Function, problem: AttentionProblem) -> _Sizes:
+        """As they are in the function `f`."""
+        numbers = (problem.q_len, problem.k_len, problem.mask_batch)
+        symbols = "%x"
+        if not all(isinstance(n, int) for n in numbers):
+            symbols = f.at("%x", f.load("i64", "%w", 48, 8))
+        q_len, k_len, mask = (emit_size(f, symbols, n) for n in numbers)
+
+        def image(strides: Strides, length: int | Value) -> int | Value:
+            known = isinstance(length, int)
+            return strides.image if known else f.int_op("mul", length, strides.pixel)
+
+        images: dict[str, int | Value] = {"mask": mask}
+        images |= {"q": image(problem.q, q_len), "y": image(problem.y, q_len)}
+        images |= {"k": image(problem.k, k_len), "v": image(problem.v, k_len)}
+        return _Sizes(q_len, k_len, images)
 
 
 @dataclass(frozen=True)
@@ -216,24 +274,27 @@ class _Heads:
         problem: what it computes.
         plan: one head's sizes.
         parts: the functions it calls.
+        sizes: numbers that may be open.
     """
 
     f: Function
     problem: AttentionProblem
     plan: Plan
     parts: dict[str, Function]
+    sizes: _Sizes
 
     def emit(self) -> None:
         """For each head of t0..t1: pack, then its tiles."""
-        f, problem, plan = self.f, self.problem, self.plan
+        f, plan = self.f, self.plan
         offsets = {key: f.load("i64", "%w", 8 * i, 8) for i, key in enumerate(("k", "v", "mask"))}
         scratch = f.let(f"alloca [{plan.scratch_bytes} x i8], align 64")
+        emit_lengths(f, plan, self.sizes.k_len, scratch)
 
         def head(t: Value) -> None:
-            at = _operands(f, problem, t, offsets)
+            at = self._operands(t, offsets)
             self._call("keys", at["k"], scratch, "%w")
             self._call("values", at["v"], scratch)
-            if problem.mask == "keys":
+            if plan.masks_keys:
                 emit_key_mask(f, plan, at["mask"], scratch)
             (self._overlapping if plan.overlaps else self._one_by_one)(at, scratch)
 
@@ -255,7 +316,7 @@ class _Heads:
             self._call("powers", scratch, scores)
             self._call("results", scratch, scores, y, "%w")
 
-        self.f.repeat(0, self.plan.tiles, tile)
+        self.f.repeat(0, self._tiles(), tile)
 
     def _overlapping(self, at: dict[str, Value], scratch: Value) -> None:
         """The scores of each tile beside the powers of the one before."""
@@ -273,16 +334,24 @@ class _Heads:
             return [there, here, y]
 
         carried = [("ptr", before), ("ptr", after), ("ptr", y)]
-        here, _, results = f.loop(1, plan.tiles, carried, tile)
+        here, _, results = f.loop(1, self._tiles(), carried, tile)
         self._call("powers", scratch, here)
         self._call("results", scratch, here, results, "%w")
+
+    def _tiles(self) -> int | Value:
+        """How many tiles of queries there are."""
+        count, each = self.sizes.q_len, self.plan.queries
+        if isinstance(count, int):
+            return self.plan.tiles
+        return self.f.int_op("udiv", self.f.int_op("add", count, each - 1), each)
 
     def _tile(self, at: dict[str, Value], i: Value) -> tuple[Value, Value, Value, Value]:
         """Tile i's first query, result and mask, and the query's number."""
         f, problem = self.f, self.problem
-        last = ("i64", str(problem.q_len - self.plan.queries))
-        first = f.int_op("mul", i, self.plan.queries)
-        first = f.call("i64", "llvm.umin.i64", ("i64", first), last)
+        count, each = self.sizes.q_len, self.plan.queries
+        last = str(count - each) if isinstance(count, int) else f.int_op("sub", count, each)
+        first = f.int_op("mul", i, each)
+        first = f.call("i64", "llvm.umin.i64", ("i64", first), ("i64", last))
         q, y, m = (
             f.at(at[key], f.int_op("mul", first, stride))
             for key, stride in (
@@ -293,22 +362,23 @@ class _Heads:
         )
         return q, y, m, first
 
-
-def _operands(
-    f: Function, problem: AttentionProblem, t: Value, offsets: dict[str, Value]
-) -> dict[str, Value]:
-    """Pointers to piece t's first query, key, value, result and mask."""
-    batch, head = f.int_op("udiv", t, problem.heads), f.int_op("urem", t, problem.heads)
-    shared = f.int_op("udiv", f.int_op("mul", head, problem.kv_heads), problem.heads)
-    size, y_size = ELEMENT_BYTES[problem.dtype], ELEMENT_BYTES[problem.out]
-    places = {
-        "q": ("%x", problem.q.image, head, problem.d * size),
-        "k": (f.at("%x", offsets["k"]), problem.k.image, shared, problem.d * size),
-        "v": (f.at("%x", offsets["v"]), problem.v.image, shared, problem.dv * size),
-        "y": ("%y", problem.y.image, head, problem.dv * y_size),
-        "mask": (f.at("%x", offsets["mask"]), problem.mask_batch, head, problem.mask_head),
-    }
-    return {
-        key: f.at(f.at(base, f.int_op("mul", batch, image)), f.int_op("mul", which, stride))
-        for key, (base, image, which, stride) in places.items()
-    }
+    def _operands(self, t: Value, offsets: dict[str, Value]) -> dict[str, Value]:
+        """Pointers to piece t's first query, key, value, result and mask."""
+        f, problem = self.f, self.problem
+        batch, head = f.int_op("udiv", t, problem.heads), f.int_op("urem", t, problem.heads)
+        shared = f.int_op("udiv", f.int_op("mul", head, problem.kv_heads), problem.heads)
+        size, y_size = ELEMENT_BYTES[problem.dtype], ELEMENT_BYTES[problem.out]
+        places = {
+            "q": ("%x", head, problem.d * size),
+            "k": (f.at("%x", offsets["k"]), shared, problem.d * size),
+            "v": (f.at("%x", offsets["v"]), shared, problem.dv * size),
+            "y": ("%y", head, problem.dv * y_size),
+            "mask": (f.at("%x", offsets["mask"]), head, problem.mask_head),
+        }
+        return {
+            key: f.at(
+                f.at(base, f.int_op("mul", batch, self.sizes.images[key])),
+                f.int_op("mul", which, stride),
+            )
+            for key, (base, which, stride) in places.items()
+        }

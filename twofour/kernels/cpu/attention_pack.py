@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from twofour.core.attention import LOWEST
 from twofour.core.functions import LOG2_E
+from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
 from twofour.kernels.cpu.rows import constant16, first_lanes, greater16, keep, load16
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector, every
+from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector, every, lanes_below
 
 MINUS_INFINITY = every("float", "0xFFF0000000000000")
 _SIGN_BITS = every("i32", -0x7F7F7F80)  # 0x80808080: stored bytes to int8 and back
@@ -56,15 +57,17 @@ def emit_keys(name: str, plan: Plan, pixel: int) -> Function:
             at = f.int_op("add", f.int_op("mul", i, VECTOR_BYTES), plan.area("starts"))
             f.store(I32S, start, "%s", at)
 
-    f.repeat(0, plan.blocks, block)
+    f.repeat(0, length(f, plan, "blocks"), block)
     return f
 
 
 def _row(f: Function, plan: Plan, base: Value, first: Value, offset: int, pixel: int) -> Value:
     """Pointer to row first + offset, the last one where that is beyond it."""
     row = f.int_op("add", first, offset)
-    if plan.k_len % (LANES * GROUP):
-        row = f.call("i64", "llvm.umin.i64", ("i64", row), ("i64", str(plan.k_len - 1)))
+    if plan.open_keys or plan.k_len % (LANES * GROUP):
+        count = length(f, plan, "k_len")
+        last = str(count - 1) if isinstance(count, int) else f.int_op("sub", count, 1)
+        row = f.call("i64", "llvm.umin.i64", ("i64", row), ("i64", last))
     return f.at(base, f.int_op("mul", row, pixel))
 
 
@@ -125,11 +128,19 @@ def emit_values(name: str, plan: Plan, pixel: int) -> Function:
             value = f.let(f"xor {I32S} {joined}, {_SIGN_BITS}")
             f.store(I32S, value, out, block * VECTOR_BYTES)
 
-    odd = plan.dtype == "bfloat16" and plan.k_len % 2
-    f.repeat(0, plan.value_units - odd, unit)
-    if odd:
-        at = plan.area("values") + (plan.value_units - 1) * size
-        _pair_of_rows(f, plan, (f.at("%v", (plan.k_len - 1) * pixel), 0), f.at("%s", at))
+    if plan.dtype != "bfloat16":
+        f.repeat(0, length(f, plan, "value_units"), unit)
+        return f
+    count = length(f, plan, "k_len")
+    pairs, odd = f.int_op("udiv", count, 2), f.int_op("urem", count, 2)
+    f.repeat(0, pairs, unit)
+
+    def alone(_: Value) -> None:
+        last = f.at("%v", f.int_op("mul", pairs, 2 * pixel))
+        at = f.int_op("add", f.int_op("mul", pairs, size), plan.area("values"))
+        _pair_of_rows(f, plan, (last, 0), f.at("%s", at))
+
+    f.repeat(0, odd, alone)
     return f
 
 
@@ -168,6 +179,9 @@ def _interleaved(f: Function, rows: Sequence[Value]) -> Value:
 
 def emit_key_mask(f: Function, plan: Plan, mask: Value, scratch: Value) -> None:
     """Writes the area "mask", with -inf for the keys that pad the last block."""
+    if plan.open_keys:
+        _emit_open_mask(f, plan, mask, scratch)
+        return
     full, rest = divmod(plan.k_len, LANES)
 
     def block(i: Value | int, lanes: Value = "") -> None:
@@ -179,6 +193,23 @@ def emit_key_mask(f: Function, plan: Plan, mask: Value, scratch: Value) -> None:
     f.repeat(0, full, block)
     if rest:
         block(full, first_lanes(rest))
+
+
+def _emit_open_mask(f: Function, plan: Plan, mask: Value, scratch: Value) -> None:
+    """The same for an open number of keys, zeros for the others where there is no mask of keys."""
+    lengths = plan.area("lengths")
+    count, blocks = (f.load("i64", scratch, lengths + at, 8) for at in (0, 16))
+
+    def block(i: Value) -> None:
+        at = f.int_op("mul", i, VECTOR_BYTES)
+        lanes = lanes_below(f, f.int_op("sub", count, f.int_op("mul", i, LANES)))
+        value = "zeroinitializer"
+        if plan.mask == "keys":
+            value = emit_mask_log2(f, load16(f, F32S, mask, at, lanes))
+        out = f.int_op("add", at, plan.area("mask"))
+        f.store(F32S, keep(f, value, lanes, MINUS_INFINITY), scratch, out)
+
+    f.repeat(0, blocks, block)
 
 
 def emit_mask_log2(f: Function, mask: Value) -> Value:

@@ -9,6 +9,7 @@ over units:
     scores   for query in tile: for key: float32; twice, for a tile and the one before it
     tops     for query in tile: 16 times its highest score
     sums     for query in tile: its powers' sum by lane
+    lengths  see attention_lengths.py                                               (open lengths)
     steps    for query in tile: for unit of keys: rounded probabilities       (int8 and bfloat16)
 
 The 4 keys of an int8 unit are 16 apart, so that four vectors of 16 probabilities join by shifts:
@@ -30,6 +31,11 @@ TILES = {"avx512vnni": (4, 4, 4), "avx2": (2, 2, 2), "vector": (2, 1, 1)}
 """By instruction set."""
 
 
+def whole_groups(keys: int) -> int:
+    """That many keys or more, in whole groups of blocks."""
+    return -(-keys // (LANES * GROUP)) * LANES * GROUP
+
+
 @dataclass(frozen=True)
 class Plan:
     """One head's sizes.
@@ -47,6 +53,7 @@ class Plan:
         mask: "", "keys" or "full".
         causal: query i sees the keys 0 ... i only.
         out: dtype of y.
+        open_keys: there are at most `k_len` keys, which are whole groups.
     """
 
     isa: str
@@ -61,6 +68,7 @@ class Plan:
     mask: str
     causal: bool
     out: str
+    open_keys: bool = False
 
     @staticmethod
     def of(isa: str, dtype: str, k_len: int, d: int, dv: int) -> Plan:
@@ -86,6 +94,11 @@ class Plan:
     def rounds(self) -> bool:
         """Whether probabilities are rounded, which the area "steps" is for."""
         return self.dtype != "float32"
+
+    @property
+    def masks_keys(self) -> bool:
+        """Whether the area "mask" holds what is added to every query's scores."""
+        return self.open_keys or self.mask == "keys"
 
     @property
     def size(self) -> int:
@@ -157,12 +170,13 @@ class Plan:
         return {
             "keys": self.blocks * self.score_units * VECTOR_BYTES,
             "starts": self.blocks * VECTOR_BYTES if self.int8 else 0,
-            "mask": self.row_bytes if self.mask == "keys" else 0,
+            "mask": self.row_bytes if self.masks_keys else 0,
             "values": self.value_units * self.channel_blocks * VECTOR_BYTES,
             "scores": 2 * self.queries * self.row_bytes,
             "tops": self.queries * VECTOR_BYTES,
             "sums": self.queries * VECTOR_BYTES,
             "steps": self.queries * self.step_bytes if self.rounds else 0,
+            "lengths": VECTOR_BYTES if self.open_keys else 0,
         }
 
     @property

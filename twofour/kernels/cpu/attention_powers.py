@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from twofour.core.attention import POWERS, POWERS_LOW, ROUND
 from twofour.core.functions import EXP2, ROUND127
+from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.rows import add16, constant16, greater16
@@ -46,7 +47,8 @@ def blocks_of_powers(f: Function, plan: Plan, first: int) -> None:
         return out
 
     starts = [(F32S, f.load(F32S, "%s", place)) for place in places]
-    for place, total in zip(places, f.loop(first, plan.blocks, starts, block), strict=True):
+    count = length(f, plan, "blocks")
+    for place, total in zip(places, f.loop(first, count, starts, block), strict=True):
         f.store(F32S, total, "%s", place)
 
 

@@ -36,12 +36,12 @@ class Turns:
     """How units are walked.
 
     Attributes:
-        units: how many.
-        each: units in one turn of the loop; divides `units`.
+        units: how many; an i64 value where that is not known.
+        each: units in one turn of the loop; divides `units`, 1 where that is not known.
         beside: what else is done in turn i.
     """
 
-    units: int
+    units: int | Value
     each: int = 1
     beside: Callable[[Value], None] | None = None
 
@@ -72,7 +72,8 @@ def emit_products(
         return sums
 
     first = [(kind, start) for start in starts] * len(left.offsets)
-    return f.loop(0, turns.units // turns.each, first, turn)
+    count = turns.units // turns.each if isinstance(turns.units, int) else turns.units
+    return f.loop(0, count, first, turn)
 
 
 def _multiply(v: Vector, dtype: str, total: Value, one: Value, vector: Value) -> Value:

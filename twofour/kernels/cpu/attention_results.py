@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
 from twofour.kernels.cpu.attention_products import Factor, Turns, emit_products, emit_scaled
 from twofour.kernels.cpu.llvm import Function, Value
@@ -78,7 +79,7 @@ class _Results:
     def quantize(self, shares: list[Value]) -> None:
         """Writes the area "steps": 4 blocks of probabilities as the bytes of one vector."""
         f, plan = self.f, self.plan
-        whole = plan.blocks // GROUP
+        whole = length(f, plan, "groups") if plan.open_keys else plan.blocks // GROUP
         zero = f.let(f"sitofp i32 {f.load('i32', '%w', 40, 4)} to float")
         most = f.splat("float", f.let(f"fsub float {float_bits(255.0)}, {zero}"))
 
@@ -109,7 +110,7 @@ class _Results:
                 words = to_bfloats(f, f.load(F32S, here, row * plan.row_bytes))
                 f.store(WORDS16, words, out, plan.area("steps") + row * plan.step_bytes)
 
-        f.repeat(0, plan.blocks, block)
+        f.repeat(0, length(f, plan, "blocks"), block)
 
     def _steps(self, power: Value, share: Value, most: Value) -> Value:
         """min(round(power * share), most) in the low byte."""
@@ -131,12 +132,13 @@ class _Results:
         factors = [scale] * plan.queries
         if not plan.int8:
             factors = [f.let(f"fmul {F32S} {share}, {scale}") for share in shares]
+        units = length(f, plan, "value_units")
         for first in range(0, plan.channel_blocks, plan.value_blocks):
             blocks = range(first, min(first + plan.value_blocks, plan.channel_blocks))
             columns = [b * VECTOR_BYTES for b in blocks]
             right = Factor(values, columns, plan.channel_blocks * VECTOR_BYTES)
             none = ["zeroinitializer"] * len(blocks)
-            sums = emit_products(f, plan, left, right, none, Turns(plan.value_units))
+            sums = emit_products(f, plan, left, right, none, Turns(units))
             for row in range(plan.queries):
                 for column, block in enumerate(blocks):
                     total = sums[row * len(blocks) + column]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twofour.core.attention import LOWEST
+from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_pack import MINUS_INFINITY, emit_mask_log2
 from twofour.kernels.cpu.attention_plan import VECTOR_BYTES, Plan
 from twofour.kernels.cpu.attention_powers import blocks_of_powers, clear_sums, one_power
@@ -47,7 +48,7 @@ def emit_scores(
         clear_sums(f, plan)
     scores = _Scores(f, plan, q_pixel, m_pixel, beside)
     tops = scores.emit()
-    if beside:
+    if beside and not plan.open_keys:  # else there are whole chunks only
         blocks_of_powers(f, plan, plan.whole_chunks * plan.key_blocks)
     for row, top in enumerate(tops):
         # At least the lowest finite number: minus infinity minus itself would be NaN.
@@ -75,7 +76,7 @@ class _Scores:
             return self._chunk(f.int_op("mul", i, plan.key_blocks), plan.key_blocks, tops, factor)
 
         start = [(F32S, MINUS_INFINITY)] * plan.queries
-        tops = f.loop(0, plan.whole_chunks, start, turn)
+        tops = f.loop(0, length(f, plan, "whole_chunks"), start, turn)
         first = plan.whole_chunks * plan.key_blocks
         rest = plan.blocks - first
         return self._chunk(first, rest, tops, factor) if rest else tops
@@ -131,12 +132,17 @@ class _Scores:
         last = isinstance(block, int) and block + column == plan.blocks - 1
         lanes = first_lanes(plan.k_len % LANES) if last and plan.k_len % LANES else ""
         at = f.int_op("mul", f.int_op("add", block, column), VECTOR_BYTES)
-        if plan.mask == "keys":
+        shared = ""
+        if plan.masks_keys:
             where = f.int_op("add", at, plan.area("mask"))
-            value = add16(f, value, f.load(F32S, "%s", where))
-        elif plan.mask == "full":
+            shared = f.load(F32S, "%s", where)
+            value = add16(f, value, shared)
+        if plan.mask == "full":
             added = load16(f, F32S, "%m", f.int_op("add", at, row * self.m_pixel), lanes)
             value = add16(f, value, emit_mask_log2(f, added))
+            if shared:  # what lies beyond the last key may be NaN
+                real = f.let(f"fcmp oeq {F32S} {shared}, zeroinitializer")
+                value = keep(f, value, real, MINUS_INFINITY)
         if plan.causal:
             first = f.int_op("mul", f.int_op("add", block, column), LANES)
             seen = f.int_op("sub", f.int_op("add", "%i", row + 1), first)

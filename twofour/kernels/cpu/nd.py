@@ -11,14 +11,17 @@ neighbours that are one run of memory in every operand are merged, so most nests
 loops. The innermost one is a scalar loop that LLVM vectorises (`Source(vectorize=True)`).
 
 The kernel signature is that of nest.py, but x points to a table of pointers, those of all operands
-in order; w, y and r are not used. t0..t1 counts pieces of each nest's longest outer axis.
+in order and that of the arena, where the values of open sizes lie; w, y and r are not used. t0..t1
+counts pieces of each nest's longest outer axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
+from twofour.core.sizes import Count, Size, most, usual
 from twofour.kernels.cpu.functions import emit_exp
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.nd_scalar import (
@@ -31,6 +34,7 @@ from twofour.kernels.cpu.nd_scalar import (
     reduced,
     store,
 )
+from twofour.kernels.cpu.sizes import emit_size
 from twofour.kernels.cpu.vector import float_bits
 
 _SMALL = 8192  # elements: less is not worth a second thread
@@ -38,6 +42,9 @@ _MOST_PIECES = 64
 _EVEN = 16  # an axis this long can be shared evenly enough
 _TILE = 64  # elements of a transposed run
 _LINE_BYTES = 64
+
+Extent = int | Size | Value
+"""A number of elements or bytes: known, known when running, or a value in the code."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ class Ref:
 
     index: int
     kind: str
-    strides: tuple[int, ...]
-    offset: int = 0
+    strides: tuple[Extent, ...]
+    offset: Extent = 0
 
 
 @dataclass(frozen=True)
@@ -72,19 +79,36 @@ class Nest:
     """
 
     op: str
-    dims: tuple[int, ...]
+    dims: tuple[Extent, ...]
     y: Ref
     inputs: tuple[Ref, ...] = ()
     scalars: tuple[float, ...] = ()
-    rows: tuple[int, int] = (0, 0)
+    rows: tuple[Extent, Extent] = (0, 0)
+
+    @property
+    def open(self) -> bool:
+        """Whether some of its numbers are known only when it runs."""
+        refs = (*self.inputs, self.y)
+        numbers = [n for ref in refs for n in (*ref.strides, ref.offset)]
+        return any(isinstance(n, Size) for n in (*numbers, *self.dims, *self.rows))
+
+    def emitted(self, size: Callable[[Extent], Extent]) -> Nest:
+        """The same with other numbers, size(n) for each n."""
+
+        def ref(old: Ref) -> Ref:
+            return replace(old, strides=tuple(map(size, old.strides)), offset=size(old.offset))
+
+        dims, (count, step) = tuple(map(size, self.dims)), self.rows
+        inputs, rows = tuple(map(ref, self.inputs)), (size(count), size(step))
+        return replace(self, dims=dims, y=ref(self.y), inputs=inputs, rows=rows)
 
 
 @dataclass(frozen=True)
 class _Loop:
     """One loop: its turns, and the bytes a turn moves each operand (inputs, then y)."""
 
-    count: int
-    steps: tuple[int, ...]
+    count: Extent
+    steps: tuple[Extent, ...]
 
     @property
     def kept(self) -> bool:
@@ -97,18 +121,20 @@ def nd_pieces(nests: Sequence[Nest]) -> int:
     if sum(_elements(nest) for nest in nests) < _SMALL:
         return 1
     found = [_loops(nest) for nest in nests]
-    return min(_MOST_PIECES, max(loops[_split(loops)].count for loops in found))
+    return min(_MOST_PIECES, max(_usual(loops[_split(loops)].count) for loops in found))
 
 
 def emit_nd(name: str, nests: Sequence[Nest]) -> str:
     """The kernel as an LLVM module; compile it with `vectorize`."""
     pieces = nd_pieces(nests)
+    arena = 1 + max(ref.index for nest in nests for ref in (*nest.inputs, nest.y))
     pointers = [("ptr", p) for p in "xwyr"]
     kernel = Function(name, [*pointers, *(("i64", p) for p in ("t0", "t1", "p0", "p1"))])
     functions = [kernel]
     for number, nest in enumerate(nests):
         one = _nest(f"{name}_nest{number}", nest, pieces)
         at = [kernel.load("ptr", "%x", 8 * ref.index, 8) for ref in (*nest.inputs, nest.y)]
+        at += [kernel.load("ptr", "%x", 8 * arena, 8)] if nest.open else []
         arguments = [("ptr", p) for p in at] + [("i64", "%t0"), ("i64", "%t1")]
         kernel.call("void", one.name, *arguments)
         functions.append(one)
@@ -119,13 +145,21 @@ def _nest(name: str, nest: Nest, pieces: int) -> Function:
     """One nest as a function of its own, whose pointers are known not to overlap."""
     refs = (*nest.inputs, nest.y)
     args = [("ptr noalias", f"a{i}") for i in range(len(refs))]
+    args += [("ptr", "arena")] if nest.open else []
     f = Function(name, [*args, ("i64", "t0"), ("i64", "t1")], linkage="internal")
     loops = _loops(nest)
     split = _split(loops)
-    bounds: list[tuple[Value | int, Value | int]] = [(0, loop.count) for loop in loops]
-    bounds[split] = _share(f, loops[split].count, pieces)
+
+    @cache
+    def size(number: Extent) -> Extent:
+        return emit_size(f, "%arena", number) if isinstance(number, Size) else number
+
+    loops = [_Loop(size(loop.count), tuple(map(size, loop.steps))) for loop in loops]
+    nest = nest.emitted(size)
+    bounds = [(_number(0), _number(loop.count)) for loop in loops]
+    bounds[split] = _share(f, _number(loops[split].count), pieces)
     walk = _Walk(f, loops, bounds)
-    at = [f.at(f"%a{i}", ref.offset) for i, ref in enumerate(refs)]
+    at = [f.at(f"%a{i}", _number(ref.offset)) for i, ref in enumerate((*nest.inputs, nest.y))]
     if nest.op in REDUCTIONS:
         _reduce(f, nest, walk, at)
     elif nest.op == "softmax":
@@ -167,7 +201,7 @@ class _Walk:
 
         def turn(i: Value) -> None:
             moved = [
-                self.f.at(p, self.f.int_op("mul", i, step)) if step else p
+                self.f.at(p, self.f.int_op("mul", i, _number(step))) if step else p
                 for p, step in zip(at, loop.steps, strict=True)
             ]
             self.each(moved, visit, kept_only, depth + 1)
@@ -189,21 +223,22 @@ def _element(f: Function, nest: Nest, at: list[Value]) -> None:
 
 def _picked(f: Function, nest: Nest, at: list[Value]) -> Value:
     """Where the element's row lies: an index from -n to n - 1, clamped to that."""
-    count, step = nest.rows
+    count, step = map(_number, nest.rows)
     index = load(f, at[1], nest.inputs[1].kind)
     if nest.inputs[1].kind == "int32":
         index = f.let(f"sext i32 {index} to i64")
     negative = f.let(f"icmp slt i64 {index}, 0")
     index = f.let(f"select i1 {negative}, i64 {f.int_op('add', index, count)}, i64 {index}")
     index = f.call("i64", "llvm.smax.i64", ("i64", index), ("i64", "0"))
-    index = f.call("i64", "llvm.smin.i64", ("i64", index), ("i64", str(count - 1)))
+    last = str(count - 1) if isinstance(count, int) else f.int_op("sub", count, 1)
+    index = f.call("i64", "llvm.smin.i64", ("i64", index), ("i64", last))
     return f.at(at[0], f.int_op("mul", index, step))
 
 
 def _reduce(f: Function, nest: Nest, walk: _Walk, at: list[Value]) -> None:
     """Start with the identity, combine with each prepared x, finish."""
     kind, (x,) = nest.y.kind, nest.inputs
-    steps = reduced(f, nest.op, kind, _elements(nest) // _kept_elements(walk.loops))
+    steps = reduced(f, nest.op, kind, _reduced_count(f, walk.loops))
 
     def begin(here: list[Value]) -> None:
         store(f, steps.identity, here[-1], kind)
@@ -222,10 +257,10 @@ def _reduce(f: Function, nest: Nest, walk: _Walk, at: list[Value]) -> None:
 
 def _softmax_row(f: Function, nest: Nest, at: list[Value]) -> None:
     """One softmax: exp(x - max(x)) over its sum, along the last axis."""
-    (x,), y, count = nest.inputs, nest.y, nest.dims[-1]
+    (x,), y, count = nest.inputs, nest.y, _number(nest.dims[-1])
 
-    def place(pointer: Value, strides: tuple[int, ...], i: Value) -> Value:
-        return f.at(pointer, f.int_op("mul", i, strides[-1]))
+    def place(pointer: Value, strides: tuple[Extent, ...], i: Value) -> Value:
+        return f.at(pointer, f.int_op("mul", i, _number(strides[-1])))
 
     def highest(i: Value, best: list[Value]) -> list[Value]:
         value = f.load("float", place(at[0], x.strides, i))
@@ -247,38 +282,65 @@ def _softmax_row(f: Function, nest: Nest, at: list[Value]) -> None:
 
 
 def _elements(nest: Nest) -> int:
+    """The usual number."""
     total = 1
     for count in nest.dims:
-        total *= count
+        total *= _usual(count)
     return total
 
 
-def _kept_elements(loops: Sequence[_Loop]) -> int:
-    total = 1
-    for loop in loops:
-        total *= loop.count if loop.kept else 1
+def _reduced_count(f: Function, loops: Sequence[_Loop]) -> int | Value:
+    """Elements that become one."""
+    total: int | Value = 1
+    for count in [_number(loop.count) for loop in loops if not loop.kept]:
+        known = isinstance(total, int) and isinstance(count, int)
+        total = total * count if known else f.int_op("mul", total, count)  # type: ignore[operator]
     return total
+
+
+def _usual(extent: Extent) -> int:
+    """A number as far as it is known."""
+    return usual(extent) if not isinstance(extent, str) else 0
+
+
+def _number(extent: Extent) -> int | Value:
+    """A number or a value in the code: all sizes were emitted."""
+    if isinstance(extent, Size):
+        raise TypeError(f"{extent} was not emitted")
+    return extent
 
 
 def _loops(nest: Nest) -> list[_Loop]:
     """The fewest loops that walk the nest, outermost first; at least one that moves y."""
     refs = (*nest.inputs, nest.y)
-    axes = [i for i, count in enumerate(nest.dims) if count > 1]
+    axes = [i for i, count in enumerate(nest.dims) if count != 1]
     if nest.op == "softmax":  # _softmax_row walks it
         axes = [i for i in axes if i != len(nest.dims) - 1]
     leading = nest.inputs[0] if nest.op in REDUCTIONS else nest.y
-    axes.sort(key=lambda i: -abs(leading.strides[i]))
+    axes.sort(key=lambda i: -abs(_most(leading.strides[i])))
     loops: list[_Loop] = []
     for axis in axes:
         count, steps = nest.dims[axis], tuple(ref.strides[axis] for ref in refs)
         outer = loops[-1].steps if loops else ()
-        if loops and outer == tuple(step * count for step in steps):
-            loops[-1] = _Loop(loops[-1].count * count, steps)
+        if loops and outer == tuple(_times(step, count) for step in steps):
+            loops[-1] = _Loop(_times(loops[-1].count, count), steps)
         else:
             loops.append(_Loop(count, steps))
     if not any(loop.kept for loop in loops):
         loops.insert(0, _Loop(1, (0,) * len(refs)))
     return _tiled(loops) if nest.op not in REDUCTIONS else loops
+
+
+def _times(a: Extent, b: Extent) -> Count:
+    """A product of what is not yet emitted."""
+    if isinstance(a, str) or isinstance(b, str):
+        raise TypeError(f"{a} times {b} is a value in the code")
+    return a * b
+
+
+def _most(extent: Extent) -> int:
+    """The largest value."""
+    return most(extent) if not isinstance(extent, str) else 0
 
 
 def _tiled(loops: list[_Loop]) -> list[_Loop]:
@@ -287,12 +349,15 @@ def _tiled(loops: list[_Loop]) -> list[_Loop]:
     Then the cache lines of a tile are read once, not once for each element.
     """
     inner = loops[-1]
+    if not isinstance(inner.count, int):
+        return loops
     sizes = [n for n in range(_TILE, _TILE // 8 - 1, -1) if inner.count % n == 0]
     for which in range(len(inner.steps) - 1):
-        near = [i for i, loop in enumerate(loops[:-1]) if 0 < abs(loop.steps[which]) < _LINE_BYTES]
-        if abs(inner.steps[which]) >= _LINE_BYTES and near and sizes and sizes[0] < inner.count:
+        apart = [abs(_most(loop.steps[which])) for loop in loops]
+        near = [i for i, step in enumerate(apart[:-1]) if 0 < step < _LINE_BYTES]
+        if apart[-1] >= _LINE_BYTES and near and sizes and sizes[0] < inner.count:
             size = sizes[0]
-            steps = tuple(step * size for step in inner.steps)
+            steps = tuple(_times(step, size) for step in inner.steps)
             block = _Loop(inner.count // size, steps)
             return [*loops[: near[0]], block, *loops[near[0] : -1], _Loop(size, inner.steps)]
     return loops
@@ -301,11 +366,11 @@ def _tiled(loops: list[_Loop]) -> list[_Loop]:
 def _split(loops: Sequence[_Loop]) -> int:
     """The loop that threads share: the outermost that divides evenly, else the longest."""
     kept = [i for i, loop in enumerate(loops) if loop.kept]
-    even = [i for i in kept if loops[i].count >= _EVEN]
-    return even[0] if even else max(kept, key=lambda i: loops[i].count)
+    even = [i for i in kept if _usual(loops[i].count) >= _EVEN]
+    return even[0] if even else max(kept, key=lambda i: _usual(loops[i].count))
 
 
-def _share(f: Function, count: int, pieces: int) -> tuple[Value, Value]:
+def _share(f: Function, count: int | Value, pieces: int) -> tuple[Value, Value]:
     """The turns of t0..t1 of `pieces`."""
     if count == pieces:
         return "%t0", "%t1"
@@ -313,10 +378,11 @@ def _share(f: Function, count: int, pieces: int) -> tuple[Value, Value]:
     return first, last
 
 
-def contiguous(kind: str, dims: Sequence[int]) -> tuple[int, ...]:
+def contiguous(kind: str, dims: Sequence[Count]) -> tuple[Count, ...]:
     """Byte strides of a C-contiguous array."""
-    strides, step = [], BYTES[kind]
+    strides: list[Count] = []
+    step: Count = BYTES[kind]
     for count in reversed(dims):
         strides.append(step)
-        step *= count
+        step = step * count
     return tuple(reversed(strides))

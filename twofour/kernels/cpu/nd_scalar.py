@@ -353,8 +353,8 @@ REDUCTIONS: dict[str, tuple[str, str, str]] = {
 """Reductions by name; the order in which floats are summed is left to LLVM."""
 
 
-def reduced(f: Function, op: str, kind: str, count: int) -> Reduction:
-    """A reduction of `count` elements of one kind."""
+def reduced(f: Function, op: str, kind: str, count: int | Value) -> Reduction:
+    """A reduction of `count` elements of one kind; a number, or an i64 value."""
     how, before, after = REDUCTIONS[op]
 
     def prepare(value: Value) -> Value:
@@ -369,7 +369,9 @@ def reduced(f: Function, op: str, kind: str, count: int) -> Reduction:
 
     def finish(value: Value) -> Value:
         if after == "mean":
-            return f.let(f"fdiv float {value}, {float_bits(float(count))}")
+            if isinstance(count, int):
+                return f.let(f"fdiv float {value}, {float_bits(float(count))}")
+            return f.let(f"fdiv float {value}, {f.let(f'sitofp i64 {count} to float')}")
         return UNARY[after](f, value, kind) if after else value
 
     return Reduction(_identity(how, kind), prepare, combine, finish)
