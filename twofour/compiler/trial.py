@@ -173,26 +173,25 @@ class Trial:
         memory[: copies * step].reshape(copies, step)[:, : packed.nbytes] = packed
         return Packed(memory, step, copies * step)
 
-    def arguments(self, option: Option, packed: Packed) -> tuple[int, ...]:
-        """Pointers and the whole range of work."""
+    def arguments(self, option: Option, packed: Packed, *, timed: bool) -> tuple[int, ...]:
+        """Pointers and the whole range of work.
+
+        Args:
+            option: the candidate.
+            packed: its weights.
+            timed: the residual is overwritten in place, as in an engine; else it is kept.
+        """
         pieces, panels = option.tactic.kernel.work(self.problem, option.config)
-        r = self.r or self.y
-        return (
-            self.x.address,
-            address(packed.memory),
-            self.y.address,
-            r.address,
-            0,
-            pieces,
-            0,
-            panels,
-        )
+        in_place = timed and self.problem.r == self.problem.y
+        r = self.y if in_place else self.r or self.y
+        pointers = (self.x.address, address(packed.memory), self.y.address, r.address)
+        return (*pointers, 0, pieces, 0, panels)
 
     def check(self, code: Code, symbol: str, option: Option, packed: Packed) -> None:
         """Runs once and compares everything, guard bytes included."""
         self.y.memory[:] = _GUARD
         before = self.y.memory.copy()
-        code.kernel(symbol)(*self.arguments(option, packed))
+        code.kernel(symbol)(*self.arguments(option, packed, timed=False))
         got = self.y.real().copy()
         self.y.values()[...] = _guard(self.y.kind)
         untouched = bool((self.y.memory == before).all())
@@ -264,7 +263,7 @@ class _Buffer:
         size = (
             sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + self.kind.itemsize
         )
-        self.memory = allocate(size + 4096)
+        self.memory = allocate(size + 4096, huge=True)
         self.address = address(self.memory) + 1024
         self._begin = 1024
         if rng is not None and self.kind == np.uint8:

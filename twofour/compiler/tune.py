@@ -324,7 +324,7 @@ class Tuner:
         workers = Workers(code, self.threads if shared else 1)
         runs = {}
         for index, (option, packed) in enumerate(zip(options, packs, strict=True)):
-            kernel, arguments = names[index], trial.arguments(option, packed)
+            kernel, arguments = names[index], trial.arguments(option, packed, timed=True)
             trial.check(code, kernel, option, packed)
             runs[option.key] = (
                 shared_timer(code, f"program{index}_", arguments, packed, workers)
