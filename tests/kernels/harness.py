@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from twofour.core.abi import SLACK_BYTES
+from twofour.core.bfloat16 import ROUNDING, from_bf16, round_bf16, to_bf16
 from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.core.patterns import magnitude_mask
@@ -20,6 +21,18 @@ GUARD = 0xA5
 MARGIN = 256
 
 
+DTYPES = {
+    np.dtype(np.uint8): "int8",
+    np.dtype(np.uint16): "bfloat16",
+    np.dtype(np.float32): "float32",
+}
+
+
+def real(stored: np.ndarray) -> np.ndarray:
+    """What an array stands for: bits of bfloat16 as float32, all else as it is."""
+    return from_bf16(stored) if stored.dtype == np.uint16 else stored
+
+
 def tactic(name: str, dtype: str = "int8") -> Tactic:
     """The tactic of that name."""
     return next(t for t in tactics() if t.name == name and t.dtype == dtype)
@@ -30,7 +43,8 @@ class Case:
     """One convolution with its data, everything as stored.
 
     Attributes:
-        x: [batch, H, W, C] uint8 or float32; what lies outside the window's reach is not read.
+        x: [batch, H, W, C] uint8, float32, or uint16 (bits of bfloat16); what lies outside the
+            window's reach is not read.
         w: [N, C / groups, KH, KW] int8 or float32.
         epilogue: constants.
         window: kernel, stride, dilation; padding is part of `x`.
@@ -58,20 +72,28 @@ class Case:
         """(OH, OW)."""
         return self.window.output_size(self.x.shape[1], self.x.shape[2])
 
+    @property
+    def stored(self) -> np.dtype:
+        """What the result is stored as."""
+        if self.epilogue.bfloat16:
+            return np.dtype(np.uint16)
+        return np.dtype(np.float32 if self.epilogue.zero_point is None else np.uint8)
+
     def expected(self) -> np.ndarray:
         """The definition."""
-        sums = convolve(self.x, self.w, self.window, self.groups, self.x_zero)
-        return requantize(sums, self.epilogue, self.residual)
+        sums = convolve(real(self.x), self.w, self.window, self.groups, self.x_zero)
+        residual = None if self.residual is None else real(self.residual)
+        return requantize(sums, self.epilogue, residual)
 
     def problem(self) -> ConvProblem:
         """As the kernels see it."""
         batch, height, width, channels = self.x.shape
         out_h, out_w = self.out_size
-        n, out = self.w.shape[0], "float32" if self.epilogue.zero_point is None else "int8"
-        y = strides(out_h, out_w, n * (4 if out == "float32" else 1) + self.y_gap)
+        n, out = self.w.shape[0], DTYPES[self.stored]
+        y = strides(out_h, out_w, n * self.stored.itemsize + self.y_gap)
         r, add = None, ""
         if self.residual is not None:
-            add = "float32" if self.residual.dtype == np.float32 else "int8"
+            add = DTYPES[self.residual.dtype]
             r = strides(out_h, out_w, n * self.residual.itemsize)
         return ConvProblem(
             batch,
@@ -79,7 +101,7 @@ class Case:
             out_w,
             self.w.shape[1],
             n // self.groups,
-            "float32" if self.x.dtype == np.float32 else "int8",
+            DTYPES[self.x.dtype],
             strides(height, width, channels * self.x.itemsize + self.x_gap),
             y,
             out,
@@ -105,6 +127,7 @@ def place(values: np.ndarray, gap: int) -> tuple[np.ndarray, int]:
     raw = np.full((rows.shape[0], rows.shape[1] * values.itemsize + gap), GUARD, np.uint8)
     raw[:, : rows.shape[1] * values.itemsize] = rows.view(np.uint8).reshape(rows.shape[0], -1)
     memory = allocate(raw.size + SLACK_BYTES)
+    memory[:] = GUARD
     memory[: raw.size] = raw.reshape(-1)
     return memory, address(memory)
 
@@ -146,9 +169,9 @@ def _run_one(
     weights = allocate(packed.size + SLACK_BYTES)
     weights[: packed.size] = packed
     n = case.w.shape[0]
-    kind = np.float32 if case.epilogue.zero_point is None else np.uint8
+    kind = case.stored
     rows = case.x.shape[0] * case.out_size[0] * case.out_size[1]
-    row_bytes = n * np.dtype(kind).itemsize + case.y_gap
+    row_bytes = n * kind.itemsize + case.y_gap
     y = np.full(2 * MARGIN + rows * row_bytes, GUARD, np.uint8)
     x_memory, x_address = place(case.x, case.x_gap)
     r_memory, r_address = place(case.residual, 0) if case.residual is not None else (None, 0)
@@ -157,13 +180,13 @@ def _run_one(
         begin, end = pieces * part // parts, pieces * (part + 1) // parts
         kernel(x_address, address(weights), address(y) + MARGIN, r_address, begin, end, 0, panels)
     body = y[MARGIN:-MARGIN].reshape(rows, row_bytes)
-    used = n * np.dtype(kind).itemsize
+    used = n * kind.itemsize
     assert (y[:MARGIN] == GUARD).all(), "bytes before the output changed"
     assert (y[-MARGIN:] == GUARD).all(), "bytes after the output changed"
     assert (body[:, used:] == GUARD).all(), "bytes between pixels changed"
     del x_memory, r_memory
     shape = (case.x.shape[0], *case.out_size, n)
-    return np.ascontiguousarray(body[:, :used]).view(kind).reshape(shape)
+    return real(np.ascontiguousarray(body[:, :used]).view(kind).reshape(shape))
 
 
 def make(
@@ -201,6 +224,7 @@ def make(
         y_zero if quantized else None,
         unsigned=True,
         y_factor=_steps_of_one(activation) if quantized else 1.0,
+        bfloat16=(out or dtype) == "bfloat16",
     )
     case = Case(x, w, epilogue, window, groups, x_zero)
     if not add:
@@ -219,7 +243,8 @@ def _stored(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.
     """Random activations: all bytes alike, or normal floats."""
     if dtype == "int8":
         return rng.integers(0, 256, shape, np.uint8)
-    return rng.standard_normal(shape, np.float32)
+    values = rng.standard_normal(shape, np.float32)
+    return to_bf16(values) if dtype == "bfloat16" else values
 
 
 def _weights(
@@ -230,6 +255,7 @@ def _weights(
         w = rng.integers(-128, 128, shape).astype(np.int8)
     else:
         w = rng.standard_normal(shape, np.float32)
+        w = round_bf16(w) if dtype == "bfloat16" else w
     return np.where(magnitude_mask(w, pattern), w, np.zeros((), w.dtype)) if pattern else w
 
 
@@ -242,11 +268,15 @@ def _scales(rng: np.random.Generator, dtype: str, w: np.ndarray) -> np.ndarray:
 
 
 def float_bound(case: Case) -> np.ndarray:
-    """K eps sum |x w|, and a step for each operation of the epilogue."""
-    size = convolve(np.abs(case.x), np.abs(case.w), case.window, case.groups)
+    """K eps sum |x w|, and a step for each operation of the epilogue.
+
+    A result in bfloat16 may be rounded to the other side.
+    """
+    size = convolve(np.abs(real(case.x)), np.abs(case.w), case.window, case.groups)
     k = case.w[0].size
     extra = 8 + np.abs(case.epilogue.bias)
-    return (k + 4) * np.finfo(np.float32).eps * (size + extra)
+    bound = (k + 4) * np.finfo(np.float32).eps * (size + extra)
+    return bound + 2 * ROUNDING * np.abs(case.expected()) if case.epilogue.bfloat16 else bound
 
 
 def targets() -> list[Target]:

@@ -65,38 +65,24 @@ def compress(w: NDArray[Any], share: int = 1) -> tuple[NDArray[np.uint8], NDArra
     used = (grouped != 0).any(axis=2)
     if (used.sum(-1) > width // 2).any():
         raise ValueError(f"more than {width // 2} of {width} consecutive weights are nonzero")
-    index, real = (_first_kept(used), None) if width == 8 else _in_run(used)
+    index = _first_kept(used)
     spread = np.broadcast_to(index[:, :, None], (*grouped.shape[:-1], width // 2))
     values = np.take_along_axis(grouped, spread, axis=-1)
-    if real is not None:
-        values = np.where(real[:, :, None], values, 0).astype(w.dtype)
     size = w.itemsize
     in_bytes = (index[..., None] * size + np.arange(size)).reshape(*index.shape[:-1], _KEPT)
     return in_bytes.astype(np.uint8), values.reshape(*w.shape[:-1], width // 2)
 
 
-def _in_run(used: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Positions of at most 2 nonzeros of 4, and which of the two are such.
-
-    The others repeat the first, or are the very first: never one beyond the run, where a NaN may
-    lie.
-    """
-    index = np.argsort(~used, axis=-1, kind="stable")[..., : used.shape[-1] // 2]
-    real = np.take_along_axis(used, index, axis=-1)
-    first = np.where(real[..., :1], index[..., :1], 0)
-    return np.where(real, index, first), real
-
-
 def _first_kept(used: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Positions of the nonzeros, filled up with positions of zeros.
 
-    Two are taken from each half where two fit, as format C needs.
+    Of 8, two are taken from each half where two fit, as format C needs.
     """
     codes = np.packbits(used, axis=-1, bitorder="little")[..., 0]
     present = np.flatnonzero(np.bincount(codes.reshape(-1), minlength=256)).tolist()
     parts = [_places(code, first, first + 4) for code in present for first in (0, 4)]
     by_halves = all(len(part) <= _KEPT // 2 for part in parts)
-    return _kept_table(by_halves)[codes]
+    return _kept_table(by_halves)[codes][..., : used.shape[-1] // 2]
 
 
 def _places(code: int, first: int, end: int) -> list[int]:
