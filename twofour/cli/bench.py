@@ -19,7 +19,7 @@ from twofour.cli.suite import SuiteRequest, bench_suite
 
 if TYPE_CHECKING:
     from twofour.bench.versus import Difference, Result
-    from twofour.engine import Engine
+    from twofour.engine import Engine, TensorInfo
 
 
 def bench(
@@ -60,12 +60,14 @@ def bench(
         return
     asked.refuse_without_suite()
     if is_engine(source):
-        engine = _loaded(source, batch, shapes)
+        engine = _loaded(source)
+        inputs = _inputs(engine, batch, shapes)
     else:
         model = model or source
         engine = _built(source, batch, shapes, threads, out)
+        inputs = list(engine.plan.inputs)
     _note_other_source(engine, model, out)
-    feeds = random_feeds(engine.plan.inputs)
+    feeds = random_feeds(inputs)
     with Session(engine, threads) as session:
         match = Match(names, model, torch, session.threads)
         with out.stage("measuring") as report:
@@ -82,19 +84,28 @@ def bench(
     )
 
 
-def _loaded(source: Path, batch: int | None, shapes: list[str] | None) -> Engine:
+def _inputs(engine: Engine, batch: int | None, shapes: list[str] | None) -> list[TensorInfo]:
+    """The engine's inputs at the shapes asked for, else at the usual ones of its first profile."""
     from twofour.core.errors import InputError
+    from twofour.runtime.shapes import bind
+
+    given = parse_shapes(shapes)
+    if unknown := set(given) - {info.name for info in engine.plan.inputs}:
+        names = ", ".join(info.name for info in engine.plan.inputs)
+        raise InputError(f"no input {min(unknown)!r}", [f"the engine has {names}"])
+    wanted = {info.name: info.usual_shape for info in engine.plan.inputs}
+    if batch is not None:
+        wanted = {name: (batch, *shape[1:]) for name, shape in wanted.items()}
+    wanted |= given
+    bind(engine.plan, wanted)
+    inputs = engine.plan.inputs
+    return [dataclasses.replace(info, shape=wanted[info.name], sizes=()) for info in inputs]
+
+
+def _loaded(source: Path) -> Engine:
     from twofour.engine import Engine
 
-    engine = Engine.load(source)
-    if shapes or (batch is not None and any(t.shape[:1] != (batch,) for t in engine.plan.inputs)):
-        built_for = ", ".join(f"{t.name} {list(t.shape)}" for t in engine.plan.inputs)
-        raise InputError(
-            f"{source} cannot run another shape",
-            [f"it was built for {built_for}"],
-            "build one for it: twofour build MODEL.onnx -o E.engine --shapes NAME:8x3x32x32",
-        )
-    return engine
+    return Engine.load(source)
 
 
 def _built(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twofour.cli.options import Shapes, Threads, parse_shapes, require_writable
+from twofour.cli.options import Ranges, Threads, parse_profiles, require_writable
 from twofour.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
-    from twofour.engine import Engine
+    from twofour.engine import Engine, Plan
 
 
 class Sparsity(StrEnum):
@@ -46,7 +46,7 @@ def build(
             "force: prune weights that have none first; disable: dense only."
         ),
     ] = Sparsity.enable,
-    shapes: Shapes = None,
+    shapes: Ranges = None,
     timing_cache: Annotated[
         Path | None, typer.Option(help="File with measured times, read and extended.")
     ] = None,
@@ -75,7 +75,7 @@ def build(
             int8=int8,
             data=data,
             sparsity=sparsity.value,
-            shapes=parse_shapes(shapes) or None,
+            profiles=parse_profiles(shapes),
             threads=threads or 1,
             timing_cache=timing_cache,
             tuning_effort=tuning_effort,
@@ -99,6 +99,18 @@ def _require_data(int8: bool, data: str | None) -> None:
         raise InputError("--data is of no use without --int8", fix="add --int8, or drop --data")
 
 
+def profile_texts(plan: Plan) -> list[str]:
+    """The shapes of each profile; nothing for one of fixed shapes."""
+    from twofour.runtime.shapes import shape_text
+
+    if len(plan.profiles) == 1 and not plan.profiles[0].symbols:
+        return []
+    return [
+        ", ".join(f"{info.name} {shape_text(info, profile)}" for info in profile.inputs)
+        for profile in plan.profiles
+    ]
+
+
 def _summary(engine: Engine, output: Path) -> str:
     document = _document(engine, output)
     lines = [
@@ -106,15 +118,16 @@ def _summary(engine: Engine, output: Path) -> str:
         f"threads {document['threads']}",
         f"  {document['layers']} layers: {document['sparse']} sparse, {document['dense']} dense, "
         f"{document['fallback']} on ONNX Runtime, {document['other']} others",
+        *(f"  runs {text}" for text in profile_texts(engine.plan)),
         f"  read why: twofour explain {output}",
     ]
     return "\n".join(lines)
 
 
 def _document(engine: Engine, output: Path) -> dict[str, str | int]:
-    from twofour.compiler.explain import FALLBACK, is_sparse
+    from twofour.compiler.explain import FALLBACK, is_sparse, layers_of
 
-    layers = engine.plan.layers
+    layers = layers_of(engine.plan, 1)
     fallback = sum(layer.tactic == FALLBACK for layer in layers)
     sparse = sum(is_sparse(layer.tactic) for layer in layers)
     dense = sum(bool(layer.pattern) for layer in layers if layer.tactic != FALLBACK) - sparse
@@ -123,6 +136,7 @@ def _document(engine: Engine, output: Path) -> dict[str, str | int]:
         "size_bytes": output.stat().st_size,
         "target": str(engine.plan.target),
         "threads": engine.plan.threads,
+        "profiles": len(engine.plan.profiles),
         "layers": len(layers),
         "sparse": sparse,
         "dense": dense,

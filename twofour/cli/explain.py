@@ -21,6 +21,7 @@ _WIDE = 110
 def explain(
     engine: Annotated[Path, typer.Argument(help="An .engine file.")],
     layer: Annotated[str, typer.Option(help="Show one layer: its name, or a part of it.")] = "",
+    profile: Annotated[int, typer.Option(min=1, help="Of an engine with several.")] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -34,19 +35,19 @@ def explain(
     out = Output(as_json, quiet)
     plan = Engine.load(engine).plan
     if layer:
-        found = explaining.find_layer(plan, layer)
+        found = explaining.find_layer(plan, layer, profile)
         out.show(*_detail(found))
         out.data(dataclasses.asdict(found))
         return
-    rows, totals = explaining.explain(plan), explaining.totals(plan)
-    out.show(_heading(plan), _layers(rows, out.width), *_reasons(rows))
+    rows, totals = explaining.explain(plan, profile), explaining.totals(plan, profile)
+    out.show(_heading(plan), *_profile(plan, profile), _layers(rows, out.width), *_reasons(rows))
     out.show(_totals(totals), *_fallbacks(rows))
     out.data(
         {
             "engine": _identity(plan),
             "layers": [
                 {**dataclasses.asdict(layer), "explained": dataclasses.asdict(row)}
-                for layer, row in zip(plan.layers, rows, strict=True)
+                for layer, row in zip(explaining.layers_of(plan, profile), rows, strict=True)
             ],
             "totals": [dataclasses.asdict(total) for total in totals],
         }
@@ -70,6 +71,19 @@ def _heading(plan: Plan) -> str:
         f"{plan.source_name or 'a model'}, built for {plan.target} with {plan.threads} "
         f"thread{'s' * (plan.threads > 1)} on {plan.target.model}, by twofour {plan.version}"
     )
+
+
+def _profile(plan: Plan, number: int) -> list[str]:
+    """Which shapes the table is of."""
+    from twofour.runtime.shapes import shape_text
+
+    profile = plan.profiles[number - 1]
+    if len(plan.profiles) == 1 and not profile.symbols:
+        return []
+    takes = ", ".join(f"{info.name} {shape_text(info, profile)}" for info in profile.inputs)
+    usual = ", ".join(f"{symbol.name} {symbol.usual}" for symbol in profile.symbols)
+    timed = f"; shapes and times: {usual}" if usual else ""
+    return [f"profile {number} of {len(plan.profiles)}: {takes}{timed}"]
 
 
 def _layers(rows: tuple[Explained, ...], width: int) -> Table:

@@ -12,6 +12,7 @@ from twofour.cli.options import is_engine
 from twofour.cli.output import Json, Output, Quiet, printable
 
 if TYPE_CHECKING:
+    from twofour.engine import Plan, Profile
     from twofour.onnx_tools.inspect import TensorInfo as ModelTensor
     from twofour.onnx_tools.inspect import WeightInfo
 
@@ -93,13 +94,24 @@ def _engine(source: Path, out: Output) -> None:
         f"by twofour {plan.version}",
         f"for {plan.target} ({plan.target.arch}, {plan.target.model}), threads {plan.threads}",
         f"cannot run here: lacks {', '.join(missing)}" if missing else "runs here",
-        *(f"input  {t.name}: {t.dtype} {list(t.shape)}" for t in plan.inputs),
-        *(f"output {t.name}: {t.dtype} {list(t.shape)}" for t in plan.outputs),
         ", ".join(f"{name} {size / 1e3:.0f} kB" for name, size in parts.items()),
-        *(_step(i, step.kind, step.layers) for i, step in enumerate(plan.steps)),
+        *(line for i, profile in enumerate(plan.profiles) for line in _profile(plan, i, profile)),
         f"each layer: twofour explain {source}",
     )
     out.data({"kind": "engine", "bytes": parts, "runs_here": not missing, "plan": plan.to_json()})
+
+
+def _profile(plan: Plan, index: int, profile: Profile) -> list[str]:
+    """One way to run the network: what goes in and out, and its steps."""
+    from twofour.runtime.shapes import shape_text
+
+    several = len(plan.profiles) > 1
+    return [
+        *([f"profile {index + 1} of {len(plan.profiles)}"] if several else []),
+        *(f"input  {t.name}: {t.dtype} {shape_text(t, profile)}" for t in profile.inputs),
+        *(f"output {t.name}: {t.dtype} {shape_text(t, profile)}" for t in profile.outputs),
+        *(_step(i, step.kind, step.layers) for i, step in enumerate(profile.steps)),
+    ]
 
 
 def _step(number: int, kind: str, layers: tuple[int, ...]) -> str:

@@ -6,17 +6,26 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from twofour.core.errors import InputError
 
-_SHAPE = re.compile(r"(?P<name>.+):(?P<dims>\d+(x\d+)*)")
+_DIMS = r"\d+(?:x\d+)*"
+_SHAPE = re.compile(rf"(?P<name>.+?):(?P<dims>{_DIMS}(?::{_DIMS}:{_DIMS})?)")
 
 Shapes = Annotated[
     list[str] | None,
     typer.Option("--shapes", help="NAME:1x3x224x224, once for each input with open sizes."),
+]
+Ranges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shapes",
+        help="NAME:1x3x224x224, or NAME:MIN:OPT:MAX such as ids:1x16:8x128:32x512, once for each "
+        "input with open sizes. Naming an input again begins the next profile.",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="At most so many threads compute.")]
 
@@ -29,16 +38,46 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for text in texts or ():
-        match = _SHAPE.fullmatch(text)
-        dims = tuple(int(dim) for dim in match["dims"].split("x")) if match else ()
-        if match is None or min(dims) < 1 or match["name"] in shapes:
-            raise InputError(
-                f"bad --shapes {text!r}",
-                ["expected NAME:1x3x224x224, sizes of at least 1, each name once"],
-                "write it like --shapes x:1x3x224x224",
-            )
-        shapes[match["name"]] = dims
+        name, corners = _parsed(text)
+        if len(corners) > 1 or name in shapes:
+            raise _bad_shape(text, "NAME:1x3x224x224, each name once")
+        shapes[name] = corners[0]
     return shapes
+
+
+def parse_profiles(texts: Sequence[str] | None) -> list[dict[str, Any]]:
+    """What `BuildOptions.profiles` takes, of NAME:1x3x224x224 or NAME:1x16:8x128:32x512.
+
+    A name that the profile has already begins the next one.
+
+    Raises:
+        InputError: not of this form, or a size of 0.
+    """
+    profiles: list[dict[str, Any]] = []
+    for text in texts or ():
+        name, corners = _parsed(text)
+        if not profiles or name in profiles[-1]:
+            profiles.append({})
+        profiles[-1][name] = corners if len(corners) > 1 else corners[0]
+    return profiles
+
+
+def _parsed(text: str) -> tuple[str, tuple[tuple[int, ...], ...]]:
+    """The name, and one shape or three."""
+    match = _SHAPE.fullmatch(text)
+    parts = match["dims"].split(":") if match else ()
+    corners = tuple(tuple(int(dim) for dim in part.split("x")) for part in parts)
+    if match is None or min(map(min, corners)) < 1:
+        raise _bad_shape(text, "NAME:1x3x224x224, or three shapes NAME:MIN:OPT:MAX")
+    return match["name"], corners
+
+
+def _bad_shape(text: str, expected: str) -> InputError:
+    return InputError(
+        f"bad --shapes {text!r}",
+        [f"expected {expected}, sizes of at least 1"],
+        "write it like --shapes x:1x3x224x224",
+    )
 
 
 def require_packages(what: str, names: Sequence[str], extra: str) -> None:

@@ -67,17 +67,36 @@ class Total:
     macs: int
 
 
-def explain(plan: Plan) -> tuple[Explained, ...]:
-    """Every layer, in the order it runs in."""
-    whole = _sum(layer.time_us for layer in plan.layers) or 0.0
-    return tuple(_explained(layer, whole) for layer in plan.layers)
+def layers_of(plan: Plan, profile: int) -> tuple[Layer, ...]:
+    """The layers of one profile, in the order they run in.
+
+    Args:
+        plan: of an engine.
+        profile: its number, from 1.
+
+    Raises:
+        InputError: there is no such profile.
+    """
+    if not 1 <= profile <= len(plan.profiles):
+        count = len(plan.profiles)
+        raise InputError(f"no profile {profile} in this engine", [f"expected 1 to {count}"])
+    found = [i for step in plan.profiles[profile - 1].steps for i in step.layers]
+    return tuple(plan.layers[i] for i in found)
 
 
-def totals(plan: Plan) -> tuple[Total, ...]:
-    """Layers summed by tactic, the longest time first."""
-    whole = _sum(layer.time_us for layer in plan.layers) or 0.0
+def explain(plan: Plan, profile: int = 1) -> tuple[Explained, ...]:
+    """Every layer of a profile, in the order it runs in."""
+    shown = layers_of(plan, profile)
+    whole = _sum(layer.time_us for layer in shown) or 0.0
+    return tuple(_explained(layer, whole) for layer in shown)
+
+
+def totals(plan: Plan, profile: int = 1) -> tuple[Total, ...]:
+    """The layers of a profile summed by tactic, the longest time first."""
+    shown = layers_of(plan, profile)
+    whole = _sum(layer.time_us for layer in shown) or 0.0
     groups: dict[str, list[Layer]] = {}
-    for layer in plan.layers:
+    for layer in shown:
         groups.setdefault(_with_precision(layer), []).append(layer)
     found = []
     for tactic, layers in groups.items():
@@ -87,16 +106,17 @@ def totals(plan: Plan) -> tuple[Total, ...]:
     return tuple(sorted(found, key=lambda total: -(total.time_us or 0.0)))
 
 
-def find_layer(plan: Plan, name: str) -> Layer:
+def find_layer(plan: Plan, name: str, profile: int = 1) -> Layer:
     """A layer by its name, or by a part of it that only one layer has.
 
     Raises:
         InputError: no layer has it, or several have.
     """
-    exact = [layer for layer in plan.layers if layer.name == name]
-    found = exact or [layer for layer in plan.layers if name in layer.name]
+    shown = layers_of(plan, profile)
+    exact = [layer for layer in shown if layer.name == name]
+    found = exact or [layer for layer in shown if name in layer.name]
     if not found:
-        names = [layer.name for layer in plan.layers]
+        names = [layer.name for layer in shown]
         raise InputError(f"no layer {name!r} in this engine", [f"it has {', '.join(names)}"])
     if len(found) > 1 and not exact:
         reason = f"it matches {', '.join(layer.name for layer in found)}"
