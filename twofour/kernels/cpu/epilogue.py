@@ -35,9 +35,13 @@ def emit_epilogue(
     items = [(row, block) for row in range(len(spots)) for block in range(blocks)]
     for first in range(0, len(items), AT_ONCE):
         values, targets = [], []
-        for row, block in items[first : first + AT_ONCE]:
+        group = items[first : first + AT_ONCE]
+        here = [sums[row * blocks + block] for row, block in group]
+        if v.isa == "avx512vnni" and problem.activation not in CLAMPS:
+            here = _held_back(f, here, I32S if problem.dtype == "int8" else F32S)
+        for (row, block), total in zip(group, here, strict=True):
             i, j = spots[row]
-            value = scaled(v, problem, sums[row * blocks + block], parts[block])
+            value = scaled(v, problem, total, parts[block])
             if problem.add and problem.r is not None:
                 where = i * problem.r.row + j * problem.r.pixel + block * LANES * problem.r_bytes
                 value = _with_residual(v, problem, value, (where, masks[block]), scalar["r_scale"])
@@ -48,6 +52,23 @@ def emit_epilogue(
             narrow.store(values, targets)
         else:
             _store_floats(f, problem, values, targets)
+
+
+def _held_back(f: Function, values: list[Value], kind: str) -> list[Value]:
+    """The same vectors, which nothing is computed from before all that was written until here.
+
+    LLVM would begin the activations of the whole tile at once, and spill what does not fit. An
+    empty piece of assembly that claims to change the vectors stops it and costs nothing.
+    """
+    count = len(values)
+    outs, ins = ["=v"] * count, [str(i) for i in range(count)]
+    all_of = f"{{{', '.join([kind] * count)}}}" if count > 1 else kind
+    arguments = ", ".join(f"{kind} {value}" for value in values)
+    constraints = ",".join([*outs, *ins, "~{memory}"])
+    held = f.let(f'call {all_of} asm sideeffect "", "{constraints}"({arguments})')
+    if count == 1:
+        return [held]
+    return [f.let(f"extractvalue {all_of} {held}, {i}") for i in range(count)]
 
 
 def scalars(f: Function, problem: ConvProblem) -> dict[str, Value]:
