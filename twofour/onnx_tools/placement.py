@@ -6,9 +6,10 @@
    floats, so that convolution, Add, ReLU and the rounding after them can be one integer kernel.
    Likewise a layer and its activation, whatever nodes that is written with: only what the next
    layer reads is rounded.
-3. A global pooling before a layer of rule 1 takes quantized activations.
-4. What only moves data (Slice, Pad with zeros, MaxPool, Reshape, ...) before a quantized tensor
-   moves quantized data: its input is quantized with the same scale, so nothing is rounded twice.
+3. An average pooling before a layer of rule 1 takes quantized activations.
+4. What only moves data (Slice, Pad with zeros, MaxPool, Concat, Split, Reshape, ...) before a
+   quantized tensor moves quantized data: its inputs are quantized with the same scale, so nothing
+   is rounded twice. What is joined shares the scale that holds the values of each part.
 5. Everything that reads a quantized tensor reads its rounded values, nodes excluded by the user and
    graph outputs excepted: then no kernel has to write the tensor twice.
 6. A sum that a normalization of rows reads stays float, and so do its operands: in a transformer
@@ -31,22 +32,14 @@ from twofour.core.errors import InputError
 from twofour.onnx_tools.attention import Attention, find_attention, is_normalized
 from twofour.onnx_tools.edit import constant, is_standard, operand, sole_use
 from twofour.onnx_tools.histogram import Range
+from twofour.onnx_tools.moving import JOINERS, MOVERS, Scales, is_mover
 from twofour.onnx_tools.options import QuantizeOptions
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-MOVERS = (
-    "Slice",
-    "Pad",
-    "MaxPool",
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-)
 # Mul and Div: of an activation that exporters write as x * Sigmoid(x) or x * (1 + Erf(...)) / 2.
 _ACTIVATIONS = ("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Mul", "Div")
-_PASSED_THROUGH = (*MOVERS, *_ACTIVATIONS, "Add", "GlobalAveragePool", "ReduceMean")
+_POOLINGS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
+_PASSED_THROUGH = (*MOVERS, *JOINERS, *_ACTIVATIONS, "Add", *_POOLINGS)
 
 
 @dataclass(frozen=True)
@@ -55,8 +48,9 @@ class Placement:
 
     Attributes:
         layers: nodes whose weight (input 1) becomes int8.
-        scale_of: tensor that is quantized -> tensor whose range gives its scale (itself, or the one
-            that its data was moved from).
+        scale_of: tensor that is quantized -> tensor that its scale is named after (itself, or one
+            that data of the same scale was moved from).
+        origins: of those that scales are named after: the tensors whose ranges together give it.
         stay_float: nodes that go on reading float tensors.
         symmetric: tensors that are int8 with zero point 0 whatever the options say.
         known: tensors whose range needs no calibration.
@@ -64,19 +58,31 @@ class Placement:
 
     layers: tuple[ir.Node, ...]
     scale_of: dict[ir.Value, ir.Value]
+    origins: Mapping[ir.Value, list[ir.Value]]
     stay_float: frozenset[ir.Node]
     symmetric: frozenset[ir.Value] = frozenset()
     known: Mapping[ir.Value, Range] = field(default_factory=dict)
 
     @property
     def sources(self) -> list[ir.Value]:
-        """The tensors whose ranges give a scale, each once."""
+        """The tensors that scales are named after, each once."""
         return list(dict.fromkeys(self.scale_of.values()))
 
     @property
     def calibrated(self) -> list[ir.Value]:
-        """Those of them whose ranges the data has to tell."""
-        return [value for value in self.sources if value not in self.known]
+        """The tensors whose ranges the data has to tell."""
+        every = [value for source in self.sources for value in self.origins[source]]
+        return [value for value in every if value not in self.known]
+
+    def span(self, source: ir.Value, ranges: Mapping[str, Range]) -> Range:
+        """The range of a scale.
+
+        Args:
+            source: the tensor that it is named after.
+            ranges: by the names of `calibrated`.
+        """
+        every = [self.known.get(value) or ranges[str(value.name)] for value in self.origins[source]]
+        return Range(min(r.low for r in every), max(r.high for r in every))
 
 
 def place(model: ir.Model, options: QuantizeOptions) -> Placement:
@@ -107,15 +113,17 @@ def place(model: ir.Model, options: QuantizeOptions) -> Placement:
     found = _attentions(model, excluded) if options.attention else []
     operands = [value for attention in found for value in attention.operands]
     softmaxes = [attention.softmax for attention in found]
-    scale_of: dict[ir.Value, ir.Value] = {}
+    scales = Scales(excluded)
     for value in wanted:
         if value is not None:
-            _take(value, scale_of, excluded)
+            scales.take(value)
     for value in (*operands, *softmaxes):
-        scale_of.setdefault(value, value)  # of a joint projection each part has its own range
+        scales.alone(value)  # of a joint projection each part has its own range
+    scale_of = scales.source_of
     return Placement(
         tuple(layers),
         scale_of,
+        scales.origins,
         excluded | stream,
         frozenset(scale_of[value] for value in operands),
         {value: Range(0.0, 1.0) for value in softmaxes},
@@ -149,31 +157,6 @@ def output_axis(layer: ir.Node) -> int:
     return 1
 
 
-def is_mover(node: ir.Node | None) -> bool:
-    """Whether each output value is one of input 0, or zero."""
-    if node is None or not is_standard(node, *MOVERS) or len(node.outputs) != 1:
-        return False
-    if node.op_type != "Pad":
-        return True
-    fill = operand(node, 2)
-    fill_array = constant(fill)
-    return fill is None or (fill_array is not None and not fill_array.any())
-
-
-def _take(
-    value: ir.Value, scale_of: dict[ir.Value, ir.Value], excluded: frozenset[ir.Node]
-) -> ir.Value:
-    """Rule 4: marks the tensor and what its data is moved from; returns the source of its scale."""
-    if value not in scale_of:
-        producer = value.producer()
-        source = producer.inputs[0] if producer is not None and producer not in excluded else None
-        if is_mover(producer) and source is not None and constant(source) is None:
-            scale_of[value] = _take(source, scale_of, excluded)
-        else:
-            scale_of[value] = value
-    return scale_of[value]
-
-
 def _add_inputs(
     node: ir.Node, layers: set[ir.Node], options: QuantizeOptions
 ) -> list[ir.Value | None]:
@@ -195,9 +178,9 @@ def _add_inputs(
 
 
 def _pool_input(node: ir.Node, layers: set[ir.Node]) -> list[ir.Value | None]:
-    """Rule 3: the input of a global pooling whose result a layer takes."""
+    """Rule 3: the input of an average pooling whose result a layer takes."""
     x = operand(node, 0)
-    if x is None or x.shape is None or not is_global_pooling(node):
+    if x is None or x.shape is None or not _is_pooling(node):
         return []
     readers = node.outputs[0].consumers()
     while len(readers) == 1 and is_mover(readers[0]):
@@ -205,9 +188,9 @@ def _pool_input(node: ir.Node, layers: set[ir.Node]) -> list[ir.Value | None]:
     return [x] if any(node in layers for node in readers) else []
 
 
-def is_global_pooling(node: ir.Node) -> bool:
-    """Whether the node is a GlobalAveragePool, or a ReduceMean over height and width."""
-    if is_standard(node, "GlobalAveragePool"):
+def _is_pooling(node: ir.Node) -> bool:
+    """Whether the node is an average pooling, or a ReduceMean over height and width."""
+    if is_standard(node, "GlobalAveragePool", "AveragePool"):
         return True
     x = operand(node, 0)
     if not is_standard(node, "ReduceMean") or x is None or x.shape is None or len(x.shape) != 4:

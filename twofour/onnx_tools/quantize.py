@@ -77,7 +77,7 @@ def insert(
     _quantize_weights(editor, placement.layers)
     schemes: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for source in placement.sources:
-        span = placement.known.get(source) or ranges[str(source.name)]
+        span = placement.span(source, ranges)
         kind = "int8" if source in placement.symmetric else options.activation
         scheme = affine(span, kind)
         schemes[source] = _scheme_constants(editor, str(source.name), scheme)
