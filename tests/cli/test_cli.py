@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tests.sample_engines import sample_engine
 from twofour.cli import app
+from twofour.cli.options import parse_size
 from twofour.cli.output import command
 from twofour.core.errors import GateError, InputError
 
@@ -163,3 +164,16 @@ def test_exit_codes_come_from_the_class_and_bugs_keep_their_trace() -> None:
         assert ended.value.exit_code == code
     with pytest.raises(ZeroDivisionError):
         command(bug)()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("65536", 65536), ("64k", 65536), ("1M", 1 << 20), ("2G", 2 << 30)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5M", "-1", "1 M", "1m", "1T"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="bad size"):
+        parse_size(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.compiler.engines import reference, run_twice, steps
 from tests.graphs import graph
 from twofour.compiler.build import build
 from twofour.compiler.importer import import_graph
+from twofour.core.errors import UnsupportedError
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.quantize import quantize
 
@@ -275,3 +277,14 @@ def test_masks_of_any_shape(shape, timing_cache):
     got, want = run_twice(engine, feeds)["y"], reference(model, feeds)["y"]
     assert np.isfinite(want).all()
     assert np.abs(got - want).max() <= ATTENTION_BOUND * np.abs(want).max()
+
+
+def test_a_workspace_too_small_is_refused(timing_cache):
+    """It names the layer, what it needs, and the option."""
+    model = attention_model("", mask=np.zeros((LENGTH, LENGTH), np.float32))
+    with pytest.raises(UnsupportedError, match="within the workspace") as caught:
+        build(model, timing_cache=timing_cache, workspace_bytes=64)
+    (reason,) = caught.value.reasons
+    needed = int(re.search(r"needs (\d+) bytes", reason)[1])
+    assert f"--workspace {needed}" in str(caught.value)
+    build(model, timing_cache=timing_cache, workspace_bytes=needed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twofour.cli.options import Ranges, Threads, parse_profiles, require_writable
+from twofour.cli.options import Ranges, Threads, parse_profiles, parse_size, require_writable
 from twofour.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ def build(
     tuning_effort: Annotated[
         int, typer.Option(min=0, max=3, help="0: time nothing; 3: time more, and longer.")
     ] = 2,
+    workspace: Annotated[
+        str | None, typer.Option(help="Most memory a kernel may take of its own: 65536, 64k, 1M.")
+    ] = None,
     threads: Threads = None,
     isa: Annotated[Isa | None, typer.Option(help="Force an instruction set.")] = None,
     as_json: Json = False,
@@ -79,6 +82,7 @@ def build(
             threads=threads or 1,
             timing_cache=timing_cache,
             tuning_effort=tuning_effort,
+            workspace_bytes=parse_size(workspace),
             target=host_target(isa.value if isa else None),
         )
     engine.save(output)

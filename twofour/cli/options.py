@@ -62,6 +62,20 @@ def parse_profiles(texts: Sequence[str] | None) -> list[dict[str, Any]]:
     return profiles
 
 
+def parse_size(text: str | None) -> int | None:
+    """65536, 64k or 1M (of 1024) -> bytes; None for None.
+
+    Raises:
+        InputError: not of this form.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)([kMG]?)", text)
+    if match is None:
+        raise InputError(f"bad size {text!r}", ["expected a whole number, and k, M or G"], "try 1M")
+    return int(match[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[match[2]]
+
+
 def _parsed(text: str) -> tuple[str, tuple[tuple[int, ...], ...]]:
     """The name, and one shape or three."""
     match = _SHAPE.fullmatch(text)

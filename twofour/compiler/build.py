@@ -63,6 +63,8 @@ class BuildOptions:
         threads: to tune for.
         timing_cache: a file that keeps measured times between builds.
         tuning_effort: 0 (nothing is timed) to 3 (everything is, and longer), see `Tuner`.
+        workspace_bytes: what a kernel may take beside its operands and weights, for each thread;
+            None for any amount.
         target: by default this machine.
         dump: a folder for the text of the graph after each pass.
     """
@@ -76,6 +78,7 @@ class BuildOptions:
     threads: int = 1
     timing_cache: str | os.PathLike[str] | None = None
     tuning_effort: int = 2
+    workspace_bytes: int | None = None
     target: Target | None = None
     dump: Path | None = None
 
@@ -163,7 +166,7 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     cold = weight_bytes(networks[0].order) > _NEAR_BYTES
     effort = options.tuning_effort
     tuner = Tuner(target, cache, options.threads, cold=cold, effort=effort)
-    emitter = Emitter(tuner, options.sparsity, floats)
+    emitter = Emitter(tuner, options.sparsity, floats, options.workspace_bytes)
     assembler = Assembler(networks, emitter, options.threads, progress)
     engine = assembler.assemble()
     cache.save(cache_file)

@@ -27,6 +27,7 @@ from twofour.compiler.row_problems import (
 )
 from twofour.compiler.tune import Tuner
 from twofour.core.abi import ARENA, WEIGHTS
+from twofour.core.errors import UnsupportedError
 from twofour.core.patterns import is_pattern
 from twofour.core.sizes import Count
 from twofour.engine import Layer, TensorInfo
@@ -72,6 +73,8 @@ class Emitter:
     Attributes:
         tuner: chooses convolution kernels.
         sparsity: "enable", "force" or "disable".
+        workspace_bytes: what a kernel may take beside operands and weights, for each thread; None
+            for any amount.
         floats: why a layer stays float32 though bfloat16 is allowed, by its name.
         sources: kernels by symbol.
         layers: what `explain` will show, in order.
@@ -80,6 +83,7 @@ class Emitter:
     tuner: Tuner
     sparsity: str
     floats: Mapping[str, str] = field(default_factory=dict)
+    workspace_bytes: int | None = None
     sources: dict[str, Source] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     _constants: list[Array] = field(default_factory=list)
@@ -240,8 +244,18 @@ class Emitter:
         x = tensor(placed.x)
         return _Kernel(symbol, constants, x.count * (x.height * x.width), 1, x.at())
 
+    def _require_workspace(self, name: str, needed: int) -> None:
+        """Refuses a kernel that takes more memory of its own than the user allows."""
+        if self.workspace_bytes is not None and needed > self.workspace_bytes:
+            raise UnsupportedError(
+                f"no tactic for {name!r} within the workspace",
+                [f"attention needs {needed} bytes a thread, {self.workspace_bytes} are allowed"],
+                f"allow more: --workspace {needed}",
+            )
+
     def _attention(self, op: AttentionOp, placed: Placed) -> _Kernel:
         problem, offsets = attention_problem(op, placed)
+        self._require_workspace(op.name, problem.plan(self.tuner.target.isa).scratch_bytes)
         symbol = self._kernel(emit_attention("kernel", problem, self.tuner.target.isa))
         heads = f"{op.heads} heads of {problem.d}"
         self.layers.append(plain_layer(op, placed, "attention", heads, attention_macs(problem)))
