@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core.functions import LOG2_E, exp
+from twofour.core.approximations import LOG2_E
+from twofour.core.functions import exp
 from twofour.core.norm import LANES, row_sum
 from twofour.core.numerics import Epilogue, requantize
 

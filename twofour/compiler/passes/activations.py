@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from twofour.compiler import ops
 from twofour.compiler.passes import reading
-from twofour.core.functions import SIXTH, Activation
+from twofour.core.approximations import SIXTH
+from twofour.core.functions import Activation
 
 HIGHEST = float(np.finfo(np.float32).max)
 LOWEST = -HIGHEST

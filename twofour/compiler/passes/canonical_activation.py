@@ -30,7 +30,8 @@ from twofour.compiler.passes import activations, reading
 from twofour.compiler.passes.activations import HIGHEST, LOWEST, near
 from twofour.compiler.passes.products import Product, product, sum_of
 from twofour.compiler.passes.rewrite import Refused, Replacement
-from twofour.core.functions import SIXTH, Activation
+from twofour.core.approximations import SIXTH
+from twofour.core.functions import Activation
 
 NAME = "canonical_activation"
 _ROOT_HALF = math.sqrt(0.5)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from twofour.core.approximations import LOG2_E
 from twofour.core.attention import LOWEST
-from twofour.core.functions import LOG2_E
 from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from twofour.core.approximations import EXP2, ROUND127
 from twofour.core.attention import POWERS, POWERS_LOW, ROUND
-from twofour.core.functions import EXP2, ROUND127
 from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value

@@ -6,8 +6,8 @@ Nothing else may become a fused multiply-add than what is one there: no fast-mat
 
 from __future__ import annotations
 
-from twofour.core import functions as definition
-from twofour.core.functions import Table, Tail
+from twofour.core import approximations as definition
+from twofour.core.approximations import Table, Tail
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.vector import LANES, emit_fma, every, float_bits
 
