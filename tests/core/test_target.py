@@ -8,7 +8,15 @@ import pytest
 
 from twofour.core import target
 from twofour.core.errors import InputError, UnsupportedError
-from twofour.core.target import ISAS, Host, Target, check_runs_here, host_target, missing_features
+from twofour.core.target import (
+    ISAS,
+    Host,
+    Target,
+    check_runs_here,
+    host_target,
+    missing_features,
+    why_no_bf16,
+)
 
 AVX2 = {"avx2", "fma"}
 VNNI = {*AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
@@ -95,3 +103,21 @@ def test_this_machine() -> None:
     assert here.model
     for isa in ISAS[ISAS.index(host_target().isa) :]:
         check_runs_here(host_target(isa))
+
+
+def test_bfloat16_is_a_feature_of_its_own(host) -> None:
+    """Part of a target only if it is asked for: code without it runs where it is lacking."""
+    host(*VNNI, "avx512bf16")
+    plain, bf16 = host_target(), replace(host_target(), bf16=True)
+    assert not plain.bf16
+    assert why_no_bf16(plain) == ""
+    assert set(bf16.features) - set(plain.features) == {"avx512bf16"}
+    assert str(bf16) == "cpu:avx512vnni+bf16"
+    assert Target.from_json(bf16.to_json()) == bf16
+    host(*VNNI)
+    check_runs_here(plain)
+    assert "Test CPU lacks" in why_no_bf16(plain)
+    with pytest.raises(UnsupportedError, match="avx512bf16"):
+        check_runs_here(bf16)
+    host(*AVX2, "avx512bf16")
+    assert "for cpu:avx2" in why_no_bf16(host_target())
