@@ -13,7 +13,7 @@ from tests.sample_engines import sample_engine
 from twofour.cli import app
 from twofour.compiler import explain
 from twofour.core.errors import InputError
-from twofour.engine import Candidate, Engine, Layer
+from twofour.engine import Candidate, Engine, Layer, Step
 
 
 def invoke(*arguments: str | Path, width: int = 160) -> Result:
@@ -71,7 +71,11 @@ def test_verdicts_on_candidates() -> None:
 
 
 def test_a_plan_without_times() -> None:
-    plan = dataclasses.replace(sample_engine().plan, layers=(Layer("a", "QConv", "dense"),))
+    sample = sample_engine().plan
+    (profile,) = sample.profiles
+    profile = dataclasses.replace(profile, steps=(Step("native", "net0", (), (), (0,)),))
+    layers = (Layer("a", "QConv", "dense"),)
+    plan = dataclasses.replace(sample, profiles=(profile,), layers=layers)
     (row,) = explain.explain(plan)
     assert (row.time_us, row.share, row.why) == (None, None, ())
     (total,) = explain.totals(plan)

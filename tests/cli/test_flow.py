@@ -230,7 +230,7 @@ def test_bad_inputs_of_run(built: Path, tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("1 2 3")
     files = sorted(path.name for path in tmp_path.iterdir())
     cases = {
-        "x=wide.npy": ["expected float32 [1, 4, 8, 8]", "got float32 [1, 4, 8, 7]"],
+        "x=wide.npy": ["expected x float32 [1, 4, 8, 8]", "got float32 [1, 4, 8, 7]"],
         "x=double.npy": ["got float64"],
         "x=none.npy": ["cannot read input 'x'"],
         "x=text.npy": ["no .npy file"],
@@ -254,7 +254,7 @@ def test_bad_options_of_bench(built: Path, tmp_path: Path) -> None:
     refused(twofour("bench", engine, "--vs", "onnxruntime"), "--model")
     refused(twofour("bench", engine, "--model", model, "--vs", "tvm"), "unknown peer 'tvm'")
     refused(twofour("bench", engine, "--model", model, "--vs", "torch"), "--torch M.pt2")
-    refused(twofour("bench", engine, "--batch", "4"), "it was built for x [1, 4, 8, 8]")
+    refused(twofour("bench", engine, "--batch", "4"), "expected x float32 [1, 4, 8, 8]")
     refused(twofour("bench", engine, "--duration", "0"), "cannot measure")
     refused(twofour("bench", engine, "--threads", "100000"), "threads")
     other = conv_model(tmp_path / "fixed.onnx", batch=2)

@@ -176,27 +176,28 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
 
 def _network(source: ir.Model, request: Request, options: BuildOptions, target: Target) -> Compiled:
     """The network for one profile."""
-    counts: list[int] = []
+    operators: list[int] = []
+    passes = passes_for(target, options.bf16)
 
-    def compiled(shapes: Mapping[str, Shape]) -> Fused:
+    def imported(shapes: Mapping[str, Shape]) -> ir.Model:
         graph = import_graph(source, shapes)
-        counts.append(len(graph.graph))
-        if options.sparsity == "force":
-            graph, _ = prune(graph)
-        dump = None if counts[1:] else options.dump
-        return run_passes(graph, dump, passes_for(target, options.bf16))
+        operators.append(len(graph.graph))
+        return prune(graph)[0] if options.sparsity == "force" else graph
+
+    def fused(graph: ir.Model) -> Fused:
+        return run_passes(graph, None if operators[1:] else options.dump, passes)
 
     if not request.symbols:
-        fused = compiled(request.shapes_at(()))
-        order = schedule(fused.model.graph)
-        return Compiled(fused, order, lower(fused.model.graph, order), counts[0])
-    found = OpenGraph.of(request, compiled)
+        static = fused(imported(request.shapes_at(())))
+        order = schedule(static.model.graph)
+        return Compiled(static, order, lower(static.model.graph, order), operators[0])
+    found = OpenGraph.of(request, imported, fused)
     graph = found.fused.model.graph
     order = schedule(graph, found.read)
     for node in order.reasons:
         found.require_plain(node)
     lowered = lower(graph, order, found.dims)
-    return Compiled(found.fused, order, lowered, counts[0], request.symbols)
+    return Compiled(found.fused, order, lowered, operators[0], request.symbols)
 
 
 def _source(model: Model) -> tuple[ir.Model, str, str]:

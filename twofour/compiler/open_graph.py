@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,10 @@ from twofour.compiler.fit import Fit, Irregular
 from twofour.compiler.lower import Dims
 from twofour.compiler.native import (
     AttentionOp,
+    ConvOp,
     NativeOp,
     NotNative,
+    PoolOp,
     ViewOp,
     static_shape,
 )
@@ -31,7 +32,7 @@ from twofour.compiler.passes.pipeline import Fused
 from twofour.compiler.requests import Request, Shape
 from twofour.compiler.schedule import read_twins
 from twofour.core.errors import UnsupportedError
-from twofour.core.sizes import Count, Size
+from twofour.core.sizes import Count, Size, value
 
 _STATIC = "build fixed shapes instead, as several profiles: --shapes NAME:SHAPE for each"
 
@@ -55,18 +56,23 @@ class OpenGraph:
     irregular: dict[str, str]
 
     @staticmethod
-    def of(request: Request, compiled: Callable[[dict[str, Shape]], Fused]) -> OpenGraph:
+    def of(
+        request: Request,
+        imported: Callable[[dict[str, Shape]], ir.Model],
+        fused: Callable[[ir.Model], Fused],
+    ) -> OpenGraph:
         """Reads the model at every point.
 
         Args:
             request: the profile.
-            compiled: makes the fused graph of the model with these shapes of its inputs.
+            imported: the model with these shapes of its inputs.
+            fused: such a model after the passes.
 
         Raises:
             UnsupportedError: the network is another one at another shape.
         """
         fit = Fit.of(request.symbols)
-        points = [compiled(request.shapes_at(values)) for values in fit.points]
+        points = [fused(imported(request.shapes_at(values))) for values in fit.points]
         graphs = [point.model.graph for point in points]
         nodes = list(zip(*(list(graph) for graph in graphs), strict=False))
         if len({len(graph) for graph in graphs}) > 1 or any(_differ(twins) for twins in nodes):
@@ -78,11 +84,13 @@ class OpenGraph:
         values = [v for twins in nodes for v in zip(*(n.outputs for n in twins), strict=True)]
         values += list(zip(*(graph.inputs for graph in graphs), strict=True))
         dims, irregular = _dims(values, fit)
+        least = tuple(symbol.least for symbol in request.symbols)
+        _require_outputs(imported(request.shapes_at(least)), least, dims)
         return OpenGraph(points[0], fit, {n[0]: n for n in nodes}, dims, irregular)
 
     def read(self, node: ir.Node) -> NativeOp | str:
         """The node as an operator with open sizes, or why it is none."""
-        return read_twins(self.twins[node], partial(self._joined))
+        return read_twins(self.twins[node], self._joined)
 
     def require_plain(self, node: ir.Node) -> None:
         """Refuses a node for ONNX Runtime that is another one at another shape.
@@ -90,20 +98,28 @@ class OpenGraph:
         Raises:
             UnsupportedError: names the tensor.
         """
-        for place, value in enumerate((*node.inputs, *node.outputs)):
-            if value is None:
+        for place, read in enumerate((*node.inputs, *node.outputs)):
+            if read is None:
                 continue
-            name = value.name or ""
+            name = read.name or ""
             reason = self.irregular.get(name, "")
             twins = [(*twin.inputs, *twin.outputs)[place] for twin in self.twins[node]]
             held = [twin.const_value.numpy() for twin in twins if twin and twin.const_value]
             if not all(np.array_equal(held[0], array) for array in held[1:]):
                 reason = "a constant that depends on the open sizes"
             if reason:
-                raise _unsupported(name, node, reason)
+                raise _unsupported(name, node.op_type, reason)
+        if len({_attributes(twin) for twin in self.twins[node]}) > 1:
+            name = node.outputs[0].name or ""
+            raise _unsupported(name, node.op_type, "its attributes depend on the open sizes")
 
     def _joined(self, ops: Sequence[NativeOp]) -> NativeOp:
-        """One operator of those at all points."""
+        """One operator of those at all points.
+
+        Raises:
+            NotNative: there is none.
+            UnsupportedError: the sizes within its images are open.
+        """
         try:
             op: NativeOp = _join(ops, self.fit)
         except Irregular as e:
@@ -125,16 +141,33 @@ class OpenGraph:
         for name in names:
             dims = self.dims.get(name, ())
             inner = dims[1:] if len(dims) == 4 else dims[-1:]
-            if not all(isinstance(dim, int) for dim in inner):
-                raise NotNative(f"{name} has open sizes other than the number of images or rows")
+            if all(isinstance(dim, int) for dim in inner):
+                continue
+            if isinstance(op, (ConvOp, PoolOp, AttentionOp)):
+                reason = "more than the number of its images or rows is open"
+                raise _unsupported(name, f"{op.op_type} {op.name!r}", reason)
+            raise NotNative(f"of {name} more than the number of images or rows is open")
 
 
-def _unsupported(name: str, node: ir.Node, reason: str) -> UnsupportedError:
+def _unsupported(name: str, user: str, reason: str) -> UnsupportedError:
     return UnsupportedError(
-        f"tensor {name!r} cannot have open sizes",
-        [f"{node.op_type} {node.name!r}: {reason}"],
-        _STATIC,
+        f"tensor {name!r} cannot have these open sizes", [f"{user}: {reason}"], _STATIC
     )
+
+
+def _attributes(node: ir.Node) -> tuple[bytes, ...]:
+    """The attributes as something that can be compared."""
+    return tuple(a.SerializeToString() for a in ir.to_proto(node).attribute)
+
+
+def _require_outputs(model: ir.Model, least: Sequence[int], dims: Dims) -> None:
+    """Refuses a model whose outputs have other shapes where dimensions are 1."""
+    for output in model.graph.outputs:
+        name, shape = output.name or "", static_shape(output)
+        expected = tuple(value(dim, least) for dim in dims.get(name, ()))
+        if shape is not None and name in dims and shape != expected:
+            reason = f"at the smallest shape it is {list(shape)}, not {list(expected)}"
+            raise _unsupported(name, "the output", reason)
 
 
 def _differ(twins: Sequence[ir.Node]) -> bool:
