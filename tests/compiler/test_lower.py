@@ -173,3 +173,24 @@ def test_only_tensors_between_steps_need_a_shape_and_a_type() -> None:
 def test_a_constant_output_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="output 'w' is a constant"):
         lowered(f"{X} => (float[1,16,6,6] y, float[16,16,1,1] w) {{ y = Conv (x, w) }}", w=W1)
+
+
+def test_parts_of_a_join_lie_in_it_with_one_halo() -> None:
+    found = lowered(
+        f"{X} => (float[1,16,6,6] y, float[1,16,6,6] v)"
+        "{ a = Conv (x, w) b = Conv (x, w) c = Concat <axis = 1> (a, b)"
+        " y = Conv <pads = [1,1,1,1]> (b, k) v = Conv <pads = [2,2,2,2], dilations = [2,2]> (c, m) }",
+        w=W1,
+        k=W3,
+        m=RANDOM.normal(size=(16, 32, 3, 3)).astype(np.float32),
+    )
+    assert "Concat" not in ops(found)
+    a, b, c = placed(found, "a").y, placed(found, "b").y, placed(found, "v").x
+    assert all(isinstance(place, Tensor) for place in (a, b, c))
+    assert a.parent is b.parent is c
+    assert (a.at(), b.at()) == (c.at(), c.at() + 16 * 4)
+    assert a.strides == b.strides == c.strides
+    assert c.halo == [2, 2, 2, 2]
+    (fill,) = [f for f in found.fills if f.offset == c.offset]
+    assert fill.size_bytes == 10 * 10 * 32 * 4
+    assert placed(found, "y").x is b

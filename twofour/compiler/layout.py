@@ -83,6 +83,15 @@ class Tensor:
         view.parent, view.images, view.first = self, images, first
         return view
 
+    def channel_in(self, wide: Tensor) -> int | None:
+        """The channel of another tensor that this one starts at; None where it is no part of it."""
+        if self is wide:
+            return 0
+        if self.parent is None or len(self.images) != self.parent.batch:
+            return None
+        outer = self.parent.channel_in(wide)
+        return None if outer is None else outer + self.first
+
     def column(self, name: str) -> Tensor:
         """All pixels of all images as images of one pixel; there must be no halo between them."""
         pixels = self.height * self.width

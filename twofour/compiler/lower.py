@@ -3,7 +3,7 @@
 A value is native if a kernel needs it channels-last in the arena, plain if it is an input or output
 of the model or crosses to a fallback. Where it is both, a copy stands beside its producer or first
 reader. Quantize and dequantize read and write plain arrays themselves, so the ends of a network
-cost no extra pass.
+cost no extra pass. What a Concat joins is written into its result where it can be (parts.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from twofour.compiler.native import (
     static_shape,
 )
 from twofour.compiler.native_nd import NdOp, copy_op
+from twofour.compiler.parts import Parts, first_channels, is_join
 from twofour.compiler.schedule import Schedule, Stretch, reads
 from twofour.core.errors import UnsupportedError
 from twofour.core.sizes import Count, most, open_size
@@ -164,7 +165,8 @@ class _Forms:
         rigid = [op for op in native if not _flexible(op)]
         self._read_native = {name for op in rigid for name in op.reads}
         self._read = {name for op in native for name in op.reads}
-        self._padded = _padded(native)
+        self._parts = Parts.of(native, lambda n: shape(self._values[n]), self._is_held)
+        self._padded = _padded(native, self._parts)
         self._tensors: dict[str, Tensor] = {}
 
     def info(self, name: str) -> TensorInfo:
@@ -193,8 +195,8 @@ class _Forms:
             op = self._order.ops[node]
             if op.kind == "alias":
                 self._alias(op, out)
-            else:
-                out.append(self._placed(op, out))
+            elif (left := self._unjoined(op)) is not None:
+                out.append(self._placed(left, out))
             for name in op.writes:
                 tensor = self._tensors.get(name)
                 if tensor is not None and name in self._plain:
@@ -228,6 +230,23 @@ class _Forms:
             self._tensors[name] = view = x.part(name, first, dims[3], chosen)
             view.open_batch = open_size(images(self._dims(name)))
 
+    def _unjoined(self, op: NativeOp) -> NativeOp | None:
+        """What is left to do of an operator: a Concat copies what does not lie in place."""
+        if not isinstance(op, NdOp) or not is_join(op) or not self._is_held(op.y):
+            return op
+        wide = self._tensor(op.y)
+        parts = [
+            part
+            for part, first in zip(op.parts, first_channels(op), strict=True)
+            if (x := self._tensors.get(op.values[part.inputs[0].value].name)) is None
+            or x.channel_in(wide) != first
+        ]
+        return replace(op, parts=tuple(parts)) if parts else None
+
+    def _is_held(self, name: str) -> bool:
+        """Whether a value that a kernel computes surely is a tensor."""
+        return name not in self._plain or name in self._read_native
+
     def _source(self, op: NativeOp, name: str, out: list[Placed]) -> Place:
         """Where an operator reads one of its operands."""
         if _flexible(op):
@@ -236,7 +255,7 @@ class _Forms:
 
     def _destination(self, op: NativeOp, name: str) -> Place:
         """Where an operator writes one of its results."""
-        if name not in self._plain or name in self._read_native:
+        if self._is_held(name):
             return self._tensor(name)
         value = self._values[name]
         # Rows of float channels lie the same way in both forms.
@@ -262,22 +281,23 @@ class _Forms:
         return copy_op(layer, self._values[name], dims)
 
     def _tensor(self, name: str) -> Tensor:
+        """The tensor of a value: its own, or a part of a wider one."""
+        if name in self._tensors:
+            return self._tensors[name]
         dtype = self._values[name].dtype
         kind = "u8" if dtype is None or dtype in QUANTIZED else dtype.numpy().name
         batch, height, width, channels = extent(shape(self._values[name]))
-        tensor = self._tensors[name] = Tensor(name, batch, height, width, channels, kind)
+        tensor = Tensor(name, batch, height, width, channels, kind)
+        if (part := self._parts.part_of.get(name)) is not None:
+            tensor = self._tensor(part.of).part(name, part.first, channels, range(batch))
         tensor.open_batch = open_size(images(self._dims(name)))
+        self._tensors[name] = tensor
         return tensor
 
 
-def _padded(ops: list[NativeOp]) -> set[str]:
+def _padded(ops: list[NativeOp], parts: Parts) -> set[str]:
     """The tensors that get a halo, by the value that their bytes are allocated for."""
-    origin: dict[str, str] = {}
-    for op in ops:
-        if op.kind == "alias":
-            origin |= dict.fromkeys(op.writes, origin.get(op.x, op.x))
-    padded = [op.x for op in ops if isinstance(op, ConvOp) and any(op.window.pads)]
-    return {origin.get(name, name) for name in padded}
+    return {parts.root(op.x) for op in ops if isinstance(op, ConvOp) and any(op.window.pads)}
 
 
 def _flexible(op: NativeOp) -> bool:
@@ -338,6 +358,7 @@ def _lives(ops: list[Placed]) -> dict[str, Life]:
             and isinstance(placed.r, Tensor)
             and isinstance(placed.y, Tensor)
             and placed.r.parent is None
+            and placed.y.parent is None
             and placed.r is not placed.x.root  # which later tiles still read
         ):
             life = lives[placed.y.name]
