@@ -1,0 +1,57 @@
+"""What a user may ask of a profile, and what is refused with which reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.graphs import graph
+from twofour.compiler.requests import read_request
+from twofour.core.errors import InputError
+from twofour.core.sizes import Symbol
+
+GRAPH = graph(
+    """(float[N,S,8] x, float[N,S] m, float[?,4] z) => (float[N,S,8] y)
+    { a = Unsqueeze(m, axes)
+      b = Mul(x, a)
+      c = ReduceMean<keepdims=0>(z)
+      y = Add(b, c) }""",
+    axes=[2],
+).graph
+RANGE = ((1, 1, 8), (2, 4, 8), (4, 9, 8))
+
+
+def test_equal_names_are_one_symbol() -> None:
+    request = read_request(GRAPH, {"x": RANGE, "m": ((1, 1), (2, 4), (4, 9))})
+    assert request.symbols == (Symbol("N", 1, 2, 4), Symbol("S", 1, 4, 9))
+    assert request.shapes_at((3, 5)) == {"x": (3, 5, 8), "m": (3, 5)}
+
+
+def test_nameless_dimensions_are_symbols_of_their_own() -> None:
+    request = read_request(GRAPH, {"x": (2, 3, 8), "z": ((1, 4), (1, 4), (3, 4))})
+    assert [symbol.name for symbol in request.symbols] == ["z[0]"]
+    assert request.shapes_at((2,)) == {"x": (2, 3, 8), "z": (2, 4)}
+
+
+def test_a_range_of_one_shape_is_fixed() -> None:
+    request = read_request(GRAPH, {"x": ((2, 3, 8),) * 3})
+    assert request.symbols == ()
+    assert request.shapes_at(()) == {"x": (2, 3, 8)}
+
+
+REFUSED = {
+    "two corners": ({"x": RANGE[:2]}, "are no range"),
+    "corners of other ranks": ({"x": ((1, 1), (2, 4, 8), (4, 9, 8))}, "are no range"),
+    "corners and numbers": ({"x": (1, (2, 4), 8)}, "are no range"),
+    "falling": ({"x": ((3, 1, 8), (2, 4, 8), (4, 9, 8))}, "dimension 0 of input 'x'"),
+    "usual beyond": ({"x": ((1, 1, 8), (2, 10, 8), (4, 9, 8))}, "dimension 1 of input 'x'"),
+    "from zero": ({"x": ((0, 1, 8), (2, 4, 8), (4, 9, 8))}, "at least 1"),
+    "a number opened": ({"x": ((1, 1, 4), (2, 4, 8), (4, 9, 8))}, r"x\[2\] cannot be open"),
+    "another range": ({"x": RANGE, "m": ((1, 1), (2, 4), (5, 9))}, r"m\[0\] contradicts x\[0\]"),
+    "a number for it": ({"x": RANGE, "m": ((1, 4), (2, 4), (4, 4))}, r"m\[1\] contradicts x\[1\]"),
+}
+
+
+@pytest.mark.parametrize(("shapes", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused(shapes, reason) -> None:
+    with pytest.raises(InputError, match=reason):
+        read_request(GRAPH, shapes)
