@@ -35,6 +35,10 @@ def build(
     model: Annotated[Path, typer.Argument(help="An ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .engine file to write.")],
     int8: Annotated[bool, typer.Option("--int8", help="Quantize a float model first.")] = False,
+    bf16: Annotated[
+        bool,
+        typer.Option("--bf16", help="Let float layers compute in bfloat16 where the CPU can."),
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(help="Samples to calibrate with: .npz, folder of .npy, module:function."),
@@ -76,6 +80,7 @@ def build(
             model,
             progress=report,
             int8=int8,
+            bf16=bf16,
             data=data,
             sparsity=sparsity.value,
             profiles=parse_profiles(shapes),

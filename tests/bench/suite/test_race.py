@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from twofour.bench.suite import files, race
-from twofour.bench.suite.entries import OURS, RATIOS
+from twofour.bench.suite.entries import OURS, RATIOS, Entry
 from twofour.bench.suite.page import markdown_ratios, page, write
 from twofour.bench.suite.rows import SuiteOptions, SuiteRow
 from twofour.bench.suite.run import failures
@@ -61,8 +61,9 @@ def cnn(measure: Measure) -> dict[str, Any]:
 
 
 def test_a_row_has_all_figures(cnn: dict[str, Any]) -> None:
-    ours = {entry.key for entry in OURS}
+    ours = {entry.key for entry in race.our_entries()}
     assert set(cnn["engines"]) == ours
+    assert {entry.key for entry in OURS if entry.precision != "bf16"} <= ours
     peers = {"onnxruntime_f32", "onnxruntime_int8_same_file", "onnxruntime_int8_uint8_file"}
     assert set(cnn["contestants"]) == ours | peers
     for each in cnn["contestants"].values():
@@ -88,7 +89,8 @@ def test_ratios_refer_to_the_fastest_peer_of_the_class(cnn: dict[str, Any]) -> N
 
 def test_engines_agree_with_their_files_and_say_what_they_are(cnn: dict[str, Any]) -> None:
     for key, each in cnn["engines"].items():
-        assert each["cosine"] > (0.98 if "int8" in key else 0.999999), key
+        least = {"int8": 0.98, "bf16": 0.9999, "f32": 0.999999}[key.rpartition("_")[2]]
+        assert each["cosine"] > least, key
         assert each["max_error"] <= 0.2 * each["reference_max"]
         assert 0 < each["roofline_share"] < 1.5
         assert each["fallback_operators"] == each["fallback_steps"] == 0
@@ -126,10 +128,10 @@ def test_what_one_engine_cannot_do_does_not_stop_the_others(
 ) -> None:
     real = race.build_engine
 
-    def failing(row: SuiteRow, kind: str, *rest: Any) -> Any:
-        if kind == "pair-int8":
+    def failing(row: SuiteRow, entry: Entry, *rest: Any) -> Any:
+        if entry.kind == "pair-int8":
             raise InputError("no pairs today")
-        return real(row, kind, *rest)
+        return real(row, entry, *rest)
 
     monkeypatch.setattr(race, "build_engine", failing)
     found = measure(SuiteRow("cnn_b2", "cnn", 2), "onnxruntime")

@@ -9,6 +9,7 @@ from typing import Any
 
 from twofour.bench.inputs import model_inputs, static_inputs
 from twofour.bench.suite.cache import ENGINE_CODE, code_sha256, file_sha256, once
+from twofour.bench.suite.entries import Entry
 from twofour.bench.suite.files import Files
 from twofour.bench.suite.peak import Peaks, ideal_us
 from twofour.bench.suite.rows import SuiteOptions, SuiteRow
@@ -37,13 +38,13 @@ class Built:
 
 
 def build_engine(
-    row: SuiteRow, kind: str, files: Files, options: SuiteOptions, report: Report
+    row: SuiteRow, entry: Entry, files: Files, options: SuiteOptions, report: Report
 ) -> Built:
     """Builds an engine for a row, unless it is there.
 
     Args:
         row: gives the batch size.
-        kind: of the ONNX file.
+        entry: one of ours: the ONNX file and the precision.
         files: of the row's network.
         options: `threads` and `cache` count here.
         report: told about each layer.
@@ -52,8 +53,10 @@ def build_engine(
         InputError: the model is not usable.
         UnsupportedError: the model cannot be compiled.
     """
+    kind, bf16 = entry.kind, entry.precision == "bf16"
     model = files.path(kind)
-    path = options.cache / row.name / f"{kind}-threads{options.threads}.engine"
+    stem = f"{kind}-bf16" if bf16 else kind
+    path = options.cache / row.name / f"{stem}-threads{options.threads}.engine"
     shapes = {t.name: t.shape for t in static_inputs(model_inputs(model), {}, row.batch)}
     origin = {
         "model": file_sha256(model),
@@ -71,6 +74,7 @@ def build_engine(
             model,
             progress=report,
             shapes=shapes,
+            bf16=bf16,
             threads=options.threads,
             timing_cache=timings,
         )

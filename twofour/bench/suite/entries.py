@@ -30,6 +30,8 @@ class Entry:
 OURS = (
     Entry("dense_f32", "f32", "f32"),
     Entry("2_4_f32", "24-f32", "f32"),
+    Entry("dense_bf16", "f32", "bf16"),
+    Entry("2_4_bf16", "24-f32", "bf16"),
     Entry("dense_int8", "int8", "int8"),
     Entry("2_4_int8", "24-int8", "int8"),
     Entry("pair_int8", "pair-int8", "int8"),
@@ -51,5 +53,6 @@ RATIOS = {
     "ratio_pair_int8_over_best_peer": ("pair_int8", "int8"),
     "ratio_dense_f32_over_best_peer": ("dense_f32", "f32"),
     "ratio_2_4_f32_over_best_peer": ("2_4_f32", "f32"),
+    "ratio_dense_bf16_over_best_peer": ("dense_bf16", "bf16"),
     "ratio_2_4_bf16_over_best_peer": ("2_4_bf16", "bf16"),
 }

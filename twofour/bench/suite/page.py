@@ -18,6 +18,7 @@ _HEADERS = {
     "ratio_pair_int8_over_best_peer": "2:4/pair INT8",
     "ratio_dense_f32_over_best_peer": "dense f32",
     "ratio_2_4_f32_over_best_peer": "2:4 f32",
+    "ratio_dense_bf16_over_best_peer": "dense bf16",
     "ratio_2_4_bf16_over_best_peer": "2:4 bf16",
 }
 _CLASSES = ("int8", "f32", "bf16")

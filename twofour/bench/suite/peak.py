@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from twofour.core.target import Target, host_target
+from twofour.core.target import Target, host_target, why_no_bf16
 from twofour.engine import Layer
 from twofour.kernels.cpu.llvm import Function, Source, Value, compile_object, module_text
 from twofour.kernels.cpu.vector import F32S, I32S, Vector, every
@@ -26,6 +26,9 @@ MACS = {
     "int8 dense": 64,
     "int8 2:4": 128,
     "int8 2:4 pair": 128,
+    "bfloat16 dense": 32,
+    "bfloat16 2:4": 64,
+    "bfloat16 2:4 pair": 64,
     "float32 dense": 16,
     "float32 2:4": 32,
 }
@@ -52,7 +55,8 @@ def measure_peaks(threads: int = 1, target: Target | None = None) -> Peaks:
         target: by default this machine's.
     """
     target = target or host_target()
-    families = [name for name in MACS if target.isa == "avx512vnni" or name != "float32 2:4"]
+    target = replace(target, bf16=not why_no_bf16(target))
+    families = [name for name in MACS if not lacks(target, name)]
     functions = [_loop(name, index, target.isa) for index, name in enumerate(families)]
     code = Code([compile_object([Source(module_text(functions))], target)])
     macs = SUMS * TURNS * REPEATS
@@ -62,11 +66,18 @@ def measure_peaks(threads: int = 1, target: Target | None = None) -> Peaks:
     return Peaks(found)
 
 
+def lacks(target: Target, name: str) -> bool:
+    """Whether the CPU has no instructions for the kernels of a family."""
+    if name.startswith("bfloat16"):
+        return not target.bf16
+    return name == "float32 2:4" and target.isa != "avx512vnni"
+
+
 def family(layer: Layer) -> str:
     """The loop that bounds a layer's rate."""
-    kind = "int8" if layer.precision == "int8" else "float32"
+    kind = layer.precision
     if layer.tactic.startswith("2:4"):
-        pair = kind == "int8" and "pair" in layer.tactic
+        pair = kind != "float32" and "pair" in layer.tactic
         return f"{kind} 2:4 pair" if pair else f"{kind} 2:4"
     return f"{kind} dense"
 
@@ -93,17 +104,18 @@ def _loop(name: str, index: int, isa: str) -> Function:
     """Sums `repeats` (t1) times TURNS turns, and stores the sums, so that nothing is left out."""
     f = Function(f"peak{index}", (*_ARGUMENTS, *_RANGES))
     vector = Vector(isa, f)
-    floats = name.startswith("float32")
-    kind = F32S if floats else I32S
-    weights = f.load(kind, "%w", 0, 64)
+    dtype = name.partition(" ")[0]
+    floats = dtype == "float32"
+    kind = I32S if dtype == "int8" else F32S
+    weights = f.load(F32S if floats else I32S, "%w", 0, 64)
     indices = f.load(I32S, "%w", 64, 64)
-    zero = every("float", "0.0") if floats else every("i32", 0)
+    zero = every("i32", 0) if dtype == "int8" else every("float", "0.0")
 
     def turn(at: Value, sums: list[Value]) -> list[Value]:
         x = f.at("%x", f.int_op("mul", at, 64))
         if floats:
             return _float_turn(vector, name, x, (weights, indices), sums)
-        return _int8_turn(vector, name, x, (weights, indices), sums)
+        return _dot_turn(vector, name, x, (weights, indices), sums)
 
     def repeat(_: Value, sums: list[Value]) -> list[Value]:
         return f.loop(0, TURNS, [(kind, value) for value in sums], turn)
@@ -114,19 +126,23 @@ def _loop(name: str, index: int, isa: str) -> Function:
     return f
 
 
-def _int8_turn(
+def _dot_turn(
     vector: Vector, name: str, x: Value, constants: tuple[Value, Value], sums: list[Value]
 ) -> list[Value]:
-    """One dot product a sum; behind one byte shuffle, or one for two where blocks share it."""
+    """One dot product a sum; behind one byte shuffle, or one for two where blocks share it.
+
+    That of bfloat16 takes longer with an operand from memory, which two share there.
+    """
     weights, indices = constants
+    dtype, _, form = name.partition(" ")
     after: list[Value] = []
     picked = ""
     for number, value in enumerate(sums):
-        if name == "int8 dense":
+        if name == "int8 dense" or (form == "dense" and number % 2 == 0):
             picked = vector.broadcast4(x, 4 * number)
-        elif name == "int8 2:4" or number % 2 == 0:
+        elif form == "2:4" or (form == "2:4 pair" and number % 2 == 0):
             picked = vector.select_bytes(vector.broadcast8(x, 8 * number), indices)
-        after.append(vector.dot4(value, picked, weights))
+        after.append(vector.dot(dtype, value, picked, weights))
     return after
 
 

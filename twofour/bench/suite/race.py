@@ -19,6 +19,7 @@ from twofour.bench.timing import Array, Contestant, Feeds, Schedule, Timing, rac
 from twofour.bench.versus import differences, ours
 from twofour.core.errors import Error, InputError
 from twofour.core.progress import Report
+from twofour.core.target import host_target, why_no_bf16
 from twofour.engine import Engine
 from twofour.runtime.session import Session
 
@@ -82,12 +83,17 @@ def _built(
     refused: dict[str, str],
 ) -> dict[Entry, Built]:
     built = {}
-    for entry in OURS:
+    for entry in our_entries():
         try:
-            built[entry] = build_engine(row, entry.kind, files, options, report)
+            built[entry] = build_engine(row, entry, files, options, report)
         except Error as e:
             refused[entry.key] = str(e)
     return built
+
+
+def our_entries() -> list[Entry]:
+    """Our contestants on this machine: those in bfloat16 where it has that."""
+    return [e for e in OURS if e.precision != "bf16" or not why_no_bf16(host_target())]
 
 
 def _peers(

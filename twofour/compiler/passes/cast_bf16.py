@@ -35,15 +35,12 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     if reason := _refuses(op):
         return Refused(reason)
     x = op.inputs["x"]
-    cast = next((use.node for use in x.uses() if bfloats.is_rounding(use.node)), None)
-    new_nodes = ()
-    if cast is None:
-        cast = bfloats.cast(x, ir.DataType.BFLOAT16)
-        new_nodes = (cast,)
+    there = next((use.node for use in x.uses() if bfloats.is_rounding(use.node)), None)
+    cast = there or bfloats.cast(x, ir.DataType.BFLOAT16)
     inputs = {**op.inputs, "x": cast.outputs[0], "w": _rounded(op.inputs["w"])}
     wanted = ops.Variant(f"B{op.base}", variant.add, variant.activation, float_out=True)
     new = ops.make_node(wanted, inputs, op.attributes, node)
-    return Replacement(op.output, new.outputs[0], (*new_nodes, new))
+    return Replacement(op.output, new.outputs[0], (new,) if there else (cast, new))
 
 
 def _refuses(op: ops.FusedOp) -> str:
