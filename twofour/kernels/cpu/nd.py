@@ -124,10 +124,16 @@ def nd_pieces(nests: Sequence[Nest]) -> int:
     return min(_MOST_PIECES, max(_usual(loops[_split(loops)].count) for loops in found))
 
 
-def emit_nd(name: str, nests: Sequence[Nest]) -> str:
-    """The kernel as an LLVM module; compile it with `vectorize`."""
+def emit_nd(name: str, nests: Sequence[Nest], operands: int = 0) -> str:
+    """The kernel as an LLVM module; compile it with `vectorize`.
+
+    Args:
+        name: its symbol.
+        nests: the walks.
+        operands: pointers in the table before that of the arena; by default those in use.
+    """
     pieces = nd_pieces(nests)
-    arena = 1 + max(ref.index for nest in nests for ref in (*nest.inputs, nest.y))
+    arena = operands or 1 + max(ref.index for nest in nests for ref in (*nest.inputs, nest.y))
     pointers = [("ptr", p) for p in "xwyr"]
     kernel = Function(name, [*pointers, *(("i64", p) for p in ("t0", "t1", "p0", "p1"))])
     functions = [kernel]
