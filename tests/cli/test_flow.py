@@ -13,6 +13,8 @@ from typer.testing import CliRunner, Result
 
 from tests.sample_models import conv_model
 from twofour.cli import app
+from twofour.core.bfloat16 import ROUNDING
+from twofour.core.target import host_target, why_no_bf16
 from twofour.engine import Engine
 
 X = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
@@ -79,6 +81,22 @@ def test_build_for_a_forced_instruction_set(isa: str, built: Path, tmp_path: Pat
     np.testing.assert_allclose(
         np.load(tmp_path / "y.npy"), np.load(built / "y.npy"), rtol=1e-4, atol=1e-4
     )
+
+
+def test_build_in_bfloat16(built: Path, tmp_path: Path) -> None:
+    """Where the CPU has it; else in float32, and explain says so."""
+    engine = tmp_path / "e.engine"
+    twofour("build", built / "model.onnx", "-o", engine, "--bf16")
+    reason = why_no_bf16(host_target())
+    shown = twofour("explain", engine, "--layer", "conv").stdout
+    assert ("float32" if reason else "bfloat16") in shown
+    assert ("not bfloat16" in shown) == bool(reason)
+    twofour("run", engine, "--input", f"x={built / 'x.npy'}", "--output-dir", tmp_path)
+    session = onnxruntime.InferenceSession(str(built / "model.onnx"))
+    (expected,) = session.run(None, {"x": X})
+    error = np.abs(np.load(tmp_path / "y.npy") - expected).max()
+    assert error > 0 or reason
+    assert error <= 4 * ROUNDING * np.abs(expected).max()
 
 
 def test_build_for_a_shape(built: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class Layer:
         config: of the chosen tactic.
         time_us: measured at build; None where it was not timed (fallback).
         shape: in words, for example "64x56x56 -> 64x56x56 k3".
-        precision: "int8" or "float32".
+        precision: "int8", "bfloat16" or "float32".
         pattern: of the weight, "2:4", "2:4/pair", "4:8", "dense", or "" without a weight.
         macs: multiply-adds per run, counted as if dense.
         weight_bytes: as packed.

@@ -61,7 +61,7 @@ class Tactic:
 
     Attributes:
         name: as reports show it.
-        dtype: of the inputs, "int8" or "float32".
+        dtype: of the inputs, "int8", "bfloat16" or "float32".
         pattern: the weight pattern it exploits; "" for dense.
         kernel: its code and packed weights.
         refuse: why it cannot take a problem with weights [groups * n, c, KH, KW] on an instruction
