@@ -179,7 +179,8 @@ def test_parts_of_a_join_lie_in_it_with_one_halo() -> None:
     found = lowered(
         f"{X} => (float[1,16,6,6] y, float[1,16,6,6] v)"
         "{ a = Conv (x, w) b = Conv (x, w) c = Concat <axis = 1> (a, b)"
-        " y = Conv <pads = [1,1,1,1]> (b, k) v = Conv <pads = [2,2,2,2], dilations = [2,2]> (c, m) }",
+        " y = Conv <pads = [1,1,1,1]> (b, k)"
+        " v = Conv <pads = [2,2,2,2], dilations = [2,2]> (c, m) }",
         w=W1,
         k=W3,
         m=RANDOM.normal(size=(16, 32, 3, 3)).astype(np.float32),

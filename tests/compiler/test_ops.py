@@ -21,6 +21,7 @@ ATTRIBUTES = {
     "group": 2,
     "keepdims": 0,
     "kernel_shape": (2, 3),
+    "count_include_pad": 1,
     "steps": (2, 3),
     "channel_pads": (1, 2),
     "low": -0.75,
@@ -70,6 +71,8 @@ def random_inputs(variant):
             arrays[name] = np.array(-7, np.int8)
         else:
             dims = {"w": weight, "res": out}.get(name, shape)
+            if name == "b" and variant.base == "QMulFloat":
+                dims = (*shape[:2], 1, 1)
             arrays[name] = (
                 random.integers(-128, 128, dims).astype(np.int8)
                 if quantized
@@ -98,6 +101,13 @@ def expected(variant, arrays):
         value = real(arrays, "a").astype(np.float64) + real(arrays, "b")
     elif variant.base in ("QActivation", "Silu", "Gelu", "GeluTanh"):
         value = real(arrays, "x").astype(np.float64)
+    elif variant.base in ("QMul", "QMulFloat"):
+        value = real(arrays, "a").astype(np.float64) * real(arrays, "b")
+    elif variant.base == "QAveragePool":
+        around = ((0, 0), (0, 0), (1, 1), (0, 1))
+        x = np.pad(real(arrays, "x").astype(float), around)
+        windows = np.lib.stride_tricks.sliding_window_view(x, (2, 3), (2, 3))[:, :, ::2]
+        value = windows.mean((4, 5))
     elif variant.base == "QGlobalAveragePool":
         value = real(arrays, "x").mean((2, 3), dtype=np.float64)
     elif variant.base == "QMaxPool":
@@ -156,9 +166,7 @@ def _elsewhere(variant):
 
 
 @pytest.mark.parametrize("opset", [17, 21])
-@pytest.mark.parametrize(
-    "variant", [v for v in ops.variants() if not _elsewhere(v)], ids=str
-)
+@pytest.mark.parametrize("variant", [v for v in ops.variants() if not _elsewhere(v)], ids=str)
 def test_the_function_means_what_numpy_says(variant, opset):
     arrays = random_inputs(variant)
     proto = ir.serde.serialize_model(fused_model(variant, arrays, opset))

@@ -117,18 +117,32 @@ def test_global_averages(golden, name, nodes, output, extra, opset):
             "it averages over axes [1, 2]; expected 2 and 3",
         ),
         (
-            "y = AveragePool <kernel_shape = [3, 4]> (t)",
-            "float[1,4,1,2]",
+            "y = AveragePool <kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1> (t)",
+            "float[1,4,2,3]",
             "",
             {},
-            "it averages over windows (3, 4) of (3, 5); expected the whole image",
+            "it rounds its output size up (ceil_mode)",
         ),
         (
-            "y = AveragePool <kernel_shape = [3, 5], pads = [1, 0, 1, 0]> (t)",
-            "float[1,4,3,1]",
+            "y = AveragePool <kernel_shape = [2, 2], dilations = [2, 2]> (t)",
+            "float[1,4,1,3]",
             "",
-            {},
-            "it averages over windows (3, 5) of (3, 5); expected the whole image",
+            {"opset": 19},
+            "its window is dilated",
+        ),
+        (
+            "y = AveragePool <kernel_shape = [2]> (t)",
+            "float[1,4,2]",
+            "",
+            {"size": "1,4,3"},
+            "it pools over 1 axes; expected 2",
+        ),
+        (
+            "y = AveragePool <kernel_shape = [2, 2]> (t)",
+            "float[n,4,2,4]",
+            "",
+            {"size": "n,4,3,5"},
+            "the shape of its input or result is not known",
         ),
         (
             "y = GlobalAveragePool (t)",
@@ -148,6 +162,24 @@ def test_global_averages(golden, name, nodes, output, extra, opset):
 )
 def test_averages_that_stay(nodes, output, extra, options, reason):
     assert refusal(fuse_integer_pool, average(nodes, output, extra, **options)) == reason
+
+
+WINDOWS = [
+    ("inside", "kernel_shape = [2, 3]", "1,4,2,3"),
+    ("padded", "kernel_shape = [3, 3], strides = [2, 1], pads = [1, 1, 1, 0]", "1,4,2,4"),
+    ("counted", "kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1", "1,4,3,5"),
+    ("same", 'kernel_shape = [2, 2], strides = [2, 2], auto_pad = "SAME_LOWER"', "1,4,2,3"),
+]
+
+
+@pytest.mark.parametrize(("name", "attributes", "shape"), WINDOWS, ids=[w[0] for w in WINDOWS])
+def test_averages_over_windows(golden, name, attributes, shape):
+    model = average(f"y = AveragePool <{attributes}> (t)", f"float[{shape}]")
+    after = check(fuse_integer_pool, golden, model, f"average_{name}")
+    assert op_types(after) == ["QAveragePoolF"]
+    nodes = f"m = AveragePool <{attributes}> (t)\n y = QuantizeLinear (m, s2, z2)"
+    after = check(fuse_integer_pool, None, average(nodes, f"int8[{shape}]"))
+    assert op_types(after) == ["QAveragePool"]
 
 
 def test_an_average_read_twice_keeps_its_axes():

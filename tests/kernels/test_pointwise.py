@@ -24,7 +24,7 @@ CONSTANTS = MapConstants(0.05, 120, 0.11, 131, 0.021, 7, -1.25, 6.0)
 
 @dataclass(frozen=True)
 class Case:
-    """One operator on tensors of these kinds."""
+    """One operator on tensors of these kinds; r may have one pixel an image."""
 
     op: str
     x: str
@@ -33,6 +33,7 @@ class Case:
     activation: str = ""
     steps: tuple[int, int] = (1, 1)
     pads: tuple[int, int] = (0, 0)
+    one_pixel: bool = False
 
     def __str__(self) -> str:
         return "-".join(filter(None, (self.op, self.x, self.r, self.y, self.activation)))
@@ -61,6 +62,11 @@ CASES = [
     Case("add", "u8", "u8", "u8", activation="Relu"),
     Case("add", "u8", "u8", "u8", activation="HardSwish"),
     Case("add", "f32", "f32", "f32"),
+    Case("mul", "u8", "u8", "u8"),
+    Case("mul", "u8", "u8", "f32"),
+    Case("mul", "u8", "u8", "u8", one_pixel=True),
+    Case("mul", "u8", "u8", "f32", one_pixel=True),
+    Case("mul", "f32", "f32", "f32", one_pixel=True),
 ]
 
 
@@ -93,7 +99,8 @@ def expected(case: Case, x: np.ndarray, r: np.ndarray | None, y: Strided) -> np.
     else:
         y_value = x if x.dtype == np.float32 else dequantize(x, c.x_scale, c.x_zero)
         if r is not None:
-            y_value = y_value + (r if r.dtype == np.float32 else dequantize(r, c.r_scale, c.r_zero))
+            other = r if r.dtype == np.float32 else dequantize(r, c.r_scale, c.r_zero)
+            y_value = y_value * other if case.op == "mul" else y_value + other
         bounds = (c.low, c.high) if case.activation == "Clip" else ()
         activation = Activation(case.activation, *bounds)
         y_value = activation.apply(y_value, short=dtype != np.float32)
@@ -121,7 +128,8 @@ class Bound:
         batch, height, width, channels = size
         x = tensor(case.x, (batch, height * case.steps[0], width * case.steps[1], channels))
         y = tensor(case.y, (batch, height, width, channels + sum(case.pads)))
-        r = tensor(case.r, size) if case.r else None
+        r_size = (batch, 1, 1, channels) if case.one_pixel else size
+        r = tensor(case.r, r_size) if case.r else None
         return Bound(case, x, y, r)
 
     @property
@@ -135,10 +143,17 @@ class Bound:
             channels - sum(self.case.pads),
             view(self.x, self.case.x, self.case.steps),
             view(self.y, self.case.y),
-            view(self.r, self.case.r) if self.r else None,
+            self.r_view,
             self.case.activation,
             *self.case.pads,
         )
+
+    @property
+    def r_view(self) -> View | None:
+        if self.r is None:
+            return None
+        found = view(self.r, self.case.r)
+        return replace(found, row=0, pixel=0) if self.case.one_pixel else found
 
     def run(self, kernel, constants: MapConstants = CONSTANTS, parts: int = 1) -> np.ndarray:
         header, (batch, height, *_) = constants.pack(), self.y.values.shape

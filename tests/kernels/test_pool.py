@@ -9,8 +9,9 @@ import pytest
 
 from tests.kernels.harness import targets
 from tests.kernels.strided import Strided, compiled, in_parts
-from twofour.core.numerics import Window
-from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_mean
+from twofour.core.numerics import Window, patches
+from twofour.core.pooling import average_pool, tap_factors
+from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_average, pack_mean
 from twofour.kernels.cpu.problem import Strides
 from twofour.runtime.cpu import address
 
@@ -95,6 +96,56 @@ def test_maximum_of_extremes() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("include_pad", [False, True])
+def test_average_of_bytes(target, include_pad) -> None:
+    """Bit for bit core.pooling, also where a window hangs over several borders."""
+    random = np.random.default_rng(0)
+    made = []
+    for index, window in enumerate(WINDOWS):
+        for channels in (CHANNELS[index], 64):
+            x = Strided((2, 6, 7, channels), np.uint8, halo=HALO)
+            y = Strided((2, *window.output_size(6, 7), channels), np.uint8, halo=HALO)
+            problem = problem_of("average", x, y, "u8", "u8", window)
+            made.append((replace(problem, include_pad=include_pad), x, y))
+    texts = {f"average{i}_": emit_pool(f"average{i}_", p) for i, (p, *_) in enumerate(made)}
+    kernels = compiled(texts, target, vectorize=False)
+    for kernel, (problem, x, y) in zip(kernels, made, strict=True):
+        x.values[...] = random.integers(0, 256, x.values.shape)
+        for zero_points, scale in (((128, 128), 0.9), ((0, 255), 30.0), ((255, 0), 1.0)):
+            header = pack_average(scale, *zero_points, problem.window)
+            want = average_pool(
+                x.values, problem.window, scale, zero_points, include_pad=include_pad
+            )
+            for parts in (1, 3):
+                assert (run(kernel, problem, x, y, header, parts) == want).all(), problem
+
+
+@pytest.mark.parametrize(("kind", "out"), [("float32", "float32"), ("u8", "float32")])
+@pytest.mark.parametrize("include_pad", [False, True])
+def test_average_as_floats(kind, out, include_pad) -> None:
+    random = np.random.default_rng(1)
+    for window in WINDOWS:
+        x = Strided((2, 6, 7, 17), DTYPES[kind], halo=HALO)
+        y = Strided((2, *window.output_size(6, 7), 17), np.float32, halo=HALO)
+        problem = replace(problem_of("average", x, y, kind, out, window), include_pad=include_pad)
+        (kernel,) = compiled({"a_": emit_pool("a_", problem)}, TARGETS[0], vectorize=False)
+        x.values[...] = random.integers(0, 256, x.values.shape)
+        got = run(kernel, problem, x, y, pack_average(0.5, 3, 0, window), 2)
+        values = 0.5 * (x.values.astype(np.float64) - (3 if kind == "u8" else 0))
+        taps = window.kernel[0] * window.kernel[1]
+        sums = patches(values, window, 0).sum((3, 4))
+        inside = patches(np.ones(x.values.shape), window, 0).sum((3, 4))
+        want = sums / (taps if include_pad else inside)
+        # Sums of bytes are exact: the factor and the product are rounded.
+        assert (np.abs(got - want) <= 2.0**-22 * np.abs(want)).all(), problem
+
+
+def test_tap_factors_are_rounded_once() -> None:
+    want = [0, 0.3, 0.3 / 2, 0.3 / 3]
+    assert tap_factors(0.3, 3).tolist() == [float(np.float32(v)) for v in want]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize(("kind", "out"), [("u8", "u8"), ("u8", "float32"), ("float32", "float32")])
 def test_mean(target, kind, out) -> None:
     random = np.random.default_rng(1)
@@ -145,3 +196,4 @@ def test_work_is_counted_in_rows_and_images() -> None:
     pool = PoolProblem("max", 3, 8, 8, 17, "u8", flat, flat, WINDOWS[0])
     assert (pool.pieces, pool.blocks) == (3 * 4, 2)
     assert replace(pool, op="mean").pieces == 3
+    assert replace(pool, op="average").pieces == 3 * 4

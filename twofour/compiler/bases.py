@@ -11,6 +11,10 @@ QUANTIZED_RES = ("res", "res_scale", "res_zero_point")
 QUANTIZED_Y = ("y_scale", "y_zero_point")
 _CONV_ATTRIBUTES = ("strides", "pads", "dilations", "group")
 _DEQUANTIZE_X = "x_f = DequantizeLinear (x, x_scale, x_zero_point)"
+_DEQUANTIZE_AB = (
+    "a_f = DequantizeLinear (a, a_scale, a_zero_point)\n"
+    " b_f = DequantizeLinear (b, b_scale, b_zero_point)"
+)
 _DEQUANTIZE_W = "w_f = DequantizeLinear <axis = 0> (w, w_scale)"
 _MAX_ATTRIBUTES = ("kernel_shape", "strides", "pads")
 ACTIVATIONS = tuple(meanings.ACTIVATIONS)
@@ -80,9 +84,20 @@ BASES = {
     "QAdd": Base(
         ("a", "a_scale", "a_zero_point", "b", "b_scale", "b_zero_point"),
         (),
-        "a_f = DequantizeLinear (a, a_scale, a_zero_point)\n"
-        " b_f = DequantizeLinear (b, b_scale, b_zero_point)\n acc = Add (a_f, b_f)",
+        f"{_DEQUANTIZE_AB}\n acc = Add (a_f, b_f)",
         ACTIVATIONS,
+        quantized=True,
+    ),
+    "QMul": Base(
+        ("a", "a_scale", "a_zero_point", "b", "b_scale", "b_zero_point"),
+        (),
+        f"{_DEQUANTIZE_AB}\n acc = Mul (a_f, b_f)",
+        quantized=True,
+    ),
+    "QMulFloat": Base(
+        ("a", "a_scale", "a_zero_point", "b"),
+        (),
+        "a_f = DequantizeLinear (a, a_scale, a_zero_point)\n acc = Mul (a_f, b)",
         quantized=True,
     ),
     "QActivation": Base(
@@ -90,6 +105,13 @@ BASES = {
     ),
     "QGlobalAveragePool": Base(
         _QUANTIZED_X, ("keepdims",), f"{_DEQUANTIZE_X}\n MEAN", ("F",), quantized=True
+    ),
+    "QAveragePool": Base(
+        _QUANTIZED_X,
+        (*_MAX_ATTRIBUTES, "count_include_pad"),
+        f"{_DEQUANTIZE_X}\n acc = {meanings.AVERAGE_POOL} (x_f)",
+        ("F",),
+        quantized=True,
     ),
     "QMaxPool": Base(
         ("x",),

@@ -36,7 +36,7 @@ from twofour.kernels.cpu.llvm import Source, renamed
 from twofour.kernels.cpu.nd import emit_nd, nd_pieces
 from twofour.kernels.cpu.norm import emit_norm, pack_norm
 from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_map
-from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_mean
+from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_average, pack_mean
 from twofour.kernels.cpu.problem import ConvProblem, Strides, merge_groups
 from twofour.kernels.cpu.program import Call, Operand
 from twofour.kernels.cpu.tactic import Tactic
@@ -203,9 +203,13 @@ class Emitter:
             y_strides,
             op.window,
             out,
+            op.include_pad,
         )
         pixels = x.height * x.width
-        constants = pack_mean(op.scale / pixels, pixels * op.x_zero, op.y_zero)
+        if op.op == "average":
+            constants = pack_average(op.scale, op.x_zero, op.y_zero, op.window)
+        else:
+            constants = pack_mean(op.scale / pixels, pixels * op.x_zero, op.y_zero)
         symbol = self._kernel(emit_pool("kernel", problem))
         self.layers.append(plain_layer(op, placed, "pool"))
         pieces = problem.pieces // x.batch * x.count
@@ -213,8 +217,7 @@ class Emitter:
 
     def _map(self, op: MapOp, placed: Placed) -> _Kernel:
         before, after = op.channel_pads
-        views = [_view(p) for p in (placed.x, placed.y, placed.r) if p is not None]
-        x_view, y_view = views[0], views[1]
+        x_view, y_view = _view(placed.x), _view(placed.y)
         batch, height, width, channels = extent_of(placed.y)
         x_view = replace(x_view, row=x_view.row * op.steps[0], pixel=x_view.pixel * op.steps[1])
         problem = MapProblem(
@@ -225,7 +228,7 @@ class Emitter:
             channels - before - after,
             x_view,
             y_view,
-            views[2] if len(views) > 2 else None,
+            _second(placed.r, (height, width)) if placed.r is not None else None,
             op.activation.name,
             before,
             after,
@@ -265,7 +268,7 @@ class Emitter:
     def _nd(self, op: NdOp, placed: Placed, bindings: dict[str, int]) -> Call:
         """A small operator: all its operands are entries of a table."""
         nests = nd_nests(op, placed)
-        symbol = self._kernel(emit_nd("kernel", nests), vectorize=True)
+        symbol = self._kernel(emit_nd("kernel", nests, len(op.values)), vectorize=True)
         table = nd_table(op, placed, bindings, self._keep_once)
         self.layers.append(
             Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=precision_of(placed.y))
@@ -329,6 +332,13 @@ def _bounded(op: ConvOp) -> bool:
     e = op.epilogue
     largest = most * np.abs(e.scale) + np.abs(e.bias) + 255.0 * abs(e.residual_scale)
     return bool((largest * max(1.0, e.y_factor) < _INT32).all())
+
+
+def _second(place: Place, size: tuple[int, int]) -> View:
+    """The second operand; one pixel is that of every place of an image."""
+    _, height, width, _ = extent_of(place)
+    view = _view(place)
+    return view if (height, width) == size else replace(view, row=0, pixel=0)
 
 
 def _view(place: Place) -> View:

@@ -9,6 +9,10 @@ CONV = (
 MAX_POOL = (
     "MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads>"
 )
+AVERAGE_POOL = (
+    "AveragePool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,"
+    " count_include_pad: int = @count_include_pad>"
+)
 MATMUL = """w_t = Transpose <perm = [1, 0]> ({w})
  product = MatMul ({x}, w_t)
  acc = Add (product, bias)"""

@@ -91,7 +91,7 @@ class MapOp(NativeOp):
     """An operator that touches each element once, see kernels/cpu/pointwise.py.
 
     Attributes:
-        op: "copy", "convert" or "add".
+        op: "copy", "convert", "add" or "mul", whose second operand may be one pixel an image.
         constants: scales and zero points.
         activation: what the results go through.
         steps: the (row, column) steps x is read with.
@@ -107,14 +107,15 @@ class MapOp(NativeOp):
 
 @dataclass(frozen=True)
 class PoolOp(NativeOp):
-    """A maximum over windows, or the mean of each channel.
+    """A maximum or an average over windows, or the mean of each channel.
 
     Attributes:
-        op: "max" or "mean".
-        window: of the maximum.
-        scale: of the mean: x_scale / y_scale (1 for floats).
+        op: "max", "average" or "mean".
+        window: of the maximum or average.
+        scale: of the mean or average: x_scale / y_scale (1 for floats).
         x_zero: zero point of x as stored.
         y_zero: zero point of y as stored.
+        include_pad: an average divides by all taps, those of the padding too.
     """
 
     op: str = "max"
@@ -122,6 +123,7 @@ class PoolOp(NativeOp):
     scale: float = 1.0
     x_zero: int = 0
     y_zero: int = 0
+    include_pad: bool = False
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,34 @@ def _quantized_add(op: FusedOp) -> MapOp:
     )
 
 
+def _quantized_mul(op: FusedOp) -> MapOp:
+    a, b = (shape(op.inputs[name]) for name in "ab")
+    if b != a and not (len(a) == 4 and b == (*a[:2], 1, 1)):
+        raise NotNative(f"the product broadcasts {list(b)} to {list(a)}")
+    constants = MapConstants(
+        x_scale=float(constant(op.inputs["a_scale"])),
+        x_zero=stored(constant(op.inputs["a_zero_point"]), op.inputs["a"].dtype),
+        y_scale=float(constant(op.inputs["y_scale"])),
+        y_zero=stored(constant(op.inputs["y_zero_point"]), op.output.dtype),
+    )
+    if "b_scale" in op.inputs:
+        r_zero = stored(constant(op.inputs["b_zero_point"]), op.inputs["b"].dtype)
+        r_scale = float(constant(op.inputs["b_scale"]))
+        constants = replace(constants, r_scale=r_scale, r_zero=r_zero)
+    elif op.inputs["b"].dtype != ir.DataType.FLOAT:
+        raise NotNative(f"native kernels multiply by float32, not by {op.inputs['b'].dtype}")
+    return MapOp(
+        op.name,
+        op.op_type,
+        "map",
+        operand(op.inputs["a"]),
+        name_of(op.output),
+        operand(op.inputs["b"]),
+        op="mul",
+        constants=constants,
+    )
+
+
 def _float_activation(op: FusedOp) -> MapOp:
     _require_shapes(op)
     if op.inputs["x"].dtype != ir.DataType.FLOAT:
@@ -218,11 +246,22 @@ def _quantized_mean(op: FusedOp) -> PoolOp:
     )
 
 
-def _max(op: FusedOp) -> PoolOp:
-    _require_shapes(op)
+def _quantized_average(op: FusedOp) -> PoolOp:
+    (include_pad,) = _ints(op, "count_include_pad")
+    mean = _quantized_mean(op)
+    return replace(mean, op="average", window=_window(op), include_pad=bool(include_pad))
+
+
+def _window(op: FusedOp) -> Window:
+    """The window of a pooling."""
     kernel, strides, pads = (_ints(op, key) for key in ("kernel_shape", "strides", "pads"))
     if len(kernel) != 2:
         raise NotNative("native pooling is 2-D")
+    return window_of(kernel, strides, (1, 1), pads)
+
+
+def _max(op: FusedOp) -> PoolOp:
+    _require_shapes(op)
     return PoolOp(
         op.name,
         op.op_type,
@@ -230,7 +269,7 @@ def _max(op: FusedOp) -> PoolOp:
         operand(op.inputs["x"]),
         name_of(op.output),
         op="max",
-        window=window_of(kernel, strides, (1, 1), pads),
+        window=_window(op),
     )
 
 
@@ -268,9 +307,12 @@ READERS = {
     "QGemm": _gemm,
     "Gemm": _gemm,
     "QAdd": _quantized_add,
+    "QMul": _quantized_mul,
+    "QMulFloat": _quantized_mul,
     "QActivation": _quantized_activation,
     **dict.fromkeys(("Silu", "Gelu", "GeluTanh"), _float_activation),
     "QGlobalAveragePool": _quantized_mean,
+    "QAveragePool": _quantized_average,
     "QMaxPool": _max,
     "BConv": _conv,
     "BGemm": _gemm,

@@ -23,7 +23,7 @@ from twofour.compiler.native import (
     stored,
     window_of,
 )
-from twofour.compiler.passes import activations
+from twofour.compiler.passes import activations, windows
 from twofour.core.functions import Activation
 from twofour.kernels.cpu.pointwise import MapConstants
 
@@ -147,6 +147,27 @@ def _max(node: ir.Node) -> PoolOp:
     )
 
 
+def _average(node: ir.Node) -> PoolOp:
+    x, y = _float_ends(node)
+    kernel = tuple(node.attributes["kernel_shape"].as_ints())
+    if len(kernel) != 2:
+        raise NotNative("native pooling is 2-D")
+    if node.attributes.get_int("ceil_mode", 0):
+        raise NotNative("an average with ceil_mode has no native kernel yet")
+    strides, dilations = (node.attributes.get_ints(n, (1, 1)) for n in ("strides", "dilations"))
+    pads = windows.explicit_pads(node, kernel, shape(x)[2:])
+    return PoolOp(
+        node.name or "",
+        "AveragePool",
+        "pool",
+        operand(x),
+        name_of(y),
+        op="average",
+        window=window_of(kernel, strides or (1, 1), dilations or (1, 1), pads),
+        include_pad=bool(node.attributes.get_int("count_include_pad", 0)),
+    )
+
+
 def _alias(node: ir.Node) -> NativeOp:
     x, y = node.inputs[0], node.outputs[0]
     if x is None or x.dtype not in TYPES:
@@ -166,6 +187,7 @@ READERS = {
     "GlobalAveragePool": _mean,
     "ReduceMean": _mean,
     "MaxPool": _max,
+    "AveragePool": _average,
     "Reshape": _alias,
     "Flatten": _alias,
     "Squeeze": _alias,

@@ -5,8 +5,9 @@ An operator type is a base and optional parts, in this order:
     QConv | QGemm     [Add | AddFloat] [Relu | ...] [F]     integer, in NCHW resp. [..., K]
     Conv  | Gemm      [Add] [Relu | ...]              float32
     QAdd              [Relu | ...]
-    QActivation        Relu | ...             [F]
-    QGlobalAveragePool                        [F]
+    QMul, QMulFloat                                   equal shapes, or b a factor per channel
+    QActivation       [Relu | ...]            [F]
+    QGlobalAveragePool, QAveragePool          [F]
     QMaxPool, SlicePad
     Silu, Gelu, GeluTanh                              float32; standard ONNX has the other ones
     LayerNorm, QLayerNorm, LayerNormQ                 float32, quantized, or both (y, q)

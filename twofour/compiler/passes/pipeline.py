@@ -28,6 +28,7 @@ from twofour.compiler.passes import (
     fuse_integer,
     fuse_integer_activation,
     fuse_integer_add,
+    fuse_integer_mul,
     fuse_integer_norm,
     fuse_integer_pool,
     fuse_layer_norm,
@@ -102,6 +103,7 @@ PIPELINE = (
     Pass(fuse_epilogue.NAME, fuse_epilogue.rule, "on float operators, so once for both kinds"),
     Pass(fuse_integer.NAME, fuse_integer.rule, "takes operators with their epilogue"),
     Pass(fuse_integer_add.NAME, fuse_integer_add.rule, "takes the Adds that no Conv took"),
+    Pass(fuse_integer_mul.NAME, fuse_integer_mul.rule, "no activation is written as one any more"),
     Pass(
         fuse_integer_activation.NAME,
         fuse_integer_activation.rule,

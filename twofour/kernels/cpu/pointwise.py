@@ -71,18 +71,19 @@ class MapProblem:
 
         y[n, h, w, before + c] = f(x[n, h, w, c] [, r[n, h, w, c]])
 
-    The channels around hold the zero of y.
+    r may have steps of 0 and so be the same for all pixels of an image. The channels around hold
+    the zero of y.
 
     Attributes:
         op: "copy" (f changes the form only, not the scale), "convert" (f dequantizes and quantizes
-            as the kinds of x and y need it) or "add".
+            as the kinds of x and y need it), "add" or "mul".
         batch: images.
         height: rows.
         width: columns.
         channels: channels of x.
         x: input.
         y: output.
-        r: second operand of "add".
+        r: second operand of "add" and "mul".
         activation: name of what the results go through; low and high are the bounds of Clip.
         before: channels of y before those of x.
         after: channels of y after those of x.
@@ -188,7 +189,7 @@ def _element(
     value = _read(f, at["x"], problem.x.kind, constant, "x")
     if problem.r is not None:
         other = _read(f, at["r"], problem.r.kind, constant, "r")
-        value = f.let(f"fadd float {value}, {other}")
+        value = f.let(f"f{problem.op} float {value}, {other}")
     bounds, short = (constant["low"], constant["high"]), problem.y.kind not in _FLOAT
     value = emit_activation(Floats(f, 1), problem.activation, value, bounds, short=short)
     if problem.y.kind not in _REAL:
@@ -216,12 +217,14 @@ def _fill_around(f: Function, problem: MapProblem, row: Value, zero: Value) -> N
 def _inner_loops(problem: MapProblem, views: list[View]) -> list[tuple[int, str]]:
     """The loops within a row.
 
-    One where pixels and channels are one run of elements, else two with the longer one inside; a
-    few channels are written out, so that LLVM vectorises over pixels and interleaves them.
+    One where pixels and channels are one run of elements, else two with channels inside, or the
+    longer one where a view has its pixels closer; a few channels are written out, so that LLVM
+    vectorises over pixels and interleaves them.
     """
     if all(v.pixel == problem.channels * v.channel for v in views):
         return [(problem.width * problem.channels, "channel")]
-    if problem.width > problem.channels > _FEW:
+    across = any(v.channel > v.pixel > 0 for v in views)
+    if across and problem.width > problem.channels > _FEW:
         return [(problem.channels, "channel"), (problem.width, "pixel")]
     return [(problem.width, "pixel"), (problem.channels, "channel")]
 

@@ -1,9 +1,11 @@
-"""Pooling: maximum over windows, and the mean of each channel.
+"""Pooling: maximum and average over windows, and the mean of each channel.
 
 Sixteen channels at a time, the last, incomplete block masked; the maximum of bytes takes 64 where
 they divide evenly. Windows that reach over the border are clipped, those inside have all their taps
-written out. Same kernel signature as nest.py: t0..t1 counts rows (maximum) or images (mean),
-p0..p1 blocks of channels.
+written out. Same kernel signature as nest.py: t0..t1 counts rows (maximum, average) or images
+(mean), p0..p1 blocks of channels.
+
+Averages of bytes are those of core/pooling.py, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.numerics import Window
+from twofour.core.pooling import tap_factors
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import LANES, Strides
 from twofour.kernels.cpu.rows import from_bfloats, load16, store16, to_bfloats
@@ -30,6 +33,8 @@ from twofour.kernels.cpu.vector import (
 
 _POINT = Window((1, 1))
 _BYTES = {"u8": 1, "bfloat16": 2, "float32": 4}
+_HEADER_BYTES = 64
+_LOWEST = "0xFFF0000000000000"  # minus infinity
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class PoolProblem:
     """One pooling operator.
 
     Attributes:
-        op: "max" or "mean" (over the whole image).
+        op: "max", "average" (over windows) or "mean" (over the whole image).
         batch: images.
         height: of the input.
         width: of the input.
@@ -45,8 +50,9 @@ class PoolProblem:
         kind: of the input: "u8", "bfloat16" or "float32"; "max" writes the same.
         x: input strides; its pointer is pixel (0, 0), not the padding.
         y: output strides.
-        window: of "max".
-        out: of "mean": likewise.
+        window: of "max" and "average".
+        out: of "mean" and "average": likewise.
+        include_pad: of "average": the padding counts as zeros.
     """
 
     op: str
@@ -59,6 +65,7 @@ class PoolProblem:
     y: Strides
     window: Window = _POINT
     out: str = "u8"
+    include_pad: bool = False
 
     @property
     def lanes(self) -> int:
@@ -93,12 +100,27 @@ def pack_mean(scale: float, x_zero_sum: int, y_zero: int) -> NDArray[np.uint8]:
     return out.view(np.uint8)
 
 
+def pack_average(scale: float, x_zero: int, y_zero: int, window: Window) -> NDArray[np.uint8]:
+    """The header of an average over windows: zero points, then the factor of n taps at n.
+
+    Args:
+        scale: x_scale / y_scale, or 1 for floats.
+        x_zero: zero point of x as stored.
+        y_zero: zero point of y as stored.
+        window: the window.
+    """
+    out = np.zeros(16, np.int32)
+    out[1], out[2] = x_zero, y_zero
+    factors = tap_factors(scale, window.kernel[0] * window.kernel[1])
+    return np.concatenate([out.view(np.uint8), factors.view(np.uint8)])
+
+
 def emit_pool(name: str, problem: PoolProblem) -> str:
     """The kernel as an LLVM module."""
     f = Function(
         name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
     )
-    body = _max_row if problem.op == "max" else _mean_image
+    body = _mean_image if problem.op == "mean" else _window_row
     f.loop(
         "%t0", "%t1", [], lambda t, _: f.loop("%p0", "%p1", [], lambda p, _: body(f, problem, t, p))
     )
@@ -134,27 +156,30 @@ def _store(f: Function, problem: PoolProblem, value: Value, pointer: Value, mask
     store16(f, vector, value, pointer, 0, mask)
 
 
-def _max_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[Value]:
+def _window_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[Value]:
     """One output row of one block of channels."""
     (sh, sw), (top, left) = problem.window.stride, problem.window.pads[:2]
     out_h, out_w = problem.window.output_size(problem.height, problem.width)
-    size = _BYTES[problem.kind]
+    out = problem.kind if problem.op == "max" else problem.out
     image, row = f.int_op("udiv", t, out_h), f.int_op("urem", t, out_h)
-    first = f.int_op("mul", block, problem.lanes * size)
+    first = f.int_op("mul", block, problem.lanes)
     mask = _mask(f, problem, block)
-    x = f.at(f.at("%x", f.int_op("mul", image, problem.x.image)), first)
+    inputs = f.int_op("mul", first, _BYTES[problem.kind])
+    x = f.at(f.at("%x", f.int_op("mul", image, problem.x.image)), inputs)
     line = f.int_op(
         "add", f.int_op("mul", image, problem.y.image), f.int_op("mul", row, problem.y.row)
     )
-    y = f.at(f.at("%y", line), first)
+    y = f.at(f.at("%y", line), f.int_op("mul", first, _BYTES[out]))
     y0 = f.int_op("sub", f.int_op("mul", row, sh), top)
     rows = _span(f, y0, problem.window.kernel[0], problem.window.dilation[0], problem.height)
 
     def column(j: Value, *, inside: bool) -> None:
         x0 = f.int_op("sub", f.int_op("mul", j, sw), left)
         columns = None if inside else _span(f, x0, *_width_of(problem))
-        best = _window_max(f, problem, x, (y0, x0), (rows, columns, mask))
-        _store(f, problem, best, f.at(y, f.int_op("mul", j, problem.y.pixel)), mask)
+        value = _over_window(f, problem, x, (y0, x0), (rows, columns, mask))
+        if problem.op == "average":
+            value = _averaged(f, problem, value, _taps(f, problem, rows, columns))
+        _store(f, problem, value, f.at(y, f.int_op("mul", j, problem.y.pixel)), mask)
 
     reach = (problem.window.kernel[1] - 1) * problem.window.dilation[1]
     begin = min(out_w, -(-left // sw))
@@ -173,14 +198,35 @@ def _width_of(problem: PoolProblem) -> tuple[int, int, int]:
 Span = tuple[Value, Value]
 
 
-def _window_max(
+def _taps(f: Function, problem: PoolProblem, rows: Span, columns: Span | None) -> Value:
+    """How many taps of a window lie in the image."""
+    down = f.int_op("sub", rows[1], rows[0])
+    across = f.int_op("sub", columns[1], columns[0]) if columns is not None else None
+    return f.int_op("mul", down, problem.window.kernel[1] if across is None else across)
+
+
+def _averaged(f: Function, problem: PoolProblem, total: Value, taps: Value) -> Value:
+    """The average from the sum over that many taps, as it is stored."""
+    if problem.kind == "u8":
+        count = f.let(f"trunc i64 {taps} to i32")
+        zeros = f.int_op("mul", count, f.load("i32", "%w", 4, 4), "i32")
+        total = f.let(f"sub {I32S} {total}, {f.splat('i32', zeros)}")
+        total = f.let(f"sitofp {I32S} {total} to {F32S}")
+    kh, kw = problem.window.kernel
+    index = f.int_op("mul", str(kh * kw) if problem.include_pad else taps, 4)
+    factor = f.load("float", f.at("%w", index), _HEADER_BYTES, 4)
+    mean = f.let(f"fmul {F32S} {total}, {f.splat('float', factor)}")
+    return _quantized(f, mean) if problem.out == "u8" else mean
+
+
+def _over_window(
     f: Function,
     problem: PoolProblem,
     x: Value,
     origin: tuple[Value, Value],
     taps: tuple[Span, Span | None, Value],
 ) -> Value:
-    """The maximum of one window.
+    """The maximum of one window, or its sum.
 
     Args:
         f: the kernel.
@@ -192,8 +238,10 @@ def _window_max(
     """
     (y0, x0), (rows, columns, mask) = origin, taps
     (dh, dw), (count, _, _) = problem.window.dilation, _width_of(problem)
-    vector = _vector(problem)
-    lowest = "zeroinitializer" if problem.kind == "u8" else every("float", "0xFFF0000000000000")
+    vector, sums = _vector(problem), problem.op == "average"
+    start = "zeroinitializer" if sums or problem.kind == "u8" else every("float", _LOWEST)
+    if sums and problem.kind == "u8":
+        vector = I32S
 
     def line(a: Value) -> Value:
         down = f.int_op("mul", f.int_op("add", y0, f.int_op("mul", a, dh)), problem.x.row)
@@ -201,6 +249,10 @@ def _window_max(
 
     def tap(here: Value, offset: Value | int, best: Value) -> Value:
         value = _load(f, problem, f.at(here, offset), mask)
+        if sums and problem.kind == "u8":
+            return f.int_op("add", best, f.let(f"zext {BYTES16} {value} to {I32S}"), I32S)
+        if sums:
+            return f.let(f"fadd {F32S} {best}, {value}")
         compare = "icmp ugt" if problem.kind == "u8" else "fcmp ogt"
         greater = f.let(f"{compare} {vector} {value}, {best}")
         chosen = f"select <{problem.lanes} x i1> {greater}, {vector} {value}, {vector} {best}"
@@ -219,7 +271,7 @@ def _window_max(
             best = tap(here, b * step, best)
         return [best]
 
-    return f.loop(*rows, [(vector, lowest)], row)[0]
+    return f.loop(*rows, [(vector, start)], row)[0]
 
 
 def _span(f: Function, origin: Value, count: int, dilation: int, limit: int) -> tuple[Value, Value]:
