@@ -160,7 +160,7 @@ def test_several_profiles_share_weights(encoder_int8, timing_cache, tmp_path) ->
     short = dict.fromkeys(TEXT, ((1, 1), (2, 16), (9, 20)))
     one = build(encoder_int8, shapes=TEXT, timing_cache=timing_cache)
     both = build(encoder_int8, profiles=[TEXT, short], timing_cache=timing_cache)
-    assert both.weights.nbytes < 1.05 * one.weights.nbytes  # timed at one shape: packed alike
+    assert both.weights.nbytes < 1.1 * one.weights.nbytes  # packed alike: timed at one shape
     engine = build(encoder_int8, profiles=[TEXT, fixed, short], timing_cache=timing_cache)
     assert engine.plan.arena_bytes == max(p.arena_bytes for p in engine.plan.profiles)
     assert len(engine.plan.steps) == 3
