@@ -165,12 +165,13 @@ def test_elsewhere_layers_stay_float32_and_say_why(monkeypatch) -> None:
 @needs_bf16
 def test_a_layer_that_stays_float32_says_why() -> None:
     model = graph(
-        "(float[1,4,6,6] x) => (float[1,4,6,6] y) { a = Conv (x, v)"
-        " y = Conv <group = 4, pads = [1, 1, 1, 1]> (a, w) }",
+        "(float[1,4,6,6] x) => (float[1,4,6,6] y) {"
+        " a = Conv <group = 4, pads = [1, 1, 1, 1]> (x, w) b = Conv (a, v)"
+        " y = Conv <group = 4, pads = [1, 1, 1, 1]> (b, w) }",
         **weights(v=(4, 4, 1, 1), w=(4, 1, 3, 3)),
     )
     engine = build(model, bf16=True)
-    assert sorted(layers(engine).values()) == ["bfloat16", "float32"]
+    assert sorted(layers(engine).values()) == ["bfloat16", "bfloat16", "float32"]
     (notes,) = [n.notes for n in engine.plan.layers if n.precision == "float32" and n.pattern]
     assert any("one input channel a group" in note for note in notes)
     check(model, engine, random_inputs(model), 4)

@@ -142,13 +142,29 @@ def test_an_output_of_the_model_stays_float32() -> None:
     close(model, made, 30)
 
 
-def test_a_depthwise_conv_multiplies_in_float32_and_stores_bfloat16() -> None:
+def test_a_depthwise_conv_between_products_reads_and_stores_bfloat16() -> None:
+    """Its weights stay float32."""
     nodes = f"a = Conv (x, v)\n b = {CONV.replace('<', '<group = 4, ')} (a, w)\n y = Conv (b, u)"
     shapes = {"v": (4, 4, 1, 1), "w": (4, 1, 3, 3), "u": (4, 4, 1, 1)}
     model = graph(f"{IMAGE} {{ {nodes} }}", **weights(**shapes))
     made = after(model)
-    assert op_types(made) == ["Cast", "BConvF", "BConv", "BConvF"]
-    assert [node.inputs[0].dtype for node in made.graph][2] == ir.DataType.FLOAT
+    assert op_types(made) == ["Cast", "BConv", "BConv", "BConvF"]
+    depthwise = list(made.graph)[2]
+    assert [v.dtype for v in depthwise.inputs[:2]] == [ir.DataType.BFLOAT16, ir.DataType.FLOAT]
+    close(model, made, 10)
+
+
+@pytest.mark.parametrize("end", ["y = Sin (b)", "c = Relu (b)\n y = Conv (c, u)"])
+def test_a_depthwise_conv_at_an_end_has_one_end_in_float32(end) -> None:
+    depthwise = f"{CONV.replace('<', '<group = 4, ')}"
+    shapes = {"v": (4, 4, 1, 1), "w": (4, 1, 3, 3), "u": (4, 4, 1, 1)}
+    first = (
+        f"a = Conv (x, v)\n b = {depthwise} (a, w)" if "Sin" in end else f"b = {depthwise} (x, w)"
+    )
+    model = graph(f"{IMAGE} {{ {first}\n {end} }}", **weights(**shapes))
+    made = after(model)
+    wanted = ["Cast", "BConv", "BConvF", "Sin"] if "Sin" in end else ["BConvRelu", "BConvF"]
+    assert op_types(made) == wanted
     close(model, made, 10)
 
 

@@ -98,9 +98,17 @@ def _reads(node: ir.Node, value: ir.Value) -> bool:
     if is_mover(node) or is_max(node) or base_of(node) == "SlicePad":
         return value is node.inputs[0] and all(is_wanted(v) for v in node.outputs if v.uses())
     base = base_of(node)
-    if base in PRODUCTS:
-        return ops.parse_op(node).has_add and value is ops.parse_op(node).inputs["res"]
+    if base in ("Conv", *PRODUCTS):
+        op = ops.parse_op(node)
+        residual = base != "Conv" and op.has_add and value is op.inputs["res"]
+        return residual or (is_depthwise(op) and value is op.inputs["x"])
     return base == ATTENTION and can_attend(node) and any(v is value for v in node.inputs[:3])
+
+
+def is_depthwise(op: ops.FusedOp) -> bool:
+    """Whether a convolution has one input channel for each output channel."""
+    w = op.inputs["w"].shape
+    return "Conv" in op.base and w is not None and op.attributes["group"] == w[0] and w[1] == 1
 
 
 def can_attend(node: ir.Node) -> bool:

@@ -9,7 +9,8 @@
 Conditions:
     1. x is float32 and its shape is known; of a Conv it is an image, of a Gemm rows of channels
     2. w is a constant, and its bfloat16 values are finite
-    3. a group has at least two input channels: a depthwise product has no pairs to add
+    3. a group has at least two input channels: a depthwise product has no pairs to add; it still
+       reads and stores bfloat16 where that is held (hold_bf16, read_bf16)
 """
 
 from __future__ import annotations

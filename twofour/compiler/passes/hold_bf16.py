@@ -6,7 +6,7 @@
     y = twofour.LayerNorm(x, ...), Cast<bfloat16>(y), more(y)
         ->  y, q = twofour.LayerNormB(x, ...), more(y)
 
-    The second: a depthwise Conv, in float32 itself. The Casts vanish with read_bf16.
+    The second: a depthwise Conv, which multiplies in float32. The Casts vanish with read_bf16.
 
 Conditions:
     1. all who read the result can read bfloat16 (bfloats.py); of a LayerNorm: a Cast does

@@ -2,6 +2,7 @@
 
     Cast<bfloat16>(Cast<float>(b))               ->  b
     twofour.BConvAdd...(..., res: Cast<float>(b))  ->  twofour.BConvAdd...(..., b), likewise BGemm
+    twofour.[B]Conv...(Cast<float>(b), w, bias)  ->  twofour.BConv...(b, w, bias), where depthwise
     MaxPool(Cast<float>(b))                      ->  Cast<float>(twofour.BMaxPool(b))
     twofour.SlicePad(Cast<float>(b), value)      ->  Cast<float>(twofour.BSlicePad(b, value))
     GlobalAveragePool(Cast<float>(b))            ->  twofour.BGlobalAveragePoolF(b), or, where all
@@ -36,8 +37,8 @@ def rule(node: ir.Node) -> Replacement | None:
         source = bfloats.held(node.inputs[0])
         return None if source is None else Replacement(node.outputs[0], source)
     base = bfloats.base_of(node)
-    if base in bfloats.PRODUCTS:
-        return _residual(node)
+    if base in ("Conv", *bfloats.PRODUCTS):
+        return _product(node)
     if base == bfloats.ATTENTION:
         return _attention(node)
     x = bfloats.held(node.inputs[0]) if node.inputs else None
@@ -54,14 +55,19 @@ def rule(node: ir.Node) -> Replacement | None:
     return _mean(node, x) if bfloats.is_mean(node) else None
 
 
-def _residual(node: ir.Node) -> Replacement | None:
-    """A product that adds a held residual."""
+def _product(node: ir.Node) -> Replacement | None:
+    """A product that adds a held residual, or a depthwise one of held inputs."""
     op = ops.parse_op(node)
-    res = bfloats.held(op.inputs["res"]) if op.has_add else None
-    if res is None:
+    names = ["res"] if op.has_add and op.base != "Conv" else []
+    names += ["x"] if bfloats.is_depthwise(op) else []
+    parts = {name: bfloats.held(op.inputs[name]) for name in names}
+    found = {name: value for name, value in parts.items() if value is not None}
+    if not found:
         return None
-    inputs = {**op.inputs, "res": res}
-    new = ops.make_node(ops.parse_type(node.op_type), inputs, op.attributes, node)
+    variant = ops.parse_type(node.op_type)
+    if op.base == "Conv":
+        variant = ops.Variant("BConv", variant.add, variant.activation, float_out=True)
+    new = ops.make_node(variant, {**op.inputs, **found}, op.attributes, node)
     return Replacement(op.output, new.outputs[0], (new,))
 
 

@@ -1,10 +1,12 @@
-"""Depthwise convolution, 16 channels at a time: float32, and integers on any instruction set.
+"""Depthwise convolution, 16 channels at a time: floats, and integers on any instruction set.
 
 Lanes are 16 output channels, each with an input channel of its own; a tile's sums stay in registers
 while each input is read once and added to every position whose window holds it. A product of a byte
-and a weight of 16 bits fits LLVM's `vpmaddwd`. Layout of a panel:
+and a weight of 16 bits fits LLVM's `vpmaddwd`. Inputs in bfloat16 become float32 as they are read:
+that costs more than it saves in a near cache, and less than the bytes it saves in a whole network.
+Layout of a panel:
 
-    for row in KH: for column in KW: for lane in 16: w[lane, row, column]   (float32, or int16)
+    for row in KH: for column in KW: for lane in 16: w[lane, row, column]   (int16 for int8)
     16 x i32 start, 16 x f32 scale, 16 x f32 bias
 """
 
@@ -21,8 +23,9 @@ from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.nest import Panels, emit_loops, row_pieces
 from twofour.kernels.cpu.packing import CONSTANTS_BYTES, header
 from twofour.kernels.cpu.problem import LANES, Config, ConvProblem, tilings
+from twofour.kernels.cpu.rows import from_bfloats
 from twofour.kernels.cpu.tactic import Tactic, Weights
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, Vector
+from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector
 
 # Positions of a tile: their sums, and beside them the filter where registers allow.
 _POSITIONS = {"avx512vnni": 16, "avx2": 5, "vector": 2}
@@ -121,6 +124,8 @@ def _input(f: Function, problem: ConvProblem, offset: int) -> Value:
     """16 channels of one pixel."""
     if problem.dtype == "int8":
         return f.let(f"zext {BYTES16} {f.load(BYTES16, '%x', offset)} to {I32S}")
+    if problem.dtype == "bfloat16":
+        return from_bfloats(f, f.load(WORDS16, "%x", offset))
     return f.load(F32S, "%x", offset)
 
 
@@ -139,7 +144,7 @@ def _refuse(problem: ConvProblem, w: Weights, isa: str) -> str:
 
 def _configs(problem: ConvProblem, isa: str) -> list[Config]:
     """Tiles of several positions; one, where integers have a faster kernel as well."""
-    found = tilings(problem, _POSITIONS[isa], 1, 2 if problem.dtype == "float32" else 1)
+    found = tilings(problem, _POSITIONS[isa], 1, 1 if problem.dtype == "int8" else 2)
     if problem.dtype == "int8" and isa == "avx512vnni":
         return found
     return [*found, replace(found[0], panels_outside=True)]
@@ -147,5 +152,5 @@ def _configs(problem: ConvProblem, isa: str) -> list[Config]:
 
 TACTICS = tuple(
     Tactic("depthwise 16", dtype, "", Lanes(), _refuse, _configs, depthwise=True)
-    for dtype in ("int8", "float32")
+    for dtype in ("int8", "bfloat16", "float32")
 )
