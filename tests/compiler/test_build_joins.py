@@ -180,6 +180,22 @@ def test_two_threads_share_a_join(timing_cache) -> None:
     assert (one == two).all()
 
 
+@pytest.mark.parametrize("name", ["csp", "nested", "pyramid"])
+def test_joins_of_any_number_of_images(name, timing_cache) -> None:
+    nodes, shapes, _ = CASES[name]
+    model = graph(
+        f"(float[n,5,8,8] x) => (float[n,8,8,8] y) {{ e = Conv (x, w) {nodes} {LAST} }}",
+        **weights(w=(8, 5, 1, 1), **shapes),
+    )
+    options = {"shapes": {"x": ((1, 5, 8, 8), (2, 5, 8, 8), (4, 5, 8, 8))}}
+    engine = build(model, timing_cache=timing_cache, **options)
+    assert "Concat" not in steps(engine)[0][1]
+    for batch in (1, 2, 3, 4):
+        inputs = images(batch=batch)
+        got, want = run_twice(engine, inputs)["y"], reference(model, inputs)["y"]
+        assert np.abs(got - want).max() <= 1e-5 * max(1.0, float(np.abs(want).max()))
+
+
 @pytest.mark.parametrize("axis", [0, 2, 3])
 def test_other_axes_are_copied(axis, timing_cache) -> None:
     shape = [2, 8, 8, 8]

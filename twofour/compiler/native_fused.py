@@ -186,9 +186,8 @@ def _quantized_mul(op: FusedOp) -> MapOp:
     if b != a and not (len(a) == 4 and b == (*a[:2], 1, 1)):
         raise NotNative(f"the product broadcasts {list(b)} to {list(a)}")
     constants = MapConstants(
-        x_scale=float(constant(op.inputs["a_scale"])),
+        x_scale=float(constant(op.inputs["a_scale"])) / float(constant(op.inputs["y_scale"])),
         x_zero=stored(constant(op.inputs["a_zero_point"]), op.inputs["a"].dtype),
-        y_scale=float(constant(op.inputs["y_scale"])),
         y_zero=stored(constant(op.inputs["y_zero_point"]), op.output.dtype),
     )
     if "b_scale" in op.inputs:

@@ -158,6 +158,25 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
     return rounded.astype(np.uint8 if epilogue.unsigned else np.int8)
 
 
+def scale_product(a: Array, b: Array, scale: float, zero_points: tuple[int, int]) -> Array:
+    """Multiplies a quantized tensor by real numbers: nothing is divided.
+
+        y = saturate(round_half_even(((a - a_zero) * scale) * b) + y_zero)
+
+    Args:
+        a: uint8 as stored, any shape.
+        b: float32 that broadcasts to `a`.
+        scale: a_scale / y_scale, rounded once.
+        zero_points: of a and y, as stored.
+
+    Returns:
+        uint8 as stored, of the shape of `a`.
+
+    Source: ONNX Mul between DequantizeLinear and QuantizeLinear, which divides by y_scale.
+    """
+    return quantize(dequantize(a, scale, zero_points[0]) * b, 1.0, zero_points[1], np.uint8)
+
+
 @dataclass(frozen=True)
 class Window:
     """Where a convolution looks: (height, width) pairs and padding (top, left, bottom, right)."""

@@ -3,8 +3,9 @@
     Q(Mul(DQ(a), DQ(b)))  ->  twofour.QMul(a, ..., b, ..., y_scale, y_zero_point)
     Q(Mul(DQ(a), b))      ->  twofour.QMulFloat(a, a_scale, a_zero_point, b, y_scale, ...)
 
-    By the meaning of the fused operator nothing changes. b may be a factor for each channel of an
-    image, as a squeeze-and-excite block computes it.
+    By the meaning of the fused operator nothing changes; its kernel multiplies by a_scale / y_scale
+    where Q divides: a result between two steps may be the other one. b may be a factor for each
+    channel of an image, as a squeeze-and-excite block computes it.
 
 Conditions:
     1. a is dequantized per tensor from int8 or uint8; b likewise, or float32

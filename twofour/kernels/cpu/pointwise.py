@@ -12,7 +12,7 @@ come from the 64-byte header `w`:
 
 Zero points are as stored (int8 plus 128). Their meaning is `core.numerics.quantize` and
 `dequantize`, element by element, with an activation of core/functions.py in between: the short form
-where y is quantized.
+where y is quantized. A product of bytes is `core.numerics.scale_product`: nothing is divided.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ class MapProblem:
 
 @dataclass(frozen=True)
 class MapConstants:
-    """Scales, zero points (of stored tensors with the 128 of int8), and the bounds of Clip."""
+    """Scales, zero points (of stored tensors with the 128 of int8), and the bounds of Clip.
+
+    Of a product of bytes x_scale is that of x divided by that of y, and y_scale is not read.
+    """
 
     x_scale: float = 1.0
     x_zero: int = 0
@@ -193,7 +196,10 @@ def _element(
     bounds, short = (constant["low"], constant["high"]), problem.y.kind not in _FLOAT
     value = emit_activation(Floats(f, 1), problem.activation, value, bounds, short=short)
     if problem.y.kind not in _REAL:
-        value = quantize_scalar(f, value, constant["y_scale"], constant["y_zero"])
+        if problem.op == "mul":
+            value = round_scalar(f, value, constant["y_zero"])
+        else:
+            value = quantize_scalar(f, value, constant["y_scale"], constant["y_zero"])
     _store(f, value, at["y"], problem.y.kind)
 
 
@@ -267,7 +273,14 @@ def quantize_scalar(f: Function, value: Value, scale: Value, zero: Value) -> Val
 
     saturate(round_half_even(value / scale) + zero)
     """
-    value = f.let(f"fdiv float {value}, {scale}")
+    return round_scalar(f, f.let(f"fdiv float {value}, {scale}"), zero)
+
+
+def round_scalar(f: Function, value: Value, zero: Value) -> Value:
+    """A number of steps as a stored byte; NaN becomes the zero point.
+
+    saturate(round_half_even(value) + zero)
+    """
     zero_f = f.let(f"sitofp i32 {zero} to float")
     low, high = f.let(f"fneg float {zero_f}"), f.let(f"fsub float {float_bits(255.0)}, {zero_f}")
     ordered = f.let(f"fcmp ord float {value}, {value}")
