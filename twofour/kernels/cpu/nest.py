@@ -11,7 +11,7 @@ packing.py.
 
 Of a problem with `open_rows` nobody knows the number of rows when its kernel is made: there t0..t1
 are rows, and every call cuts its own into tiles of the configured height h and of h - 1. Where that
-cannot be done (few rows), the rest that whole tiles leave goes through ever lower ones.
+cannot be done (few rows), the rest that whole tiles leave goes through ever lower ones (`_ladder`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.packing import HEADER_BYTES, Format, pack, panel_bytes
 from twofour.kernels.cpu.problem import LANES, Config, ConvProblem, Pieces
 from twofour.kernels.cpu.tile import Tile
+
+# Blocks of sums that fit in registers beside what any format needs: rows of a tall tile.
+_TALL = {"avx512vnni": 20, "avx2": 4, "vector": 2}
 
 Pointers = dict[str, Value]
 Visit = Callable[[Pointers, tuple[int, int]], None]
@@ -75,7 +78,7 @@ class Tiled:
             problem.blocks // config.blocks,
             problem.c * problem.x_bytes if problem.groups > 1 else 0,
         )
-        return emit_loops(name, problem, config, panels, tile)
+        return emit_loops(name, problem, config, panels, tile, _TALL[isa] // config.blocks)
 
     def pack(
         self,
@@ -101,7 +104,7 @@ def row_pieces(problem: ConvProblem, config: Config) -> int:
 
 
 def emit_loops(
-    name: str, problem: ConvProblem, config: Config, panels: Panels, tiles: Tiles
+    name: str, problem: ConvProblem, config: Config, panels: Panels, tiles: Tiles, tall: int = 0
 ) -> str:
     """The kernel as an LLVM module.
 
@@ -112,14 +115,13 @@ def emit_loops(
         panels: where the parts of a panel lie.
         tiles: writes the functions `tile(x, w, y, r, header, left)` that the loops call; `left`
             is the number of output channels from the panel on.
+        tall: rows of a tile that fit in registers, where their number is open.
     """
     f = Function(
         name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
     )
-    height = config.tile_h if problem.open_rows else problem.out_h
-    walk = _Walk(
-        f, problem, Pieces.of(height, config.tile_h), Pieces.of(problem.out_w, config.tile_w)
-    )
+    down, across = Pieces.of(problem.out_h, config.tile_h), Pieces.of(problem.out_w, config.tile_w)
+    walk = _Walk(f, problem, down, across, _ladder(problem, config, tall))
     # Which tile functions there are: of other panels, of the last one, or both.
     kinds = (False, True) if panels.own_last > 0 else (panels.own_last == 0,)
     written = {(size, k): tiles(size, k) for size in walk.tile_sizes() for k in kinds}
@@ -167,16 +169,18 @@ class _Walk:
         problem: what it computes.
         down: output rows, cut.
         across: output columns, cut.
+        ladder: heights of tiles where the number of rows is open, see `_ladder`.
     """
 
     f: Function
     problem: ConvProblem
     down: Pieces
     across: Pieces
+    ladder: tuple[int, ...] = ()
 
     def tile_sizes(self) -> list[tuple[int, int]]:
         """Every (height, width) that occurs."""
-        heights = _ladder(self.down.size) if self.problem.open_rows else self.down.sizes
+        heights = self.ladder or self.down.sizes
         return [(height, width) for height in heights for width in self.across.sizes]
 
     def panels(self, visit: Callable[[Value], None]) -> None:
@@ -185,7 +189,7 @@ class _Walk:
 
     def pieces(self, visit: Visit) -> None:
         """Emits a loop over the tiles of row pieces t0..t1: visit(pointers, size)."""
-        if self.problem.open_rows:
+        if self.ladder:
             self._open_rows(visit)
             return
         self.f.repeat("%t0", "%t1", lambda t: self._rows(t, visit))
@@ -213,18 +217,20 @@ class _Walk:
             )
 
     def _open_rows(self, visit: Visit) -> None:
-        """The tiles of rows t0..t1: of two neighbouring heights if they fit, else down a ladder."""
-        f, (high, *lower) = self.f, _ladder(self.down.size)
-        rows = f.int_op("sub", "%t1", "%t0")
-        count = f.int_op("udiv", f.int_op("add", rows, high - 1), high)
-        big = f.int_op("sub", rows, f.int_op("mul", count, high - 1))
-        even = f.let(f"icmp sge i64 {big}, 0")
-        whole = f.int_op("udiv", rows, high)
-        big = f.let(f"select i1 {even}, i64 {big}, i64 {whole}")
-        first = self._run("%t0", big, high, visit)
-        for height in lower:
-            fitting = f.int_op("udiv", f.int_op("sub", "%t1", first), height)
-            first = self._run(first, fitting, height, visit)
+        """The tiles of rows t0..t1: of two neighbouring heights if they fit, else down the ladder.
+
+        count tiles of `high` or high - 1 rows hold any number of rows from count * (high - 1) on.
+        """
+        f, first = self.f, "%t0"
+        for high, lower in zip(self.ladder, (*self.ladder[1:], 0), strict=True):
+            rows = f.int_op("sub", "%t1", first)
+            whole = f.int_op("udiv", rows, high)
+            if high > 1 and lower == high - 1:
+                count = f.int_op("udiv", f.int_op("add", rows, lower), high)
+                spare = f.int_op("sub", rows, f.int_op("mul", count, lower))
+                even = f.let(f"icmp sge i64 {spare}, 0")
+                whole = f.let(f"select i1 {even}, i64 {spare}, i64 {whole}")
+            first = self._run(first, whole, high, visit)
 
     def _run(self, first: Value, count: Value, height: int, visit: Visit) -> Value:
         """So many tiles of one height from a row on; returns the row after them."""
@@ -274,9 +280,17 @@ class _Walk:
             begin += count * width
 
 
-def _ladder(height: int) -> tuple[int, ...]:
-    """Heights of tiles that any number of rows is a sum of: h, h - 1, then halves down to 1."""
-    heights = [height]
+def _ladder(problem: ConvProblem, config: Config, tall: int) -> tuple[int, ...]:
+    """Heights of tiles that any number of rows is a sum of; () where that number is known.
+
+    They are the configured height h and h - 1, then halves down to 1. Where usual rows are too few
+    for a tall tile, t and t - 1 come before, for shapes of more rows.
+    """
+    if not problem.open_rows:
+        return ()
+    heights = [config.tile_h]
     while heights[-1] > 1:
         heights.append(heights[-1] - 1 if len(heights) == 1 else heights[-1] // 2)
+    if problem.out_h < tall - 1 and config.tile_h < tall - 1:
+        heights = [tall, tall - 1, *heights]
     return tuple(heights)
