@@ -74,6 +74,16 @@ def open_with(*keys: str | int, value: Any) -> Callable[[Header], None]:
     return attack
 
 
+def second_with(*keys: str | int, value: Any) -> Callable[[Header], None]:
+    """An attack that adds a profile which differs in one value."""
+
+    def attack(header: Header) -> None:
+        header["plan"]["profiles"].append(copy.deepcopy(header["plan"]["profiles"][0]))
+        plan_with("profiles", 1, *keys, value=value)(header)
+
+    return attack
+
+
 def without(*keys: str | int) -> Callable[[Header], None]:
     """An attack that removes one value of the plan."""
 
@@ -127,6 +137,11 @@ LIES: dict[str, tuple[Callable[[Header], None], str]] = {
     "a million threads": (plan_with("threads", value=1_000_000), "1000000 threads"),
     "unknown set": (plan_with("target", "isa", value="sve9"), "unknown instruction set 'sve9'"),
     "no profile": (plan_with("profiles", value=[]), "0 profiles"),
+    "profiles of other inputs": (second_with("inputs", 0, "name", value="z"), "different inputs"),
+    "profiles of other types": (
+        second_with("outputs", 0, "dtype", value="int8"),
+        "different inputs",
+    ),
     "symbol of no range": (open_with("symbols", 0, "least", value=9), "the range 9 to 8"),
     "symbol from zero": (open_with("symbols", 0, "least", value=0), "the range 0 to 8"),
     "symbol that no input has": (

@@ -55,3 +55,10 @@ REFUSED = {
 def test_refused(shapes, reason) -> None:
     with pytest.raises(InputError, match=reason):
         read_request(GRAPH, shapes)
+
+
+def test_more_symbols_than_there_is_room_for() -> None:
+    dims = ",".join("?" * 9)
+    many = graph(f"(float[{dims}] x) => (float[{dims}] y) {{ y = Relu(x) }}").graph
+    with pytest.raises(InputError, match="9 dimensions are open"):
+        read_request(many, {"x": ((1,) * 9, (2,) * 9, (3,) * 9)})

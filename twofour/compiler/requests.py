@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from twofour.core.abi import MAX_SYMBOLS
 from twofour.core.errors import InputError
 from twofour.core.sizes import Symbol
 
@@ -71,6 +72,12 @@ def read_request(graph: ir.Graph, shapes: Requested) -> Request:
             symbols.setdefault(symbol, Symbol(symbol, *sizes))
             found.append(list(symbols).index(symbol))
         axes[name] = tuple(found)
+    if len(symbols) > MAX_SYMBOLS:
+        raise InputError(
+            f"{len(symbols)} dimensions are open",
+            [f"expected at most {MAX_SYMBOLS}: {', '.join(symbols)}"],
+            "export the model with one name for dimensions that are always equal, or fix some",
+        )
     return Request(tuple(symbols.values()), axes)
 
 

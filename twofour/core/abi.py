@@ -31,5 +31,5 @@ MAX_THREADS = min(SYNC["semaphore"] - SYNC["sleeping"], SYNC_BYTES - SYNC["semap
 # Kernels may read this far beyond a tensor or the packed weights, never write.
 SLACK_BYTES = 8192
 
-MAX_SYMBOLS = 16
 SYMBOL_BYTES = 8
+MAX_SYMBOLS = 8  # one cache line

@@ -40,9 +40,13 @@ def wrong(plan: Plan) -> Iterator[str]:
                 yield from _wrong_tensor(tensor, profile)
         yield from _wrong_memory(profile)
         yield from _wrong_steps(profile, len(plan.layers))
-        ends = [[(t.name, t.dtype) for t in p.inputs] for p in (profile, plan.profiles[0])]
-        if ends[0] != ends[1]:
-            yield "the profiles have different inputs"
+        if _ends(profile) != _ends(plan.profiles[0]):
+            yield "the profiles have different inputs or outputs"
+
+
+def _ends(profile: Profile) -> list[list[tuple[str, str]]]:
+    """Names and types of inputs and outputs."""
+    return [[(t.name, t.dtype) for t in part] for part in (profile.inputs, profile.outputs)]
 
 
 def _wrong_symbols(profile: Profile) -> Iterator[str]:

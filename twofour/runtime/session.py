@@ -66,13 +66,7 @@ class Session:
         self._code = Code([engine.code[name].tobytes() for name in plan.code])
         self.threads = plan.threads if threads is None else threads
         self._workers = Workers(self._code, self.threads)
-        self._steps = [
-            [
-                _NativeStep(step, profile, self) if step.kind == "native" else _FallbackStep(step, self)
-                for step in profile.steps
-            ]
-            for profile in plan.profiles
-        ]
+        self._steps = [[self._step(step, p) for step in p.steps] for p in plan.profiles]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Computes the outputs.
@@ -164,6 +158,12 @@ class Session:
             shapes = {name: array.shape for name, array in tensors.items()}
             bound = self._bounds[key] = bind(self.engine.plan, shapes)
         return tensors, bound
+
+    def _step(self, step: Step, profile: Profile) -> _NativeStep | _FallbackStep:
+        """A step of a profile, ready to run."""
+        if step.kind == "native":
+            return _NativeStep(step, profile, self)
+        return _FallbackStep(step, self)
 
     def _enter(self, bound: Bound) -> None:
         """Writes what the profile keeps in the arena: its halos, and the values of its symbols."""
