@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from tests.graphs import graph
 from tests.networks import ResNet18, export, with_statistics
@@ -190,6 +191,53 @@ def test_profiles_of_images_of_several_sizes(timing_cache) -> None:
     with pytest.raises(UnsupportedError, match="tensor 'x' cannot have these open sizes") as caught:
         build(model, shapes={"x": ((1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 16, 16))})
     assert "several profiles" in caught.value.fix
+
+
+class Depthwise(nn.Module):
+    """Depthwise and grouped convolutions, activations, a gate of a mean, two joined branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.each = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1, groups=16)
+        self.mix, self.some = nn.Conv2d(16, 24, 1), nn.Conv2d(24, 24, 3, 1, 1, groups=2)
+        self.join, self.head = nn.Conv2d(48, 8, 1), nn.Linear(8, 7)
+
+    def forward(self, x):
+        x = functional.relu6(self.each(functional.hardswish(self.stem(x))))
+        x = self.mix(x)
+        y = functional.silu(self.some(x)) + x
+        y = torch.cat([y * torch.sigmoid(y.mean((2, 3), keepdim=True)), functional.relu(x)], 1)
+        return self.head(functional.max_pool2d(self.join(y), 2).mean((2, 3)))
+
+
+class Patches(nn.Module):
+    """A vision transformer of one layer: patches, a token of its own, positions, its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 32, 8, 8), nn.LayerNorm(32)
+        self.token = nn.Parameter(torch.randn(1, 1, 32))
+        self.positions = nn.Parameter(torch.randn(1, 17, 32))
+        self.joint, self.out, self.head = nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        q, k, v = self.joint(self.norm(x)).unflatten(2, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(2, 3) / 4).softmax(-1) @ v
+        return self.head((x + self.out(y.transpose(1, 2).flatten(2)))[:, 0])
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("network", [Depthwise, Patches])
+def test_other_networks_of_any_batch(network, precision, timing_cache) -> None:
+    torch.manual_seed(0)
+    sizes = ({0: torch.export.Dim("batch")},)
+    model = exported(network(), (torch.zeros(2, 3, 32, 32),), ["x"], sizes)
+    model = quantize(model, images(4)) if precision == "int8" else model
+    engine = build(model, shapes=IMAGES, timing_cache=timing_cache)
+    assert "onnxruntime" not in {layer.tactic for layer in engine.plan.layers}
+    compare(engine, model, map(images, (8, 1, 3)), 2, timing_cache=timing_cache)
 
 
 class Ends(nn.Module):
