@@ -1,0 +1,81 @@
+"""How few operators a detector and a network of weighed channels become, without building them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from twofour.compiler.importer import import_graph
+from twofour.compiler.lower import lower
+from twofour.compiler.passes.pipeline import run_passes
+from twofour.compiler.schedule import schedule
+from twofour.onnx_tools.load import load_model
+from twofour.onnx_tools.options import QuantizeOptions
+from twofour.onnx_tools.quantize import quantize
+from twofour.train.export import export_onnx
+from twofour.train.networks.mobilenet import CONFIGS, MobileNet
+from twofour.train.networks.seeded import seeded
+from twofour.train.networks.yolo import OUTPUT_NAMES, Yolo, YoloConfig
+
+SIDE = 64
+
+
+def written(make, path: Path, outputs) -> ir.Model:
+    model = seeded(make, (2, 3, SIDE, SIDE))
+    export_onnx(model, [torch.zeros(1, 3, SIDE, SIDE)], path, ("x",), outputs)
+    return load_model(path)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> ir.Model:
+    path = tmp_path_factory.mktemp("networks") / "yolo.onnx"
+    return written(lambda: Yolo(YoloConfig(width=4, outputs=9)), path, OUTPUT_NAMES)
+
+
+@pytest.fixture(scope="module")
+def mobile(tmp_path_factory) -> ir.Model:
+    path = tmp_path_factory.mktemp("networks") / "mobile.onnx"
+    config = replace(CONFIGS["mobilenetv3_like"], stages=((1, 16, 1, 1), (6, 24, 2, 2)))
+    return written(lambda: MobileNet(config), path, ("y",))
+
+
+def quantized(model: ir.Model) -> ir.Model:
+    random = np.random.default_rng(0)
+    batches = [{"x": random.normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)} for _ in range(2)]
+    return quantize(model, batches, QuantizeOptions(method="minmax"))
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    """The operators of the one native step."""
+    graph = run_passes(import_graph(model)).model.graph
+    (only,) = lower(graph, schedule(graph)).sections
+    assert only.native
+    return Counter(placed.op.op_type for placed in only.ops)
+
+
+def test_a_detector_joins_nothing_by_copying(detector) -> None:
+    assert operators(detector) == {
+        **{"ConvSilu": 41, "Conv": 3, "Add": 4, "MaxPool": 3, "Resize": 2},
+        "Copy": 4,  # the image in, three maps out
+    }
+
+
+def test_a_quantized_detector_is_bytes_from_end_to_end(detector) -> None:
+    assert operators(quantized(detector)) == {
+        **{"QConvSilu": 41, "QConvF": 3, "QAdd": 4, "QMaxPool": 3, "Resize": 2},
+        **{"QuantizeLinear": 1, "Copy": 3},
+    }
+
+
+def test_a_quantized_network_weighs_its_channels_as_bytes(mobile) -> None:
+    assert operators(quantized(mobile)) == {
+        **{"QConvHardSwish": 7, "QConv": 2, "QConvAdd": 1, "QGlobalAveragePool": 4},
+        **{"QConvRelu": 3, "QConvHardSigmoidF": 3, "QMulFloat": 3},
+        **{"QuantizeLinear": 1, "QGemmF": 1},
+    }
