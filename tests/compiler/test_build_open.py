@@ -316,6 +316,26 @@ def test_a_smallest_shape_that_changes_the_rank_is_refused() -> None:
         build(squeezed, shapes={"x": ((1, 4), (4, 4), (8, 4))})
 
 
+def test_a_part_that_is_whole_at_small_shapes_is_refused() -> None:
+    most = graph(
+        """(float[N,S] x) => (float[N,1] y)
+           <int64[1] zero = {0}, int64[1] five = {5}, int64[1] axis = {1}> {
+             part = Slice(x, zero, five, axis)
+             y = ReduceMean(part, axis) }"""
+    )
+    with pytest.raises(UnsupportedError, match="tensor 'part' cannot have these open") as caught:
+        build(most, shapes={"x": ((1, 2), (2, 8), (3, 16))})
+    assert "at the smallest shape it is [1, 2], not [1, 5]" in str(caught.value)
+    build(most, shapes={"x": ((1, 5), (2, 8), (3, 16))})
+
+
+def test_nameless_dimensions_that_must_be_equal_are_told_of() -> None:
+    added = graph("(float[?,4] x, float[?,4] z) => (float[?,4] y) { y = Add(x, z) }")
+    ranges = ((1, 4), (2, 4), (8, 4))
+    with pytest.raises(InputError, match=r"does not take all shapes in the ranges: not x\[0\] 7"):
+        build(added, shapes={"x": ranges, "z": ranges})
+
+
 def test_shapes_and_profiles_are_one_or_the_other(resnet) -> None:
     with pytest.raises(InputError, match="cannot both be given"):
         build(resnet, shapes=IMAGES, profiles=[IMAGES])

@@ -31,7 +31,7 @@ from twofour.compiler.native_nd import NdOp, NdValue
 from twofour.compiler.passes.pipeline import Fused
 from twofour.compiler.requests import Request, Shape
 from twofour.compiler.schedule import read_twins
-from twofour.core.errors import UnsupportedError
+from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.sizes import Count, Size, value
 
 _STATIC = "build fixed shapes instead, as several profiles: --shapes NAME:SHAPE for each"
@@ -72,7 +72,9 @@ class OpenGraph:
             UnsupportedError: the network is another one at another shape.
         """
         fit = Fit.of(request.symbols)
-        points = [fused(imported(request.shapes_at(values))) for values in fit.points]
+        models = [_imported(request, values, fit, imported) for values in fit.points]
+        _require_smallest(imported, request, [_shapes(model) for model in models], fit)
+        points = [fused(model) for model in models]
         graphs = [point.model.graph for point in points]
         nodes = list(zip(*(list(graph) for graph in graphs), strict=False))
         if len({len(graph) for graph in graphs}) > 1 or any(_differ(twins) for twins in nodes):
@@ -84,8 +86,6 @@ class OpenGraph:
         values = [v for twins in nodes for v in zip(*(n.outputs for n in twins), strict=True)]
         values += list(zip(*(graph.inputs for graph in graphs), strict=True))
         dims, irregular = _dims(values, fit)
-        least = tuple(symbol.least for symbol in request.symbols)
-        _require_outputs(imported(request.shapes_at(least)), least, dims)
         return OpenGraph(points[0], fit, {n[0]: n for n in nodes}, dims, irregular)
 
     def read(self, node: ir.Node) -> NativeOp | str:
@@ -160,14 +160,53 @@ def _attributes(node: ir.Node) -> tuple[bytes, ...]:
     return tuple(a.SerializeToString() for a in ir.to_proto(node).attribute)
 
 
-def _require_outputs(model: ir.Model, least: Sequence[int], dims: Dims) -> None:
-    """Refuses a model whose outputs have other shapes where dimensions are 1."""
-    for output in model.graph.outputs:
-        name, shape = output.name or "", static_shape(output)
-        expected = tuple(value(dim, least) for dim in dims.get(name, ()))
-        if shape is not None and name in dims and shape != expected:
+def _imported(
+    request: Request,
+    values: Sequence[int],
+    fit: Fit,
+    imported: Callable[[dict[str, Shape]], ir.Model],
+) -> ir.Model:
+    """The model at one point."""
+    try:
+        return imported(request.shapes_at(values))
+    except InputError as e:
+        if values == fit.points[0]:
+            raise
+        shown = ", ".join(f"{s.name} {n}" for s, n in zip(request.symbols, values, strict=True))
+        raise InputError(
+            f"the model does not take all shapes in the ranges: not {shown}",
+            [str(e).splitlines()[0], *e.reasons],
+            "give dimensions that are always equal one name in the model, or build fixed shapes",
+        ) from e
+
+
+def _shapes(model: ir.Model) -> dict[str, Shape]:
+    """The shapes of all values that have one."""
+    shapes = {value.name or "": static_shape(value) for n in model.graph for value in n.outputs}
+    return {name: shape for name, shape in shapes.items() if shape is not None}
+
+
+def _require_smallest(
+    imported: Callable[[dict[str, Shape]], ir.Model],
+    request: Request,
+    points: Sequence[dict[str, Shape]],
+    fit: Fit,
+) -> None:
+    """Refuses a model in which something has another shape at the smallest one than its size says.
+
+    So it is where a dimension of 1 is dropped, or where at most so many elements are taken.
+    """
+    least = tuple(symbol.least for symbol in request.symbols)
+    for name, shape in _shapes(imported(request.shapes_at(least))).items():
+        known = [point.get(name, ()) for point in points]
+        try:
+            dims = [fit.count(sizes) for sizes in zip(*known, strict=True)]
+        except (Irregular, ValueError):
+            continue  # refused where it is used
+        expected = tuple(value(dim, least) for dim in dims)
+        if all(name in point for point in points) and shape != expected:
             reason = f"at the smallest shape it is {list(shape)}, not {list(expected)}"
-            raise _unsupported(name, "the output", reason)
+            raise _unsupported(name, "within the network", reason)
 
 
 def _differ(twins: Sequence[ir.Node]) -> bool:
