@@ -248,7 +248,7 @@ def test_bad_inputs_of_run(built: Path, tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("1 2 3")
     files = sorted(path.name for path in tmp_path.iterdir())
     cases = {
-        "x=wide.npy": ["expected x float32 [1, 4, 8, 8]", "got float32 [1, 4, 8, 7]"],
+        "x=wide.npy": ["expected x float32 [1, 4, 8, 8]", "got x [1, 4, 8, 7]"],
         "x=double.npy": ["got float64"],
         "x=none.npy": ["cannot read input 'x'"],
         "x=text.npy": ["no .npy file"],
