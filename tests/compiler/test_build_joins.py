@@ -91,10 +91,10 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], list[str]]] = {
         ["Conv", "ConvAdd", "Conv"],
     ),
     "residual_apart": (
-        f"a = Conv <{PADDED}> (e, w1) s = Add (a, e) b = Conv (s, w2)"
+        f"o = Conv (e, w2) a = Conv <{PADDED}> (o, w1) s = Add (a, e) b = Conv (s, w2)"
         " c = Concat <axis = 1> (s, b)",
         {"w1": (8, 8, 3, 3), "w2": (8, 8, 1, 1), "u": (8, 16, 3, 3)},
-        ["Conv", "ConvAdd", "Conv", "Conv"],
+        ["Conv", "Conv", "ConvAdd", "Conv", "Conv"],
     ),
     "resized": (
         "d = Conv <strides = [2,2]> (e, w1) t = Resize <mode=\"nearest\"> (d, , twice)"
