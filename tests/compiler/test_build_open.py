@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.compiler.random_graphs import random_graph
 from tests.graphs import graph
 from tests.networks import ResNet18, export, with_statistics
 from twofour.compiler.build import build
@@ -352,3 +353,21 @@ def test_a_fallback_that_gives_another_shape_is_caught(timing_cache) -> None:
         bound.shapes["y"] = (2, 6)
         with pytest.raises(EngineError, match="another shape than the plan says"):
             session.run({"x": x})
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("seed", [0, 3, 5])
+def test_random_graphs_of_any_batch(seed, quantized, timing_cache) -> None:
+    model = random_graph(seed, quantized).model.clone()
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape(["N", *list(value.shape)[1:]])
+    inner = {v.name: tuple(v.shape)[1:] for v in model.graph.inputs}
+    ranges = {n: tuple((b, *dims) for b in (1, 2, 5)) for n, dims in inner.items()}
+    engine = build(model, shapes=ranges, timing_cache=timing_cache)
+    random = np.random.default_rng(seed)
+    feeds = [
+        {n: random.normal(size=(b, *dims)).astype(np.float32) for n, dims in inner.items()}
+        for b in (5, 1, 3)
+    ]
+    compare(engine, model, feeds, 1 + seed % 2, timing_cache=timing_cache)
