@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from twofour.bench.suite import run
+from twofour.bench.suite.entries import RATIOS
 from twofour.cli import app
 
 
@@ -48,13 +49,7 @@ def test_refusals(
 
 def row(name: str, **figures: Any) -> dict[str, Any]:
     """As a row's process hands it over, without contestants."""
-    ratios = dict.fromkeys(
-        (
-            f"ratio_{key}_over_best_peer"
-            for key in ("2_4_int8", "dense_int8", "pair_int8", "dense_f32", "2_4_f32", "2_4_bf16")
-        ),
-        1.5,
-    )
+    ratios = dict.fromkeys(RATIOS, 1.5)
     plain = {"name": name, "real_weights": False, "calibrated_on": "nothing", "best_peer": {}}
     return {**plain, **ratios, "contestants": {}, "engines": {}, "refused": {}, **figures}
 
