@@ -53,8 +53,7 @@ def engine() -> Engine:
 def mixed() -> Engine:
     """Two inputs; a native step, then one on ONNX Runtime that fails on a wrong index."""
     model = graph(
-        "(float[1,8] x, int64[2,2] at) => (float[2] y)"
-        "{ a = MatMul (x, k) y = GatherND (a, at) }",
+        "(float[1,8] x, int64[2,2] at) => (float[2] y){ a = MatMul (x, k) y = GatherND (a, at) }",
         k=RANDOM.normal(size=(8, 8)).astype(np.float32),
     )
     return build(model)
