@@ -95,6 +95,7 @@ class Engine:
             temporary.touch(exist_ok=False)
             mode = temporary.stat().st_mode  # as the umask has it; safetensors would write 0600
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, meta)
+            _sort_header(temporary)
             temporary.chmod(mode)
             temporary.replace(path)
         except (OSError, SafetensorError) as e:
@@ -200,3 +201,19 @@ def _missing(engine: Engine) -> Iterator[str]:
 
 def _sha256(data: Bytes) -> str:
     return hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()
+
+
+def _sort_header(path: Path) -> None:
+    """Puts the metadata in order, so that equal engines are equal files.
+
+    The library that writes the container keeps it in an order that changes from run to run.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise EngineError("the header of the engine does not fit its place", [], REBUILD)
+        file.seek(8)
+        file.write(text.ljust(size))

@@ -13,6 +13,7 @@ import pytest
 from tests.kernels.harness import Case, float_bound, make, run, tactic, targets
 from twofour.core.functions import CLAMPS, PLAIN, Activation
 from twofour.core.numerics import Epilogue, Window
+from twofour.core.patterns import is_pattern
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides, merge_groups
 from twofour.kernels.cpu.tactic import Tactic, tactics
 
@@ -300,6 +301,20 @@ def test_four_of_eight_runs_in_format_h_only() -> None:
     case = make(np.random.default_rng(9), c=16, n=32, pattern="4:8")
     check(case, tactic("2:4 H"), TARGETS[0])
     assert tactic("2:4 C").refuse(case.problem(), case.w, TARGETS[0].isa)
+
+
+def test_four_of_eight_floats() -> None:
+    """A step of the float kernel keeps 8 of 16 inputs, wherever they lie."""
+    case = make(np.random.default_rng(9), c=32, n=32, pattern="4:8", dtype="float32")
+    assert is_pattern(case.w, "4:8")
+    assert not is_pattern(case.w, "2:4")
+    t = tactic("2:4", "float32")
+    if TARGETS[0].isa != "avx512vnni":
+        assert t.refuse(case.problem(), case.w, TARGETS[0].isa)
+        return
+    assert not t.refuse(case.problem(), case.w, TARGETS[0].isa)
+    (got,) = run(case, [(t, t.configs(case.problem(), TARGETS[0].isa)[0])], TARGETS[0])
+    assert (np.abs(got - case.expected()) <= float_bound(case)).all()
 
 
 def test_flattening_keeps_problems_with_gaps() -> None:

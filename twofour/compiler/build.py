@@ -169,9 +169,10 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     emitter = Emitter(tuner, options.sparsity, floats, options.workspace_bytes)
     assembler = Assembler(networks, emitter, options.threads, progress)
     engine = assembler.assemble()
-    cache.save(cache_file)
     plan = replace(engine.plan, source_name=name, source_sha256=digest, graph=networks[0].counts)
-    return with_times(replace(engine, plan=plan), assembler.placements)
+    engine = with_times(replace(engine, plan=plan), assembler.placements, cache)
+    cache.save(cache_file)
+    return engine
 
 
 def _network(source: ir.Model, request: Request, options: BuildOptions, target: Target) -> Compiled:

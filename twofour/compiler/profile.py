@@ -1,21 +1,26 @@
 """Times of the layers that were not tuned: pointwise and pooling kernels, and fallback steps.
 
 There is nothing to choose there, but a table of times that leaves layers out hides where the time
-goes.
+goes. They too are kept in the timing cache, so that a second build gives the same engine.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 
 import numpy as np
 
+from twofour.compiler.tune import TimingCache
 from twofour.core.abi import ARENA, BINDINGS, SLACK_BYTES, SYMBOL_BYTES, WEIGHTS
 from twofour.core.errors import InputError
 from twofour.core.sizes import usual
-from twofour.engine import Engine, Layer, Profile, TensorInfo
+from twofour.engine import Engine, Layer, Profile, Step, TensorInfo
+from twofour.kernels.cpu.llvm import TOOLS
 from twofour.kernels.cpu.program import Call, Operand
 from twofour.runtime.cpu import Bytes, Code, address, allocate
 from twofour.runtime.session import Session
@@ -41,8 +46,14 @@ class Placement:
     symbols: tuple[int, ...] = ()
 
 
-def with_times(engine: Engine, placements: Sequence[Placement]) -> Engine:
-    """The engine with a time on every layer; a fallback step's time stands on its first layer."""
+def with_times(engine: Engine, placements: Sequence[Placement], cache: TimingCache) -> Engine:
+    """The engine with a time on every layer; a fallback step's time stands on its first layer.
+
+    Args:
+        engine: the engine.
+        placements: its native calls.
+        cache: times that are known already; the others are added.
+    """
     layers = list(engine.plan.layers)
     arena = allocate(engine.plan.arena_bytes + SLACK_BYTES)
     weights = allocate(engine.weights.nbytes + SLACK_BYTES)
@@ -50,10 +61,25 @@ def with_times(engine: Engine, placements: Sequence[Placement]) -> Engine:
     code = Code([engine.code[name].tobytes() for name in engine.plan.code])
     for placed in placements:
         if layers[placed.layer].time_us is None:
-            time_us = _time_call(code, placed, (arena, weights))
-            layers[placed.layer] = replace(layers[placed.layer], time_us=round(time_us, 3))
-    _time_fallbacks(engine, layers)
+            key = _call_key(engine, placed)
+            if key not in cache.times_us:
+                cache.times_us[key] = _time_call(code, placed, (arena, weights))
+            time_us = round(cache.times_us[key], 3)
+            layers[placed.layer] = replace(layers[placed.layer], time_us=time_us)
+    _time_fallbacks(engine, layers, cache)
     return replace(engine, plan=replace(engine.plan, layers=tuple(layers)))
+
+
+def _call_key(engine: Engine, placed: Placement) -> str:
+    """All that the time of a call depends on; the symbol of a kernel is a hash of its text."""
+    call = placed.call
+    return _hashed(engine, [call.symbol, usual(call.pieces), call.panels, placed.symbols])
+
+
+def _hashed(engine: Engine, parts: list[object]) -> str:
+    """A key on this machine."""
+    text = json.dumps([*parts, engine.plan.target.to_json(), TOOLS])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> float:
@@ -81,33 +107,49 @@ def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> fl
     return float(np.median([_microseconds(lambda: run(count)) / count for _ in range(_ROUNDS)]))
 
 
-def _time_fallbacks(engine: Engine, layers: list[Layer]) -> None:
+def _time_fallbacks(engine: Engine, layers: list[Layer], cache: TimingCache) -> None:
     """Times the steps on ONNX Runtime within whole runs on ones; zeros could be divisors."""
     for profile in engine.plan.profiles:
-        _time_profile(engine, profile, layers)
+        steps = [step for step in profile.steps if step.kind == "onnxruntime"]
+        keys = [_step_key(engine, profile, step) for step in steps]
+        if any(key not in cache.times_us for key in keys):
+            try:
+                cache.times_us |= _measured(engine, profile)
+            except InputError as error:  # the model needs inputs of a certain kind
+                why = f"not timed, it does not take ones: {'; '.join(error.reasons)}"
+                for step in steps:
+                    _note(layers, step.layers[0], why)
+                continue
+        for step, key in zip(steps, keys, strict=True):
+            first, count = step.layers[0], len(step.layers)
+            layers[first] = replace(layers[first], time_us=round(cache.times_us[key], 3))
+            if count > 1:
+                _note(layers, first, f"the time is that of the step's {count} operators together")
 
 
-def _time_profile(engine: Engine, profile: Profile, layers: list[Layer]) -> None:
-    """The fallback steps of one profile."""
-    fallbacks = [(i, s) for i, s in enumerate(profile.steps) if s.kind == "onnxruntime"]
-    if not fallbacks:
-        return
+def _measured(engine: Engine, profile: Profile) -> dict[str, float]:
+    """Microseconds of the fallback steps of one profile, by their keys."""
     inputs = {t.name: np.ones(t.usual_shape, t.dtype) for t in profile.inputs}
-    engine = replace(engine, plan=replace(engine.plan, profiles=(profile,)))
-    try:
-        with Session(engine) as session:
-            times_us = session.step_times_us(inputs, _ROUNDS)
-    except InputError as error:  # the model needs inputs of a certain kind
-        for _, step in fallbacks:
-            first = step.layers[0]
-            note = f"not timed, it does not take ones: {'; '.join(error.reasons)}"
-            layers[first] = replace(layers[first], notes=(*layers[first].notes, note))
-        return
-    for index, step in fallbacks:
-        first, count = step.layers[0], len(step.layers)
-        note = f"the time is that of the step's {count} operators together" if count > 1 else ""
-        notes = (*layers[first].notes, *([note] if note else []))
-        layers[first] = replace(layers[first], time_us=round(times_us[index], 3), notes=notes)
+    alone = replace(engine, plan=replace(engine.plan, profiles=(profile,)))
+    with Session(alone) as session:
+        times_us = session.step_times_us(inputs, _ROUNDS)
+    return {
+        _step_key(engine, profile, step): time_us
+        for step, time_us in zip(profile.steps, times_us, strict=True)
+        if step.kind == "onnxruntime"
+    }
+
+
+def _step_key(engine: Engine, profile: Profile, step: Step) -> str:
+    """All that the time of a fallback step depends on."""
+    graph = hashlib.sha256(engine.subgraphs[step.symbol].tobytes()).hexdigest()
+    shapes = [list(t.usual_shape) for t in profile.inputs]
+    return _hashed(engine, [graph, shapes, engine.plan.threads, version("onnxruntime")])
+
+
+def _note(layers: list[Layer], index: int, text: str) -> None:
+    """Adds a note to a layer."""
+    layers[index] = replace(layers[index], notes=(*layers[index].notes, text))
 
 
 def _microseconds(work: Callable[[], None]) -> float:

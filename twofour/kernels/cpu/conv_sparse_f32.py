@@ -1,5 +1,7 @@
 """2:4 float32 convolution and matrix product: one permute and one multiply-add per 2 inputs.
 
+Takes 4:8 as well: a step keeps 8 of 16 inputs, wherever they lie.
+
 A step takes 16 inputs of a position, of which each channel keeps 8. `vpermps` (AVX-512 only) picks
 one kept input for every lane by 4-bit index (it ignores the higher bits, so eight indices sit in
 one register and are shifted into place), then a fused multiply-add with 16 kept weights: 8 permutes
@@ -92,6 +94,8 @@ class SparseFloat:
 def _refuse(problem: ConvProblem, w: Weights, isa: str) -> str:
     if isa != "avx512vnni":
         return f"needs AVX-512: picking one of 16 floats a lane has no instruction on {isa}"
+    if not why_not(w, "4:8"):
+        return ""
     return why_not(w, "2:4") or ""
 
 
