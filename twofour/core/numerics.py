@@ -23,6 +23,7 @@ Array = NDArray[Any]
 
 # With |x| <= 255 and |w| <= 128 a longer sum could leave int32.
 MAX_K = (2**31 - 1) // (255 * 128)
+_EXACT_K = 2**24 // (255 * 128)
 
 
 def quantize(
@@ -67,9 +68,12 @@ def integer_matmul(x: Array, w: Array, x_zero_point: int) -> Array:
     Returns:
         int32 [M, N].
     """
-    # float64 holds every partial sum exactly (far below 2**53), and BLAS makes it quick.
-    acc = (x.astype(np.float64) - float(x_zero_point)) @ w.astype(np.float64).T
-    return acc.astype(np.int32)
+    # float32 holds sums of so few products exactly (they stay below 2**24), and BLAS is quick.
+    left, right = x.astype(np.float32) - np.float32(x_zero_point), w.astype(np.float32).T
+    acc = np.zeros((x.shape[0], w.shape[0]), np.int32)
+    for k in range(0, x.shape[1], _EXACT_K):
+        acc += (left[:, k : k + _EXACT_K] @ right[k : k + _EXACT_K]).astype(np.int32)
+    return acc
 
 
 @dataclass(frozen=True)
