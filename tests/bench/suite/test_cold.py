@@ -22,7 +22,7 @@ def test_first_result_and_memory_of_a_process(tmp_path: Path) -> None:
     model = conv_model(tmp_path / "m.onnx")
     engine = build(model).save(tmp_path / "m.engine")
     feeds = {"x": np.zeros((1, 4, 8, 8), np.float32)}
-    held = np.ones(1 << 27, np.uint8)  # what the parent holds is not the child's
+    held = np.ones(3 << 27, np.uint8)  # what the parent holds is not the child's
     found = cold.cold_starts(engine, model, feeds, ["onnxruntime", "torch"])
     assert set(found) == {"twofour", "onnxruntime"}, "PyTorch has no program here"
     for each in found.values():
