@@ -168,17 +168,7 @@ def _quantized_add(op: FusedOp) -> MapOp:
         low=op.activation.low,
         high=op.activation.high,
     )
-    return MapOp(
-        op.name,
-        op.op_type,
-        "map",
-        operand(op.inputs["a"]),
-        name_of(op.output),
-        operand(op.inputs["b"]),
-        op="add",
-        constants=constants,
-        activation=op.activation,
-    )
+    return _of_two(op, "add", constants)
 
 
 def _quantized_mul(op: FusedOp) -> MapOp:
@@ -196,6 +186,11 @@ def _quantized_mul(op: FusedOp) -> MapOp:
         constants = replace(constants, r_scale=r_scale, r_zero=r_zero)
     elif op.inputs["b"].dtype != ir.DataType.FLOAT:
         raise NotNative(f"native kernels multiply by float32, not by {op.inputs['b'].dtype}")
+    return _of_two(op, "mul", constants)
+
+
+def _of_two(op: FusedOp, kind: str, constants: MapConstants) -> MapOp:
+    """A pointwise operator on `a` and `b`, with the activation that the node has."""
     return MapOp(
         op.name,
         op.op_type,
@@ -203,8 +198,9 @@ def _quantized_mul(op: FusedOp) -> MapOp:
         operand(op.inputs["a"]),
         name_of(op.output),
         operand(op.inputs["b"]),
-        op="mul",
+        op=kind,
         constants=constants,
+        activation=op.activation,
     )
 
 

@@ -32,7 +32,7 @@ from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.depthwise_tile import GROUP, VECTORS, Taps, Tile, narrows, places_of
 from twofour.kernels.cpu.llvm import Function
 from twofour.kernels.cpu.nest import Panels, emit_loops, row_pieces
-from twofour.kernels.cpu.packing import CONSTANTS_BYTES, header
+from twofour.kernels.cpu.packing import CONSTANTS_BYTES, header, starts
 from twofour.kernels.cpu.problem import LANES, Config, ConvProblem, Pieces
 from twofour.kernels.cpu.tactic import Tactic, Weights
 from twofour.kernels.cpu.vector import Vector
@@ -86,7 +86,7 @@ class Interleaved:
     ) -> NDArray[np.uint8]:
         """Weights and constants, see the head of this file."""
         channels = problem.groups
-        start = (-x_zero_point * w.reshape(channels, -1).astype(np.int64).sum(1)).astype(np.int32)
+        start = starts(w, x_zero_point)
         scale, bias = (c.astype(np.float32).view(np.int32) for c in (epilogue.scale, epilogue.bias))
         places = places_of(problem, _tallest(problem, config))
         columns = np.stack([_column(w[:, 0], taps) for taps in places], axis=1)

@@ -21,7 +21,7 @@ from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.epilogue import emit_epilogue
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.nest import Panels, emit_loops, row_pieces
-from twofour.kernels.cpu.packing import CONSTANTS_BYTES, header
+from twofour.kernels.cpu.packing import CONSTANTS_BYTES, header, starts
 from twofour.kernels.cpu.problem import LANES, Config, ConvProblem, tilings
 from twofour.kernels.cpu.rows import from_bfloats
 from twofour.kernels.cpu.tactic import Tactic, Weights
@@ -63,8 +63,7 @@ class Lanes:
         channels, blocks = problem.groups, -(-problem.groups // LANES)
         start = np.zeros(channels, np.int32)
         if problem.dtype == "int8":
-            sums = w.reshape(channels, -1).astype(np.int64).sum(1)
-            start = (-x_zero_point * sums).astype(np.int32)
+            start = starts(w, x_zero_point)
         taps = w.reshape(channels, -1).astype(np.int16 if problem.dtype == "int8" else np.float32)
         scale, bias = (c.astype(np.float32).view(np.int32) for c in (epilogue.scale, epilogue.bias))
         parts = []

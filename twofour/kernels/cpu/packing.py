@@ -128,7 +128,7 @@ def pack(
             )
     start = np.zeros(w.shape[0], np.int32)
     if problem.dtype == "int8":
-        start = (-x_zero_point * w.reshape(w.shape[0], -1).astype(np.int64).sum(1)).astype(np.int32)
+        start = starts(w, x_zero_point)
     constants = np.stack(
         [
             _per_lane(c, problem).view(np.int32)
@@ -139,6 +139,13 @@ def pack(
     constants = constants.reshape(panels, -1).view(np.uint8)
     body = np.concatenate([*groups, constants], axis=1)
     return np.concatenate([header(epilogue, problem), body.reshape(-1)])
+
+
+def starts(w: NDArray[Any], x_zero_point: int) -> NDArray[np.int32]:
+    """What the integer sums of each output channel begin with: [N, ...] -> [N]."""
+    sums = w.reshape(w.shape[0], -1).astype(np.int64).sum(1)
+    start: NDArray[np.int32] = (-x_zero_point * sums).astype(np.int32)
+    return start
 
 
 def _per_lane(values: NDArray[Any], problem: ConvProblem) -> NDArray[Any]:
