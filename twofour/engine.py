@@ -24,7 +24,17 @@ from safetensors.numpy import save_file
 
 from twofour.core import plan_check
 from twofour.core.errors import EngineError, InputError
-from twofour.core.plan import REBUILD, Candidate, Fill, Layer, Plan, Profile, Step, TensorInfo
+from twofour.core.plan import (
+    REBUILD,
+    Candidate,
+    Fill,
+    Layer,
+    Plan,
+    Profile,
+    Step,
+    TensorInfo,
+    Work,
+)
 from twofour.core.plan_check import DTYPES
 
 __all__ = [
@@ -37,10 +47,11 @@ __all__ = [
     "Profile",
     "Step",
     "TensorInfo",
+    "Work",
     "check",
 ]
 
-FORMAT = 2
+FORMAT = 3
 _MAX_PLAN_BYTES = 64 << 20
 
 Bytes = NDArray[np.uint8]

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from tests.sample_engines import open_engine, sample_engine
 from twofour.core.errors import EngineError
-from twofour.engine import Engine
+from twofour.engine import FORMAT, Engine
 
 Header = dict[str, Any]
 
@@ -40,7 +40,7 @@ def header_of(tensors: dict[str, np.ndarray]) -> Header:
     return {"plan": sample_engine().plan.to_json(), "sha256": hashes}
 
 
-def write(path: Path, tensors: dict[str, np.ndarray], text: str, number: str = "2") -> Path:
+def write(path: Path, tensors: dict[str, np.ndarray], text: str, number: str = str(FORMAT)) -> Path:
     """A container with this plan, its hash correct."""
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
     save_file(tensors, path, {"format": number, "twofour": text, "sha256": digest})
@@ -229,7 +229,7 @@ def test_numbers_that_are_none(tensors: dict[str, np.ndarray], tmp_path: Path) -
 
 
 def test_another_format(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="not a twofour engine of format 2"):
+    with pytest.raises(EngineError, match=f"not a twofour engine of format {FORMAT}"):
         Engine.load(write(tmp_path / "e", tensors, json.dumps(header_of(tensors)), number="1"))
 
 
@@ -290,7 +290,7 @@ def test_a_tensor_that_claims_bytes_it_has_not(
     digest = hashlib.sha256(plan.encode()).hexdigest()
     header = json.dumps(
         {
-            "__metadata__": {"format": "2", "twofour": plan, "sha256": digest},
+            "__metadata__": {"format": str(FORMAT), "twofour": plan, "sha256": digest},
             "weights": {"dtype": dtype, "shape": shape, "data_offsets": offsets},
         }
     ).encode()

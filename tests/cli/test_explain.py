@@ -13,6 +13,7 @@ from tests.sample_engines import sample_engine
 from twofour.cli import app
 from twofour.compiler import explain
 from twofour.core.errors import InputError
+from twofour.core.target import host_target
 from twofour.engine import Candidate, Engine, Layer, Step
 
 
@@ -156,3 +157,49 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
         assert "\x1b[2J" not in text
         assert "\x07" not in text
     assert "[red]Q[/red]" in invoke(path).stdout
+
+
+@pytest.fixture
+def own_engine(tmp_path: Path) -> Path:
+    """The sample as if it had been built here."""
+    return sample_engine(host_target()).save(tmp_path / "own.engine")
+
+
+def shown_order(text: str) -> list[str]:
+    """Names of layers in the order of a table's lines."""
+    names = ("layer1.0.conv1", "conv1", "linear", "softmax")
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    return [cell for cell in cells if cell in names]
+
+
+def test_layers_are_sorted_by_time_or_by_gap(engine: Path, own_engine: Path) -> None:
+    assert shown_order(invoke(engine).stdout) == ["conv1", "layer1.0.conv1", "linear", "softmax"]
+    by_time = shown_order(invoke(engine, "--sort", "time").stdout)
+    assert by_time == ["layer1.0.conv1", "conv1", "linear", "softmax"]
+    document = json.loads(invoke(own_engine, "--sort", "gap", "--json").stdout)
+    gaps = [layer["roofline"]["gap_us"] for layer in document["layers"]]
+    assert gaps == sorted(gaps, reverse=True)
+    assert max(gaps) > 0
+    assert document["rates"]["peak_gmacs"]["int8 dense"] > 0
+    names = [layer["name"] for layer in document["layers"]]
+    assert shown_order(invoke(own_engine, "--sort", "gap").stdout) == names
+    as_run = invoke(own_engine, "--roofline").stdout
+    assert shown_order(as_run) == ["conv1", "layer1.0.conv1", "linear", "softmax"]
+    assert "of the roofline" in as_run
+    assert "runs on ONNX Runtime" not in as_run, "a layer without a time has no gap"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_roofline_fits_the_terminal(width: int, own_engine: Path) -> None:
+    result = invoke(own_engine, "--sort", "gap", width=width)
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= width
+    assert "weights" in result.stdout
+    assert "12.50" in result.stdout
+
+
+def test_the_roofline_of_another_machine_is_refused(engine: Path) -> None:
+    result = CliRunner().invoke(app, ["explain", str(engine), "--sort", "gap"])
+    assert result.exit_code == 2
+    assert "no roofline for an engine of another machine" in result.stderr
+    assert "measured on A CPU" in result.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,7 @@ import typer
 from rich.table import Table
 
 from twofour.cli.output import Json, Output, Quiet, printable
+from twofour.cli.roofline import Measures, gap_table, measured, rates_data, summary
 
 if TYPE_CHECKING:
     from twofour.compiler.explain import Explained, Total
@@ -18,16 +21,32 @@ if TYPE_CHECKING:
 _WIDE = 110
 
 
+class Sort(StrEnum):
+    """The order of layers in the table."""
+
+    ORDER = "order"
+    TIME = "time"
+    GAP = "gap"
+
+
 def explain(
     engine: Annotated[Path, typer.Argument(help="An .engine file.")],
     layer: Annotated[str, typer.Option(help="Show one layer: its name, or a part of it.")] = "",
     profile: Annotated[int, typer.Option(min=1, help="Of an engine with several.")] = 1,
+    sort: Annotated[Sort, typer.Option(help="As run, by time, or by gap to roofline.")] = (
+        Sort.ORDER
+    ),
+    roofline: Annotated[
+        bool,
+        typer.Option("--roofline", help="Measure this machine's rates; --sort gap implies it."),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show for every layer what it runs as, its time, and the reasons.
 
     Example: twofour explain resnet20.engine --layer layer1.0.conv1
+    Example: twofour explain resnet20.engine --sort gap
     """
     from twofour.compiler import explain as explaining
     from twofour.engine import Engine
@@ -35,23 +54,50 @@ def explain(
     out = Output(as_json, quiet)
     plan = Engine.load(engine).plan
     if layer:
-        found = explaining.find_layer(plan, layer, profile)
-        out.show(*_detail(found))
-        out.data(dataclasses.asdict(found))
+        one = explaining.find_layer(plan, layer, profile)
+        out.show(*_detail(one))
+        out.data(dataclasses.asdict(one))
         return
-    rows, totals = explaining.explain(plan, profile), explaining.totals(plan, profile)
-    out.show(_heading(plan), *_profile(plan, profile), _layers(rows, out.width), *_reasons(rows))
-    out.show(_totals(totals), *_fallbacks(rows))
-    out.data(
-        {
-            "engine": _identity(plan),
-            "layers": [
-                {**dataclasses.asdict(layer), "explained": dataclasses.asdict(row)}
-                for layer, row in zip(explaining.layers_of(plan, profile), rows, strict=True)
-            ],
-            "totals": [dataclasses.asdict(total) for total in totals],
-        }
-    )
+    out.show(_heading(plan), *_profile(plan, profile))
+    rows = explaining.explain(plan, profile)
+    measures = measured(plan, profile, out) if roofline or sort is Sort.GAP else None
+    order = _order(rows, measures, sort)
+    if measures is None:
+        out.show(_layers([rows[i] for i in order], out.width), *_reasons(rows))
+        out.show(_totals(explaining.totals(plan, profile)), *_fallbacks(rows))
+    else:
+        named = [(measures.gaps[i], rows[i].runs_as) for i in order]
+        out.show(*gap_table(named, out.width), *summary(measures, plan.threads))
+    out.data(_document(plan, profile, order, measures))
+
+
+def _document(
+    plan: Plan, profile: int, order: list[int], measures: Measures | None
+) -> dict[str, Any]:
+    """All that is known of the layers, as plain data in the order of the table."""
+    from twofour.compiler import explain as explaining
+
+    rows, found = explaining.explain(plan, profile), explaining.layers_of(plan, profile)
+    layers = [
+        {**dataclasses.asdict(found[i]), "explained": dataclasses.asdict(rows[i])} for i in order
+    ]
+    totals = [dataclasses.asdict(total) for total in explaining.totals(plan, profile)]
+    document = {"engine": _identity(plan), "layers": layers, "totals": totals}
+    if measures is not None:
+        document["rates"] = rates_data(measures.rates)
+        for index, shown in zip(order, layers, strict=True):
+            shown["roofline"] = dataclasses.asdict(measures.gaps[index])
+    return document
+
+
+def _order(rows: Sequence[Explained], measures: Measures | None, sort: Sort) -> list[int]:
+    """Indices of the layers as they are to be shown."""
+    order = list(range(len(rows)))
+    if sort is Sort.TIME:
+        return sorted(order, key=lambda i: -(rows[i].time_us or 0.0))
+    if sort is Sort.GAP and measures is not None:
+        return sorted(order, key=lambda i: -measures.gaps[i].gap_us)
+    return order
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
@@ -86,7 +132,7 @@ def _profile(plan: Plan, number: int) -> list[str]:
     return [f"profile {number} of {len(plan.profiles)}: {takes}{timed}"]
 
 
-def _layers(rows: tuple[Explained, ...], width: int) -> Table:
+def _layers(rows: Sequence[Explained], width: int) -> Table:
     """A narrow terminal shows fewer columns, never broken numbers."""
     wide = width >= _WIDE
     table = Table(

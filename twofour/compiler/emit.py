@@ -22,15 +22,17 @@ from twofour.compiler.native_nd import NdOp
 from twofour.compiler.row_problems import (
     attention_macs,
     attention_problem,
+    attention_scores,
     norm_problem,
     tensor,
 )
 from twofour.compiler.tune import Tuner
+from twofour.compiler.work import walked_bytes
 from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.errors import UnsupportedError
 from twofour.core.patterns import is_pattern
 from twofour.core.sizes import Count
-from twofour.engine import Layer, TensorInfo
+from twofour.engine import Layer, TensorInfo, Work
 from twofour.kernels.cpu.attention import emit_attention, pack_attention
 from twofour.kernels.cpu.llvm import Source, renamed
 from twofour.kernels.cpu.nd import emit_nd, nd_pieces
@@ -261,7 +263,8 @@ class Emitter:
         self._require_workspace(op.name, problem.plan(self.tuner.target.isa).scratch_bytes)
         symbol = self._kernel(emit_attention("kernel", problem, self.tuner.target.isa))
         heads = f"{op.heads} heads of {problem.d}"
-        self.layers.append(plain_layer(op, placed, "attention", heads, attention_macs(problem)))
+        macs, scores = attention_macs(problem), attention_scores(problem)
+        self.layers.append(plain_layer(op, placed, "attention", heads, macs, scores))
         constants = pack_attention(op.scales, offsets)
         return _Kernel(symbol, constants, problem.pieces, 1, tensor(placed.x).at())
 
@@ -270,8 +273,9 @@ class Emitter:
         nests = nd_nests(op, placed)
         symbol = self._kernel(emit_nd("kernel", nests, len(op.values)), vectorize=True)
         table = nd_table(op, placed, bindings, self._keep_once)
+        precision, work = precision_of(placed.y), Work(walked_bytes(op))
         self.layers.append(
-            Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=precision_of(placed.y))
+            Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=precision, work=work)
         )
         first, last, w = table[0], table[-2], Operand(WEIGHTS)
         return Call(symbol, first, w, last, last, nd_pieces(nests), 1, table)

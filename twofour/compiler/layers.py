@@ -6,16 +6,22 @@ from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import ConvOp, NativeOp, extent
 from twofour.compiler.tune import Choice, rounded
+from twofour.compiler.work import conv_work, moved_bytes
 from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
 from twofour.core.sizes import usual
-from twofour.engine import Candidate, Layer
+from twofour.engine import Candidate, Layer, Work
 from twofour.kernels.cpu.problem import ConvProblem
 
 
 def plain_layer(
-    op: NativeOp, placed: Placed, tactic: str, config: str = "", macs: int = 0
+    op: NativeOp,
+    placed: Placed,
+    tactic: str,
+    config: str = "",
+    macs: int = 0,
+    scores: int = 0,
 ) -> Layer:
-    """An operator without a choice of kernels."""
+    """An operator without a choice of kernels; `scores` of it go through a softmax."""
     return Layer(
         op.name,
         op.op_type,
@@ -24,6 +30,7 @@ def plain_layer(
         shape=f"{_show(placed.x)} -> {_show(placed.y)}",
         precision=precision_of(placed.y),
         macs=macs,
+        work=Work(moved_bytes(placed), scores=scores),
     )
 
 
@@ -59,6 +66,7 @@ def conv_layer(
         size,
         candidates,
         tuple(_notes(op, choice, candidates, pattern)),
+        conv_work(placed, problem, choice.tactic, choice.config),
     )
 
 

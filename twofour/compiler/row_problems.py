@@ -72,8 +72,12 @@ def attention_problem(op: AttentionOp, placed: Placed) -> tuple[AttentionProblem
 
 def attention_macs(problem: AttentionProblem) -> int:
     """Multiply-adds of both products."""
-    pairs = usual(problem.q_len) * usual(problem.k_len)
-    return usual(problem.pieces) * pairs * (problem.d + problem.dv)
+    return attention_scores(problem) * (problem.d + problem.dv)
+
+
+def attention_scores(problem: AttentionProblem) -> int:
+    """Pairs of a query and a key, of all heads."""
+    return usual(problem.pieces) * usual(problem.q_len) * usual(problem.k_len)
 
 
 def _rows(place: Place) -> Strides:

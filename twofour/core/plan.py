@@ -80,6 +80,40 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a layer's kernel does at usual sizes: the facts that its time is judged by.
+
+    Attributes:
+        moved_bytes: of the activations it reads and writes, each counted once.
+        k: products of a sum, counted as if dense; 0 without sums.
+        k_computed: likewise those that its kernel computes, zeros that fill up a run included.
+        channels: of the result.
+        lanes: that its kernel computes for them.
+        vectors: of 16 results that are scaled, rounded and stored.
+        positions: results that share what is loaded of the weights, the mean of all tiles; 0
+            without tiles.
+        out: type of the results, "int8", "bfloat16" or "float32"; "" without sums.
+        add: type of the residual; "" without one.
+        activation: of the results, see core/functions.py.
+        bounded: no result can leave int32 before it is rounded.
+        scores: that go through a softmax between two products.
+    """
+
+    moved_bytes: int = 0
+    k: int = 0
+    k_computed: int = 0
+    channels: int = 0
+    lanes: int = 0
+    vectors: int = 0
+    positions: float = 0.0
+    out: str = ""
+    add: str = ""
+    activation: str = ""
+    bounded: bool = False
+    scores: int = 0
+
+
+@dataclass(frozen=True)
 class Layer:
     """One fused operator of the engine, as `explain` shows it.
 
@@ -96,6 +130,7 @@ class Layer:
         weight_bytes: as packed.
         candidates: all that were considered, the chosen one included.
         notes: the reasons in words: why not sparse, why not integer, why a fallback.
+        work: what its kernel does.
     """
 
     name: str
@@ -110,6 +145,7 @@ class Layer:
     weight_bytes: int = 0
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
+    work: Work = Work()
 
 
 @dataclass(frozen=True)

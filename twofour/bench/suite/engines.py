@@ -11,10 +11,10 @@ from twofour.bench.inputs import model_inputs, static_inputs
 from twofour.bench.suite.cache import ENGINE_CODE, code_sha256, file_sha256, once
 from twofour.bench.suite.entries import Entry
 from twofour.bench.suite.files import Files
-from twofour.bench.suite.peak import Peaks, ideal_us
 from twofour.bench.suite.rows import SuiteOptions, SuiteRow
 from twofour.compiler.build import build
 from twofour.compiler.explain import FALLBACK
+from twofour.compiler.peak import Peaks, ideal_us
 from twofour.core.progress import Report
 from twofour.core.target import host_target
 from twofour.engine import Engine, Plan

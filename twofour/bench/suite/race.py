@@ -12,11 +12,11 @@ from twofour.bench.suite.cold import cold_starts
 from twofour.bench.suite.engines import Built, build_engine, described
 from twofour.bench.suite.entries import OURS, PEERS, RATIOS, Entry, Plain
 from twofour.bench.suite.files import Files, race_feeds, write_files
-from twofour.bench.suite.peak import measure_peaks
 from twofour.bench.suite.rows import SuiteOptions, SuiteRow
 from twofour.bench.suite.text import REFERENCE_SPEARMAN, read_pairs, similarity, text_model
 from twofour.bench.timing import Array, Contestant, Feeds, Schedule, Timing, race, ratio
 from twofour.bench.versus import differences, ours
+from twofour.compiler.peak import measure_peaks
 from twofour.core.errors import Error, InputError
 from twofour.core.progress import Report
 from twofour.core.target import host_target, why_no_bf16

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from twofour.bench.suite.peak import (
+from twofour.compiler.peak import (
     MACS,
     SUMS,
     TURNS,

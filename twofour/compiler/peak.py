@@ -60,9 +60,11 @@ def measure_peaks(threads: int = 1, target: Target | None = None) -> Peaks:
     functions = [_loop(name, index, target.isa) for index, name in enumerate(families)]
     code = Code([compile_object([Source(module_text(functions))], target)])
     macs = SUMS * TURNS * REPEATS
+    memory = allocate(1 << 14)  # page-aligned zeros: the rates do not depend on values
     found = {}
     for name, function in zip(families, functions, strict=True):
-        found[name] = threads * MACS[name] * macs / _fastest_ns(code, function.name)
+        taken_ns = fastest_ns(code, function.name, (address(memory),) * 4, (0, REPEATS))
+        found[name] = threads * MACS[name] * macs / taken_ns
     return Peaks(found)
 
 
@@ -87,15 +89,22 @@ def ideal_us(layers: Iterable[Layer], peaks: Peaks) -> float:
     return sum(1e-3 * layer.macs / peaks.gmacs[family(layer)] for layer in layers if layer.macs)
 
 
-def _fastest_ns(code: Code, name: str) -> float:
-    """The shortest of some runs: what disturbs makes them longer."""
+def fastest_ns(
+    code: Code, name: str, pointers: tuple[int, int, int, int], turns: tuple[int, int]
+) -> float:
+    """The shortest of some runs, what disturbs makes them longer: nanoseconds.
+
+    Args:
+        code: holds the loop.
+        name: its symbol.
+        pointers: what it gets as x, w, y and r.
+        turns: what it gets as t0 and t1.
+    """
     kernel = code.kernel(name)
-    inputs = allocate(1 << 14)  # page-aligned zeros: the rates do not depend on values
-    where = address(inputs)
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter_ns()
-        kernel(where, where, where, where, 0, REPEATS, 0, 0)
+        kernel(*pointers, *turns, 0, 0)
         times.append(time.perf_counter_ns() - start)
     return float(min(times))
 
