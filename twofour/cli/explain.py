@@ -58,8 +58,8 @@ def explain(
         out.show(*_detail(one))
         out.data(dataclasses.asdict(one))
         return
-    out.show(_heading(plan), *_profile(plan, profile))
     rows = explaining.explain(plan, profile)
+    out.show(_heading(plan), *_profile(plan, profile))
     measures = measured(plan, profile, out) if roofline or sort is Sort.GAP else None
     order = _order(rows, measures, sort)
     if measures is None:
