@@ -43,7 +43,7 @@ def test_rows_say_what_decided() -> None:
         "3 input channels: no group of 4",
         "no 2:4 H: w is not 2:4 along C: channel 0 holds 3 nonzeros",
     )
-    assert linear.why == ("dense is faster: 1.00 us, the best 2:4 kernel 1.25",)
+    assert linear.why == ("dense is faster: 1.00 us, the best sparse kernel 1.25",)
     assert softmax.fallback
     assert softmax.why == ("no kernel for Softmax",)
     assert softmax.share is None

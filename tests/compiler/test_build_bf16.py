@@ -14,6 +14,7 @@ from tests.graphs import graph
 from tests.kernels.bf16 import needs_bf16
 from tests.networks import ResNet18, export, images, with_statistics
 from twofour.compiler.build import build
+from twofour.compiler.explain import is_sparse
 from twofour.compiler.importer import import_graph
 from twofour.compiler.passes.pipeline import BF16, PIPELINE, run_passes
 from twofour.core import target
@@ -47,7 +48,7 @@ def check(model: ir.Model, engine: Engine, inputs, roundings: int) -> None:
 
 
 @needs_bf16
-@pytest.mark.parametrize("pattern", ["", "2:4", "2:4/pair"])
+@pytest.mark.parametrize("pattern", ["", "2:4", "4:8", "2:4/pair"])
 def test_a_residual_network(pattern) -> None:
     model = export(with_statistics(ResNet18()), images(1))
     if pattern:
@@ -57,8 +58,13 @@ def test_a_residual_network(pattern) -> None:
     assert set(layers(engine).values()) == {"bfloat16"}
     kinds = {layer.op for layer in engine.plan.layers}
     assert {"BMaxPool", "BGlobalAveragePool", "BConvAddRelu", "BGemmF"} <= kinds
-    if pattern:
-        assert "2:4 H" in {layer.tactic for layer in engine.plan.layers}
+    pruned = [layer for layer in engine.plan.layers if layer.pattern not in ("", "dense")]
+    assert bool(pruned) == bool(pattern)
+    assert all(is_sparse(layer.tactic) for layer in pruned)
+    if pattern == "4:8":
+        assert {(layer.pattern, layer.tactic) for layer in pruned} == {("4:8", "4:8")}
+        refused = {c.tactic for layer in pruned for c in layer.candidates if c.reason}
+        assert refused == {"dense", "2:4 H", "2:4 pair"}
 
 
 BLOCK = f"""n = {NORM} (x, g, h)

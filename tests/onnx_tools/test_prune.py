@@ -62,6 +62,14 @@ def test_pruning_twice_changes_nothing() -> None:
     assert {r.reason for r in report} == {"already 2:4"}
 
 
+def test_a_weight_of_another_pattern_stays_if_asked() -> None:
+    wide, _ = prune(model(), "4:8")
+    kept, report = prune(wide, keep=("4:8",))
+    assert report[0].reason == "already 4:8"
+    assert (weights(wide)["w"] == weights(kept)["w"]).all()
+    assert (weights(wide)["w"] != weights(prune(wide)[0])["w"]).any()
+
+
 def test_excluded_layers_stay_dense_and_say_so() -> None:
     pruned, report = prune(model(), skip=["con*", "k"])
     assert [r.reason for r in report] == ["excluded by name", "excluded by name", ""]

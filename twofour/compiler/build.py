@@ -49,9 +49,9 @@ class BuildOptions:
     """How to build.
 
     Attributes:
-        sparsity: "enable" (2:4 kernels compete where a weight is 2:4), "force" (weights are pruned
-            by magnitude where they can be, and only 2:4 kernels are taken there: for measuring, not
-            for accuracy) or "disable".
+        sparsity: "enable" (sparse kernels compete where a weight has a pattern), "force" (weights
+            that have none are pruned to 2:4 by magnitude where they can be, and only sparse kernels
+            are taken there: for measuring, not for accuracy) or "disable".
         int8: quantize the model first, calibrated on `data`.
         bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
             CPU cannot, they stay float32, and `explain` says so.
@@ -183,7 +183,7 @@ def _network(source: ir.Model, request: Request, options: BuildOptions, target: 
     def imported(shapes: Mapping[str, Shape]) -> ir.Model:
         graph = import_graph(source, shapes)
         operators.append(len(graph.graph))
-        return prune(graph)[0] if options.sparsity == "force" else graph
+        return prune(graph, keep=("4:8",))[0] if options.sparsity == "force" else graph
 
     def fused(graph: ir.Model) -> Fused:
         return run_passes(graph, None if operators[1:] else options.dump, passes)

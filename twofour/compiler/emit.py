@@ -173,7 +173,7 @@ class Emitter:
 
     def _wanted(self, w: Array, dtype: str) -> Callable[[Tactic], str]:
         """Why a tactic is ruled out by the user's choice of sparsity."""
-        sparse = is_pattern(w, "2:4")
+        sparse = is_pattern(w, "2:4") or is_pattern(w, "4:8")
 
         def wanted(tactic: Tactic) -> str:
             if tactic.pattern and self.sparsity == "disable":

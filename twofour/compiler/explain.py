@@ -163,7 +163,7 @@ def _why(layer: Layer, dense: float | None, sparse: float | None) -> tuple[str, 
     """What decided, then what the build noted, then why each sparse tactic was refused."""
     reasons = []
     if dense and sparse and dense <= sparse:
-        reasons.append(f"dense is faster: {dense:.2f} us, the best 2:4 kernel {sparse:.2f}")
+        reasons.append(f"dense is faster: {dense:.2f} us, the best sparse kernel {sparse:.2f}")
     reasons += layer.notes
     if sparse is None:
         refused = (c for c in layer.candidates if is_sparse(c.tactic) and c.reason)

@@ -40,7 +40,7 @@ from twofour.runtime.cpu import Code, Workers
 
 Array = NDArray[Any]
 _USUAL_EFFORT = 2
-_LIKELY = ("2:4/pair", "2:4", "")  # patterns, the fastest first where nothing is timed
+_LIKELY = ("2:4/pair", "2:4", "4:8", "")  # patterns, the fastest first where nothing is timed
 _ROUNDS = (0, 5, 9, 27)  # of timing, for each effort
 _SHARED = 3  # choices of one thread that are tried on several
 _MOST_WAITING = 1.15  # a split less even than this is not worth timing, where there is a better one

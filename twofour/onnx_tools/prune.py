@@ -36,7 +36,10 @@ class Pruned:
 
 
 def prune(
-    model: ir.Model, pattern: str | Pattern = "2:4", skip: Iterable[str] = ()
+    model: ir.Model,
+    pattern: str | Pattern = "2:4",
+    skip: Iterable[str] = (),
+    keep: Iterable[str | Pattern] = (),
 ) -> tuple[ir.Model, tuple[Pruned, ...]]:
     """Sets the smallest weights of each group to zero.
 
@@ -44,6 +47,7 @@ def prune(
         model: float or quantized; stays as it is.
         pattern: such as `2:4` or `2:4/pair`.
         skip: shell patterns of names of nodes or weights that stay dense.
+        keep: patterns such as `4:8`; a weight that has one of them stays as it is.
 
     Returns:
         A new model, and what became of each weight of a Conv, Gemm or MatMul.
@@ -51,22 +55,28 @@ def prune(
     Raises:
         InputError: there is no such pattern.
     """
-    model, pattern, skip = model.clone(), Pattern.parse(pattern), tuple(skip)
+    model, skip = model.clone(), tuple(skip)
+    patterns = tuple(Pattern.parse(each) for each in (pattern, *keep))
     report = []
     for layer, weight in layer_weights(model):
         names = (layer.name or "", weight.name)
         left = any(fnmatchcase(name, glob) for name in names for glob in skip)
-        reason, kept = ("excluded by name", 1.0) if left else _prune_one(model, weight, pattern)
+        reason, kept = ("excluded by name", 1.0) if left else _prune_one(model, weight, patterns)
         report.append(Pruned(*names, reason, kept))
     return model, tuple(report)
 
 
-def _prune_one(model: ir.Model, weight: Weight, pattern: Pattern) -> tuple[str, float]:
-    """Prunes the initializer; the reason why not, and the energy kept."""
+def _prune_one(model: ir.Model, weight: Weight, patterns: tuple[Pattern, ...]) -> tuple[str, float]:
+    """Prunes the initializer to the first of the patterns, unless it has one of them.
+
+    Returns:
+        The reason why not, and the energy kept.
+    """
+    pattern = patterns[0]
     if reason := ineligible(weight.values.shape, pattern):
         return reason, 1.0
-    if is_pattern(weight.values, pattern):
-        return f"already {pattern}", 1.0
+    if held := [each for each in patterns if is_pattern(weight.values, each)]:
+        return f"already {held[0]}", 1.0
     value = model.graph.initializers.get(weight.name)
     turned = _orientation(weight)
     if value is None or turned is None:

@@ -245,3 +245,15 @@ class Vector:
     def select_floats(self, sixteen: Value, index: Value) -> Value:
         """Picks floats: out[i] = sixteen[index[i] & 15], <16 x float>; AVX-512 only."""
         return self.f.call(F32S, "llvm.x86.avx512.permvar.sf.512", (F32S, sixteen), (I32S, index))
+
+    def select_words(self, inputs: Value, index: Value) -> Value:
+        """Picks words: out.view(u16)[i] = inputs.view(u16)[index.view(u16)[i] & 31]; AVX-512 only.
+
+        Args:
+            inputs: 32 words.
+            index: one word per word of the result.
+        """
+        f, words = self.f, "<32 x i16>"
+        pair = [(words, f.let(f"bitcast {I32S} {value} to {words}")) for value in (inputs, index)]
+        out = f.call(words, "llvm.x86.avx512.permvar.hi.512", *pair)
+        return f.let(f"bitcast {words} {out} to {I32S}")
