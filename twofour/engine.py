@@ -1,8 +1,8 @@
 """Engine: a compiled network as plain data, and its file.
 
 An engine is packed weights, object code and a plan. The file is one safetensors container
-(docs/engine_format.md): the byte strings are tensors, so they are memory-mapped and bounds-checked;
-the plan is JSON in the header. Nothing in it is executed or unpickled on reading: what is read is
+(docs/engine_format.md): the byte strings are tensors, so they are bounds-checked; the plan is JSON
+in the header. Nothing in it is executed or unpickled on reading: what is read is
 data until a `Session` maps the code, and that happens only after every hash was compared and the
 target was found to run here. The hashes tell damage, not malice: a stranger's file is a stranger's
 program.
@@ -23,7 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from twofour.core import plan_check
+from twofour.core.abi import SLACK_BYTES
 from twofour.core.errors import EngineError, InputError
+from twofour.core.memory import allocate
 from twofour.core.plan import (
     REBUILD,
     Candidate,
@@ -144,24 +146,50 @@ class Engine:
 
 def _read(path: Path) -> Engine:
     """The file as data, every hash compared."""
-    with safe_open(path, framework="numpy") as file:
+    with safe_open(path, framework="numpy") as file:  # refuses a container that lies about sizes
         plan, hashes = _read_plan(path, file.metadata() or {})
         names = list(file.keys())
-        if set(names) != set(hashes) or "weights" not in hashes:
-            raise EngineError(
-                f"{path}: contents differ from the plan",
-                [f"expected {sorted(hashes)}", f"found {sorted(names)}"],
-                REBUILD,
-            )
-        tensors = {name: file.get_tensor(name) for name in names}
+    if set(names) != set(hashes) or "weights" not in hashes:
+        raise EngineError(
+            f"{path}: contents differ from the plan",
+            [f"expected {sorted(hashes)}", f"found {sorted(names)}"],
+            REBUILD,
+        )
+    tensors = _read_tensors(path)
     for name, data in tensors.items():
-        if data.dtype != np.uint8 or data.ndim != 1 or _sha256(data) != hashes[name]:
+        if _sha256(data) != hashes[name]:
             raise EngineError(
                 f"{path}: {name} does not match its hash", ["the file was altered"], REBUILD
             )
     engine = Engine(plan, tensors["weights"], _part(tensors, "code."), _part(tensors, "subgraph."))
     check(engine)
     return engine
+
+
+def _read_tensors(path: Path) -> dict[str, Bytes]:
+    """Every tensor of a container whose header is known to be sound.
+
+    They are read to where they will be used, so that no copy of the weights is ever made; sessions
+    share them.
+    """
+    tensors = {}
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] != "U8" or len(entry["shape"]) != 1:
+                found = f"expected uint8 [bytes], found {entry['dtype']} {entry['shape']}"
+                raise EngineError(f"{path}: {name} is no byte string", [found], REBUILD)
+            count = int(entry["shape"][0])
+            data = allocate(count + SLACK_BYTES, huge=True)[:count]
+            file.seek(8 + size + int(entry["data_offsets"][0]))
+            if file.readinto(data.data) != count:
+                raise EngineError(f"{path} ends within {name}", ["the file was cut"], REBUILD)
+            data.flags.writeable = False
+            tensors[name] = data
+    return tensors
 
 
 def _read_plan(path: Path, meta: dict[str, str]) -> tuple[Plan, dict[str, str]]:

@@ -207,6 +207,16 @@ def test_sessions_end_and_leave_no_threads_and_no_memory(engine, expected) -> No
     assert mappings() < before + 20
 
 
+def test_sessions_share_the_weights_of_a_loaded_engine(engine, expected, tmp_path: Path) -> None:
+    loaded = Engine.load(engine.save(tmp_path / "e.engine"))
+    assert not loaded.weights.flags.writeable
+    with Session(loaded) as one, Session(loaded) as two:
+        assert np.shares_memory(one._weights, loaded.weights)
+        assert np.shares_memory(one._weights, two._weights)
+        for session in (one, two):
+            np.testing.assert_array_equal(session.run({"x": X})["y"], expected)
+
+
 def test_many_python_threads_on_one_session_and_on_several(engine) -> None:
     inputs = [RANDOM.normal(size=X.shape).astype(np.float32) for _ in range(4)]
     with Session(engine) as one, Session(engine, 2) as two:

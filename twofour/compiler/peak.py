@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from twofour.core.memory import address, allocate
 from twofour.core.target import Target, host_target, why_no_bf16
 from twofour.engine import Layer
 from twofour.kernels.cpu.llvm import Function, Source, Value, compile_object, module_text
 from twofour.kernels.cpu.vector import F32S, I32S, Vector, every
-from twofour.runtime.cpu import Code, address, allocate
+from twofour.runtime.cpu import Code
 
 SUMS, TURNS, REPEATS, ROUNDS = 12, 64, 400, 15
 # Family -> multiply-adds, as if dense, of one sum in one turn.

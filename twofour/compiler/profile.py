@@ -18,11 +18,12 @@ import numpy as np
 from twofour.compiler.tune import TimingCache
 from twofour.core.abi import ARENA, BINDINGS, SLACK_BYTES, SYMBOL_BYTES, WEIGHTS
 from twofour.core.errors import InputError
+from twofour.core.memory import Bytes, address, allocate, with_slack
 from twofour.core.sizes import usual
 from twofour.engine import Engine, Layer, Profile, Step, TensorInfo
 from twofour.kernels.cpu.llvm import TOOLS
 from twofour.kernels.cpu.program import Call, Operand
-from twofour.runtime.cpu import Bytes, Code, address, allocate
+from twofour.runtime.cpu import Code
 from twofour.runtime.session import Session
 
 _ROUNDS = 5
@@ -56,8 +57,7 @@ def with_times(engine: Engine, placements: Sequence[Placement], cache: TimingCac
     """
     layers = list(engine.plan.layers)
     arena = allocate(engine.plan.arena_bytes + SLACK_BYTES)
-    weights = allocate(engine.weights.nbytes + SLACK_BYTES)
-    weights[: engine.weights.nbytes] = engine.weights
+    weights = with_slack(engine.weights, SLACK_BYTES)
     code = Code([engine.code[name].tobytes() for name in engine.plan.code])
     for placed in placements:
         if layers[placed.layer].time_us is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from twofour.compiler.peak import Peaks, fastest_ns, measure_peaks
 from twofour.core.errors import InputError
+from twofour.core.memory import address, allocate
 from twofour.core.progress import Report, silent
 from twofour.core.target import Target, check_runs_here, detect_host
 from twofour.engine import Layer, Plan, Work
@@ -20,7 +21,7 @@ from twofour.kernels.cpu.llvm import Function, Source, Value, compile_object, mo
 from twofour.kernels.cpu.packing import HEADER_BYTES
 from twofour.kernels.cpu.problem import ELEMENT_BYTES, LANES, ConvProblem, Strides
 from twofour.kernels.cpu.vector import F32S, I32S, Vector
-from twofour.runtime.cpu import Code, address, allocate
+from twofour.runtime.cpu import Code
 
 COPY_BYTES = 128 << 10
 """Read, and as many written: more than a first-level cache holds, less than a second-level one."""

@@ -19,11 +19,12 @@ from twofour.compiler.layout import ALIGNMENT
 from twofour.core.abi import BINDINGS, SLACK_BYTES, WEIGHTS
 from twofour.core.bfloat16 import ROUNDING, from_bf16, to_bf16
 from twofour.core.errors import Error
+from twofour.core.memory import address, allocate
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides
 from twofour.kernels.cpu.program import Call, Operand
 from twofour.kernels.cpu.tactic import Tactic
-from twofour.runtime.cpu import Code, Workers, address, allocate
+from twofour.runtime.cpu import Code, Workers
 
 Array = NDArray[Any]
 _ROUND_US = 300.0  # a round runs a kernel for about this long

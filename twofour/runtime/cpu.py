@@ -1,9 +1,8 @@
-"""What native steps run on: memory, mapped code, worker threads."""
+"""What native steps run on: mapped code, worker threads."""
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import sys
 import threading
@@ -17,14 +16,10 @@ from numpy.typing import NDArray
 
 from twofour.core.abi import MAX_THREADS, SYNC, SYNC_BYTES
 from twofour.core.errors import EngineError, UnsupportedError
+from twofour.core.memory import Bytes, address, allocate
 
-Bytes = NDArray[np.uint8]
 _LOCK = threading.Lock()  # LLVM's JIT set-up is not safe from several threads
 _KERNEL_ARGUMENTS = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4
-# Private: after a fork neither process sees what the other computes. Windows has no flags.
-_PRIVATE = (
-    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-)
 _ELF_HEADER_BYTES = 64
 _NEEDED = (
     "sched_yield",
@@ -37,24 +32,6 @@ _NEEDED = (
     "pthread_setaffinity_np",
 )
 _MASK_BYTES = 1024  # a set of up to 8192 cores
-
-
-def allocate(size_bytes: int, *, huge: bool = False) -> Bytes:
-    """Zeroed, page-aligned memory of its own mapping.
-
-    Args:
-        size_bytes: how much.
-        huge: advise the system to back it with huge pages (fewer TLB misses on large weights).
-    """
-    mapping = mmap.mmap(-1, max(size_bytes, 1), **_PRIVATE)
-    if huge and hasattr(mmap, "MADV_HUGEPAGE") and size_bytes >= 1 << 21:
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(mapping, np.uint8)
-
-
-def address(array: NDArray[Any]) -> int:
-    """The address of an array's first element."""
-    return int(array.__array_interface__["data"][0])
 
 
 class Code:

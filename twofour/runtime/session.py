@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from twofour.core.abi import BINDINGS, SLACK_BYTES, SYMBOL_BYTES
 from twofour.core.errors import EngineError, InputError, UnsupportedError
+from twofour.core.memory import address, allocate, with_slack
 from twofour.core.target import check_runs_here
 from twofour.engine import Engine, Profile, Step, TensorInfo
-from twofour.runtime.cpu import Code, Workers, address, allocate
+from twofour.runtime.cpu import Code, Workers
 from twofour.runtime.shapes import Bound, bind
 
 Array = NDArray[Any]
@@ -60,8 +61,7 @@ class Session:
         self._expected = [(t.name, np.dtype(t.dtype)) for t in self.inputs]
         self._bounds: dict[Key, Bound] = {}
         self._current: Bound | None = None
-        self._weights = allocate(engine.weights.nbytes + SLACK_BYTES, huge=True)
-        self._weights[: engine.weights.nbytes] = engine.weights
+        self._weights = with_slack(engine.weights, SLACK_BYTES)
         self._arena = allocate(plan.arena_bytes + SLACK_BYTES, huge=True)
         self._code = Code([engine.code[name].tobytes() for name in plan.code])
         self.threads = plan.threads if threads is None else threads
