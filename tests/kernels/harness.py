@@ -9,6 +9,7 @@ import numpy as np
 from twofour.core.abi import SLACK_BYTES
 from twofour.core.bfloat16 import ROUNDING, from_bf16, round_bf16, to_bf16
 from twofour.core.functions import NO_ACTIVATION, Activation
+from twofour.core.gates import Gate
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.core.patterns import magnitude_mask
 from twofour.core.target import Target, host_target
@@ -113,6 +114,7 @@ class Case:
             add,
             self.epilogue.activation.name,
             self.bounded,
+            self.epilogue.gate is not None,
         ).flattened()
 
 
@@ -230,6 +232,23 @@ def make(
     if not add:
         return case
     return replace(case, residual=_stored(rng, add, (batch, *case.out_size, n)))
+
+
+def gated(case: Case, y_scale: float) -> Case:
+    """The same case with its activation done by the table for a scale of the result."""
+    e = case.epilogue
+    gate = Gate.of(e.activation.name, y_scale)
+    assert gate is not None
+    step = np.float32(gate.step)
+    scaled = replace(
+        e,
+        scale=e.scale / step,
+        bias=e.bias / step,
+        residual_scale=float(np.float32(e.residual_scale) / step),
+        y_factor=1.0,
+        gate=gate,
+    )
+    return replace(case, epilogue=scaled)
 
 
 def _steps_of_one(activation: Activation) -> float:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.harness import Case, float_bound, make, run, targets
+from tests.kernels.harness import Case, float_bound, gated, make, run, targets
 from twofour.core.functions import Activation
+from twofour.core.gates import REACH
 from twofour.core.numerics import Epilogue, Window
 from twofour.kernels.cpu.conv_depthwise import Interleaved
 from twofour.kernels.cpu.depthwise_tile import places_of, quads_of
@@ -126,6 +127,8 @@ def test_epilogues(activation, out) -> None:
                 rng, 40, add=add, out=out, activation=activation, y_zero=zero, x_zero=zero
             )
             check(case, TARGETS[0])
+            if out == "int8" and activation.name in REACH:
+                check(gated(case, 0.07), TARGETS[0])
 
 
 def test_results_far_outside_the_range_saturate() -> None:

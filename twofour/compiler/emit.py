@@ -320,6 +320,7 @@ def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProbl
         op.add,
         op.epilogue.activation.name,
         _bounded(op),
+        op.epilogue.gate is not None,
     )
     column = problem.flattened()
     if x.open_batch is None:

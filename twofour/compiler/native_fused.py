@@ -26,6 +26,7 @@ from twofour.compiler.native import (
 )
 from twofour.compiler.ops import FusedOp
 from twofour.core.functions import NO_ACTIVATION, Activation
+from twofour.core.gates import Gate
 from twofour.core.numerics import MAX_K, Epilogue, Window
 from twofour.kernels.cpu.pointwise import MapConstants
 
@@ -109,7 +110,8 @@ def _dtype(value: ir.Value) -> str:
 def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
     """Scales divided by y_scale, in float64 and then rounded once.
 
-    An activation that does more than clamp needs real numbers: y_scale then comes after it.
+    An activation that does more than clamp needs fractions of a step, where it is a gate, or real
+    numbers: y_scale then comes after it.
     """
     bias = constant(op.inputs["bias"]).astype(np.float64)
     if not quantized:
@@ -120,7 +122,8 @@ def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
     if out and constant(op.inputs["y_scale"]).ndim:
         return _epilogue_of_parts(op)
     y_scale = float(constant(op.inputs["y_scale"])) if out else 1.0
-    step = y_scale if op.activation.clamps else 1.0
+    gate = Gate.of(op.activation.name, y_scale) if out else None
+    step = gate.step if gate else y_scale if op.activation.clamps else 1.0
     sums = float(constant(op.inputs["x_scale"])) * constant(op.inputs["w_scale"]).astype(np.float64)
     residual_scale, offset = 0.0, 0.0
     if op.has_add and op.add_is_float:
@@ -136,7 +139,8 @@ def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
         activation=op.activation.divided(step),
         zero_point=stored(constant(op.inputs["y_zero_point"]), op.output.dtype) if out else None,
         unsigned=True,
-        y_factor=1.0 if op.activation.clamps else float(np.float32(1.0 / y_scale)),
+        y_factor=1.0 if gate or op.activation.clamps else float(np.float32(1.0 / y_scale)),
+        gate=gate,
     )
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from twofour.core.bfloat16 import round_bf16
 from twofour.core.fma import fma
 from twofour.core.functions import NO_ACTIVATION, Activation
+from twofour.core.gates import Gate
 
 Array = NDArray[Any]
 
@@ -81,19 +82,22 @@ class Epilogue:
     """What happens to the sums before they are stored.
 
     An activation that only clamps works on results in steps of y, as saturation does: it costs
-    nothing. Any other one needs real numbers, and what it gives is then divided by y_scale.
+    nothing. So does one that a table does, in fractions of a step. Any other one needs real
+    numbers, and what it gives is then divided by y_scale.
 
     Attributes:
         scale: float32 [N], x_scale * w_scale, divided by y_scale where the activation clamps
-            (y_scale = 1 where the output is float).
+            (y_scale = 1 where the output is float), by gate.step where there is a gate.
         bias: float32 [N], divided likewise; less r_zero_point * residual_scale for a quantized
             residual.
         residual_scale: of the residual (1 for a float one), divided likewise.
         activation: what the results go through; the bounds of Clip are divided likewise.
         zero_point: of y; None where the output is float32.
         unsigned: y is uint8 instead of int8.
-        y_factor: 1 / y_scale, rounded to float32, where the activation does not clamp.
+        y_factor: 1 / y_scale, rounded to float32, where the activation neither clamps nor is done
+            by a gate.
         bfloat16: y is held as bfloat16; zero_point is None.
+        gate: the table that does the activation, or None; y is unsigned then.
     """
 
     scale: Array
@@ -104,6 +108,7 @@ class Epilogue:
     unsigned: bool = False
     y_factor: float = 1.0
     bfloat16: bool = False
+    gate: Gate | None = None
 
     @property
     def short(self) -> bool:
@@ -128,6 +133,7 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
 
         v = fma(r, r_scale, fma(acc, scale, bias))
         y = saturate(round_half_even(v) + zero_point), the activation part of the saturation
+        y = gate(v), where a table does it (core/gates.py)
         y = saturate(round_half_even(activation(v) * y_factor) + zero_point), if it is more
 
     A quantized y, or one in bfloat16, takes the short form of the activation (core/functions.py).
@@ -141,7 +147,7 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
     Returns:
         int8 or uint8, or float32 where `epilogue.zero_point` is None (values of bfloat16, if it
         says so); the shape of `acc`. A NaN (of a float residual) stays one in float32, and is the
-        smallest value in integers.
+        smallest value in integers (with a gate, what the smallest float gives).
 
     Source: Jacob et al. 2018, arXiv:1712.05877, eq. 5.
     """
@@ -149,6 +155,8 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
     if residual is not None:
         r_scale = np.asarray(epilogue.residual_scale, np.float32)
         value = fma(residual.astype(np.float32), r_scale, value)
+    if epilogue.gate is not None and epilogue.zero_point is not None:
+        return epilogue.gate.apply(value, epilogue.zero_point)
     if not epilogue.activation.clamps:
         value = epilogue.activation.apply(value, short=epilogue.short)
         if epilogue.zero_point is not None:

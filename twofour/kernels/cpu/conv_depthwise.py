@@ -101,7 +101,7 @@ class Interleaved:
                 zeros = np.zeros_like(natural[0])
                 after = [after[0], np.stack([zeros, *natural], axis=1)]
             panels += [_lanes(columns[part], repeat).reshape(-1), *(a.reshape(-1) for a in after)]
-        return np.concatenate([header(epilogue, problem), np.concatenate(panels).view(np.uint8)])
+        return np.concatenate([header(epilogue), np.concatenate(panels).view(np.uint8)])
 
     def work(self, problem: ConvProblem, config: Config) -> tuple[int, int]:
         """Row pieces and panels."""

@@ -71,9 +71,7 @@ class Lanes:
             padded = np.pad(part, ((0, blocks * LANES - channels), (0, 0)))
             lanes = padded.reshape(blocks, LANES, -1).transpose(0, 2, 1)
             parts.append(np.ascontiguousarray(lanes).reshape(blocks, -1).view(np.uint8))
-        return np.concatenate(
-            [header(epilogue, problem), np.concatenate(parts, axis=1).reshape(-1)]
-        )
+        return np.concatenate([header(epilogue), np.concatenate(parts, axis=1).reshape(-1)])
 
     def work(self, problem: ConvProblem, config: Config) -> tuple[int, int]:
         """Row pieces and panels."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twofour.kernels.cpu.epilogue import activated, emit_epilogue, scalars, scaled
+from twofour.kernels.cpu.epilogue import activated, emit_epilogue, narrow_of, scalars, scaled
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.narrow import Narrow
 from twofour.kernels.cpu.problem import LANES, ConvProblem
@@ -87,7 +87,7 @@ class Tile:
         f, problem = self.v.f, self.problem
         (_, kw), (_, sw), (_, dw) = problem.kernel, problem.stride, problem.dilation
         weights = len(self.places) * kw * GROUP * 4
-        narrow = Narrow(self.v, "%h", bounded=problem.bounded) if narrows(problem) else None
+        narrow = narrow_of(self.v, problem) if narrows(problem) else None
         sums: dict[tuple[int, int], list[Value]] = {}
         for column in range((self._across - 1) * sw + (kw - 1) * dw + 1):
             taps = [(column - t * dw, t) for t in reversed(range(kw))]

@@ -26,7 +26,7 @@ def emit_epilogue(
     """`core.numerics.requantize`, operation by operation, and the store."""
     f = v.f
     scalar = scalars(f, problem)
-    narrow = Narrow(v, "%h", bounded=problem.bounded) if problem.out == "int8" else None
+    narrow = narrow_of(v, problem)
     parts = [
         [f.load(F32S, constants, block * CONSTANTS_BYTES + 64 * part, 4) for part in (1, 2)]
         for block in range(blocks)
@@ -37,7 +37,7 @@ def emit_epilogue(
         values, targets = [], []
         group = items[first : first + AT_ONCE]
         here = [sums[row * blocks + block] for row, block in group]
-        if v.isa == "avx512vnni" and problem.activation not in CLAMPS:
+        if v.isa == "avx512vnni" and not narrowed(problem):
             here = _held_back(f, here, I32S if problem.dtype == "int8" else F32S)
         for (row, block), total in zip(group, here, strict=True):
             i, j = spots[row]
@@ -52,6 +52,13 @@ def emit_epilogue(
             narrow.store(values, targets)
         else:
             _store_floats(f, problem, values, targets)
+
+
+def narrow_of(v: Vector, problem: ConvProblem) -> Narrow | None:
+    """What rounds the results to bytes; None where they are no bytes."""
+    if problem.out != "int8":
+        return None
+    return Narrow(v, "%h", bounded=problem.bounded, gate=problem.gate)
 
 
 def _held_back(f: Function, values: list[Value], kind: str) -> list[Value]:
@@ -76,11 +83,16 @@ def scalars(f: Function, problem: ConvProblem) -> dict[str, Value]:
     offsets = {"r_scale": 0} if problem.add else {}
     if problem.out != "int8":
         offsets |= {"low": 8, "high": 12} if problem.activation in CLAMPS else {}
-    elif problem.activation not in CLAMPS:
+    elif not narrowed(problem):
         offsets |= {"y_factor": 20}
     return {
         key: f.splat("float", f.load("float", "%h", offset, 4)) for key, offset in offsets.items()
     }
+
+
+def narrowed(problem: ConvProblem) -> bool:
+    """Whether the activation is part of the way to bytes: of their saturation, or by a table."""
+    return problem.gate or problem.activation in CLAMPS
 
 
 def _uneven(problem: ConvProblem, blocks: int) -> bool:
@@ -89,13 +101,13 @@ def _uneven(problem: ConvProblem, blocks: int) -> bool:
 
 
 def activated(v: Vector, problem: ConvProblem, value: Value, scalar: dict[str, Value]) -> Value:
-    """The activation, unless it is part of saturating an integer, which `Narrow` does."""
+    """The activation, unless `Narrow` does it."""
     floats = Floats(v.f, LANES, v.isa)
     if problem.out != "int8":
         bounds = (scalar["low"], scalar["high"]) if problem.activation in CLAMPS else None
         short = problem.out == "bfloat16"
         return emit_activation(floats, problem.activation, value, bounds, short=short)
-    if problem.activation in CLAMPS:
+    if narrowed(problem):
         return value
     value = emit_activation(floats, problem.activation, value, short=True)
     return v.f.let(f"fmul {F32S} {value}, {scalar['y_factor']}")

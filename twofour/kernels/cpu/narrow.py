@@ -10,6 +10,8 @@ On AVX-512 four vectors at a time take the way that saturates for free:
     pmaxub, pminub             the bounds
     vpermd                     the four vectors one after the other
 
+A gate (core/gates.py) works on the words, in place of the zero point and the bounds.
+
 Elsewhere each vector is clipped as floats, rounded by adding 1.5 * 2**23, and truncated. Both give
 the same bytes: the bounds are integers, so it does not matter whether they are applied before or
 after rounding. A conversion to int32 turns what is too large into the smallest number; so where
@@ -22,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from twofour.kernels.cpu.gates import WORDS, GateTable
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.vector import (
     BYTES16,
@@ -36,7 +39,6 @@ from twofour.kernels.cpu.vector import (
 )
 
 AT_ONCE = 4
-_WORDS = "<32 x i16>"
 _BELOW_INT32 = 2.0**30
 
 
@@ -60,12 +62,16 @@ class Narrow:
         v: emits the operations.
         header: points at the packed weights' header, see packing.py.
         bounded: every result is known to be below 2**31 in size.
+        gate: the activation is a table, which the header holds.
     """
 
-    def __init__(self, v: Vector, header: Value, *, bounded: bool) -> None:
-        """Loads the bounds and the zero point."""
+    def __init__(self, v: Vector, header: Value, *, bounded: bool, gate: bool) -> None:
+        """Loads the bounds and the zero point, or the table."""
         self.v, self.bounded = v, bounded
         f = v.f
+        self.gate = GateTable(f, header, v.isa) if gate else None
+        if gate:
+            return
         zero = f.load("i32", header, 16, 4)
         if v.isa != "avx512vnni":
             self.bounds = tuple(f.splat("float", f.load("float", header, at, 4)) for at in (8, 12))
@@ -78,7 +84,8 @@ class Narrow:
         """Rounds and stores up to `AT_ONCE` vectors of <16 x float>."""
         if self.v.isa != "avx512vnni":
             for value, target in zip(values, targets, strict=True):
-                self._put(self._clipped(value), target)
+                done = self.gate.bytes16(value) if self.gate else self._clipped(value)
+                self._put(done, target)
             return
         f = self.v.f
         packed = self._in_order(self.packed(values))
@@ -101,17 +108,20 @@ class Narrow:
         f = self.v.f
         ints = [self._rounded(value) for value in values]
         ints += [ints[0]] * (AT_ONCE - len(ints))
-        words = []
+        pair = []
         for a, b in (ints[:2], ints[2:]):
-            both = f.call(_WORDS, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b))
-            words.append(
-                f.call(_WORDS, "llvm.sadd.sat.v32i16", (_WORDS, both), (_WORDS, self.words))
-            )
-        pair = [(_WORDS, word) for word in words]
+            both = f.call(WORDS, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b))
+            pair.append((WORDS, self.gate.words(both) if self.gate else self._moved(both)))
         out = f.call(BYTES64, "llvm.x86.avx512.packuswb.512", *pair)
+        if self.gate:
+            return out
         low, high = self.bytes
         out = f.call(BYTES64, "llvm.umax.v64i8", (BYTES64, out), (BYTES64, low))
         return f.call(BYTES64, "llvm.umin.v64i8", (BYTES64, out), (BYTES64, high))
+
+    def _moved(self, words: Value) -> Value:
+        """Words plus the zero point."""
+        return self.v.f.call(WORDS, "llvm.sadd.sat.v32i16", (WORDS, words), (WORDS, self.words))
 
     def _in_order(self, packed: Value) -> Value:
         """The four vectors one after the other."""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.llvm import Function, Value, module_text
-from twofour.kernels.cpu.packing import HEADER_BYTES, Format, pack, panel_bytes
+from twofour.kernels.cpu.packing import Format, header_bytes, pack, panel_bytes
 from twofour.kernels.cpu.problem import LANES, Config, ConvProblem, Pieces
 from twofour.kernels.cpu.tile import Tile
 
@@ -148,7 +148,7 @@ def emit_loops(
 
 def _arguments(f: Function, problem: ConvProblem, panels: Panels, at: Pointers, p: Value) -> str:
     """What a tile function gets for panel `p` of the tile at `at`."""
-    w = f.at("%w", f.int_op("add", f.int_op("mul", p, panels.size_bytes), HEADER_BYTES))
+    w = f.at("%w", f.int_op("add", f.int_op("mul", p, panels.size_bytes), header_bytes(problem)))
     first = f.int_op("mul", p, panels.outputs)
     x = at["x"]
     if panels.inputs_bytes:

@@ -1,7 +1,9 @@
 """Packed weights: what every convolution kernel reads besides activations.
 
     header, 64 bytes: f32 residual scale, 4 bytes unused, f32 low, f32 high, i32 output zero point,
-        f32 1 / y_scale (where the activation does not clamp), i32 low and i32 high as stored bytes
+        f32 1 / y_scale (where the activation does not clamp), i32 low and i32 high as stored bytes,
+        12 bytes of a gate
+    then the lines of a gate (gates.py), where the activation is one
     then per panel: the format's stream;
         then per block 16 x i32 start, 16 x f32 scale, 16 x f32 bias
 
@@ -19,11 +21,12 @@ from numpy.typing import NDArray
 
 from twofour.core.bfloat16 import to_bf16
 from twofour.core.numerics import Epilogue
+from twofour.kernels.cpu.gates import GATE_BYTES, NUMBERS, gate_lines, gate_numbers
 from twofour.kernels.cpu.llvm import Value
 from twofour.kernels.cpu.problem import LANES, ConvProblem, segments_of
 from twofour.kernels.cpu.vector import Vector
 
-HEADER_BYTES = 64
+_HEADER_BYTES = 64
 CONSTANTS_BYTES = 3 * 4 * LANES
 
 
@@ -110,7 +113,7 @@ def pack(
         x_zero_point: of the input as stored (uint8).
 
     Returns:
-        uint8 [HEADER_BYTES + panels * panel_bytes].
+        uint8 [header_bytes + panels * panel_bytes].
     """
     if problem.dtype == "bfloat16":
         w = to_bf16(w + np.float32(0))  # no -0, which formats would take for a weight
@@ -138,7 +141,7 @@ def pack(
     )
     constants = constants.reshape(panels, -1).view(np.uint8)
     body = np.concatenate([*groups, constants], axis=1)
-    return np.concatenate([header(epilogue, problem), body.reshape(-1)])
+    return np.concatenate([header(epilogue), body.reshape(-1)])
 
 
 def starts(w: NDArray[Any], x_zero_point: int) -> NDArray[np.int32]:
@@ -155,13 +158,21 @@ def _per_lane(values: NDArray[Any], problem: ConvProblem) -> NDArray[Any]:
     return padded.reshape(problem.groups * problem.blocks, LANES)
 
 
-def header(epilogue: Epilogue, problem: ConvProblem) -> NDArray[np.uint8]:
-    """The 64 bytes before the panels."""
+def header_bytes(problem: ConvProblem) -> int:
+    """Bytes before the panels."""
+    return _HEADER_BYTES + (GATE_BYTES if problem.gate else 0)
+
+
+def header(epilogue: Epilogue) -> NDArray[np.uint8]:
+    """What stands before the panels."""
     low, high = epilogue.bounds()
-    out = np.zeros(HEADER_BYTES // 4, np.int32)
+    out = np.zeros(_HEADER_BYTES // 4, np.int32)
     out[[0, 2, 3]] = np.array([epilogue.residual_scale, low, high], np.float32).view(np.int32)
     if epilogue.zero_point is not None:
         out[4] = epilogue.zero_point
         out[6:8] = np.rint(np.array([low, high])).astype(np.int32) + epilogue.zero_point
     out[5:6] = np.array([epilogue.y_factor], np.float32).view(np.int32)
-    return out.view(np.uint8)
+    if epilogue.gate is None or epilogue.zero_point is None:
+        return out.view(np.uint8)
+    out[NUMBERS // 4 :][:3] = gate_numbers(epilogue.gate)
+    return np.concatenate([out.view(np.uint8), gate_lines(epilogue.gate, epilogue.zero_point)])

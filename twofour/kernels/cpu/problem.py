@@ -49,6 +49,7 @@ class ConvProblem:
         add: dtype of the residual, or "" without one.
         activation: name of what the results go through, see core/functions.py.
         bounded: no result can leave int32 before it is rounded, whatever the input.
+        gate: the activation is done by a table, see core/gates.py; out is "int8".
         open_rows: the number of rows is given at each call, out_h is a usual one; for columns of
             single pixels, in one image (see nest.py).
     """
@@ -70,6 +71,7 @@ class ConvProblem:
     add: str = ""
     activation: str = ""
     bounded: bool = False
+    gate: bool = False
     open_rows: bool = False
 
     @property
