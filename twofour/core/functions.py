@@ -13,8 +13,8 @@ Max errors against float64, as tests/core/test_functions.py measures them:
     gelu_tanh   1.3e-6 * max(1, x)    gelu_tanh_short  1.1e-4 * max(1, x)
 
 The short forms take 10 operations instead of 19, three of them table look-ups in a register. They
-are what a result that is quantized to 8 bits at once gets: their error is far below a quantization
-step.
+are for results that are rounded further at once, to bfloat16 or to bytes, where their error is far
+below a step. Most that become bytes go another way, which is shorter still: core/gates.py.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def gelu(x: Array) -> Array:
 
 
 def gelu_short(x: Array) -> Array:
-    """`gelu` for results that are quantized at once."""
+    """`gelu` for results that are rounded further at once."""
     return _gelu_short(x, GELU_SHORT)
 
 
@@ -161,7 +161,7 @@ def gelu_tanh(x: Array) -> Array:
 
 
 def gelu_tanh_short(x: Array) -> Array:
-    """`gelu_tanh` for results that are quantized at once."""
+    """`gelu_tanh` for results that are rounded further at once."""
     return _gelu_short(x, GELU_TANH_SHORT)
 
 
@@ -217,7 +217,7 @@ SHORT: dict[str, Callable[[Array], Array]] = PLAIN | {
     "Gelu": gelu_short,
     "GeluTanh": gelu_tanh_short,
 }
-"""The same where the result is quantized at once."""
+"""The same where the result is rounded further at once."""
 CLAMPS = ("", "Relu", "Clip")
 """Those that only bound their input: f(x) / s = f'(x / s) with bounds divided by s."""
 
@@ -263,7 +263,7 @@ class Activation:
 
         Args:
             x: float32, any shape.
-            short: use the short form where there is one: the result is quantized at once.
+            short: use the short form where there is one: the result is rounded further.
 
         Returns:
             float32, the shape of `x`.

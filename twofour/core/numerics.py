@@ -136,7 +136,8 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
         y = gate(v), where a table does it (core/gates.py)
         y = saturate(round_half_even(activation(v) * y_factor) + zero_point), if it is more
 
-    A quantized y, or one in bfloat16, takes the short form of the activation (core/functions.py).
+    A y in bfloat16, or quantized without a gate, takes the short form of the activation
+    (core/functions.py).
 
     Args:
         acc: int32 [..., N], exact sums (or float32 sums of a float kernel).
