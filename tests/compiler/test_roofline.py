@@ -151,13 +151,15 @@ def test_rates_of_this_machine(target: Target) -> None:
             ("float32", "float32", ""),
         )
     ]
+    kinds.append(replace(kinds[2], gate=True))
     layers = [Layer("a", "QConv", "dense", precision="int8", work=work) for work in kinds]
-    layers += [Layer("b", "Conv", "dense", precision="float32", work=kinds[-1])]
+    layers += [Layer("b", "Conv", "dense", precision="float32", work=kinds[3])]
     rates = measure_rates(replace(plan_of(*layers), target=target))
-    assert len(rates.result_ns) == 5
+    assert len(rates.result_ns) == 6
     assert all(0.05 < ns < 1000 for ns in rates.result_ns.values())
-    plain, residual, gelu, *_ = rates.result_ns.values()
+    plain, residual, gelu, _, gate, _ = rates.result_ns.values()
     assert plain < residual < gelu
+    assert plain < gate < gelu
     assert 1 < rates.copy_gbps < 2000
     assert 1 < rates.read_gbps < 2000
     assert rates.weights_bytes >= COPY_BYTES

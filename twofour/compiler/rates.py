@@ -18,7 +18,7 @@ from twofour.core.target import Target, check_runs_here, detect_host
 from twofour.engine import Layer, Plan, Work
 from twofour.kernels.cpu.epilogue import emit_epilogue
 from twofour.kernels.cpu.llvm import Function, Source, Value, compile_object, module_text
-from twofour.kernels.cpu.packing import HEADER_BYTES
+from twofour.kernels.cpu.packing import header_bytes
 from twofour.kernels.cpu.problem import ELEMENT_BYTES, LANES, ConvProblem, Strides
 from twofour.kernels.cpu.vector import F32S, I32S, Vector
 from twofour.runtime.cpu import Code
@@ -43,6 +43,7 @@ class Results:
         add: type of the residual; "" without one.
         activation: see core/functions.py.
         bounded: whether all stay below 2**31.
+        gate: the activation is done by a table.
     """
 
     dtype: str
@@ -50,6 +51,7 @@ class Results:
     add: str
     activation: str
     bounded: bool
+    gate: bool
 
     @staticmethod
     def of(layer: Layer) -> Results | None:
@@ -57,7 +59,9 @@ class Results:
         work: Work = layer.work
         if not work.out:
             return None
-        return Results(layer.precision, work.out, work.add, work.activation, work.bounded)
+        return Results(
+            layer.precision, work.out, work.add, work.activation, work.bounded, work.gate
+        )
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ def _result_loop(name: str, kind: Results, isa: str) -> Function:
         add=kind.add,
         activation=kind.activation,
         bounded=kind.bounded,
+        gate=kind.gate,
     )
     f = Function(name, (("ptr", "x"), ("ptr", "h"), ("ptr", "y"), ("ptr", "r"), *_RANGES))
     v = Vector(isa, f)
@@ -198,7 +203,7 @@ def _result_loop(name: str, kind: Results, isa: str) -> Function:
         vector = I32S if kind.dtype == "int8" else F32S
         sums = [f.load(vector, x, _SUM_BYTES * spot) for spot in range(_SPOTS)]
         emit_epilogue(
-            v, problem, [(s, 0) for s in range(_SPOTS)], sums, f.at("%h", HEADER_BYTES), 1
+            v, problem, [(s, 0) for s in range(_SPOTS)], sums, f.at("%h", header_bytes(problem)), 1
         )
         return []
 

@@ -50,6 +50,7 @@ def conv_work(placed: Placed, problem: ConvProblem, tactic: Tactic, config: Conf
         problem.add,
         problem.activation,
         problem.bounded,
+        problem.gate,
     )
 
 

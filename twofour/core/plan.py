@@ -96,6 +96,7 @@ class Work:
         add: type of the residual; "" without one.
         activation: of the results, see core/functions.py.
         bounded: no result can leave int32 before it is rounded.
+        gate: the activation is done by a table, see core/gates.py.
         scores: that go through a softmax between two products.
     """
 
@@ -110,6 +111,7 @@ class Work:
     add: str = ""
     activation: str = ""
     bounded: bool = False
+    gate: bool = False
     scores: int = 0
 
 
