@@ -17,7 +17,7 @@ from twofour.core.errors import InputError
 from twofour.core.target import ISAS, Target, host_target, missing_features
 from twofour.engine import Candidate, Layer, Plan, Work
 
-RESULTS = Results("int8", "int8", "int8", "Relu", True)
+RESULTS = Results("int8", "int8", "int8", "Relu", True, False)
 RATES = Rates(
     Peaks({"int8 dense": 100.0, "int8 2:4": 200.0, "float32 dense": 10.0}),
     copy_gbps=50.0,

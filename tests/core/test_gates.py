@@ -11,7 +11,7 @@ from twofour.core.functions import PLAIN, Activation
 from twofour.core.gates import REACH, SEGMENTS, Gate
 from twofour.core.numerics import Epilogue, requantize
 
-ERROR = {"Gelu": 2.0e-4, "GeluTanh": 2.0e-4, "Silu": 7.5e-4, "HardSwish": 5e-5}
+ERROR = {"Gelu": 2.0e-4, "GeluTanh": 2.0e-4, "Silu": 7.5e-4}
 SCALES = (0.0095, 0.0105, 0.0157, 0.02, 0.05, 0.19, 1.3, 10.0, 1e4)
 
 
@@ -21,9 +21,7 @@ def exact(name: str, x: np.ndarray) -> np.ndarray:
         return x * 0.5 * (1 + np.array([math.erf(value / math.sqrt(2)) for value in x]))
     if name == "GeluTanh":
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    if name == "Silu":
-        return x / (1 + np.exp(-np.maximum(x, -700)))
-    return x * np.clip(x / 6 + 0.5, 0, 1)
+    return x / (1 + np.exp(-np.maximum(x, -700)))
 
 
 @pytest.mark.parametrize("name", REACH)

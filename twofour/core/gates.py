@@ -1,6 +1,6 @@
 """The definition of an activation whose result becomes a byte at once: 16-bit integers and a table.
 
-A gate is f(x) = x * g(x) with g(x) + g(-x) = 1: gelu, silu, hard_swish. So
+A gate is f(x) = x * g(x) with g(x) + g(-x) = 1: gelu, silu. So
 
     f(x) = max(x, 0) - T(|x|),  T(a) = a - f(a)
 
@@ -17,9 +17,9 @@ Before the last rounding, y is off the exact f(v) by at most
 
     ERROR / y_scale + 1.75 / 2**bits    steps
 
-with ERROR 2.0e-4 for gelu and gelu_tanh, 7.5e-4 for silu, 5e-5 for hard_swish. Where y_scale is
-0.02, a byte spans 5, and that is 0.024, 0.065 and 0.016 steps. A y_scale below REACH / 1024 would
-leave fewer than 5 bits: there is no table then.
+with ERROR 2.0e-4 for gelu and gelu_tanh, 7.5e-4 for silu. Where y_scale is 0.02, a byte spans 5,
+and that is 0.024 and 0.065 steps. A y_scale below REACH / 1024 would leave fewer than 5 bits: there
+is no table then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from twofour.core.functions import PLAIN
 Array = NDArray[Any]
 
 SEGMENTS = 64
-REACH = {"Gelu": 3.9, "GeluTanh": 3.9, "Silu": 9.5, "HardSwish": 3.0}
+REACH = {"Gelu": 3.9, "GeluTanh": 3.9, "Silu": 9.5}
 """The gates, and from where on T is as small as its error."""
 _MOST, _MOST_BITS, _FEWEST_BITS = 2**15 - 1, 7, 5
 

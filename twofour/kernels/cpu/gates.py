@@ -8,7 +8,8 @@ line of each is loaded.
 Packed:
 
     in the header (packing.py), from byte NUMBERS on: i32 limit, i32 index, i32 2**(15 - bits)
-    after it: 64 x i16 base + (zero_point << bits), 64 x i16 slope
+    after it: 64 x i16 base + (zero_point << bits), 64 x i16 slope, and both once more as
+        64 x (i16, i16) for those who load a line at a time
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from twofour.core.gates import SEGMENTS, Gate
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, LANES, ROUND, every, float_bits
 
-GATE_BYTES = 2 * 2 * SEGMENTS
+GATE_BYTES = 2 * 4 * SEGMENTS
 NUMBERS = 32
 WORDS = "<32 x i16>"
 _TABLE = 64
@@ -34,7 +35,8 @@ def gate_numbers(gate: Gate) -> list[int]:
 def gate_lines(gate: Gate, zero_point: int) -> NDArray[np.uint8]:
     """The table, uint8 [GATE_BYTES], the zero point as stored made part of the base."""
     base = gate.base + np.int16(zero_point << gate.bits)
-    return np.concatenate([base, gate.slope]).view(np.uint8)
+    pairs = np.stack([base, gate.slope], axis=1)
+    return np.concatenate([base, gate.slope, pairs.reshape(-1)]).view(np.uint8)
 
 
 class GateTable:
@@ -49,7 +51,8 @@ class GateTable:
     def __init__(self, f: Function, header: Value, isa: str) -> None:
         """Loads the numbers and, where registers hold it, the table."""
         self.f = f
-        self._base, self._slope = (f.at(header, _TABLE + part * GATE_BYTES // 2) for part in (0, 1))
+        table = f.at(header, _TABLE)
+        self._pairs = f.at(table, 2 * 2 * SEGMENTS)
         numbers = (f.load("i32", header, NUMBERS + 4 * i, 4) for i in range(3))
         if isa != "avx512vnni":
             self._limit, self._index, self._unit = (f.splat("i32", number) for number in numbers)
@@ -58,8 +61,7 @@ class GateTable:
             f.splat("i16", f.let(f"trunc i32 {number} to i16"), 32) for number in numbers
         )
         self._halves = [
-            [f.load(WORDS, table, 64 * half, 2) for half in (0, 1)]
-            for table in (self._base, self._slope)
+            [f.load(WORDS, table, at + 64 * half, 2) for half in (0, 1)] for at in (0, 2 * SEGMENTS)
         ]
 
     def words(self, x: Value) -> Value:
@@ -85,7 +87,9 @@ class GateTable:
         size = f.call(I32S, "llvm.abs.v16i32", (I32S, x), ("i1", "false"))
         a = self._least(size, self._limit)
         n = f.let(f"lshr {I32S} {f.let(f'mul {I32S} {a}, {self._index}')}, {every('i32', 16)}")
-        base, slope = (self._looked_up(table, n) for table in (self._base, self._slope))
+        line, half = self._looked_up(n), every("i32", 16)
+        base = f.let(f"ashr {I32S} {f.let(f'shl {I32S} {line}, {half}')}, {half}")
+        slope = f.let(f"ashr {I32S} {line}, {half}")
         t = f.let(f"add {I32S} {base}, {self._product(a, slope)}")
         total = f.let(f"add {I32S} {self._most(x, 'zeroinitializer')}, {t}")
         y = self._most(self._product(total, self._unit), "zeroinitializer")
@@ -114,14 +118,13 @@ class GateTable:
         ones = int(np.float32(ROUND).view(np.int32))
         return f.let(f"sub {I32S} {bits}, {every('i32', ones)}")
 
-    def _looked_up(self, table: Value, n: Value) -> Value:
-        """table[n], <16 x i32>."""
+    def _looked_up(self, n: Value) -> Value:
+        """Line n of the table, <16 x i32>: slope above base."""
         f, out = self.f, "poison"
         for lane in range(LANES):
             place = f.let(f"extractelement {I32S} {n}, i32 {lane}")
-            value = f.load("i16", f.let(f"getelementptr i16, ptr {table}, i32 {place}"), 0, 2)
-            wide = f.let(f"sext i16 {value} to i32")
-            out = f.let(f"insertelement {I32S} {out}, i32 {wide}, i32 {lane}")
+            line = f.load("i32", f.let(f"getelementptr i32, ptr {self._pairs}, i32 {place}"), 0, 4)
+            out = f.let(f"insertelement {I32S} {out}, i32 {line}, i32 {lane}")
         return out
 
     def _least(self, a: Value, b: Value) -> Value:
