@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 
 from tests.kernels.harness import make
-from twofour.compiler import tune
-from twofour.compiler.trial import WrongResult
+from twofour.compiler import trial, tune
+from twofour.compiler.trial import Trial, WrongResult
 from twofour.compiler.tune import TimingCache, Tuner, timing_key
 from twofour.core.errors import Error, InputError
 from twofour.core.numerics import Window
 from twofour.core.target import host_target
 from twofour.kernels.cpu import nest
 from twofour.kernels.cpu.conv_dense import Dense
+from twofour.kernels.cpu.llvm import Source, compile_object
 from twofour.kernels.cpu.nest import Tiled
 from twofour.kernels.cpu.problem import Config
 from twofour.kernels.cpu.tactic import Tactic, tactics
+from twofour.runtime.cpu import Code
 
 TARGET = host_target()
 DENSE = next(t for t in tactics() if t.name == "dense" and t.dtype == "int8")
@@ -141,12 +143,124 @@ def test_known_times_are_not_measured_again(monkeypatch, tmp_path) -> None:
 
 def test_the_fastest_known_time_wins() -> None:
     """Also against the order of the candidates."""
-    tuner = Tuner(TARGET, TimingCache())
+    tuner = Tuner(TARGET, TimingCache(), effort=3)
     choose(tuner)
     for winner in list(tuner.cache.times_us):
         tuner.cache.times_us = dict.fromkeys(tuner.cache.times_us, 5.0) | {winner: 1.0}
         choice, _ = choose(tuner)
         assert choice.time_us == 1.0
+
+
+WIDE = make(np.random.default_rng(0), height=10, width=10, c=256, n=64, pattern="2:4")
+
+
+def timed_as(monkeypatch, tuner: Tuner, time_us, slower: float = 1.0) -> list[int]:
+    """Every kernel takes time_us(option), each round `slower` than the one before.
+
+    Returns a list that gets the number of kernels of each round.
+    """
+    options, rounds = {}, []
+    real = tuner._option
+
+    def option(*given):
+        made = real(*given)
+        options[made.key] = made
+        return made
+
+    def interleaved(timers, _):
+        rounds.append(len(timers))
+        return {k: time_us(options[k]) * slower ** len(rounds) for k in timers}
+
+    monkeypatch.setattr(tuner, "_option", option)
+    monkeypatch.setattr(tune, "interleaved", interleaved)
+    return rounds
+
+
+def test_a_tactic_whose_best_guess_is_slow_is_left_there(monkeypatch) -> None:
+    tuner = Tuner(TARGET, TimingCache())
+    timed_as(monkeypatch, tuner, lambda o: 50.0 if o.tactic.name == "2:4 H" else 100.0)
+    _, candidates = choose(tuner, WIDE)
+    tried = [c.tactic for c in candidates if c.time_us is not None]
+    assert tried.count("2:4 H") > 2
+    assert tried.count("dense") == tried.count("2:4 C") == 1
+
+
+def test_the_best_tile_is_tried_with_every_order_and_way_to_prefetch(monkeypatch) -> None:
+    """The second tile is faster, and fastest with its panels outside."""
+    tuner, tactic = Tuner(TARGET, TimingCache()), "2:4 H"
+    sparse = next(t for t in tactics() if t.name == tactic and t.dtype == "int8")
+    tiles = {c.plain: None for c in sparse.configs(WIDE.problem(), TARGET.isa)}
+    second = list(tiles)[1]
+
+    def time_us(o) -> float:
+        if o.tactic.name != tactic:
+            return 100.0
+        return 60.0 - 5 * (o.config.plain == second) - o.config.panels_outside
+
+    timed_as(monkeypatch, tuner, time_us)
+    choice, candidates = choose(tuner, WIDE, lambda t: "" if t.name == tactic else "not now")
+    assert choice.config.plain == second
+    variants = {c for c in sparse.configs(WIDE.problem(), TARGET.isa) if c.plain == second}
+    assert choice.config.panels_outside is any(c.panels_outside for c in variants)
+    tried = {c.config for c in candidates if c.time_us is not None}
+    assert {str(c) for c in variants} <= tried
+
+
+def test_rounds_are_compared_by_what_ran_in_both(monkeypatch) -> None:
+    """A machine that slows down between two rounds changes no choice and no time."""
+    chosen = []
+    for slower in (1.0, 2.0):
+        tuner = Tuner(TARGET, TimingCache())
+        with monkeypatch.context() as context:
+            rounds = timed_as(context, tuner, lambda o: 9.0 + o.config.tile_h, slower)
+            chosen.append(choose(tuner, WIDE))
+        assert len(rounds) > 1
+    (one, few), (other, many) = chosen
+    assert str(one.config) == str(other.config)
+    assert [c.time_us for c in many] == [c.time_us and 2 * c.time_us for c in few]
+
+
+MATRIX = {"height": 150, "window": Window((1, 1))}
+
+
+def of_8_images(**form):
+    form = {"batch": 8, "width": 8, "c": 16, "n": 16, "add": "int8"} | form
+    return make(np.random.default_rng(3), **form)
+
+
+@pytest.mark.parametrize("operand", ["x", "y", "r"])
+@pytest.mark.parametrize(("form", "part"), [({}, "image"), (MATRIX, "row")], ids=["image", "row"])
+def test_one_image_or_row_in_the_place_of_another_is_found(operand, form, part) -> None:
+    """Though inputs repeat: of 8 images, or of 9600 rows of a matrix."""
+    case = of_8_images(**form)
+    problem = case.problem()
+    assert problem.is_column == (part == "row")
+    tuner, there = Tuner(TARGET, TimingCache()), Trial(problem, case.w, case.epilogue, case.x_zero)
+    option = tuner._option(problem, DENSE, Config(4, 2 if part == "image" else 1, 1))
+    sources = [Source(tuner.text(problem, DENSE, option.config))]
+    code, packed = Code([compile_object(sources, TARGET)]), there.pack(option, cold=False)
+    there.check(code, "kernel", option, packed)
+    step, buffer = getattr(getattr(problem, operand), part), getattr(there, operand)
+    for places in (1, -1, 2):
+        buffer.address += places * step
+        with pytest.raises(WrongResult, match="dense"):
+            there.check(code, "kernel", option, packed)
+        buffer.address -= places * step
+    there.check(code, "kernel", option, packed)
+
+
+def test_the_definition_is_asked_for_a_part_of_many_images(monkeypatch) -> None:
+    asked = []
+    real = trial.convolve
+
+    def convolve(x, *rest):
+        asked.append(x.shape[:2])
+        return real(x, *rest)
+
+    monkeypatch.setattr(trial, "convolve", convolve)
+    for form in ({}, MATRIX):
+        choose(Tuner(TARGET, TimingCache()), of_8_images(**form))
+    assert asked == [(3, 5), (1, 509)]
 
 
 def test_several_threads_try_both_ways_to_share(monkeypatch) -> None:
@@ -161,7 +275,7 @@ def test_several_threads_try_both_ways_to_share(monkeypatch) -> None:
 
     monkeypatch.setattr(tune, "interleaved", equal)
     choice, candidates = choose(tuner, case)
-    assert len(shared) == 2
+    assert len(shared) > 1
     ways = [c.config for c in candidates if "shared" in c.config]
     assert any("rows" in way for way in ways)
     assert any("panels" in way for way in ways)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import twofour.kernels.cpu as home
 from twofour.compiler.trial import (
     Option,
+    Timer,
     Trial,
     interleaved,
     shared_calls,
@@ -43,6 +44,7 @@ _USUAL_EFFORT = 2
 _LIKELY = ("2:4/pair", "2:4", "4:8", "")  # patterns, the fastest first where nothing is timed
 _ROUNDS = (0, 5, 9, 27)  # of timing, for each effort
 _SHARED = 3  # choices of one thread that are tried on several
+_PROMISING = 1.25  # a tactic whose best guess takes longer than that times the best is left there
 _MOST_WAITING = 1.15  # a split less even than this is not worth timing, where there is a better one
 # Threads that share panels read what the others wrote, before and after: half of each tensor, at
 # 27 ns for a line of 64 bytes from another core. Threads that share rows have them in their cache.
@@ -167,8 +169,8 @@ class Tuner:
         threads: that will share the work: a tile that divides it evenly may beat a faster one.
         cold: a layer's weights are not in a near cache when its turn comes.
         effort: 0 takes the best guess of the likeliest tactic, checked but not timed; 1 times the
-            best guess of each tactic; 2 several of each; 3 both orders of the loops for all of
-            them, three times as long.
+            best guess of each tactic; 2 several of those that come close; 3 several of each with
+            both orders of the loops, three times as long.
     """
 
     def __init__(
@@ -212,7 +214,7 @@ class Tuner:
         trial = cache(lambda: Trial(problem, w, epilogue, x_zero))
         if self.effort == 0:
             return self._guessed(options, trial()), tuple(refused)
-        choices = self._timed(options, trial)
+        choices = self._searched(options, trial)
         if self.threads > 1:
             choices = self._timed(self._shared(problem, choices[:_SHARED]), trial) + choices
         timed = [Candidate(c.tactic.name, str(c), rounded(c.time_us)) for c in choices]
@@ -226,17 +228,44 @@ class Tuner:
         trial.check(code, "kernel", best, trial.pack(best, cold=False))
         return Choice(best.tactic, best.config, None)
 
+    def _searched(self, options: Sequence[Option], trial: Callable[[], Trial]) -> list[Choice]:
+        """What the effort allows with its times, the best one first.
+
+        At the usual effort in three steps: the best guess of each tactic; all tiles of those that
+        come close; all orders of the loops and ways to prefetch of the best tile.
+        """
+        if self.effort != _USUAL_EFFORT:
+            return self._timed(options, trial)
+        tried = list({o.tactic.name: o for o in reversed(options)}.values())
+
+        def add(more: Callable[[Option], bool]) -> Option:
+            """Times these too; returns the best so far."""
+            tried.extend(o for o in options if o not in tried and more(o))
+            return self._best(tried, trial)
+
+        limit = _PROMISING * self._us(self._best(tried, trial))
+        near = {o.tactic.name for o in tried if self._us(o) <= limit}
+        best = add(lambda o: o.tactic.name in near and o.config == o.config.plain)
+        add(lambda o: o.tactic is best.tactic and o.config.plain == best.config.plain)
+        return self._timed(tried, trial)
+
+    def _us(self, option: Option) -> float:
+        """The time of a candidate that was timed."""
+        return self.cache.times_us[option.key]
+
+    def _best(self, options: Sequence[Option], trial: Callable[[], Trial]) -> Option:
+        """The fastest."""
+        self._timed(options, trial)
+        return min(options, key=self._us)
+
     def _timed(self, options: Sequence[Option], trial: Callable[[], Trial]) -> list[Choice]:
         """The options with their times, measured where they are not known, the best one first."""
         new = [o for o in options if o.key not in self.cache.times_us]
         if new:
-            self._measure(trial(), new)
-        times = [self.cache.times_us[o.key] for o in options]
-        choices = [
-            Choice(o.tactic, o.config, us, o.by_panels)
-            for o, us in zip(options, times, strict=True)
-        ]
-        handover = [us + o.handover_us for o, us in zip(options, times, strict=True)]
+            known = [o for o in options if o not in new]
+            self._measure(trial(), new, min(known, key=self._us, default=None))
+        choices = [Choice(o.tactic, o.config, self._us(o), o.by_panels) for o in options]
+        handover = [self._us(o) + o.handover_us for o in options]
         return [choices[i] for i in sorted(range(len(choices)), key=handover.__getitem__)]
 
     def _options(
@@ -308,28 +337,55 @@ class Tuner:
         """Of a candidate."""
         return self.text(problem, option.tactic, option.config)
 
-    def _measure(self, trial: Trial, options: Sequence[Option]) -> None:
-        """Builds, checks and times; results go to the cache."""
+    def _measure(self, trial: Trial, options: Sequence[Option], rival: Option | None) -> None:
+        """Builds, checks and times; results go to the cache.
+
+        Args:
+            trial: runs the kernels.
+            options: what to time.
+            rival: of known time. Where it was timed in this trial it is timed again beside the
+                others, which then count in its earlier time: the machine may have changed.
+        """
+        timers = self._timers(trial, options)
+        if rival is not None and rival.key in trial.timers:
+            timers[rival.key] = trial.timers[rival.key]
+        times = interleaved(timers, _ROUNDS[self.effort])
+        before = times.get(rival.key) if rival is not None else None
+        change = self._us(rival) / before if rival is not None and before else 1.0
+        self.cache.times_us |= {o.key: times[o.key] * change for o in options}
+        if options[0].by_panels is None:  # worker threads end with their timers
+            trial.timers |= timers
+
+    def _timers(self, trial: Trial, options: Sequence[Option]) -> dict[str, Timer]:
+        """The candidates, built and checked."""
         written = [self._text(trial.problem, o) for o in options]
         texts = {text: f"kernel{i}_" for i, text in enumerate(written)}
         names = [texts[text] for text in written]
         sources = [Source(renamed(text, name)) for text, name in texts.items()]
-        packs = [trial.pack(o, cold=self.cold) for o in options]  # timers hold bare addresses
+        packs = [trial.pack(o, cold=self.cold) for o in options]
         shared = options[0].by_panels is not None
         if shared:
             for index, (option, packed) in enumerate(zip(options, packs, strict=True)):
                 calls = shared_calls(names[index], option, trial.problem, packed)
                 sources.append(Source(program_text(f"program{index}_", calls, self.threads)))
-        code = Code([compile_object([*sources, Source(threads_text())], self.target)])
-        workers = Workers(code, self.threads if shared else 1)
-        runs = {}
+        if shared:  # a program calls kernels and the barrier: one object
+            code = Code([compile_object([*sources, Source(threads_text())], self.target)])
+        else:
+            code = Code([compile_object(sources, self.target), _threads_object(self.target)])
+        workers = Workers(code, self.threads) if shared else None
+        timers: dict[str, Timer] = {}
         for index, (option, packed) in enumerate(zip(options, packs, strict=True)):
             kernel, arguments = names[index], trial.arguments(option, packed, timed=True)
             trial.check(code, kernel, option, packed)
-            runs[option.key] = (
+            timers[option.key] = (
                 shared_timer(code, f"program{index}_", arguments, packed, workers)
-                if shared
+                if workers is not None
                 else timer_of(code, kernel, arguments, packed)
             )
-        self.cache.times_us.update(interleaved(runs, _ROUNDS[self.effort]))
-        workers.close()
+        return timers
+
+
+@cache
+def _threads_object(target: Target) -> bytes:
+    """What times kernels on one thread."""
+    return compile_object([Source(threads_text())], target)

@@ -123,12 +123,10 @@ def pack(
         ordered[..., -1, :] = np.roll(ordered[..., -1, :], missing, axis=-1)
     panels = ordered.shape[0] // blocks
     ordered = ordered.reshape(panels, blocks, *ordered.shape[1:])
-    groups = []
-    for segment in range(problem.segments):
-        for first in range(0, ordered.shape[4], fmt.steps_per_group):
-            groups.append(
-                fmt.pack_group(ordered[:, :, :, segment, first : first + fmt.steps_per_group])
-            )
+    full, rest = divmod(ordered.shape[4], fmt.steps_per_group)
+    whole, last = np.split(ordered, [full * fmt.steps_per_group], axis=4)
+    groups = _groups(fmt, whole, full) + _groups(fmt, last, 1 if rest else 0)
+    stream = np.concatenate(groups, axis=2).reshape(panels, -1)
     start = np.zeros(w.shape[0], np.int32)
     if problem.dtype == "int8":
         start = starts(w, x_zero_point)
@@ -140,8 +138,21 @@ def pack(
         axis=1,
     )
     constants = constants.reshape(panels, -1).view(np.uint8)
-    body = np.concatenate([*groups, constants], axis=1)
+    body = np.concatenate([stream, constants], axis=1)
     return np.concatenate([header(epilogue), body.reshape(-1)])
+
+
+def _groups(fmt: Format, ordered: NDArray[Any], count: int) -> list[NDArray[np.uint8]]:
+    """`count` groups of every run, packed; [] for none.
+
+    [panels, blocks, 16, segments, steps, k] to [[panels, segments, bytes]].
+    """
+    if not count:
+        return []
+    panels, blocks, lanes, segments, steps, k = ordered.shape
+    split = ordered.reshape(panels, blocks, lanes, segments, count, steps // count, k)
+    split = split.transpose(0, 3, 4, 1, 2, 5, 6).reshape(-1, blocks, lanes, steps // count, k)
+    return [fmt.pack_group(split).reshape(panels, segments, -1)]
 
 
 def starts(w: NDArray[Any], x_zero_point: int) -> NDArray[np.int32]:

@@ -131,6 +131,11 @@ class ConvProblem:
         outputs = self.batch * self.out_h * self.out_w * self.n * self.groups
         return outputs * self.c * self.kernel[0] * self.kernel[1]
 
+    @property
+    def is_column(self) -> bool:
+        """Whether it is a matrix product: every output row is one pixel of an input row."""
+        return self.out_w == 1 and self.kernel == self.stride == (1, 1)
+
     def flattened(self) -> ConvProblem:
         """The same problem with rows and images merged into one column, where strides allow it."""
         views = [self.x, self.y, *([self.r] if self.r is not None else [])]
@@ -243,6 +248,11 @@ class Config:
     panels_outside: bool = False
     prefetch_bytes: int = 0
 
+    @property
+    def plain(self) -> Config:
+        """The tile alone: panels inside, nothing prefetched. Weights are packed the same for it."""
+        return Config(self.tile_h, self.tile_w, self.blocks)
+
     def __str__(self) -> str:
         """As reports show it: rows x columns x channels."""
         text = f"{self.tile_h}x{self.tile_w}x{LANES * self.blocks}"
@@ -327,7 +337,7 @@ def tiles_for(
         problem.n * problem.groups * problem.segments * problem.segment_k * problem.x_bytes
     )
     if weights_bytes > _LARGE_WEIGHTS_BYTES and positions > sums:
-        found += [replace(found[0], panels_outside=True)]
+        found += [replace(config, panels_outside=True) for config in found]
     if weights_bytes > _NEAR_WEIGHTS_BYTES and isa == "avx512vnni":
         found += [replace(config, prefetch_bytes=_PREFETCH_BYTES) for config in found]
     return found
