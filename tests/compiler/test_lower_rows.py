@@ -301,7 +301,7 @@ def test_the_scales_of_a_quantized_attention() -> None:
     op = native_rows.FUSED["QAttention"](fused("QAttention"))
     assert isinstance(op, AttentionOp)
     assert op.scales.score == 0.5 * 0.5 * 0.25
-    assert (op.scales.q_zero, op.scales.p_zero, op.scales.y_zero) == (128, 128, 128)
+    assert (op.scales.q_zero, op.scales.y_zero) == (128, 128)
 
 
 FLOAT = ir.DataType.FLOAT

@@ -8,14 +8,14 @@ import pytest
 
 from twofour.compiler import ops
 from twofour.core import numerics
-from twofour.core.attention import AttentionScales, attention, attention_int8
+from twofour.core.attention import attention
 from twofour.core.norm import layer_norm
 
 RANDOM = np.random.default_rng(3)
 HEADS, CHANNELS = 2, 8
 BATCH, QUERIES, KEYS = 2, 5, 5
 SCALE = 0.35
-NUMBERS = {"q": (0.03, 7), "k": (0.02, 0), "v": (0.05, 0), "p": (1 / 127, 0), "y": (0.02, -3)}
+NUMBERS = {"q": (0.03, 7), "k": (0.02, 0), "v": (0.05, 0), "y": (0.02, -3)}
 OPSETS = (17, 18, 21)
 
 
@@ -113,34 +113,23 @@ def test_quantized_attention(mask, float_out, opset):
         name: RANDOM.integers(-128, 128, (BATCH, n, HEADS * CHANNELS)).astype(np.int8)
         for name, n in (("q", QUERIES), ("k", KEYS), ("v", KEYS))
     }
-    stored = [in_heads((array.astype(int) + 128).astype(np.uint8)) for array in arrays.values()]
-    number = {name: scale for name, (scale, _) in NUMBERS.items()}
-    scales = AttentionScales(
-        score=float(np.float32(number["q"] * number["k"] * SCALE)),
-        q_zero=NUMBERS["q"][1] + 128,
-        p=number["p"],
-        p_zero=128,
-        v=number["v"],
-        y=1.0 if float_out else number["y"],
-        y_zero=None if float_out else NUMBERS["y"][1] + 128,
-    )
+    real = [in_heads(numerics.dequantize(array, *NUMBERS[name])) for name, array in arrays.items()]
     added = mask_of(variant)
-    want = attention_int8(*stored, scales, added, mask == "Causal")
-    for name in "qkvp":
+    want = attention(*real, SCALE, added, mask == "Causal")
+    for name in "qkv":
         arrays |= quantizer(name)
     if added is not None:
         arrays["mask"] = added
     if not float_out:
         arrays |= quantizer("y")
     (got,) = outputs(variant, arrays, {"heads": HEADS, "scale": SCALE}, opset)
-    # A share that another order of sums rounds the other way moves y by p_scale * |v|.
-    step = number["p"] * 128 * number["v"]
     if float_out:
-        off = np.abs(in_heads(got) - want) / step
-    else:
-        off = np.abs(in_heads(got).astype(int) + 128 - want) / max(1, step / number["y"])
-    assert off.max() <= 1.01
-    assert np.mean(off > 1e-4) < 0.02
+        # As above, with scores below 8 * 4 * 2.5 in size and |v| < 6.4.
+        assert np.abs(in_heads(got) - want).max() <= 2 * 6.4 * 9 * 80 * 2.0**-24
+        return
+    off = np.abs(in_heads(got).astype(int) - numerics.quantize(want, *NUMBERS["y"], np.int8))
+    assert off.max() <= 1
+    assert np.mean(off) < 0.02
 
 
 @pytest.mark.parametrize("opset", OPSETS)

@@ -208,12 +208,10 @@ def test_zeros_in_place_of_nan():
     assert np.abs(want - got).max() <= BOUND
 
 
-PARAMETERS = (
-    "float s1 = {0.04}, float s2 = {0.03}, float sp = {0.00787}, int8 z = {0}, int8 z1 = {5}"
-)
+PARAMETERS = "float s1 = {0.04}, float s2 = {0.03}, int8 z = {0}, int8 z1 = {5}"
 
 
-def quantized(p=True, y=True, q=True):
+def quantized(p=True, y=True, q=True, sp=0.00787):
     """Attention with quantizers where the moves leave them: at its ends, around the softmax."""
     bytes_in = SPLIT
     for x, zero in (("q", "z1"), ("k", "z"), ("v", "z")):
@@ -228,15 +226,33 @@ def quantized(p=True, y=True, q=True):
     body = bytes_in + KT + SCORES + (softmax if p else SOFTMAX) + (join if y else JOIN)
     used = {name: value for name, value in SIZES.items() if name in body}
     return graph(
-        f"({first} a, {kind} b, {kind} c) => ({kind if y else TYPE} y) <{PARAMETERS}> {{ {body} }}",
+        f"({first} a, {kind} b, {kind} c) => ({kind if y else TYPE} y)"
+        f" <{PARAMETERS}, float sp = {{{sp}}}> {{ {body} }}",
         **used,
     )
 
 
+# What rounding p does to y: half a step for each key, times |v| <= 128 * 0.04.
+P_BOUND = 0.00787 / 2 * S * 128 * 0.04
+
+
 @pytest.mark.parametrize("y", [True, False])
 def test_quantized_attention(golden, y):
-    after = check(fuse_attention, golden, quantized(y=y), "bytes" if y else "bytes_float", 0)
+    bound = P_BOUND / 0.03 + 1 if y else P_BOUND
+    after = check(fuse_attention, golden, quantized(y=y), "bytes" if y else "bytes_float", bound)
     assert op_types(after) == ["QAttention" if y else "QAttentionF"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "highest"), [(1 / 127, ""), (1 / 128, ""), (0.0077, "0.9779"), (1 / 255, "0.498")]
+)
+def test_a_softmax_that_saturates_below_1_is_refused(scale, highest):
+    before = quantized(sp=scale)
+    if highest:
+        reason = refusal(fuse_attention, before)
+        assert f"saturates at {highest}" in reason
+    else:
+        assert op_types(apply(fuse_attention, before)[0]) == ["QAttention"]
 
 
 @pytest.mark.parametrize("y", [True, False])

@@ -137,7 +137,7 @@ BASES = {
         ("Mask", "Causal"),
     ),
     "QAttention": Base(
-        (*meanings.QUANTIZED_QKV, "p_scale", "p_zero_point"),
+        meanings.QUANTIZED_QKV,
         ("heads", "scale"),
         meanings.QUANTIZED_ATTENTION,
         ("Mask", "Causal", "F"),

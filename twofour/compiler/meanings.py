@@ -37,11 +37,8 @@ TOKENS = """t = Transpose <perm = [0, 2, 3, 1]> (x)
  acc = Reshape (t, to)"""
 
 
-def _attention(q: str, k: str, v: str, softmax: str) -> str:
-    """Attention with the operands under these names and further nodes after the softmax `p`.
-
-    MASK stands for what makes `p` of `scaled`.
-    """
+def _attention(q: str, k: str, v: str) -> str:
+    """Attention with the operands under these names; MASK stands for what makes `p` of `scaled`."""
     return f"""heads = Constant <value_int: int = @heads> ()
  rest = Constant <value_ints = [-1]> ()
  keep = Constant <value_ints = [0, 0]> ()
@@ -58,8 +55,7 @@ def _attention(q: str, k: str, v: str, softmax: str) -> str:
  factor = Constant <value_float: float = @scale> ()
  scaled = Mul (products, factor)
  MASK
- {softmax}
- o_heads = MatMul (p_f, v_heads)
+ o_heads = MatMul (p, v_heads)
  o_split = Transpose <perm = [0, 2, 1, 3]> (o_heads)
  acc = Reshape (o_split, join)"""
 
@@ -83,18 +79,17 @@ MASKS = {
 }
 
 QUANTIZED_QKV = tuple(f"{name}{end}" for name in "qkv" for end in ("", "_scale", "_zero_point"))
-ATTENTION = _attention("q", "k", "v", "p_f = Identity (p)")
-FLOAT_ATTENTION = _attention("q_f", "k_f", "v_f", "p_f = Identity (p)")
+ATTENTION = _attention("q", "k", "v")
+FLOAT_ATTENTION = _attention("q_f", "k_f", "v_f")
 """Of operands that were made float32."""
-QUANTIZED_ATTENTION = "".join(
-    f"{name}_f = DequantizeLinear ({name}, {name}_scale, {name}_zero_point)\n " for name in "qkv"
-) + _attention(
-    "q_f",
-    "k_f",
-    "v_f",
-    "p_q = QuantizeLinear (p, p_scale, p_zero_point)\n"
-    " p_f = DequantizeLinear (p_q, p_scale, p_zero_point)",
+QUANTIZED_ATTENTION = (
+    "".join(
+        f"{name}_f = DequantizeLinear ({name}, {name}_scale, {name}_zero_point)\n "
+        for name in "qkv"
+    )
+    + FLOAT_ATTENTION
 )
+"""Of bytes; its kernels round exponentials to bytes, which this does not (core/attention.py)."""
 
 ACTIVATIONS = {
     "Relu": "act = Relu (VALUE)",

@@ -23,7 +23,7 @@ from twofour.kernels.cpu.pointwise import MapConstants
 Array = NDArray[Any]
 POINT = Window((1, 1))
 PLAIN = MapConstants()
-FLOAT_ATTENTION = AttentionScales(1.0, 0, 1.0, 0, 1.0)
+FLOAT_ATTENTION = AttentionScales(1.0, 0)
 QUANTIZED = (ir.DataType.INT8, ir.DataType.UINT8)
 REAL = (ir.DataType.FLOAT, ir.DataType.BFLOAT16)
 TYPES = (*QUANTIZED, *REAL)

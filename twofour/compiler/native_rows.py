@@ -88,7 +88,7 @@ def _attention(op: FusedOp) -> AttentionOp:
         q_len=shape(q)[1],
         k_len=shape(k)[1],
         heads=heads,
-        scales=_scales(op) if quantized else AttentionScales(_number(op, "scale"), 0, 1.0, 0, 1.0),
+        scales=_scales(op) if quantized else AttentionScales(_number(op, "scale"), 0),
         mask_shape=() if mask is None else _mask_shape(mask),
         causal=op.mask == "Causal",
     )
@@ -112,12 +112,10 @@ def _scales(op: FusedOp) -> AttentionScales:
             f"{others[0]} has the zero point {_zero(op, others[0])} (as stored);"
             f" native attention takes {_SYMMETRIC}: quantize k and v symmetrically"
         )
-    number = {name: float(constant(op.inputs[f"{name}_scale"])) for name in "qkvp"}
+    number = {name: float(constant(op.inputs[f"{name}_scale"])) for name in "qkv"}
     return AttentionScales(
         score=float(np.float32(number["q"] * number["k"] * _number(op, "scale"))),
         q_zero=_zero(op, "q"),
-        p=number["p"],
-        p_zero=_zero(op, "p"),
         v=number["v"],
         y=1.0 if op.float_out else float(constant(op.inputs["y_scale"])),
         y_zero=None if op.float_out else _zero(op, "y"),

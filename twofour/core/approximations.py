@@ -3,7 +3,8 @@
 The polynomials are minimax fits by linear programming on 2000 to 3000 Chebyshev points:
 
 - `EXP`: e**r = 1 + r + r**2 q(r), relative error, |r| <= ln(2) / 2;
-- `EXP2`: 2**f = 1 + f q(f), relative error, |f| <= 1/2;
+- `EXP2`: 2**f = 1 + f q(f), relative error, |f| <= 1/2; `EXP2_SHORT`: 1.1e-4, for results that
+  are rounded to 8 bits;
 - a `Tail` T(a) = p(a)**(2**squarings) falls like exp(-a**2) with a short p, because the root of
   such a function is nearly flat. The error that is fitted is that of a T(a) in gelu, of T(a) in
   erf; p**n is linearised around the last p, six times;
@@ -23,6 +24,7 @@ LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 """ln(2) in two parts: n * LN2_HIGH is exact."""
 EXP = (1.0, 1.0, 0.499992281, 0.166671172, 0.041890651, 0.00831246655)
 EXP2 = (1.0, 0.693147004, 0.240222424, 0.0555073358, 0.00967151299, 0.00132647273)
+EXP2_SHORT = (1.0, 0.693282939, 0.242210967, 0.0550088904)
 EXP_LOW, EXP_HIGH = -87.33654, 88.37
 SIGMOID_LIMIT, TANH_LIMIT = 87.0, 10.0
 SIXTH = 1.0 / 6.0

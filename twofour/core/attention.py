@@ -1,18 +1,23 @@
 """The definition of attention: softmax(q k^T * scale + mask) v, in float32 and in int8.
 
-The int8 form quantizes the probabilities and nothing else in between, so both products are sums of
-bytes times bytes:
+The int8 form holds the exponentials as bytes, in steps of 1/255 of the row's highest, and rounds
+nothing else in between, so both products are sums of bytes times bytes:
 
     t = sum over d of (q - q_zero) * k                               exact, int32
-    s = float(t) * (score_scale * log2(e)) + mask_log2(mask)
-    p = powers(s - max over keys of s)                               2**x, see there
-    p8 = saturate(round(p * ((1 / p_scale) / row_sum(p))))           0 ... 255 - p_zero
-    y = requantize(sum over keys of p8 * v, exact)
+    s = fma(float(t), score_scale * log2(e) * 1024, mask_steps)      1024 to a factor of 2
+    e8 = exponential_bytes(s)                                        255 * 2**((s - max s) / 1024)
+    y = requantize(sum over keys of e8 * v, exact)                   scale v / (y sum of e8)
 
-The keys are padded to a multiple of 16 with s = -inf. A masked key is one whose mask is -inf, or,
-if causal, one after the query's own position. A query that has no other keys gets zeros: no key is
-attended to. A mask that is merely very small, down to the lowest float, ranks below the others: a
-query that has only such keys attends to all of them alike.
+The shares e8 / sum(e8) of a query add up to 1 exactly. A softmax that is rounded to bytes does not
+have that: over K keys it is 1 / K as a rule, so it takes few of the 255 steps from 0 to 1, and what
+is below 1/510 is lost, which over 512 even keys is all. Here a row always takes all 255 steps. With
+m <= 1 the highest share, a step is m / 255 instead of 1 / 255, and a share is lost below m / 510:
+each share is nearer to that of float32 than QuantizeLinear's, the more keys there are the more so.
+
+A masked key is one whose mask is -inf, or, if causal, one after the query's own position. A query
+that has no other keys gets zeros: no key is attended to. A mask that is merely very small, down to
+the lowest float, ranks below the others: a query that has only such keys attends to all of them
+alike in float32, where the mask swallows the scores, and by their scores in int8.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; ONNX Attention.
 """
@@ -26,18 +31,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.approximations import LOG2_E
+from twofour.core.fma import fma
 from twofour.core.functions import exp
-from twofour.core.norm import LANES, row_sum
+from twofour.core.norm import row_sum
 from twofour.core.numerics import Epilogue, requantize
 
 Array = NDArray[Any]
 
-POWERS = (1.0, 0.693282939, 0.242210967, 0.0550088904)
-"""A minimax fit of 2**f = 1 + f q(f), |f| <= 1/2: relative error 1.1e-4, a step is 1/255."""
-POWERS_LOW = -125.0
-"""Smallest exponent: with a factor of 0.7 before it the result is still a normal number."""
-ROUND = 12582912.0
-"""1.5 * 2**23: added to |v| < 2**22 it rounds half to even, and the low bits hold the integer."""
+OCTAVE = 1024
+"""Steps of a score for a factor of 2."""
+MIDDLE = 12582912.0
+"""1.5 * 2**23, what is added to a score: the sum is rounded to whole steps, and floats from 2**23
+to 2**24, read as integers, are as far apart as they are as numbers. 2**22 steps on both sides, as
+many as a factor of 2**4096, have room; beyond, the distance of scores counts half or double."""
+MASK_STEPS = 2.0**21
+"""The range of a mask, on both sides, in steps."""
+AHEAD = 7 * OCTAVE
+"""What is added to the highest score, so that all shifts of an exponential are by 7 or more."""
+FARTHEST = 16 * OCTAVE - 1
+"""The largest distance from it: less than half a step of the highest exponential is left."""
+HALVING = (65167, 43478, 11008)
+"""A minimax fit of 255 * 2**(8 - f) = a - f (b - f c), 0 <= f < 1: relative error 1.75e-3.
+
+By least squares whose weights grow where the error is largest (Lawson), then all whole numbers
+nearby, each computed as `exponential_bytes` does for its fractions."""
 LOWEST = np.finfo(np.float32).min
 """What a row's maximum begins with: it is finite, so that a row of -inf alone gives no NaN."""
 
@@ -51,8 +68,6 @@ class AttentionScales:
     Attributes:
         score: q_scale * k_scale * the factor of the scores (1 / sqrt(d) as a rule).
         q_zero: zero point of q.
-        p: scale of the probabilities.
-        p_zero: zero point of the probabilities; they are at most 255 - p_zero steps.
         v: scale of v.
         y: scale of y; 1 where y is float32.
         y_zero: zero point of y; None where y is float32.
@@ -60,8 +75,6 @@ class AttentionScales:
 
     score: float
     q_zero: int = 128
-    p: float = 1.0
-    p_zero: int = 0
     v: float = 1.0
     y: float = 1.0
     y_zero: int | None = None
@@ -72,16 +85,9 @@ class AttentionScales:
         return np.float32(np.float64(self.score) * LOG2_E)
 
     @property
-    def inverse_p(self) -> np.float32:
-        """1 / p, what kernels multiply by."""
-        return np.float32(1) / np.float32(self.p)
-
-    @property
-    def epilogue(self) -> Epilogue:
-        """From the sums of p8 * v to y."""
-        scale = np.float32(np.float64(self.p) * self.v / self.y)
-        bias = np.zeros(1, np.float32)
-        return Epilogue(scale.reshape(1), bias, zero_point=self.y_zero, unsigned=True)
+    def out(self) -> np.float32:
+        """From the sums of exponentials * v to y, before the division by the exponentials' sum."""
+        return np.float32(np.float64(self.v) / self.y)
 
 
 def masked(scores: Array, mask: Array | None, causal: bool) -> Array:
@@ -100,12 +106,16 @@ def masked(scores: Array, mask: Array | None, causal: bool) -> Array:
     return scores
 
 
-def mask_log2(mask: Array) -> Array:
-    """Mask * log2(e) in float32, at least the lowest finite number unless it is -inf."""
+def mask_steps(mask: Array) -> Array:
+    """What is added to the scores of int8: the mask in steps, within `MASK_STEPS`, plus `MIDDLE`.
+
+    Args:
+        mask: float32, without NaN and +inf; -inf stays.
+    """
     mask = mask.astype(np.float32)
     with np.errstate(over="ignore"):
-        scaled = np.maximum(mask * np.float32(LOG2_E), LOWEST)
-    return np.where(mask == -np.inf, mask, scaled)
+        scaled = np.clip(mask * np.float32(LOG2_E * OCTAVE), -MASK_STEPS, MASK_STEPS)
+    return np.where(mask == -np.inf, mask, scaled + np.float32(MIDDLE))
 
 
 def exponentials(scores: Array) -> tuple[Array, Array]:
@@ -123,24 +133,6 @@ def exponentials(scores: Array) -> tuple[Array, Array]:
     top = np.maximum(scores.max(axis=-1, keepdims=True), LOWEST)
     p = exp(scores - top)
     return p, np.maximum(row_sum(p), np.float32(1))
-
-
-def powers(x: Array) -> Array:
-    """2**x of x <= 0 in 11 operations, for results that are rounded to 8 bits.
-
-    Args:
-        x: float32, any shape; limited to POWERS_LOW from below.
-
-    Returns:
-        float32, the shape of `x`; relative error below 1.2e-4, powers(0) == 1.
-    """
-    x = np.where(x > np.float32(POWERS_LOW), x, np.float32(POWERS_LOW))
-    shifted = x + np.float32(ROUND)
-    fraction = x - (shifted - np.float32(ROUND))
-    value = np.full_like(x, POWERS[-1])
-    for coefficient in POWERS[-2::-1]:
-        value = value * fraction + np.float32(coefficient)
-    return (value.view(np.uint32) + (shifted.view(np.uint32) << np.uint32(23))).view(np.float32)
 
 
 def softmax(x: Array) -> Array:
@@ -204,31 +196,39 @@ def attention_int8(
     k, v = (_for_each_head(x, q.shape[1]) for x in (k, v))
     # float64 holds every partial sum exactly.
     t = (q.astype(np.float64) - scales.q_zero) @ (k.astype(np.float64) - 128).swapaxes(-1, -2)
-    mask = None if mask is None else mask_log2(mask)
-    steps = probability_steps(
-        masked(t.astype(np.float32) * scales.score_log2, mask, causal), scales
-    )
-    sums = steps.astype(np.float64) @ (v.astype(np.float64) - 128)
-    return requantize(sums.astype(np.int32), scales.epilogue)
+    steps = np.asarray(scales.score_log2 * np.float32(OCTAVE))
+    added = mask_steps(np.zeros(1) if mask is None else mask)
+    scores = masked(fma(t.astype(np.float32), steps, added), None, causal)
+    e8 = exponential_bytes(scores)
+    sums = e8.astype(np.float64) @ (v.astype(np.float64) - 128)
+    shares = scales.out / np.maximum(e8.sum(-1, keepdims=True), 1).astype(np.float32)
+    none = np.zeros(1, np.float32)
+    epilogue = Epilogue(shares, none, zero_point=scales.y_zero, unsigned=True)
+    return requantize(sums.astype(np.int32), epilogue)
 
 
-def probability_steps(scores: Array, scales: AttentionScales) -> Array:
-    """The quantized probabilities, without their zero point.
+def exponential_bytes(scores: Array) -> Array:
+    """round(255 * 2**((s - max s) / OCTAVE)), computed in 16 bits; zeros where no key is seen.
+
+        x = bits(max s) + AHEAD - bits(s)                       floats, read as integers
+        f = (x % OCTAVE) * 65536 / OCTAVE                       in 1/65536
+        value = a - high(f * (b - high(f * c)))                 high(i) = i >> 16
+        e8 = min(((value >> (x // OCTAVE)) + 1) >> 1, 255)      0 from x // OCTAVE = 16 on
 
     Args:
-        scores: float32 [..., K], exponents of 2.
-        scales: of the attention.
+        scores: float32 [..., K], in steps, plus `MIDDLE`. Those below 0 are not seen.
 
     Returns:
-        int32 [..., K], 0 ... 255 - p_zero.
+        int32 [..., K], 0 ... 255; the maximum is 255. Apart from the exact one by half a step and,
+        relatively, by the error of `HALVING` and half a step of the score: 1.75e-3 + 3.4e-4.
     """
-    padding = [(0, 0)] * (scores.ndim - 1) + [(0, -scores.shape[-1] % LANES)]
-    padded = np.pad(scores, padding, constant_values=-np.inf)
-    with np.errstate(over="ignore"):
-        p = powers(padded - np.maximum(padded.max(-1, keepdims=True), LOWEST))
-    total = np.maximum(row_sum(p), np.float32(1))
-    steps = np.minimum(p * (scales.inverse_p / total), np.float32(255 - scales.p_zero))
-    return np.asarray(np.rint(steps)[..., : scores.shape[-1]].astype(np.int32))
+    bits = scores.view(np.int32).astype(np.int64)
+    x = np.maximum(bits.max(-1, keepdims=True), 0) + AHEAD - bits
+    x = np.minimum(x & 0xFFFFFFFF, FARTHEST).astype(np.int64)
+    fraction = (x % OCTAVE) * (65536 // OCTAVE)
+    a, b, c = HALVING
+    value = a - (fraction * (b - (fraction * c >> 16)) >> 16)
+    return np.asarray(np.minimum(((value >> x // OCTAVE) + 1) >> 1, 255).astype(np.int32))
 
 
 def _for_each_head(x: Array, heads: int) -> Array:

@@ -12,7 +12,10 @@
     A query that sees no key at all, each being masked by -inf, gets zeros where the softmax would
     give NaN; exporters write the same as `Where(IsNaN(p), 0, p)`, which is taken in.
 
-    If q, k, v and p are quantized, y = twofour.QAttention...: by its meaning nothing changes.
+    If q, k, v and p are quantized, y = twofour.QAttention..., and what p was rounded to is left
+    out: that p is quantized says that bytes are enough, and int8 attention has finer ones. Over K
+    keys its shares add up to 1 in 255 steps of the highest, those of QuantizeLinear are multiples
+    of p's scale, near 1/255, and most of them 0 once K is some hundreds (core/attention.py).
     If q, k and v are, but p is not, they are dequantized and the attention stays float.
 
 Conditions:
@@ -21,6 +24,7 @@ Conditions:
     3. heads of q, k and v lie side by side in the rows of some value, all as many
     4. the product is moved back to rows by operators that nobody else reads
     5. q, k and v are all quantized or none, and p only if they are
+    6. a quantized p reaches 1, up to two steps: else it saturates, which leaving it out would undo
 """
 
 from __future__ import annotations
@@ -82,14 +86,9 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     result = result_of(product.outputs[0], q, v.channels)
     if isinstance(result, str):
         return Refused(result)
-    kinds = [operand.quantizer is not None for operand in (q, k, v)]
-    if len(set(kinds)) > 1 or (p_quantizer is not None and not kinds[0]):
-        named = zip("qkv", kinds, strict=True)
-        return Refused(
-            "only some of q, k, v and the softmax are quantized: "
-            + ", ".join(f"{name} {'is' if kind else 'is not'}" for name, kind in named)
-        )
-    return _fused(scores, (q, k, v), p_quantizer, result)
+    if reason := _quantized_in_part((q, k, v), p_quantizer):
+        return Refused(reason)
+    return _fused(scores, (q, k, v), result, int8=p_quantizer is not None)
 
 
 def _product(softmax: ir.Node) -> tuple[ir.Node, quantizers.PerTensor | None] | None:
@@ -169,38 +168,50 @@ def _mismatch(q: Heads, k: Heads, v: Heads) -> str:
     return ""
 
 
+def _quantized_in_part(operands: tuple[Heads, ...], p: quantizers.PerTensor | None) -> str:
+    """Why the quantizers of q, k, v and the softmax do not go together; "" if they do."""
+    kinds = [operand.quantizer is not None for operand in operands]
+    if len(set(kinds)) > 1 or (p is not None and not kinds[0]):
+        named = zip("qkv", kinds, strict=True)
+        return "only some of q, k, v and the softmax are quantized: " + ", ".join(
+            f"{name} {'is' if kind else 'is not'}" for name, kind in named
+        )
+    if p is None:
+        return ""
+    most = 127 if p.dtype == ir.DataType.INT8 else 255
+    highest = (most - p.zero_point_number) * p.scale_number
+    if highest >= 1 - 2 * p.scale_number:
+        return ""
+    return f"the softmax is quantized and saturates at {highest:.4g}; expected a range up to 1"
+
+
 def _fused(
-    scores: _Scores,
-    operands: tuple[Heads, Heads, Heads],
-    p: quantizers.PerTensor | None,
-    result: Result,
+    scores: _Scores, operands: tuple[Heads, Heads, Heads], result: Result, *, int8: bool
 ) -> Replacement:
     """The fused operator, with what its operands and its result still need."""
     nodes: list[ir.Node] = []
     inputs: dict[str, ir.Value] = {}
     for name, operand in zip("qkv", operands, strict=True):
         value = operand.rows(nodes)
-        if operand.quantizer is not None and p is None:
+        if operand.quantizer is not None and not int8:
             value = operand.dequantized(value, nodes)
         elif operand.quantizer is not None:
             inputs[f"{name}_scale"] = operand.quantizer.scale
             inputs[f"{name}_zero_point"] = operand.quantizer.zero_point
         inputs[name] = value
-    if p is not None:
-        inputs |= {"p_scale": p.scale, "p_zero_point": p.zero_point}
     mask = scores.mask.value(nodes)
     if mask is not None:
         inputs["mask"] = mask
-    y = result.quantizer if p is not None else None
+    y = result.quantizer if int8 else None
     if y is not None:
         inputs |= {"y_scale": y.scale, "y_zero_point": y.zero_point}
     q, k, _ = operands
     factor = float(np.float32(scores.factor * q.factor * k.factor))
-    base = "Attention" if p is None else "QAttention"
-    variant = ops.Variant(base, float_out=p is not None and y is None, mask=scores.mask.kind)
+    base = "QAttention" if int8 else "Attention"
+    variant = ops.Variant(base, float_out=int8 and y is None, mask=scores.mask.kind)
     new = ops.make_node(variant, inputs, {"heads": q.heads, "scale": factor}, scores.product)
     new.name = f"{scores.product.name}/attention"
     nodes.append(new)
-    note = "it stays float: the softmax is not quantized" if p is None and q.quantizer else ""
+    note = "it stays float: the softmax is not quantized" if q.quantizer and not int8 else ""
     nodes += result.back(new.outputs[0], q, y)
     return Replacement(result.value, nodes[-1].outputs[0], tuple(nodes), note)

@@ -4,7 +4,8 @@
         pack its keys, values and mask                          attention_pack.py
         for each tile of queries:
             scores = queries * keys, scaled and masked          attention_scores.py
-            p = 2 ** (scores - maximum), and their sum          attention_powers.py
+            p = 2 ** (scores - maximum), and their sum          attention_powers.py, in int8
+                                                                attention_bytes.py
             y = p / sum * values                                attention_results.py
 
 Heads are channels of a token's row, so that the transposes and reshapes around an attention are
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from twofour.core.attention import AttentionScales
 from twofour.core.numerics import MAX_K
 from twofour.core.sizes import Count, most
+from twofour.kernels.cpu.attention_bytes import emit_bytes
 from twofour.kernels.cpu.attention_lengths import emit_lengths
 from twofour.kernels.cpu.attention_pack import emit_key_mask, emit_keys, emit_values
 from twofour.kernels.cpu.attention_plan import TILES, Plan, whole_groups
@@ -170,26 +172,19 @@ class Offsets:
 def pack_attention(scales: AttentionScales, offsets: Offsets) -> NDArray[np.uint8]:
     """The 64-byte header.
 
-        0 i64 k   8 i64 v   16 i64 mask   24 f32 score scale * log2(e)   28 f32 1 / p scale
-        32 f32 output scale   36 i32 q_zero   40 i32 p_zero   44 i32 y_zero   48 i64 symbols
+        0 i64 k   8 i64 v   16 i64 mask   24 f32 score scale * log2(e)   28 f32 output scale
+        32 i32 q_zero   36 i32 y_zero   40 i64 symbols
 
     Args:
         scales: of a float32 attention `score` is the factor of the scores, `y` and `y_zero` those
             of a quantized output, the rest is not used.
         offsets: of k, v and the mask from q.
-
-    Raises:
-        ValueError: the scale of the probabilities is not a positive normal number.
     """
-    if not np.finfo(np.float32).tiny <= scales.p < np.inf:
-        raise ValueError(
-            f"the scale of the probabilities is {scales.p}, expected a positive normal number"
-        )
     out = np.zeros(_HEADER_BYTES // 4, np.int32)
     out[:6].view(np.int64)[:] = [offsets.k, offsets.v, offsets.mask]
-    out[6:9].view(np.float32)[:] = [scales.score_log2, scales.inverse_p, scales.epilogue.scale[0]]
-    out[12:14].view(np.int64)[0] = offsets.symbols
-    out[9:12] = [scales.q_zero, scales.p_zero, scales.y_zero or 0]
+    out[6:8].view(np.float32)[:] = [scales.score_log2, scales.out]
+    out[8:10] = [scales.q_zero, scales.y_zero or 0]
+    out[10:12].view(np.int64)[0] = offsets.symbols
     return out.view(np.uint8)
 
 
@@ -224,7 +219,7 @@ def _parts(name: str, problem: AttentionProblem, plan: Plan) -> dict[str, Functi
         "keys": emit_keys(f"{name}_keys", plan, problem.k.pixel),
         "values": emit_values(f"{name}_values", plan, problem.v.pixel),
         "scores": emit_scores(f"{name}_scores", plan, q, m),
-        "powers": emit_powers(f"{name}_powers", plan),
+        "powers": (emit_bytes if plan.int8 else emit_powers)(f"{name}_powers", plan),
         "results": emit_results(f"{name}_results", plan, y),
     }
     if plan.overlaps:
@@ -252,7 +247,7 @@ class _Sizes:
         numbers = (problem.q_len, problem.k_len, problem.mask_batch)
         symbols = "%x"
         if not all(isinstance(n, int) for n in numbers):
-            symbols = f.at("%x", f.load("i64", "%w", 48, 8))
+            symbols = f.at("%x", f.load("i64", "%w", 40, 8))
         q_len, k_len, mask = (emit_size(f, symbols, n) for n in numbers)
 
         def image(strides: Strides, length: int | Value) -> int | Value:
@@ -319,7 +314,7 @@ class _Heads:
         self.f.repeat(0, self._tiles(), tile)
 
     def _overlapping(self, at: dict[str, Value], scratch: Value) -> None:
-        """The scores of each tile beside the powers of the one before."""
+        """The scores of each tile beside the exponentials of the one before."""
         f, plan = self.f, self.plan
         before = f.at(scratch, plan.area("scores"))
         after = f.at(before, plan.queries * plan.row_bytes)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twofour.core.approximations import LOG2_E
-from twofour.core.attention import LOWEST
+from twofour.core.attention import LOWEST, MASK_STEPS, MIDDLE, OCTAVE
 from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
-from twofour.kernels.cpu.rows import constant16, first_lanes, greater16, keep, load16
+from twofour.kernels.cpu.rows import add16, constant16, first_lanes, greater16, keep, load16
 from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector, every, lanes_below
 
 MINUS_INFINITY = every("float", "0xFFF0000000000000")
@@ -31,7 +31,7 @@ def emit_keys(name: str, plan: Plan, pixel: int) -> Function:
     f = Function(name, [("ptr", p) for p in "ksw"], linkage="internal")
     v = Vector(plan.isa, f)
     rest = (plan.score_units - 1) % LANES + 1  # the last chunk, which may have to be cut
-    minus_zero = f.splat("i32", f.int_op("sub", 0, f.load("i32", "%w", 36, 4), "i32"))
+    minus_zero = f.splat("i32", f.int_op("sub", 0, f.load("i32", "%w", 32, 4), "i32"))
 
     def block(i: Value) -> None:
         first = f.int_op("mul", i, LANES)
@@ -120,9 +120,10 @@ def emit_values(name: str, plan: Plan, pixel: int) -> Function:
             for at in range(0, size, VECTOR_BYTES):
                 f.store(F32S, f.load(F32S, row, at), out, at)
             return
-        lane = f.int_op("and", i, LANES - 1)
-        first = f.int_op("add", f.int_op("mul", f.int_op("sub", i, lane), GROUP), lane)
-        rows = [_row(f, plan, "%v", first, LANES * part, pixel) for part in range(GROUP)]
+        part, quad = f.int_op("and", i, GROUP - 1), f.int_op("and", i, LANES - GROUP)
+        first = f.int_op("mul", f.int_op("and", i, -LANES), GROUP)
+        first = f.int_op("add", f.int_op("add", first, quad), f.int_op("mul", part, LANES))
+        rows = [_row(f, plan, "%v", first, key, pixel) for key in range(GROUP)]
         for block in range(plan.channel_blocks):
             joined = _interleaved(f, [f.load(BYTES16, row, block * LANES) for row in rows])
             value = f.let(f"xor {I32S} {joined}, {_SIGN_BITS}")
@@ -186,7 +187,7 @@ def emit_key_mask(f: Function, plan: Plan, mask: Value, scratch: Value) -> None:
 
     def block(i: Value | int, lanes: Value = "") -> None:
         at = f.int_op("mul", i, VECTOR_BYTES)
-        scaled = emit_mask_log2(f, load16(f, F32S, mask, at, lanes))
+        scaled = emit_mask(f, plan, load16(f, F32S, mask, at, lanes))
         out = f.int_op("add", at, plan.area("mask"))
         f.store(F32S, keep(f, scaled, lanes, MINUS_INFINITY), scratch, out)
 
@@ -196,25 +197,31 @@ def emit_key_mask(f: Function, plan: Plan, mask: Value, scratch: Value) -> None:
 
 
 def _emit_open_mask(f: Function, plan: Plan, mask: Value, scratch: Value) -> None:
-    """The same for an open number of keys, zeros for the others where there is no mask of keys."""
+    """The same for an open number of keys; where there is no mask of keys, as for one of zeros."""
     lengths = plan.area("lengths")
     count, blocks = (f.load("i64", scratch, lengths + at, 8) for at in (0, 16))
 
     def block(i: Value) -> None:
         at = f.int_op("mul", i, VECTOR_BYTES)
         lanes = lanes_below(f, f.int_op("sub", count, f.int_op("mul", i, LANES)))
-        value = "zeroinitializer"
+        value = constant16(MIDDLE) if plan.int8 else "zeroinitializer"
         if plan.mask == "keys":
-            value = emit_mask_log2(f, load16(f, F32S, mask, at, lanes))
+            value = emit_mask(f, plan, load16(f, F32S, mask, at, lanes))
         out = f.int_op("add", at, plan.area("mask"))
         f.store(F32S, keep(f, value, lanes, MINUS_INFINITY), scratch, out)
 
     f.repeat(0, blocks, block)
 
 
-def emit_mask_log2(f: Function, mask: Value) -> Value:
-    """`core.attention.mask_log2`."""
-    scaled = f.let(f"fmul {F32S} {mask}, {constant16(LOG2_E)}")
-    scaled = greater16(f, scaled, constant16(float(LOWEST)))
+def emit_mask(f: Function, plan: Plan, mask: Value) -> Value:
+    """The mask as an exponent of 2; in int8 `core.attention.mask_steps`."""
     finite = f.let(f"fcmp one {F32S} {mask}, {MINUS_INFINITY}")
-    return keep(f, scaled, finite, MINUS_INFINITY)
+    if not plan.int8:
+        scaled = f.let(f"fmul {F32S} {mask}, {constant16(LOG2_E)}")
+        return keep(f, greater16(f, scaled, constant16(float(LOWEST))), finite, MINUS_INFINITY)
+    scaled = f.let(f"fmul {F32S} {mask}, {constant16(LOG2_E * OCTAVE)}")
+    low, high = constant16(-MASK_STEPS), constant16(MASK_STEPS)
+    scaled = greater16(f, scaled, low)
+    below = f.let(f"fcmp olt {F32S} {scaled}, {high}")
+    scaled = f.let(f"select <16 x i1> {below}, {F32S} {scaled}, {F32S} {high}")
+    return keep(f, add16(f, scaled, constant16(MIDDLE)), finite, MINUS_INFINITY)

@@ -8,13 +8,12 @@ over units:
     values   for unit of keys: for block of 16 channels: for channel in 16: v[unit's keys, channel]
     scores   for query in tile: for key: float32; twice, for a tile and the one before it
     tops     for query in tile: 16 times its highest score
-    sums     for query in tile: its powers' sum by lane
+    sums     for query in tile: its exponentials' sum by lane
     lengths  see attention_lengths.py                                               (open lengths)
-    steps    for query in tile: for unit of keys: rounded probabilities       (int8 and bfloat16)
+    steps    for query in tile: for unit of keys: rounded exponentials        (int8 and bfloat16)
 
-The 4 keys of an int8 unit are 16 apart, so that four vectors of 16 probabilities join by shifts:
-unit 16 g + l holds the keys 64 g + l + {0, 16, 32, 48}. The 2 keys of a bfloat16 unit are
-neighbours.
+The keys of a unit are neighbours. The units of int8 stand as four vectors of 16 scores pack to one
+of bytes: unit 16 g + 4 l + b holds the keys 64 g + 16 b + 4 l + {0, 1, 2, 3}.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twofour.kernels.cpu.problem import ELEMENT_BYTES, LANES
+from twofour.kernels.cpu.vector import F32S, I32S
 
 VECTOR_BYTES = 64
 GROUP = 4  # blocks of 16 keys whose probabilities are joined
@@ -91,6 +91,11 @@ class Plan:
         return self.dtype == "int8"
 
     @property
+    def score(self) -> str:
+        """The type of 16 scores; those of int8 are floats, read as integers."""
+        return I32S if self.int8 else F32S
+
+    @property
     def rounds(self) -> bool:
         """Whether probabilities are rounded, which the area "steps" is for."""
         return self.dtype != "float32"
@@ -122,11 +127,12 @@ class Plan:
 
     @property
     def value_units(self) -> int:
-        """Units of keys; the last group has fewer where its first block is not full."""
+        """Units of keys; the last group has fewer where it is not full."""
         if not self.int8:
             return -(-self.k_len * self.size // 4)
         before = self.groups - 1
-        return LANES * before + min(LANES, self.k_len - LANES * GROUP * before)
+        keys = range(self.k_len - LANES * GROUP * before)
+        return LANES * before + max(key % LANES // 4 * GROUP + key // LANES for key in keys) + 1
 
     @property
     def channel_blocks(self) -> int:
@@ -149,20 +155,26 @@ class Plan:
         return self.k_len // LANES // self.key_blocks
 
     @property
+    def pieces_beside(self) -> int:
+        """Exponentials of as many keys as a chunk has, in pieces: blocks, or groups in int8."""
+        return self.queries * self.key_blocks // (GROUP if self.int8 else 1)
+
+    @property
     def units_beside(self) -> tuple[int, int]:
-        """Units of one turn of the first product, and the powers computed beside them."""
-        powers = self.queries * self.key_blocks
-        return max(1, self.score_units // powers), max(1, powers // self.score_units)
+        """Units of one turn of the first product, and the pieces computed beside them."""
+        pieces = self.pieces_beside
+        return max(1, self.score_units // pieces), max(1, pieces // self.score_units)
 
     @property
     def overlaps(self) -> bool:
-        """Whether powers of a tile are computed beside the first product of the next.
+        """Whether exponentials of a tile are computed beside the first product of the next.
 
-        It needs registers, another tile, and powers that spread evenly.
+        It needs registers, another tile, and pieces that spread evenly.
         """
-        units, powers = self.units_beside
-        even = self.score_units * powers == self.queries * self.key_blocks * units
-        return self.isa == "avx512vnni" and even and self.tiles > 1 and self.whole_chunks > 0
+        if self.isa != "avx512vnni" or self.tiles == 1 or self.whole_chunks == 0:
+            return False
+        units, pieces = self.units_beside
+        return self.score_units * pieces == self.pieces_beside * units
 
     @property
     def areas(self) -> dict[str, int]:

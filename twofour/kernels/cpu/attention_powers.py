@@ -1,20 +1,19 @@
-"""Attention's exponentials: scores become p = 2 ** (score - maximum), in place, and are summed.
+"""The exponentials of float attention: scores become p = 2 ** (score - maximum), in place.
 
-The maxima lie in the area "tops", the sums by lane in the area "sums", one vector a query. A block
-at a time, all queries side by side, so that their chains of operations overlap.
+The maxima lie in the area "tops", sums by lane in the area "sums", one vector a query. A block at a
+time, all queries side by side, so that their chains of operations overlap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from twofour.core.approximations import EXP2, ROUND127
-from twofour.core.attention import POWERS, POWERS_LOW, ROUND
+from twofour.core.approximations import EXP2, EXP2_SHORT, ROUND127
 from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.rows import add16, constant16, greater16
 from twofour.kernels.cpu.vector import F32S, I32S, Vector, every
+
+_LOW = -125.0  # smallest exponent: with a factor of 0.7 before it the result is a normal number
 
 
 def emit_powers(name: str, plan: Plan) -> Function:
@@ -65,38 +64,15 @@ def one_power(f: Function, plan: Plan, row: Value, block: Value) -> None:
 
 
 def _power(f: Function, plan: Plan, x: Value) -> Value:
-    """2**x: `core.attention.powers`; with the longer polynomial where the result is not rounded."""
-    if plan.int8:
-        return _power_of_int8(f, x)
-    return _power_of_float(Vector(plan.isa, f), x, POWERS if plan.rounds else EXP2)
-
-
-def _power_of_int8(f: Function, x: Value) -> Value:
-    """`core.attention.powers`, operation by operation."""
-    x = greater16(f, x, constant16(POWERS_LOW))
-    shifted, fraction = _parts(f, x, ROUND)
-    value = constant16(POWERS[-1])
-    for coefficient in POWERS[-2::-1]:
-        value = add16(f, f.let(f"fmul {F32S} {value}, {fraction}"), constant16(coefficient))
-    bits = f.let(f"bitcast {F32S} {value} to {I32S}")
-    return f.let(f"bitcast {I32S} {f.let(f'add {I32S} {bits}, {shifted}')} to {F32S}")
-
-
-def _power_of_float(v: Vector, x: Value, coefficients: Sequence[float]) -> Value:
-    """2**x with fused multiply-adds; NaN stays NaN."""
-    f = v.f
-    x = greater16(f, constant16(POWERS_LOW), x)
-    shifted, fraction = _parts(f, x, ROUND127)
+    """2**x with fused multiply-adds, the short polynomial where it is rounded; NaN stays NaN."""
+    v, coefficients = Vector(plan.isa, f), EXP2_SHORT if plan.rounds else EXP2
+    x = greater16(f, constant16(_LOW), x)
+    shifted = add16(f, x, constant16(ROUND127))
+    whole = f.let(f"fsub {F32S} {shifted}, {constant16(ROUND127)}")
+    fraction = f.let(f"fsub {F32S} {x}, {whole}")
     value = constant16(coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         value = v.fma(constant16(coefficient), value, fraction)
-    return f.let(f"fmul {F32S} {value}, {f.let(f'bitcast {I32S} {shifted} to {F32S}')}")
-
-
-def _parts(f: Function, x: Value, magic: float) -> tuple[Value, Value]:
-    """The nearest integer to x in the bits of an exponent, and x minus it."""
-    shifted = add16(f, x, constant16(magic))
-    whole = f.let(f"fsub {F32S} {shifted}, {constant16(magic)}")
     bits = f.let(f"bitcast {F32S} {shifted} to {I32S}")
     exponent = f.let(f"shl {I32S} {bits}, {every('i32', 23)}")
-    return exponent, f.let(f"fsub {F32S} {x}, {whole}")
+    return f.let(f"fmul {F32S} {value}, {f.let(f'bitcast {I32S} {exponent} to {F32S}')}")

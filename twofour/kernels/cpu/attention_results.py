@@ -1,7 +1,6 @@
 """Attention's second product: probabilities times values, and the output.
 
-steps = p / sum, quantized, four keys to a unit         int8
-y = steps * values, requantized
+y = steps * values / sum                                int8, the steps are bytes
 steps = p, rounded                                      bfloat16
 y = steps * values / sum
 y = p * values / sum                                    float32
@@ -12,26 +11,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twofour.kernels.cpu.attention_lengths import length
-from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
+from twofour.kernels.cpu.attention_plan import VECTOR_BYTES, Plan
 from twofour.kernels.cpu.attention_products import Factor, Turns, emit_products, emit_scaled
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
 from twofour.kernels.cpu.rows import (
     Narrow,
-    constant16,
     first_lanes,
-    greater16,
-    rounded,
     scalar_of,
     store16,
     to_bfloats,
     total16,
 )
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, every, float_bits
+from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, float_bits
 
 
 def emit_results(name: str, plan: Plan, y_pixel: int) -> Function:
-    """The function (s, c, y, w) of a tile whose powers lie at `c`.
+    """The function (s, c, y, w) of a tile whose exponentials lie at `c`; of int8 they are steps.
 
     `s` points at the scratch memory, `y` at the first query's result, `w` at the header.
 
@@ -42,30 +38,32 @@ def emit_results(name: str, plan: Plan, y_pixel: int) -> Function:
     """
     f = Function(name, [("ptr", p) for p in "scyw"], linkage="internal")
     places = [plan.area("sums") + row * VECTOR_BYTES for row in range(plan.queries)]
-    totals = [total16(f, f.load(F32S, "%s", place)) for place in places]
-    shares = [_share(f, total, plan.int8) for total in totals]
+    scale = f.load("float", "%w", 28, 4)
+    share = _share_of_bytes if plan.int8 else _share
+    shares = [f.splat("float", share(f, place, scale)) for place in places]
     results = _Results(f, plan, y_pixel)
-    if plan.int8:
-        results.quantize(shares)
-    elif plan.rounds:
+    if plan.rounds and not plan.int8:
         results.round()
     results.emit(shares)
     return f
 
 
-def _share(f: Function, total: Value, int8: bool) -> Value:
-    """(1 / p_scale) / total in each lane, 1 / total for float32.
+def _share_of_bytes(f: Function, place: int, scale: Value) -> Value:
+    """Scale / max(sum of bytes, 1): where there are none, every key is masked."""
+    lanes = f.load(I32S, "%s", place)
+    total = f.call("i32", "llvm.vector.reduce.add.v16i32", (I32S, lanes))
+    least = f.call("i32", "llvm.smax.i32", ("i32", total), ("i32", "1"))
+    return f.let(f"fdiv float {scale}, {f.let(f'sitofp i32 {least} to float')}")
 
-    A total below 1 is that of masked keys alone: in int8 their p round to 0, in float32 this is 0.
-    """
+
+def _share(f: Function, place: int, scale: Value) -> Value:
+    """(1 / sum) * scale, 0 where the sum is below 1: that of masked keys alone."""
     one = float_bits(1.0)
-    if int8:
-        least = scalar_of(f, greater16(f, total, constant16(1.0)))
-        return f.splat("float", f.let(f"fdiv float {f.load('float', '%w', 28, 4)}, {least}"))
-    whole = scalar_of(f, total)
+    whole = scalar_of(f, total16(f, f.load(F32S, "%s", place)))
     seen = f.let(f"fcmp uge float {whole}, {one}")  # true for NaN: kept
     share = f.let(f"fdiv float {one}, {whole}")
-    return f.splat("float", f.let(f"select i1 {seen}, float {share}, float 0.0"))
+    share = f.let(f"select i1 {seen}, float {share}, float 0.0")
+    return f.let(f"fmul float {share}, {scale}")
 
 
 @dataclass(frozen=True)
@@ -75,29 +73,6 @@ class _Results:
     f: Function
     plan: Plan
     y_pixel: int
-
-    def quantize(self, shares: list[Value]) -> None:
-        """Writes the area "steps": 4 blocks of probabilities as the bytes of one vector."""
-        f, plan = self.f, self.plan
-        whole = length(f, plan, "groups") if plan.open_keys else plan.blocks // GROUP
-        zero = f.let(f"sitofp i32 {f.load('i32', '%w', 40, 4)} to float")
-        most = f.splat("float", f.let(f"fsub float {float_bits(255.0)}, {zero}"))
-
-        def group(i: Value | int, blocks: int) -> None:
-            here = f.at("%c", f.int_op("mul", i, GROUP * VECTOR_BYTES))
-            out = f.at("%s", f.int_op("mul", i, VECTOR_BYTES))
-            for row, share in enumerate(shares):
-                at = row * plan.row_bytes
-                steps = [
-                    self._steps(f.load(F32S, here, at + b * VECTOR_BYTES), share, most)
-                    for b in range(blocks)
-                ]
-                joined = _joined(f, steps)
-                f.store(I32S, joined, out, plan.area("steps") + row * plan.step_bytes)
-
-        f.repeat(0, whole, lambda i: group(i, GROUP))
-        if plan.blocks % GROUP:
-            group(whole, plan.blocks % GROUP)
 
     def round(self) -> None:
         """Writes the area "steps": powers as bfloat16, key by key."""
@@ -112,13 +87,6 @@ class _Results:
 
         f.repeat(0, length(f, plan, "blocks"), block)
 
-    def _steps(self, power: Value, share: Value, most: Value) -> Value:
-        """min(round(power * share), most) in the low byte."""
-        f = self.f
-        value = f.let(f"fmul {F32S} {power}, {share}")
-        below = f.let(f"fcmp olt {F32S} {value}, {most}")
-        return rounded(f, f.let(f"select <16 x i1> {below}, {F32S} {value}, {F32S} {most}"))
-
     def emit(self, shares: list[Value]) -> None:
         """The product and the output."""
         f, plan = self.f, self.plan
@@ -127,11 +95,7 @@ class _Results:
             base, pitch = f.at("%s", plan.area("steps")), plan.step_bytes
         left = Factor(base, [r * pitch for r in range(plan.queries)], 4)
         values = f.at("%s", plan.area("values"))
-        scale = f.splat("float", f.load("float", "%w", 32, 4))
-        narrow = Narrow.of(f, f.load("i32", "%w", 44, 4))
-        factors = [scale] * plan.queries
-        if not plan.int8:
-            factors = [f.let(f"fmul {F32S} {share}, {scale}") for share in shares]
+        narrow = Narrow.of(f, f.load("i32", "%w", 36, 4))
         units = length(f, plan, "value_units")
         for first in range(0, plan.channel_blocks, plan.value_blocks):
             blocks = range(first, min(first + plan.value_blocks, plan.channel_blocks))
@@ -142,7 +106,7 @@ class _Results:
             for row in range(plan.queries):
                 for column, block in enumerate(blocks):
                     total = sums[row * len(blocks) + column]
-                    self._store(emit_scaled(f, plan, total, factors[row]), row, block, narrow)
+                    self._store(emit_scaled(f, plan, total, shares[row]), row, block, narrow)
 
     def _store(self, value: Value, row: int, block: int, narrow: Narrow) -> None:
         """One block of one result."""
@@ -157,13 +121,3 @@ class _Results:
             return
         stored = narrow.emit(f, value)
         store16(f, BYTES16, stored, "%y", row * self.y_pixel + block * LANES, lanes)
-
-
-def _joined(f: Function, steps: list[Value]) -> Value:
-    """steps[0] | steps[1] << 8 | steps[2] << 16 | steps[3] << 24 of their low bytes."""
-    out = ""
-    for byte, step in enumerate(steps):
-        low = f.let(f"and {I32S} {step}, {every('i32', 255)}")
-        moved = f.let(f"shl {I32S} {low}, {every('i32', 8 * byte)}") if byte else low
-        out = f.let(f"or {I32S} {out}, {moved}") if out else moved
-    return out

@@ -1,19 +1,19 @@
 """Attention's first product: scores of a tile of queries, scaled and masked, and their maxima.
 
 Beside it, if asked for, the exponentials of the tile before: products need multipliers and
-exponentials mostly adders, so together they take little longer than the products alone.
+exponentials mostly other units, so together they take little longer than the products alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twofour.core.attention import LOWEST
+from twofour.core.attention import AHEAD, LOWEST, MIDDLE, OCTAVE
+from twofour.kernels.cpu import attention_bytes, attention_powers
 from twofour.kernels.cpu.attention_lengths import length
-from twofour.kernels.cpu.attention_pack import MINUS_INFINITY, emit_mask_log2
-from twofour.kernels.cpu.attention_plan import VECTOR_BYTES, Plan
-from twofour.kernels.cpu.attention_powers import blocks_of_powers, clear_sums, one_power
-from twofour.kernels.cpu.attention_products import Factor, Turns, emit_products, emit_scaled
+from twofour.kernels.cpu.attention_pack import MINUS_INFINITY, emit_mask
+from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
+from twofour.kernels.cpu.attention_products import Factor, Turns, emit_products
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
 from twofour.kernels.cpu.rows import (
@@ -25,7 +25,7 @@ from twofour.kernels.cpu.rows import (
     keep,
     load16,
 )
-from twofour.kernels.cpu.vector import F32S, I32S
+from twofour.kernels.cpu.vector import F32S, I32S, Vector, float_bits
 
 
 def emit_scores(
@@ -41,20 +41,31 @@ def emit_scores(
         plan: sizes.
         q_pixel: bytes from one query to the next.
         m_pixel: bytes from one query's mask to the next.
-        beside: whether scores at `c` become powers; only where `plan.overlaps`.
+        beside: whether scores at `c` become exponentials; only where `plan.overlaps`.
     """
     f = Function(name, [("ptr", p) for p in "qsncmw"] + [("i64", "i")], linkage="internal")
     if beside:
-        clear_sums(f, plan)
+        (attention_bytes if plan.int8 else attention_powers).clear_sums(f, plan)
     scores = _Scores(f, plan, q_pixel, m_pixel, beside)
     tops = scores.emit()
-    if beside and not plan.open_keys:  # else there are whole chunks only
-        blocks_of_powers(f, plan, plan.whole_chunks * plan.key_blocks)
+    done = plan.whole_chunks * plan.key_blocks
+    if beside and not plan.open_keys and done < plan.blocks:  # open keys are whole chunks
+        if plan.int8:
+            attention_bytes.groups_of_bytes(f, plan, done // GROUP)
+        else:
+            attention_powers.blocks_of_powers(f, plan, done)
     for row, top in enumerate(tops):
-        # At least the lowest finite number: minus infinity minus itself would be NaN.
-        highest = greater16(f, highest16(f, top), constant16(float(LOWEST)))
-        f.store(F32S, highest, "%s", plan.area("tops") + row * VECTOR_BYTES)
+        highest = _highest_bits(f, top) if plan.int8 else highest16(f, top)
+        if not plan.int8:  # at least the lowest number: minus infinity minus itself would be NaN
+            highest = greater16(f, highest, constant16(float(LOWEST)))
+        f.store(plan.score, highest, "%s", plan.area("tops") + row * VECTOR_BYTES)
     return f
+
+
+def _highest_bits(f: Function, top: Value) -> Value:
+    """The maximum of integers plus `AHEAD`, in each lane."""
+    highest = f.call("i32", "llvm.vector.reduce.smax.v16i32", (I32S, top))
+    return f.splat("i32", f.int_op("add", highest, AHEAD, "i32"))
 
 
 @dataclass(frozen=True)
@@ -70,12 +81,16 @@ class _Scores:
     def emit(self) -> list[Value]:
         """All chunks of keys; returns the maxima by lane, one vector a query."""
         f, plan = self.f, self.plan
-        factor = f.splat("float", f.load("float", "%w", 24, 4))
+        factor = f.load("float", "%w", 24, 4)
+        if plan.int8:
+            factor = f.let(f"fmul float {factor}, {float_bits(OCTAVE)}")
+        factor = f.splat("float", factor)
 
         def turn(i: Value, tops: list[Value]) -> list[Value]:
             return self._chunk(f.int_op("mul", i, plan.key_blocks), plan.key_blocks, tops, factor)
 
-        start = [(F32S, MINUS_INFINITY)] * plan.queries
+        lowest = "zeroinitializer" if plan.int8 else MINUS_INFINITY
+        start = [(plan.score, lowest)] * plan.queries
         tops = f.loop(0, length(f, plan, "whole_chunks"), start, turn)
         first = plan.whole_chunks * plan.key_blocks
         rest = plan.blocks - first
@@ -101,53 +116,67 @@ class _Scores:
         tops = list(tops)
         for row in range(plan.queries):
             for column in range(count):
-                value = emit_scaled(f, plan, sums[row * count + column], factor)
-                value = self._masked(value, row, block, column)
+                value = self._score(sums[row * count + column], factor, (row, block, column))
                 out = f.at("%n", f.int_op("add", at, row * plan.row_bytes))
-                f.store(F32S, value, out, column * VECTOR_BYTES)
-                tops[row] = greater16(f, value, tops[row])
+                f.store(plan.score, value, out, column * VECTOR_BYTES)
+                tops[row] = self._greater(value, tops[row])
         return tops
 
     def _turns(self, block: Value | int) -> Turns:
-        """With the 16 powers of the same chunk of the tile before, evenly spread, if asked for."""
+        """With the exponentials of the same chunk of the tile before, evenly spread, if asked."""
         f, plan = self.f, self.plan
         if not self.beside or isinstance(block, int):
             return Turns(plan.score_units)
-        each, powers = plan.units_beside
+        each, pieces = plan.units_beside
+        a_row = plan.pieces_beside // plan.queries
+        first = f.int_op("udiv", block, GROUP) if plan.int8 else block
+        one = attention_bytes.one_group if plan.int8 else attention_powers.one_power
 
         def beside(turn: Value) -> None:
-            for ahead in range(powers):
-                i = f.int_op("add", f.int_op("mul", turn, powers), ahead)
-                row, column = (
-                    f.int_op("udiv", i, plan.key_blocks),
-                    f.int_op("urem", i, plan.key_blocks),
-                )
-                one_power(f, plan, row, f.int_op("add", block, column))
+            for ahead in range(pieces):
+                i = f.int_op("add", f.int_op("mul", turn, pieces), ahead)
+                row, column = f.int_op("udiv", i, a_row), f.int_op("urem", i, a_row)
+                one(f, plan, row, f.int_op("add", first, column))
 
         return Turns(plan.score_units, each, beside)
 
-    def _masked(self, value: Value, row: int, block: Value | int, column: int) -> Value:
-        """Adds the mask; minus infinity for keys that are not seen, and beyond the last one."""
-        f, plan = self.f, self.plan
+    def _score(self, total: Value, factor: Value, where: tuple[int, Value | int, int]) -> Value:
+        """A score: scaled and masked, minus infinity for keys that are not seen or do not exist."""
+        f, plan, (row, block, column) = self.f, self.plan, where
         last = isinstance(block, int) and block + column == plan.blocks - 1
         lanes = first_lanes(plan.k_len % LANES) if last and plan.k_len % LANES else ""
         at = f.int_op("mul", f.int_op("add", block, column), VECTOR_BYTES)
-        shared = ""
+        shared, mask = "", ""
         if plan.masks_keys:
-            where = f.int_op("add", at, plan.area("mask"))
-            shared = f.load(F32S, "%s", where)
-            value = add16(f, value, shared)
+            mask = shared = f.load(F32S, "%s", f.int_op("add", at, plan.area("mask")))
         if plan.mask == "full":
-            added = load16(f, F32S, "%m", f.int_op("add", at, row * self.m_pixel), lanes)
-            value = add16(f, value, emit_mask_log2(f, added))
-            if shared:  # what lies beyond the last key may be NaN
-                real = f.let(f"fcmp oeq {F32S} {shared}, zeroinitializer")
-                value = keep(f, value, real, MINUS_INFINITY)
+            mask = load16(f, F32S, "%m", f.int_op("add", at, row * self.m_pixel), lanes)
+            mask = emit_mask(f, plan, mask)
+        value = self._scaled(total, factor, mask)
+        if plan.mask == "full" and shared:  # what lies beyond the last key may be NaN
+            real = f.let(f"fcmp one {F32S} {shared}, {MINUS_INFINITY}")
+            value = keep(f, value, real, MINUS_INFINITY)
         if plan.causal:
             first = f.int_op("mul", f.int_op("add", block, column), LANES)
             seen = f.int_op("sub", f.int_op("add", "%i", row + 1), first)
             value = keep(f, value, self._below(seen), MINUS_INFINITY)
-        return keep(f, value, lanes, MINUS_INFINITY)
+        value = keep(f, value, lanes, MINUS_INFINITY)
+        return f.let(f"bitcast {F32S} {value} to {I32S}") if plan.int8 else value
+
+    def _scaled(self, total: Value, factor: Value, mask: Value) -> Value:
+        """Total * factor + mask, if there is one; in int8 rounded once, to whole steps."""
+        f, v = self.f, Vector(self.plan.isa, self.f)
+        if self.plan.int8:
+            total = f.let(f"sitofp {I32S} {total} to {F32S}")
+            return v.fused(mask or constant16(MIDDLE), total, factor)
+        value = f.let(f"fmul {F32S} {total}, {factor}")
+        return add16(f, value, mask) if mask else value
+
+    def _greater(self, a: Value, b: Value) -> Value:
+        """The maximum of two vectors of scores."""
+        if not self.plan.int8:
+            return greater16(self.f, a, b)
+        return self.f.call(I32S, "llvm.smax.v16i32", (I32S, a), (I32S, b))
 
     def _below(self, count: Value) -> Value:
         """np.arange(16) < count."""
