@@ -36,20 +36,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.attention import AttentionScales
-from twofour.core.numerics import MAX_K
+from twofour.core.numerics import MAX_K, Epilogue
 from twofour.core.sizes import Count, most
 from twofour.kernels.cpu.attention_bytes import emit_bytes
 from twofour.kernels.cpu.attention_lengths import emit_lengths
 from twofour.kernels.cpu.attention_pack import emit_key_mask, emit_keys, emit_values
-from twofour.kernels.cpu.attention_plan import TILES, Plan, whole_groups
+from twofour.kernels.cpu.attention_plan import OWN_BYTES, TILES, Plan, whole_groups
 from twofour.kernels.cpu.attention_powers import emit_powers
 from twofour.kernels.cpu.attention_results import emit_results
 from twofour.kernels.cpu.attention_scores import emit_scores
 from twofour.kernels.cpu.llvm import Function, Value, module_text
+from twofour.kernels.cpu.packing import header
 from twofour.kernels.cpu.problem import ELEMENT_BYTES, Strides
 from twofour.kernels.cpu.sizes import emit_size
 
-_HEADER_BYTES = 64
 _STACK_BYTES = 1 << 20  # threads have 8 MiB as a rule, and 2 at least
 
 
@@ -170,22 +170,24 @@ class Offsets:
 
 
 def pack_attention(scales: AttentionScales, offsets: Offsets) -> NDArray[np.uint8]:
-    """The 64-byte header.
+    """The header, and after its 64 bytes that of packing.py, for the rounding of results.
 
         0 i64 k   8 i64 v   16 i64 mask   24 f32 score scale * log2(e)   28 f32 output scale
-        32 i32 q_zero   36 i32 y_zero   40 i64 symbols
+        32 i32 q_zero   40 i64 symbols
 
     Args:
         scales: of a float32 attention `score` is the factor of the scores, `y` and `y_zero` those
             of a quantized output, the rest is not used.
         offsets: of k, v and the mask from q.
     """
-    out = np.zeros(_HEADER_BYTES // 4, np.int32)
+    out = np.zeros(OWN_BYTES // 4, np.int32)
     out[:6].view(np.int64)[:] = [offsets.k, offsets.v, offsets.mask]
     out[6:8].view(np.float32)[:] = [scales.score_log2, scales.out]
-    out[8:10] = [scales.q_zero, scales.y_zero or 0]
+    out[8] = scales.q_zero
     out[10:12].view(np.int64)[0] = offsets.symbols
-    return out.view(np.uint8)
+    none = np.zeros(1, np.float32)
+    rounding = Epilogue(none, none, zero_point=scales.y_zero, unsigned=True)
+    return np.concatenate([out.view(np.uint8), header(rounding)])
 
 
 def emit_attention(name: str, problem: AttentionProblem, isa: str) -> str:

@@ -1,4 +1,4 @@
-"""The exponentials of int8 attention: scores become bytes, and their sum.
+"""The exponentials of int8 attention: scores become bytes.
 
     `core.attention.exponential_bytes`, 64 keys of a query at a time:
 
@@ -8,7 +8,6 @@
         2 x pmulhuw, psubw  2**-fraction
         psrlvw, paddw, psrlw  halved that often, rounded
     1 x packuswb            at most 255                            2 x 32 int16 -> 64 uint8
-        vpdpbusd            their sum
 
 Scores are floats, read as integers; the area "tops" holds a query's highest one plus `AHEAD`. The
 distance of a negative score overflows, which packing makes -32768; by 16 bits and more psrlvw
@@ -25,67 +24,48 @@ from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
-from twofour.kernels.cpu.vector import BYTES16, BYTES64, I32S, WORDS16, Vector, every
+from twofour.kernels.cpu.vector import BYTES16, BYTES64, I32S, WORDS16, every
 
 _WORDS32 = "<32 x i16>"
-_ONES = every("i32", 0x01010101)
 
 
 def emit_bytes(name: str, plan: Plan) -> Function:
-    """The function (s, c) for all scores at `c`; `s` is the scratch memory.
-
-    The bytes go to the area "steps", their sums by lane to the area "sums".
-    """
+    """The function (s, c) for all scores at `c`; `s` is the scratch memory."""
     f = Function(name, [("ptr", p) for p in "sc"], linkage="internal")
     groups_of_bytes(f, plan, 0)
     return f
 
 
-def clear_sums(f: Function, plan: Plan) -> None:
-    """Sums begin with 0."""
-    for row in range(plan.queries):
-        f.store(I32S, "zeroinitializer", "%s", plan.area("sums") + row * VECTOR_BYTES)
-
-
 def groups_of_bytes(f: Function, plan: Plan, first: int) -> None:
-    """The groups of scores from `first` on; if that is not 0, sums are added to those there are."""
+    """The groups of scores from `first` on become bytes in the area "steps"."""
     rows = range(plan.queries)
-    places = [plan.area("sums") + row * VECTOR_BYTES for row in rows]
-    tops = [f.load(I32S, "%s", plan.area("tops") + row * VECTOR_BYTES) for row in rows]
+    tops = [f.splat("i32", f.load("i32", "%s", plan.area("tops") + 4 * row, 4)) for row in rows]
 
-    def group(i: Value | int, sums: Sequence[Value], blocks: int = GROUP) -> list[Value]:
+    def group(i: Value | int, blocks: int = GROUP) -> None:
         here = f.at("%c", f.int_op("mul", i, GROUP * VECTOR_BYTES))
         out = f.at("%s", f.int_op("mul", i, VECTOR_BYTES))
-        sums = list(sums)
         for row in rows:
             places = [row * plan.row_bytes + block * VECTOR_BYTES for block in range(blocks)]
             scores = [f.load(I32S, here, place) for place in places]
             bytes_ = _bytes(f, plan, tops[row], scores)
             f.store(I32S, bytes_, out, plan.area("steps") + row * plan.step_bytes)
-            sums[row] = Vector(plan.isa, f).dot4(sums[row], bytes_, _ONES)
-        return sums
 
-    starts = [f.load(I32S, "%s", place) if first else "zeroinitializer" for place in places]
     whole = length(f, plan, "groups") if plan.open_keys else plan.blocks // GROUP
-    sums = f.loop(first, whole, [(I32S, start) for start in starts], group)
+    f.repeat(first, whole, group)
     if not plan.open_keys and plan.blocks % GROUP:
-        sums = group(plan.blocks // GROUP, sums, plan.blocks % GROUP)
-    for place, total in zip(places, sums, strict=True):
-        f.store(I32S, total, "%s", place)
+        group(plan.blocks // GROUP, plan.blocks % GROUP)
 
 
 def one_group(f: Function, plan: Plan, row: Value, group: Value) -> None:
     """One group of one query's scores, everything from memory: work beside a product."""
     here = f.int_op("mul", row, plan.row_bytes)
     here = f.at("%c", f.int_op("add", here, f.int_op("mul", group, GROUP * VECTOR_BYTES)))
-    vector = f.at("%s", f.int_op("mul", row, VECTOR_BYTES))
+    place = f.at("%s", f.int_op("mul", row, 4))
+    top = f.splat("i32", f.load("i32", place, plan.area("tops"), 4))
     scores = [f.load(I32S, here, block * VECTOR_BYTES) for block in range(GROUP)]
-    bytes_ = _bytes(f, plan, f.load(I32S, vector, plan.area("tops")), scores)
     out = f.int_op("mul", row, plan.step_bytes)
     out = f.at("%s", f.int_op("add", out, f.int_op("mul", group, VECTOR_BYTES)))
-    f.store(I32S, bytes_, out, plan.area("steps"))
-    total = Vector(plan.isa, f).dot4(f.load(I32S, vector, plan.area("sums")), bytes_, _ONES)
-    f.store(I32S, total, vector, plan.area("sums"))
+    f.store(I32S, _bytes(f, plan, top, scores), out, plan.area("steps"))
 
 
 def _bytes(f: Function, plan: Plan, top: Value, scores: Sequence[Value]) -> Value:

@@ -12,6 +12,7 @@ from twofour.core.approximations import LOG2_E
 from twofour.core.attention import LOWEST, MASK_STEPS, MIDDLE, OCTAVE
 from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
+from twofour.kernels.cpu.attention_products import ONES
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
 from twofour.kernels.cpu.rows import add16, constant16, first_lanes, greater16, keep, load16
@@ -19,7 +20,6 @@ from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector, eve
 
 MINUS_INFINITY = every("float", "0xFFF0000000000000")
 _SIGN_BITS = every("i32", -0x7F7F7F80)  # 0x80808080: stored bytes to int8 and back
-_ONES = every("i32", 0x01010101)
 
 
 def emit_keys(name: str, plan: Plan, pixel: int) -> Function:
@@ -101,7 +101,7 @@ def _as_int8(v: Vector, units: list[Value], sums: Value, tail: int) -> tuple[lis
     if tail:
         units[-1] = f.let(f"and {I32S} {units[-1]}, {every('i32', (1 << 8 * tail) - 1)}")
     for unit in units:
-        sums = v.dot4(sums, _ONES, unit)
+        sums = v.dot4(sums, ONES, unit)
     return units, sums
 
 

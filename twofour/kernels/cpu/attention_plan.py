@@ -7,8 +7,8 @@ over units:
     keys     for block of 16 keys: for unit of d: for key in 16: 4 bytes of k[key]
     values   for unit of keys: for block of 16 channels: for channel in 16: v[unit's keys, channel]
     scores   for query in tile: for key: float32; twice, for a tile and the one before it
-    tops     for query in tile: 16 times its highest score
-    sums     for query in tile: its exponentials' sum by lane
+    tops     for query in tile: 16 times its highest score, in int8 once
+    sums     for query in tile: its powers' sum by lane                     (float32 and bfloat16)
     lengths  see attention_lengths.py                                               (open lengths)
     steps    for query in tile: for unit of keys: rounded exponentials        (int8 and bfloat16)
 
@@ -24,6 +24,7 @@ from twofour.kernels.cpu.problem import ELEMENT_BYTES, LANES
 from twofour.kernels.cpu.vector import F32S, I32S
 
 VECTOR_BYTES = 64
+OWN_BYTES = 64  # of the header, before what the rounding of results reads
 GROUP = 4  # blocks of 16 keys whose probabilities are joined
 
 # Queries, blocks of keys and blocks of channels of the two products' tiles.
@@ -186,7 +187,7 @@ class Plan:
             "values": self.value_units * self.channel_blocks * VECTOR_BYTES,
             "scores": 2 * self.queries * self.row_bytes,
             "tops": self.queries * VECTOR_BYTES,
-            "sums": self.queries * VECTOR_BYTES,
+            "sums": 0 if self.int8 else self.queries * VECTOR_BYTES,
             "steps": self.queries * self.step_bytes if self.rounds else 0,
             "lengths": VECTOR_BYTES if self.open_keys else 0,
         }

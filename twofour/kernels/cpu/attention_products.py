@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 from twofour.kernels.cpu.attention_plan import Plan
 from twofour.kernels.cpu.llvm import Function, Value
-from twofour.kernels.cpu.vector import F32S, I32S, Vector
+from twofour.kernels.cpu.problem import LANES
+from twofour.kernels.cpu.vector import F32S, I32S, Vector, every
+
+ONES = every("i32", 0x01010101)
 
 
 @dataclass(frozen=True)
@@ -88,3 +91,45 @@ def emit_scaled(f: Function, plan: Plan, total: Value, factor: Value) -> Value:
     if plan.int8:
         total = f.let(f"sitofp {I32S} {total} to {F32S}")
     return f.let(f"fmul {F32S} {total}, {factor}")
+
+
+def across(f: Function, operation: str, rows: Sequence[Value]) -> Value:
+    """The lanes of each of up to 4 vectors joined by an operation, row r's result in lane r.
+
+    Quarters of 4 lanes are transposed first, so that all rows are joined at once.
+
+    Args:
+        f: the function.
+        operation: "add" or "smax".
+        rows: <16 x i32>.
+
+    Returns:
+        <4 x i32>.
+    """
+
+    def joined(a: Value, b: Value, lanes: int) -> Value:
+        kind = f"<{lanes} x i32>"
+        if operation == "add":
+            return f.let(f"add {kind} {a}, {b}")
+        return f.call(kind, f"llvm.{operation}.v{lanes}i32", (kind, a), (kind, b))
+
+    def picked(a: Value, b: Value, lanes: Sequence[int], out: int) -> Value:
+        picks = ", ".join(f"i32 {lane}" for lane in lanes)
+        kind = f"<{2 * out if out < LANES else LANES} x i32>"
+        return f.let(f"shufflevector {kind} {a}, {kind} {b}, <{out} x i32> <{picks}>")
+
+    def merged(a: Value, b: Value, low: Sequence[int], high: Sequence[int]) -> Value:
+        """Lanes of each quarter of a and b, 4 and more standing for b's."""
+        halves = []
+        for lanes in (low, high):
+            whole = [4 * q + lane % 4 + LANES * (lane > 3) for q in range(4) for lane in lanes]
+            halves.append(picked(a, b, whole, LANES))
+        return joined(halves[0], halves[1], LANES)
+
+    four = [rows[min(i, len(rows) - 1)] for i in range(4)]
+    pairs = [merged(a, b, (0, 4, 1, 5), (2, 6, 3, 7)) for a, b in (four[:2], four[2:])]
+    value = merged(pairs[0], pairs[1], (0, 1, 4, 5), (2, 3, 6, 7))
+    for out in (8, 4):
+        low, high = (picked(value, "poison", range(at, at + out), out) for at in (0, out))
+        value = joined(low, high, out)
+    return value

@@ -13,7 +13,7 @@ from twofour.kernels.cpu import attention_bytes, attention_powers
 from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_pack import MINUS_INFINITY, emit_mask
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
-from twofour.kernels.cpu.attention_products import Factor, Turns, emit_products
+from twofour.kernels.cpu.attention_products import Factor, Turns, across, emit_products
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
 from twofour.kernels.cpu.rows import (
@@ -25,7 +25,7 @@ from twofour.kernels.cpu.rows import (
     keep,
     load16,
 )
-from twofour.kernels.cpu.vector import F32S, I32S, Vector, float_bits
+from twofour.kernels.cpu.vector import F32S, I32S, Vector, every, float_bits
 
 
 def emit_scores(
@@ -44,8 +44,8 @@ def emit_scores(
         beside: whether scores at `c` become exponentials; only where `plan.overlaps`.
     """
     f = Function(name, [("ptr", p) for p in "qsncmw"] + [("i64", "i")], linkage="internal")
-    if beside:
-        (attention_bytes if plan.int8 else attention_powers).clear_sums(f, plan)
+    if beside and not plan.int8:
+        attention_powers.clear_sums(f, plan)
     scores = _Scores(f, plan, q_pixel, m_pixel, beside)
     tops = scores.emit()
     done = plan.whole_chunks * plan.key_blocks
@@ -54,18 +54,15 @@ def emit_scores(
             attention_bytes.groups_of_bytes(f, plan, done // GROUP)
         else:
             attention_powers.blocks_of_powers(f, plan, done)
+    if plan.int8:
+        highest = f.let(f"add <4 x i32> {across(f, 'smax', tops)}, {every('i32', AHEAD, 4)}")
+        f.store("<4 x i32>", highest, "%s", plan.area("tops"))
+        return f
     for row, top in enumerate(tops):
-        highest = _highest_bits(f, top) if plan.int8 else highest16(f, top)
-        if not plan.int8:  # at least the lowest number: minus infinity minus itself would be NaN
-            highest = greater16(f, highest, constant16(float(LOWEST)))
-        f.store(plan.score, highest, "%s", plan.area("tops") + row * VECTOR_BYTES)
+        # At least the lowest finite number: minus infinity minus itself would be NaN.
+        highest = greater16(f, highest16(f, top), constant16(float(LOWEST)))
+        f.store(F32S, highest, "%s", plan.area("tops") + row * VECTOR_BYTES)
     return f
-
-
-def _highest_bits(f: Function, top: Value) -> Value:
-    """The maximum of integers plus `AHEAD`, in each lane."""
-    highest = f.call("i32", "llvm.vector.reduce.smax.v16i32", (I32S, top))
-    return f.splat("i32", f.int_op("add", highest, AHEAD, "i32"))
 
 
 @dataclass(frozen=True)
