@@ -212,13 +212,13 @@ def test_int8_is_the_definition(target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_int8_extremes(target) -> None:
-    """Every zero point of q and of y; bytes all alike; steep and flat exponentials."""
+    """Every zero point of q and of y; bytes all alike; steep and flat; a y that saturates."""
     case = Case.of(Form(), Size(9, 33, 64, 32))
     (kernel,) = kernels([case], target)
     extremes = [(0, 0), (255, 255), (0, 255), (255, 0)]
     for q_zero, y_zero in ((0, 0), (128, 128), (255, 255), (128, 255)):
-        for score in (1e-12, 1e-7, 1e-4, 1.0, 1e9):
-            scales = AttentionScales(score, q_zero, 0.02, 0.002, y_zero)
+        for score, y in ((1e-12, 1.0), (1e-7, 0.002), (1e-4, 1e-12), (1.0, 0.002), (1e9, 0.002)):
+            scales = AttentionScales(score, q_zero, 0.02, y, y_zero)
             one = replace(case, scales=scales)
             for q, k in (None, None), *extremes:
                 if q is not None:

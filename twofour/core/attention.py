@@ -86,8 +86,11 @@ class AttentionScales:
 
     @property
     def out(self) -> np.float32:
-        """From the sums of exponentials * v to y, before the division by the exponentials' sum."""
-        return np.float32(np.float64(self.v) / self.y)
+        """From the sums of exponentials * v to y, before the division by the exponentials' sum.
+
+        At most 2**23, so that results stay below 2**31: |v| is at most 128 steps.
+        """
+        return np.float32(min(np.float64(self.v) / self.y, 2.0**23))
 
 
 def masked(scores: Array, mask: Array | None, causal: bool) -> Array:

@@ -128,7 +128,7 @@ class _Results:
     def _store_bytes(self, results: list[Value], places: list[tuple[int, int]]) -> None:
         """Blocks of results, quantized; `places` are their rows and numbers."""
         f, plan = self.f, self.plan
-        narrow = Narrow(Vector(plan.isa, f), f.at("%w", OWN_BYTES), bounded=False, gate=False)
+        narrow = Narrow(Vector(plan.isa, f), f.at("%w", OWN_BYTES), bounded=plan.int8, gate=False)
         targets = [
             Target(row * self.y_pixel + block * LANES, first_lanes(plan.dv - block * LANES))
             for row, block in places
