@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twofour.core.norm import layer_norm, row_sum
+from twofour.core.norm import layer_norm, row_squares, row_sum
 
 EPS = np.finfo(np.float32).eps
 
@@ -17,6 +17,22 @@ def test_a_row_sum_is_within_its_bound(k: int) -> None:
     bound = (k / 16 + 4) * EPS / 2 * np.abs(x).sum(-1, keepdims=True)
     assert row_sum(x).dtype == np.float32
     assert (np.abs(row_sum(x) - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 384, 1000])
+def test_a_sum_of_squares_is_within_its_bound(k: int) -> None:
+    x = np.random.default_rng(k).normal(0, 100, (20, k)).astype(np.float32)
+    exact = (x.astype(np.float64) ** 2).sum(-1, keepdims=True)
+    assert row_squares(x).dtype == np.float32
+    assert (np.abs(row_squares(x) - exact) <= (k / 16 + 4) * EPS / 2 * exact).all()
+
+
+def test_a_square_is_rounded_with_the_sum() -> None:
+    x = np.zeros(32, np.float32)
+    x[[0, 16]] = 1, 1 + 2.0**-12  # the square of the second has a bit that float32 has not
+    assert row_squares(x)[0] == np.float32(1 + (1 + 2.0**-12) ** 2)
+    x[0] = 2.0**-24
+    assert row_squares(x)[0] == np.float32((1 + 2.0**-12) ** 2 + 2.0**-48)
 
 
 def test_a_row_sum_has_the_order_of_the_lanes() -> None:

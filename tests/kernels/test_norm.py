@@ -90,6 +90,21 @@ def test_every_form_and_size_is_the_definition(target) -> None:
                 assert (got == w).all(), case.problem
 
 
+def test_bounded_results_are_the_same() -> None:
+    """What is known to fit int32 takes a shorter way to the same bytes."""
+    case = Case.of(("float32", True, True), (9, 80))
+    case.x.values[2, ..., 7] = np.nan
+    case.x.values[3], case.x.values[4] = 0.1, 1e30
+    one = replace(case, problem=replace(case.problem, bounded=True))
+    (kernel,) = kernels([one], TARGETS[0])
+    for scale in (0.03, 1e-6):
+        constants = replace(CONSTANTS, y_scale=scale)
+        with np.errstate(all="ignore"):
+            want = one.expected(constants)
+        for got, w in zip(one.run(kernel, constants), want, strict=True):
+            np.testing.assert_array_equal(got, w)
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_extreme_values(target) -> None:
     """Constant rows, rows of large values, bytes all alike, results far beyond a byte, NaN."""

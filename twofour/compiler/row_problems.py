@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from twofour.compiler.layers import precision_of
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
@@ -39,7 +41,14 @@ def norm_problem(op: NormOp, placed: Placed) -> NormProblem:
         quantized_out=op.quantized_out,
         eps=op.epsilon,
         q=op.q,
+        bounded=_bounded(op),
     )
+
+
+def _bounded(op: NormOp) -> bool:
+    """Whether results, in steps, are sure to fit int32: normalized ones are at most sqrt(K)."""
+    most = 1.1 * op.gamma.size**0.5 * np.abs(op.gamma).max() + np.abs(op.beta).max()
+    return bool(most / op.scale < 2**30)
 
 
 def attention_problem(op: AttentionOp, placed: Placed) -> tuple[AttentionProblem, Offsets]:

@@ -47,12 +47,14 @@ class Target:
     """Where one vector of 16 results goes.
 
     Attributes:
-        offset: bytes from the output pointer.
+        offset: bytes from the pointer.
         mask: which lanes are stored, <16 x i1>; "" for all.
+        pointer: of the output.
     """
 
     offset: int
     mask: Value
+    pointer: Value = "%y"
 
 
 class Narrow:
@@ -96,7 +98,7 @@ class Narrow:
 
     def _put(self, value: Value, target: Target, lanes: int = LANES) -> None:
         """Stores bytes, masked where the target says so."""
-        f, pointer = self.v.f, self.v.f.at("%y", target.offset)
+        f, pointer = self.v.f, self.v.f.at(target.pointer, target.offset)
         if not target.mask:
             f.store(f"<{lanes} x i8>", value, pointer)
             return
@@ -166,9 +168,10 @@ def _runs(targets: Sequence[Target]) -> list[tuple[int, int]]:
 
 def _adjacent(targets: Sequence[Target], count: int) -> bool:
     """Whether `count` targets lie one after the other and are stored whole."""
-    offsets = [target.offset for target in targets]
-    expected = [offsets[0] + LANES * i for i in range(count)]
-    return offsets == expected and not any(target.mask for target in targets)
+    first = targets[0]
+    return list(targets) == [
+        Target(first.offset + LANES * i, "", first.pointer) for i in range(count)
+    ]
 
 
 def _part(f: Function, packed: Value, lanes: range) -> Value:

@@ -7,43 +7,44 @@ Several rows at once, so that their sums, each a chain of additions, overlap. Me
 Same kernel signature as nest.py: x input, y float32 output (the quantized one where there is no
 other), r quantized output where there are both; t0..t1 counts rows, panels are not used. Constants:
 
-    0 f32 x_scale   4 i32 x_zero   8 f32 1 / y_scale   12 i32 y_zero
+    0 f32 x_scale, 4 i32 x_zero, 20 f32 1 / y_scale; the others of a header (packing.py)
     64 f32 gamma[channels], f32 beta[channels], each padded with zeros to a multiple of 16
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.llvm import Function, Value, module_text
+from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Target
+from twofour.kernels.cpu.packing import header
 from twofour.kernels.cpu.pointwise import MapConstants
 from twofour.kernels.cpu.problem import LANES
 from twofour.kernels.cpu.rows import (
-    Narrow,
     add16,
+    constant16,
     first_lanes,
     keep,
     load16,
-    scalar_of,
     store16,
     to_bfloats,
-    total16,
+    totals16,
     widened,
 )
-from twofour.kernels.cpu.vector import BYTES16, F32S, WORDS16, float_bits
+from twofour.kernels.cpu.vector import BYTES16, F32S, WORDS16, Vector, every
 
 Array = NDArray[Any]
 
 _HEADER_BYTES = 64
-_ROWS = {"avx512vnni": 4, "avx2": 2, "vector": 2}  # at once
-_UNROLLED = 4  # blocks of 16 channels in one turn of a loop
+_ROWS = {"avx512vnni": 4, "avx2": 2, "vector": 1}  # at once
 
-Blocks = Sequence[tuple[int | Value, str]]
+Visit = Callable[[int | Value, list[str], list[Value]], list[Value]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class NormProblem:
         quantized_out: whether the result is written quantized (or as bfloat16).
         eps: added to the variance.
         q: kind of the quantized output: "u8", or "bfloat16", which is rounded only.
+        bounded: no result, in steps of a quantized output, can leave int32.
     """
 
     rows: int
@@ -73,6 +75,7 @@ class NormProblem:
     quantized_out: bool
     eps: float
     q: str = "u8"
+    bounded: bool = False
 
     @property
     def pieces(self) -> int:
@@ -89,12 +92,20 @@ def pack_norm(gamma: Array, beta: Array, constants: MapConstants) -> NDArray[np.
         constants: x_scale and x_zero of a quantized input, y_scale and y_zero of a quantized
             output; zero points as stored.
     """
-    head = np.zeros(_HEADER_BYTES // 4, np.float32)
-    head[0], head[2] = constants.x_scale, np.float32(1) / np.float32(constants.y_scale)
-    head.view(np.int32)[[1, 3]] = [constants.x_zero, constants.y_zero]
+    one = np.ones(1, np.float32)
+    quantizer = Epilogue(
+        one,
+        np.zeros(1, np.float32),
+        float(constants.x_scale),
+        zero_point=constants.y_zero,
+        unsigned=True,
+        y_factor=float(one[0] / np.float32(constants.y_scale)),
+    )
+    head = header(quantizer).view(np.int32)
+    head[1] = constants.x_zero
     tail = (0, -gamma.size % LANES)
     both = [np.pad(c.astype(np.float32).reshape(-1), tail) for c in (gamma, beta)]
-    return np.concatenate([head, *both]).view(np.uint8)
+    return np.concatenate([head.view(np.float32), *both]).view(np.uint8)
 
 
 def emit_norm(name: str, problem: NormProblem, isa: str) -> str:
@@ -109,7 +120,9 @@ def emit_norm(name: str, problem: NormProblem, isa: str) -> str:
         name, [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
     )
     together = _ROWS[isa]
-    tiles = {rows: _Rows.begin(f"{name}_{rows}", problem, rows).emit() for rows in {together, 1}}
+    tiles = {
+        rows: _Rows.begin(f"{name}_{rows}", problem, rows, isa).emit() for rows in {together, 1}
+    }
 
     def visit(rows: int, t: Value) -> list[Value]:
         first = problem.y_pixel if problem.float_out else problem.q_pixel
@@ -133,71 +146,71 @@ class _Rows:
     """Some rows of one normalisation, in a function (x, w, y, q) of their own.
 
     Attributes:
-        f: the function.
+        v: emits the operations.
         problem: what is computed.
         rows: how many.
         x_scale: of a quantized input, <16 x float>.
         x_zero: of a quantized input, <16 x i32>.
     """
 
-    f: Function
+    v: Vector
     problem: NormProblem
     rows: int
     x_scale: Value
     x_zero: Value
 
     @staticmethod
-    def begin(name: str, problem: NormProblem, rows: int) -> _Rows:
+    def begin(name: str, problem: NormProblem, rows: int, isa: str) -> _Rows:
         """An empty function, the input's constants loaded."""
         f = Function(name, [("ptr", p) for p in "xwyq"], linkage="internal")
         scale, zero = f.load("float", "%w", 0, 4), f.load("i32", "%w", 4, 4)
-        return _Rows(f, problem, rows, f.splat("float", scale), f.splat("i32", zero))
+        return _Rows(Vector(isa, f), problem, rows, f.splat("float", scale), f.splat("i32", zero))
+
+    @property
+    def f(self) -> Function:
+        """The function."""
+        return self.v.f
 
     def emit(self) -> Function:
         """Three passes over the rows."""
         f = self.f
         start = ["zeroinitializer"] * self.rows
-        mean = self._means(self._blocks(start, self._add_values))
-        squares = self._blocks(start, lambda at, mask, s: self._add_squares(at, mask, s, mean))
-        inverse = []
-        for variance in self._means(squares):
-            shifted = f.let(f"fadd float {scalar_of(f, variance)}, {float_bits(self.problem.eps)}")
-            root = f.call("float", "llvm.sqrt.f32", ("float", shifted))
-            inverse.append(f.splat("float", f.let(f"fdiv float {float_bits(1.0)}, {root}")))
-        narrow = Narrow.of(f, f.load("i32", "%w", 12, 4))
-        factor = f.splat("float", f.load("float", "%w", 8, 4))
-
-        def write(at: int | Value, mask: str, _: list[Value]) -> list[Value]:
-            self._write(at, mask, list(zip(mean, inverse, strict=True)), (factor, narrow))
-            return []
-
+        mean = self._split(self._mean(self._blocks(start, self._add_values)))
+        squares = self._blocks(start, lambda at, masks, s: self._add_squares(at, masks, s, mean))
+        shifted = add16(f, self._mean(squares), constant16(self.problem.eps))
+        root = f.call(F32S, "llvm.sqrt.v16f32", (F32S, shifted))
+        inverse = self._split(f.let(f"fdiv {F32S} {constant16(1.0)}, {root}"))
+        write = self._writer(list(zip(mean, inverse, strict=True)))
         self._blocks([], write)
         return f
 
-    def _blocks(
-        self, state: list[Value], visit: Callable[[int | Value, str, list[Value]], list[Value]]
-    ) -> list[Value]:
-        """Runs state = visit(first channel, mask, state) over the blocks of 16 channels."""
+    def _blocks(self, state: list[Value], visit: Visit) -> list[Value]:
+        """Runs state = visit(first channel, masks, state) over up to `AT_ONCE` blocks at a time."""
         full, rest = divmod(self.problem.channels, LANES)
-        turns = full // _UNROLLED
+        turns = full // AT_ONCE
 
         def turn(i: Value, carried: list[Value]) -> list[Value]:
-            first = self.f.int_op("mul", i, _UNROLLED * LANES)
-            for block in range(_UNROLLED):
-                carried = visit(self.f.int_op("add", first, block * LANES), "", carried)
-            return carried
+            return visit(self.f.int_op("mul", i, AT_ONCE * LANES), [""] * AT_ONCE, carried)
 
         state = self.f.loop(0, turns, [(F32S, s) for s in state], turn)
-        for block in range(turns * _UNROLLED, full):
-            state = visit(block * LANES, "", state)
-        return visit(full * LANES, first_lanes(rest), state) if rest else state
+        masks = [""] * (full % AT_ONCE) + ([first_lanes(rest)] if rest else [])
+        return visit(turns * AT_ONCE * LANES, masks, state) if masks else state
 
-    def _means(self, lanes: list[Value]) -> list[Value]:
-        """row_sum / channels of each row, in every lane."""
-        f = self.f
-        count = float_bits(float(self.problem.channels))
-        sums = [scalar_of(f, total16(f, s)) for s in lanes]
-        return [f.splat("float", f.let(f"fdiv float {s}, {count}")) for s in sums]
+    def _mean(self, lanes: list[Value]) -> Value:
+        """row_sum / channels of each row, each in 16 / rows lanes."""
+        count = constant16(float(self.problem.channels))
+        return self.f.let(f"fdiv {F32S} {totals16(self.f, lanes)}, {count}")
+
+    def _split(self, joint: Value) -> list[Value]:
+        """What `_mean` joined: one vector a row."""
+        share = LANES // self.rows
+        return [
+            self.f.let(
+                f"shufflevector {F32S} {joint}, {F32S} poison, "
+                f"<16 x i32> {every('i32', share * row)}"
+            )
+            for row in range(self.rows)
+        ]
 
     def _value(self, row: int, at: int | Value, mask: str) -> Value:
         """Sixteen inputs of a row as floats; anything where the mask is false."""
@@ -208,52 +221,70 @@ class _Rows:
         stored = load16(f, BYTES16, "%x", f.int_op("add", at, start), mask)
         return f.let(f"fmul {F32S} {widened(f, stored, self.x_zero)}, {self.x_scale}")
 
-    def _add_values(self, at: int | Value, mask: str, sums: list[Value]) -> list[Value]:
-        return [
-            add16(self.f, s, keep(self.f, self._value(row, at, mask), mask))
-            for row, s in enumerate(sums)
-        ]
+    def _add_values(self, at: int | Value, masks: list[str], sums: list[Value]) -> list[Value]:
+        f = self.f
+        for block, mask in enumerate(masks):
+            here = f.int_op("add", at, LANES * block)
+            sums = [
+                add16(f, s, keep(f, self._value(row, here, mask), mask))
+                for row, s in enumerate(sums)
+            ]
+        return sums
 
     def _add_squares(
-        self, at: int | Value, mask: str, sums: list[Value], mean: list[Value]
+        self, at: int | Value, masks: list[str], sums: list[Value], mean: list[Value]
     ) -> list[Value]:
-        f, out = self.f, []
-        for row, s in enumerate(sums):
-            centred = f.let(f"fsub {F32S} {self._value(row, at, mask)}, {mean[row]}")
-            square = f.let(f"fmul {F32S} {centred}, {centred}")
-            out.append(add16(f, s, keep(f, square, mask)))
-        return out
+        f, sums = self.f, [*sums]
+        for block, mask in enumerate(masks):
+            here = f.int_op("add", at, LANES * block)
+            for row, before in enumerate(sums):
+                centred = f.let(f"fsub {F32S} {self._value(row, here, mask)}, {mean[row]}")
+                centred = keep(f, centred, mask)
+                sums[row] = self.v.fused(before, centred, centred)
+        return sums
 
-    def _write(
-        self,
-        at: int | Value,
-        mask: str,
-        moments: list[tuple[Value, Value]],
-        quantizer: tuple[Value, Narrow],
-    ) -> None:
-        """The results of one block; `moments` are (mean, inverse deviation) of each row."""
+    def _writer(self, moments: list[tuple[Value, Value]]) -> Visit:
+        """Writes the results of some blocks; `moments` are (mean, inverse deviation) of rows."""
         f, problem = self.f, self.problem
-        gamma_at = f.int_op("add", f.int_op("mul", at, 4), _HEADER_BYTES)
-        beta_at = f.int_op("add", gamma_at, 4 * LANES * -(-problem.channels // LANES))
-        gamma, beta = (f.load(F32S, "%w", where, 4) for where in (gamma_at, beta_at))
-        for row, (mean, inverse) in enumerate(moments):
-            value = f.let(f"fsub {F32S} {self._value(row, at, mask)}, {mean}")
-            value = f.let(f"fmul {F32S} {value}, {inverse}")
-            value = add16(f, f.let(f"fmul {F32S} {value}, {gamma}"), beta)
-            if problem.float_out:
-                where = f.int_op("add", f.int_op("mul", at, 4), row * problem.y_pixel)
-                store16(f, F32S, value, "%y", where, mask)
-            if problem.quantized_out:
-                q = "%q" if problem.float_out else "%y"
-                self._store_narrow(value, f.at(q, row * problem.q_pixel), at, mask, quantizer)
+        narrow = Narrow(self.v, "%w", bounded=problem.bounded, gate=False)
+        factor = f.splat("float", f.load("float", "%w", 20, 4))
 
-    def _store_narrow(
-        self, value: Value, row: Value, at: int | Value, mask: str, quantizer: tuple[Value, Narrow]
-    ) -> None:
-        """One block of a result, quantized or as bfloat16."""
-        f = self.f
-        if self.problem.q == "bfloat16":
-            store16(f, WORDS16, to_bfloats(f, value), row, f.int_op("mul", at, 2), mask)
-            return
-        stored = quantizer[1].emit(f, f.let(f"fmul {F32S} {value}, {quantizer[0]}"))
-        store16(f, BYTES16, stored, row, at, mask)
+        def quantize(values: list[Value], masks: list[str], pointer: Value) -> None:
+            scaled = [f.let(f"fmul {F32S} {value}, {factor}") for value in values]
+            targets = [Target(LANES * block, mask, pointer) for block, mask in enumerate(masks)]
+            narrow.store(scaled, targets)
+
+        def write(at: int | Value, masks: list[str], _: list[Value]) -> list[Value]:
+            places = [f.int_op("add", at, LANES * block) for block in range(len(masks))]
+            scales = [self._constants(place) for place in places]
+            for row, moment in enumerate(moments):
+                values = [
+                    self._result(self._value(row, place, mask), moment, scale)
+                    for place, mask, scale in zip(places, masks, scales, strict=True)
+                ]
+                if problem.float_out:
+                    first = f.at(f.at("%y", row * problem.y_pixel), f.int_op("mul", at, 4))
+                    for block, (value, mask) in enumerate(zip(values, masks, strict=True)):
+                        store16(f, F32S, value, first, 4 * LANES * block, mask)
+                row_of_q = f.at("%q" if problem.float_out else "%y", row * problem.q_pixel)
+                if problem.quantized_out and problem.q == "bfloat16":
+                    first = f.at(row_of_q, f.int_op("mul", at, 2))
+                    for block, (value, mask) in enumerate(zip(values, masks, strict=True)):
+                        store16(f, WORDS16, to_bfloats(f, value), first, 2 * LANES * block, mask)
+                elif problem.quantized_out:
+                    quantize(values, masks, f.at(row_of_q, at))
+            return []
+
+        return write
+
+    def _constants(self, at: int | Value) -> tuple[Value, Value]:
+        """Gamma and beta of 16 channels."""
+        f, size = self.f, 4 * LANES * -(-self.problem.channels // LANES)
+        where = f.int_op("add", f.int_op("mul", at, 4), _HEADER_BYTES)
+        return f.load(F32S, "%w", where, 4), f.load(F32S, "%w", f.int_op("add", where, size), 4)
+
+    def _result(self, x: Value, moments: tuple[Value, Value], scale: tuple[Value, Value]) -> Value:
+        """Sixteen results as floats."""
+        f, (mean, inverse), (gamma, beta) = self.f, moments, scale
+        centred = f.let(f"fsub {F32S} {x}, {mean}")
+        return self.v.fused(beta, f.let(f"fmul {F32S} {centred}, {inverse}"), gamma)

@@ -101,8 +101,23 @@ def greater16(f: Function, a: Value, b: Value) -> Value:
 
 def total16(f: Function, lanes: Value) -> Value:
     """The lanes' sum in each lane: l + (l ^ 8), then ^ 4, ^ 2, ^ 1, the order of `row_sum`."""
-    for distance in (8, 4, 2, 1):
+    return totals16(f, [lanes])
+
+
+def totals16(f: Function, sums: list[Value]) -> Value:
+    """`total16` of 1, 2, 4, 8 or 16 vectors: the first in the first 16 / count lanes, and so on."""
+    distance = LANES // 2
+    while len(sums) > 1:
+        low = [lane for lane in range(2 * LANES) if not lane & distance]
+        sums = [
+            add16(f, *(_picked(f, a, b, [lane + up for lane in low]) for up in (0, distance)))
+            for a, b in zip(sums[::2], sums[1::2], strict=True)
+        ]
+        distance //= 2
+    lanes = sums[0]
+    while distance:
         lanes = add16(f, lanes, _swapped(f, lanes, distance))
+        distance //= 2
     return lanes
 
 
@@ -115,8 +130,13 @@ def highest16(f: Function, lanes: Value) -> Value:
 
 def _swapped(f: Function, lanes: Value, distance: int) -> Value:
     """lanes[np.arange(16) ^ distance]."""
-    pick = ", ".join(f"i32 {lane ^ distance}" for lane in range(LANES))
-    return f.let(f"shufflevector {F32S} {lanes}, {F32S} poison, <16 x i32> <{pick}>")
+    return _picked(f, lanes, "poison", [lane ^ distance for lane in range(LANES)])
+
+
+def _picked(f: Function, a: Value, b: Value, lanes: list[int]) -> Value:
+    """np.concatenate([a, b])[lanes]."""
+    pick = ", ".join(f"i32 {lane}" for lane in lanes)
+    return f.let(f"shufflevector {F32S} {a}, {F32S} {b}, <16 x i32> <{pick}>")
 
 
 def scalar_of(f: Function, lanes: Value) -> Value:
