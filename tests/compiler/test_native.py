@@ -11,6 +11,7 @@ from twofour.compiler.native import ConvOp, MapOp, NativeOp, PoolOp, extent
 from twofour.compiler.ops import Variant
 from twofour.compiler.passes import pipeline
 from twofour.compiler.schedule import read
+from twofour.core.functions import Activation
 from twofour.core.numerics import MAX_K, Window
 
 X = "(float[2,16,6,6] x)"
@@ -47,7 +48,7 @@ def q_conv(
 
 
 def test_integer_convolution() -> None:
-    """Scales divided by y_scale; zero points as stored: int8 ones plus 128."""
+    """Scales divided by y_scale; zero points as stored, plus 128; that of y is in the bias."""
     given = q_conv("r = Relu (c) y = QuantizeLinear (r, t, u)")
     op = read_one(op_type="QConvRelu", **given)
     assert isinstance(op, ConvOp)
@@ -56,8 +57,8 @@ def test_integer_convolution() -> None:
     assert (op.w == given["k"]).all()
     assert op.x_zero == 131
     e = op.epilogue
-    assert (e.activation.name, e.zero_point, e.unsigned) == ("Relu", 7, True)
-    assert e.bias.tolist() == (given["b"] / 0.25).tolist()
+    assert (e.activation, e.zero_point, e.unsigned) == (Activation("Clip", 7.0), 0, True)
+    assert e.bias.tolist() == (given["b"] / 0.25 + 7).tolist()
     exact = 0.5 * given["ks"].astype(np.float64) / 0.25
     assert (e.scale == exact.astype(np.float32)).all()
 

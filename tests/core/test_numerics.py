@@ -238,6 +238,29 @@ def test_clip_of_a_quantized_result_is_part_of_its_bounds() -> None:
     assert Activation("Clip", -2.0, 6.0).divided(0.5) == Activation("Clip", -4.0, 12.0)
 
 
+@pytest.mark.parametrize("zero", [0, 7, 128, 255])
+@pytest.mark.parametrize(
+    "activation", [functions.NO_ACTIVATION, Activation("Relu"), Activation("Clip", -3.0, 90.0)]
+)
+def test_a_zero_point_within_the_bias(zero, activation) -> None:
+    """Sums halfway between two values may be rounded to the other one, and nothing else."""
+    scale, bias = np.array([0.25, 0.3], np.float32), np.array([1.0, -7.7], np.float32)
+    acc = np.arange(-2000, 2000, dtype=np.int32)[:, None].repeat(2, axis=1)
+    plain = Epilogue(scale, bias, activation=activation, zero_point=zero, unsigned=True)
+    stored = plain.in_stored_steps()
+    assert stored.zero_point == 0
+    got, want = (requantize(acc, e).astype(int) for e in (stored, plain))
+    ties = np.abs((acc * scale.astype(np.float64) + bias) % 1 - 0.5) < 1e-4
+    assert (got == want)[~ties].all()
+    assert (np.abs(got - want) <= 1).all()
+    assert zero % 2 or (got == want)[:, 0].all()  # exact ties, to even
+
+
+def test_a_zero_point_behind_an_activation_stays() -> None:
+    gelu = Epilogue(np.ones(1), np.zeros(1), activation=Activation("Gelu"), zero_point=3)
+    assert gelu.in_stored_steps() is gelu
+
+
 def test_requantize_of_nan() -> None:
     """A NaN residual: kept in floats, also by Relu; the smallest value in integers."""
     acc, nan = np.zeros((1, 1), np.int32), np.full((1, 1), np.nan, np.float32)

@@ -14,7 +14,7 @@ from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.core.patterns import magnitude_mask
 from twofour.core.target import Target, host_target
 from twofour.kernels.cpu.llvm import Source, compile_object
-from twofour.kernels.cpu.problem import Config, ConvProblem, Strides
+from twofour.kernels.cpu.problem import Config, ConvProblem, Strides, activation_of
 from twofour.kernels.cpu.tactic import Tactic, tactics
 from twofour.runtime.cpu import Code, address, allocate
 
@@ -112,7 +112,7 @@ class Case:
             self.groups,
             r,
             add,
-            self.epilogue.activation.name,
+            activation_of(self.epilogue),
             self.bounded,
             self.epilogue.gate is not None,
         ).flattened()
@@ -228,7 +228,7 @@ def make(
         y_factor=_steps_of_one(activation) if quantized else 1.0,
         bfloat16=(out or dtype) == "bfloat16",
     )
-    case = Case(x, w, epilogue, window, groups, x_zero)
+    case = Case(x, w, epilogue.in_stored_steps(), window, groups, x_zero)
     if not add:
         return case
     return replace(case, residual=_stored(rng, add, (batch, *case.out_size, n)))

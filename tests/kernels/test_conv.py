@@ -105,6 +105,7 @@ def test_long_sums_of_extreme_values(t, target) -> None:
             for zero in (0, 255):
                 scale = np.full(32, 1 / (255 * 128), np.float32)
                 epilogue = Epilogue(scale, base.epilogue.bias, zero_point=zero, unsigned=True)
+                epilogue = epilogue.in_stored_steps()
                 case = replace(
                     base,
                     x=np.full_like(base.x, x),
@@ -215,7 +216,7 @@ def test_ties_round_to_even() -> None:
     for zero in (7, 8):
         epilogue = Epilogue(
             np.full(16, 0.5, np.float32), np.zeros(16, np.float32), zero_point=zero, unsigned=True
-        )
+        ).in_stored_steps()
         check(
             Case(x, np.ones((16, 1, 1, 1), np.int8), epilogue, Window((1, 1)), x_zero=0),
             tactic("dense"),

@@ -102,6 +102,7 @@ def test_extreme_values(target) -> None:
             for zero in (0, 255):
                 scale = np.full(20, 1 / (3 * 128), np.float32)
                 epilogue = Epilogue(scale, base.epilogue.bias, zero_point=zero, unsigned=True)
+                epilogue = epilogue.in_stored_steps()
                 case = replace(base, x=np.full_like(base.x, x), epilogue=epilogue, x_zero=zero)
                 check(replace(case, w=np.full_like(base.w, w)), target)
 
@@ -146,7 +147,7 @@ def test_ties_round_to_even() -> None:
     for zero in (0, 1):
         half = Epilogue(
             np.full(64, 0.5, np.float32), np.zeros(64, np.float32), zero_point=zero, unsigned=True
-        )
+        ).in_stored_steps()
         ones = np.ones((64, 1, 1, 1), np.int8)
         check(Case(x, ones, half, Window((1, 1)), groups=64, x_zero=0), TARGETS[0])
 

@@ -39,7 +39,7 @@ from twofour.kernels.cpu.nd import emit_nd, nd_pieces
 from twofour.kernels.cpu.norm import emit_norm, pack_norm
 from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_average, pack_mean
-from twofour.kernels.cpu.problem import ConvProblem, Strides, merge_groups
+from twofour.kernels.cpu.problem import ConvProblem, Strides, activation_of, merge_groups
 from twofour.kernels.cpu.program import Call, Operand
 from twofour.kernels.cpu.tactic import Tactic
 
@@ -318,7 +318,7 @@ def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProbl
         groups,
         r.strides if isinstance(r, Tensor) else None,
         op.add,
-        op.epilogue.activation.name,
+        activation_of(op.epilogue),
         _bounded(op),
         op.epilogue.gate is not None,
     )

@@ -141,7 +141,7 @@ def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
         unsigned=True,
         y_factor=1.0 if gate or op.activation.clamps else float(np.float32(1.0 / y_scale)),
         gate=gate,
-    )
+    ).in_stored_steps()
 
 
 def _epilogue_of_parts(op: FusedOp) -> Epilogue:
@@ -156,7 +156,7 @@ def _epilogue_of_parts(op: FusedOp) -> Epilogue:
         bias=(constant(op.inputs["bias"]).astype(np.float64) / y_scale).astype(np.float32),
         zero_point=stored(zeros[0], op.output.dtype),
         unsigned=True,
-    )
+    ).in_stored_steps()
 
 
 def _quantized_add(op: FusedOp) -> MapOp:

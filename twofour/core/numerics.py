@@ -9,7 +9,7 @@ Source: Jacob et al. 2018, arXiv:1712.05877; ONNX QuantizeLinear and DequantizeL
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,19 @@ class Epilogue:
         low, high = (0, 255) if self.unsigned else (-128, 127)
         ends = np.clip(clamp.bounds(), low - self.zero_point, high - self.zero_point)
         return float(ends[0]), float(ends[1])
+
+    def in_stored_steps(self) -> Epilogue:
+        """The same with the zero point of y in the bias, and in the bounds of what clamps.
+
+        What is rounded then is what is stored, which spares kernels an addition. Sums halfway
+        between two values may be rounded to the other one where the zero point is odd. An
+        activation that does not clamp stays as it is: its zero point is added after rounding.
+        """
+        if self.zero_point is None or not self.activation.clamps:
+            return self
+        low, high = (bound + self.zero_point for bound in self.activation.bounds())
+        bias = (self.bias + np.float32(self.zero_point)).astype(np.float32)
+        return replace(self, bias=bias, activation=Activation("Clip", low, high), zero_point=0)
 
 
 def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) -> Array:

@@ -58,7 +58,7 @@ def narrow_of(v: Vector, problem: ConvProblem) -> Narrow | None:
     """What rounds the results to bytes; None where they are no bytes."""
     if problem.out != "int8":
         return None
-    return Narrow(v, "%h", bounded=problem.bounded, gate=problem.gate)
+    return Narrow(v, "%h", problem)
 
 
 def _held_back(f: Function, values: list[Value], kind: str) -> list[Value]:

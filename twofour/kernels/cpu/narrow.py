@@ -1,16 +1,20 @@
 """Rounding real results to stored bytes, and storing them.
 
-The meaning is `saturate(round_half_even(v) + zero_point)`, clipped to the bounds of the activation.
-On AVX-512 four vectors at a time take the way that saturates for free:
+The meaning is `saturate(round_half_even(v))` within the bounds of the activation; the zero point is
+part of v, except behind an activation that does more than clamp. On AVX-512:
+
+    cvtps2dq     16 floats -> 16 int32
+    pmaxsd       the lower bound, at least 0; pminsd only where the upper one is below 255
+    pmovusdb     16 int32 -> 16 bytes in memory, saturated as unsigned numbers
+
+This costs two thirds of joining four vectors first, as a gate (core/gates.py) does, which works on
+words, and what is stored side by side:
 
     4 x cvtps2dq               16 floats   -> 16 int32
-    2 x packssdw, paddsw       2 x 16 int32 -> 32 int16, plus the zero point
+    2 x packssdw               2 x 16 int32 -> 32 int16
     1 x packuswb               2 x 32 int16 -> 64 uint8, 128-bit lane L holding, of each of the four
                                vectors, channels 4 L to 4 L + 3
-    pmaxub, pminub             the bounds
     vpermd                     the four vectors one after the other
-
-A gate (core/gates.py) works on the words, in place of the zero point and the bounds.
 
 Elsewhere each vector is clipped as floats, rounded by adding 1.5 * 2**23, and truncated. Both give
 the same bytes: the bounds are integers, so it does not matter whether they are applied before or
@@ -24,8 +28,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from twofour.core.functions import CLAMPS
 from twofour.kernels.cpu.gates import WORDS, GateTable
 from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.problem import ConvProblem
 from twofour.kernels.cpu.vector import (
     BYTES16,
     BYTES64,
@@ -63,38 +69,55 @@ class Narrow:
     Args:
         v: emits the operations.
         header: points at the packed weights' header, see packing.py.
-        bounded: every result is known to be below 2**31 in size.
-        gate: the activation is a table, which the header holds.
+        problem: says which bounds, zero point or table there are besides the range of a byte.
     """
 
-    def __init__(self, v: Vector, header: Value, *, bounded: bool, gate: bool) -> None:
+    def __init__(self, v: Vector, header: Value, problem: ConvProblem) -> None:
         """Loads the bounds and the zero point, or the table."""
-        self.v, self.bounded = v, bounded
         f = v.f
-        self.gate = GateTable(f, header, v.isa) if gate else None
-        if gate:
+        self.v, self.bounded, self.clips = v, problem.bounded, problem.activation == "Clip"
+        self.moves = problem.activation not in CLAMPS
+        self.gate = GateTable(f, header, v.isa) if problem.gate else None
+        if problem.gate:
             return
         zero = f.load("i32", header, 16, 4)
         if v.isa != "avx512vnni":
             self.bounds = tuple(f.splat("float", f.load("float", header, at, 4)) for at in (8, 12))
             self.zero = f.splat("i8", f.let(f"trunc i32 {zero} to i8"))
             return
-        self.bytes = tuple(f.splat("i8", f.load("i8", header, at), 64) for at in (24, 28))
-        self.words = f.splat("i16", f.let(f"trunc i32 {zero} to i16"), 32)
+        self.zero = f.splat("i32", zero)
+        ends = [f.load("i32", header, at, 4) for at in (24, 28)]
+        self.ends = tuple(f.splat("i32", end) for end in ends)
+        self.bytes = tuple(
+            f.splat("i8", f.let(f"trunc i32 {end} to i8"), AT_ONCE * LANES) for end in ends
+        )
 
     def store(self, values: Sequence[Value], targets: Sequence[Target]) -> None:
         """Rounds and stores up to `AT_ONCE` vectors of <16 x float>."""
-        if self.v.isa != "avx512vnni":
-            for value, target in zip(values, targets, strict=True):
+        if self.v.isa == "avx512vnni" and self.gate:
+            self._store_joined(values, targets)
+            return
+        for value, target in zip(values, targets, strict=True):
+            if self.v.isa == "avx512vnni":
+                self._store_whole(self._within(self._moved(self._rounded(value))), target)
+            else:
                 done = self.gate.bytes16(value) if self.gate else self._clipped(value)
                 self._put(done, target)
-            return
-        f = self.v.f
+
+    def _store_joined(self, values: Sequence[Value], targets: Sequence[Target]) -> None:
+        """Four vectors at once."""
         packed = self._in_order(self.packed(values))
         for first, last in _runs(targets):
             lanes = range(LANES * first, LANES * last)
-            part = _part(f, packed, lanes)
+            part = _part(self.v.f, packed, lanes)
             self._put(part, targets[first], len(lanes))
+
+    def _store_whole(self, whole: Value, target: Target) -> None:
+        """<16 x i32>, none below 0."""
+        f = self.v.f
+        mask = f.let(f"bitcast <16 x i1> {target.mask} to i16") if target.mask else "-1"
+        arguments = (("ptr", f.at("%y", target.offset)), (I32S, whole), ("i16", mask))
+        f.call("void", "llvm.x86.avx512.mask.pmovus.db.mem.512", *arguments)
 
     def _put(self, value: Value, target: Target, lanes: int = LANES) -> None:
         """Stores bytes, masked where the target says so."""
@@ -108,22 +131,34 @@ class Narrow:
     def packed(self, values: Sequence[Value]) -> Value:
         """Four vectors as 64 bytes: in each 16, four of the first, of the second, ...; AVX-512."""
         f = self.v.f
-        ints = [self._rounded(value) for value in values]
+        ints = [self._moved(self._rounded(value)) for value in values]
         ints += [ints[0]] * (AT_ONCE - len(ints))
         pair = []
         for a, b in (ints[:2], ints[2:]):
             both = f.call(WORDS, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b))
-            pair.append((WORDS, self.gate.words(both) if self.gate else self._moved(both)))
+            pair.append((WORDS, self.gate.words(both) if self.gate else both))
         out = f.call(BYTES64, "llvm.x86.avx512.packuswb.512", *pair)
         if self.gate:
             return out
         low, high = self.bytes
         out = f.call(BYTES64, "llvm.umax.v64i8", (BYTES64, out), (BYTES64, low))
+        if not self.clips:
+            return out
         return f.call(BYTES64, "llvm.umin.v64i8", (BYTES64, out), (BYTES64, high))
 
-    def _moved(self, words: Value) -> Value:
-        """Words plus the zero point."""
-        return self.v.f.call(WORDS, "llvm.sadd.sat.v32i16", (WORDS, words), (WORDS, self.words))
+    def _moved(self, whole: Value) -> Value:
+        """Plus the zero point, where it is part of neither the value nor a table."""
+        if self.gate or not self.moves:
+            return whole
+        return self.v.f.let(f"add {I32S} {whole}, {self.zero}")
+
+    def _within(self, whole: Value) -> Value:
+        """Not below the lower bound, nor above one that is below 255."""
+        f, (low, high) = self.v.f, self.ends
+        whole = f.call(I32S, "llvm.smax.v16i32", (I32S, whole), (I32S, low))
+        if not self.clips:
+            return whole
+        return f.call(I32S, "llvm.smin.v16i32", (I32S, whole), (I32S, high))
 
     def _in_order(self, packed: Value) -> Value:
         """The four vectors one after the other."""
@@ -153,7 +188,8 @@ class Narrow:
         value = f.let(f"select <16 x i1> {below}, {F32S} {value}, {F32S} {high}")
         shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(ROUND))}")
         bits = f.let(f"bitcast {F32S} {shifted} to {I32S}")
-        return f.let(f"add {BYTES16} {f.let(f'trunc {I32S} {bits} to {BYTES16}')}, {self.zero}")
+        low_bytes = f.let(f"trunc {I32S} {bits} to {BYTES16}")
+        return f.let(f"add {BYTES16} {low_bytes}, {self.zero}") if self.moves else low_bytes
 
 
 def _runs(targets: Sequence[Target]) -> list[tuple[int, int]]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.numerics import Epilogue
+
 LANES = 16
 ELEMENT_BYTES = {"int8": 1, "bfloat16": 2, "float32": 4}
 """Of an element of a tensor, by the name that problems give its type."""
@@ -47,7 +49,8 @@ class ConvProblem:
         groups: number of groups.
         r: strides of the residual, or None.
         add: dtype of the residual, or "" without one.
-        activation: name of what the results go through, see core/functions.py.
+        activation: name of what the results go through, see core/functions.py; of results in
+            bytes, what more than their own bounds, see `activation_of`.
         bounded: no result can leave int32 before it is rounded, whatever the input.
         gate: the activation is done by a table, see core/gates.py; out is "int8".
         open_rows: the number of rows is given at each call, out_h is a usual one; for columns of
@@ -153,6 +156,14 @@ class ConvProblem:
 
         r = column(self.r) if self.r is not None else None
         return replace(self, batch=1, out_h=rows, out_w=1, x=column(self.x), y=column(self.y), r=r)
+
+
+def activation_of(epilogue: Epilogue) -> str:
+    """What a kernel's `activation` is: bytes are bounded from below, and by 255, in any case."""
+    zero = epilogue.zero_point
+    if zero is None or not epilogue.activation.clamps:
+        return epilogue.activation.name
+    return "Clip" if epilogue.bounds()[1] < 255 - zero else ""
 
 
 def merge_groups(w: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
