@@ -13,6 +13,7 @@ from tests.compiler.test_passes_bf16 import ATTENTION, HEADS, NORM, weights
 from tests.graphs import graph
 from tests.kernels.bf16 import needs_bf16
 from tests.networks import ResNet18, export, images, with_statistics
+from twofour.compiler import rivals
 from twofour.compiler.build import build
 from twofour.compiler.explain import is_sparse
 from twofour.compiler.importer import import_graph
@@ -24,6 +25,12 @@ from twofour.engine import Engine
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
+
+
+@pytest.fixture(autouse=True)
+def all_that_may_be(monkeypatch) -> None:
+    """No product stays float32 because it is faster so: layers this small often are."""
+    monkeypatch.setattr(rivals, "WORTH", 0.0)
 
 
 def layers(engine: Engine) -> dict[str, str]:

@@ -37,7 +37,7 @@ def build(
     int8: Annotated[bool, typer.Option("--int8", help="Quantize a float model first.")] = False,
     bf16: Annotated[
         bool,
-        typer.Option("--bf16", help="Let float layers compute in bfloat16 where the CPU can."),
+        typer.Option("--bf16", help="Let float layers compute in bfloat16 where that is faster."),
     ] = False,
     data: Annotated[
         str | None,

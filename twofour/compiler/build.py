@@ -23,10 +23,11 @@ from twofour.compiler.emit import Emitter
 from twofour.compiler.importer import import_graph
 from twofour.compiler.lower import lower
 from twofour.compiler.open_graph import OpenGraph
-from twofour.compiler.passes.pipeline import Fused, run_passes
+from twofour.compiler.passes.pipeline import Fused, Pass, run_passes
 from twofour.compiler.precision import passes_for, target_of, why_float
 from twofour.compiler.profile import with_times
 from twofour.compiler.requests import Request, Requested, Shape, read_request
+from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
 from twofour.compiler.tune import TimingCache, Tuner
 from twofour.core.abi import MAX_THREADS
@@ -54,7 +55,7 @@ class BuildOptions:
             are taken there: for measuring, not for accuracy) or "disable".
         int8: quantize the model first, calibrated on `data`.
         bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
-            CPU cannot, they stay float32, and `explain` says so.
+            CPU cannot, or float32 is faster, they stay float32, and `explain` says so.
         data: calibration batches, as `twofour quantize` takes them.
         shapes: input name -> shape, or (smallest, usual, largest) shape: the engine then runs any
             shape in between. Dimensions left open become 1.
@@ -155,38 +156,93 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     if options.int8 and options.data is not None:
         source = quantize(source, options.data, progress=progress)
     requests = [read_request(source.graph, p) for p in options.profiles or (options.shapes or {},)]
-    networks = [_network(source, request, options, target) for request in requests]
-    floats: dict[str, str] = {}
-    for network in networks:
-        floats |= why_float(target, network.fused, options.bf16)
-    used = [target_of(target, network.fused) for network in networks]
-    target = next((t for t in used if t.bf16), used[0])
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
-    cold = weight_bytes(networks[0].order) > _NEAR_BYTES
-    effort = options.tuning_effort
-    tuner = Tuner(target, cache, options.threads, cold=cold, effort=effort)
-    emitter = Emitter(tuner, options.sparsity, floats, options.workspace_bytes)
-    assembler = Assembler(networks, emitter, options.threads, progress)
-    engine = assembler.assemble()
-    plan = replace(engine.plan, source_name=name, source_sha256=digest, graph=networks[0].counts)
-    engine = with_times(replace(engine, plan=plan), assembler.placements, cache)
+    compilation = _Compilation(source, tuple(requests), options, target, cache, progress)
+    engine, floats = compilation.settle()
     cache.save(cache_file)
-    return engine
+    if options.dump is not None:
+        compilation.networks(floats, options.dump)
+    plan = replace(engine.plan, source_name=name, source_sha256=digest)
+    return replace(engine, plan=plan)
 
 
-def _network(source: ir.Model, request: Request, options: BuildOptions, target: Target) -> Compiled:
-    """The network for one profile."""
+@dataclass(frozen=True)
+class _Compilation:
+    """A model that is compiled once, or again with some products in float32.
+
+    Attributes:
+        source: the model.
+        requests: one for each profile.
+        options: how to build.
+        target: what to build for.
+        cache: times already known.
+        progress: told about each layer.
+    """
+
+    source: ir.Model
+    requests: tuple[Request, ...]
+    options: BuildOptions
+    target: Target
+    cache: TimingCache
+    progress: Progress | None
+
+    def settle(self) -> tuple[Engine, dict[str, str]]:
+        """The engine, and why products stay float32 in it that could be bfloat16, by name."""
+        floats: dict[str, str] = {}
+        engine, faster = self.attempt(floats)
+        while faster:
+            other, further = self.attempt(floats | faster)
+            if _whole_us(other) >= _whole_us(engine):
+                break
+            engine, floats, faster = other, floats | faster, further
+        return engine, floats
+
+    def networks(self, floats: Mapping[str, str], dump: Path | None = None) -> list[Compiled]:
+        """The network for each profile, where these products stay float32."""
+        passes = passes_for(self.target, self.options.bf16, floats)
+        forced = self.options.sparsity == "force"
+        return [_network(self.source, each, passes, forced, dump) for each in self.requests]
+
+    def attempt(self, floats: Mapping[str, str]) -> tuple[Engine, dict[str, str]]:
+        """The engine where these products stay float32; and which others should, with reasons."""
+        options, target, cache = self.options, self.target, self.cache
+        networks = self.networks(floats)
+        reasons: dict[str, str] = {}
+        for network in networks:
+            reasons |= why_float(target, network.fused, options.bf16)
+        used = [target_of(target, network.fused) for network in networks]
+        target = next((t for t in used if t.bf16), used[0])
+        cold = weight_bytes(networks[0].order) > _NEAR_BYTES
+        tuner = Tuner(target, cache, options.threads, cold=cold, effort=options.tuning_effort)
+        rivals = Rivals.beside(tuner)
+        emitter = Emitter(tuner, options.sparsity, reasons, options.workspace_bytes, rivals)
+        assembler = Assembler(networks, emitter, options.threads, self.progress)
+        engine = assembler.assemble()
+        engine = replace(engine, plan=replace(engine.plan, graph=networks[0].counts))
+        engine = with_times(engine, assembler.placements, cache)
+        sections = [section for network in networks for section in network.lowered.sections]
+        return engine, rivals.faster_in_float(engine.plan.layers, sections)
+
+
+def _whole_us(engine: Engine) -> float:
+    """The times of all layers together."""
+    return sum(layer.time_us or 0.0 for layer in engine.plan.layers)
+
+
+def _network(
+    source: ir.Model, request: Request, passes: tuple[Pass, ...], forced: bool, dump: Path | None
+) -> Compiled:
+    """The network for one profile; `forced` prunes weights that have no pattern."""
     operators: list[int] = []
-    passes = passes_for(target, options.bf16)
 
     def imported(shapes: Mapping[str, Shape]) -> ir.Model:
         graph = import_graph(source, shapes)
         operators.append(len(graph.graph))
-        return prune(graph, keep=("4:8",))[0] if options.sparsity == "force" else graph
+        return prune(graph, keep=("4:8",))[0] if forced else graph
 
     def fused(graph: ir.Model) -> Fused:
-        return run_passes(graph, None if operators[1:] else options.dump, passes)
+        return run_passes(graph, None if operators[1:] else dump, passes)
 
     if not request.symbols:
         static = fused(imported(request.shapes_at(())))

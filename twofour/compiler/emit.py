@@ -19,6 +19,7 @@ from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed, images_of
 from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NormOp, PoolOp
 from twofour.compiler.native_nd import NdOp
+from twofour.compiler.rivals import FloatForm, Rivals
 from twofour.compiler.row_problems import (
     attention_macs,
     attention_problem,
@@ -26,13 +27,13 @@ from twofour.compiler.row_problems import (
     norm_problem,
     tensor,
 )
-from twofour.compiler.tune import Tuner
+from twofour.compiler.tune import Choice, Tuner
 from twofour.compiler.work import walked_bytes
 from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.errors import UnsupportedError
 from twofour.core.patterns import is_pattern
 from twofour.core.sizes import Count
-from twofour.engine import Layer, TensorInfo, Work
+from twofour.engine import Candidate, Layer, TensorInfo, Work
 from twofour.kernels.cpu.attention import emit_attention, pack_attention
 from twofour.kernels.cpu.llvm import Source, renamed
 from twofour.kernels.cpu.nd import emit_nd, nd_pieces
@@ -78,14 +79,16 @@ class Emitter:
         workspace_bytes: what a kernel may take beside operands and weights, for each thread; None
             for any amount.
         floats: why a layer stays float32 though bfloat16 is allowed, by its name.
+        rivals: the float32 forms of products in bfloat16.
         sources: kernels by symbol.
         layers: what `explain` will show, in order.
     """
 
     tuner: Tuner
     sparsity: str
-    floats: Mapping[str, str] = field(default_factory=dict)
-    workspace_bytes: int | None = None
+    floats: Mapping[str, str]
+    workspace_bytes: int | None
+    rivals: Rivals
     sources: dict[str, Source] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     _constants: list[Array] = field(default_factory=list)
@@ -161,6 +164,8 @@ class Emitter:
         config, kernel = choice.config, choice.tactic.kernel
         symbol = self._kernel(self.tuner.text(problem, choice.tactic, config))
         constants = kernel.pack(w, problem, config, op.epilogue, op.x_zero)
+        if problem.dtype == "bfloat16" and not problem.depthwise:
+            candidates += self._in_float32(op, placed, (w, groups), choice)
         layer = conv_layer(op, placed, problem, choice, candidates, constants.size)
         note = self.floats.get(op.name, "") if problem.dtype == "float32" else ""
         self.layers.append(replace(layer, notes=(*layer.notes, note)) if note else layer)
@@ -170,6 +175,18 @@ class Emitter:
         images = placed.x.open_batch
         count: Count = pieces if images is None else pieces // images.usual * images
         return _Kernel(symbol, constants, count, panels, x_offset, choice.by_panels)
+
+    def _in_float32(
+        self, op: ConvOp, placed: Placed, weights: tuple[Array, int], choice: Choice
+    ) -> tuple[Candidate, ...]:
+        """What the float32 form of a product takes; nothing where nothing is timed."""
+        if choice.time_us is None:
+            return ()
+        assert isinstance(placed.x, Tensor)
+        wide = placed.x.in_float32(op.window.stride[1])
+        problem = conv_problem(op, replace(placed, x=wide), *weights)
+        form = FloatForm(op, replace(problem, open_rows=False), weights[0], placed.x, wide)
+        return self.rivals.time(form, choice.time_us, self._wanted(weights[0], "float32"))
 
     def _wanted(self, w: Array, dtype: str) -> Callable[[Tactic], str]:
         """Why a tactic is ruled out by the user's choice of sparsity."""
@@ -236,6 +253,9 @@ class Emitter:
             after,
         )
         symbol = self._kernel(emit_map("kernel", problem), vectorize=True)
+        if op.op_type == "Cast":
+            held = [len(self.layers)] if isinstance(placed.x, Tensor) else []
+            self.rivals.casts.setdefault(op.y, []).extend(held)
         self.layers.append(plain_layer(op, placed, "pointwise"))
         x_at = placed.x.at() if isinstance(placed.x, Tensor) else 0
         pieces = images_of(placed.y) * height

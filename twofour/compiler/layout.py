@@ -9,7 +9,7 @@ bytes of its own, and the steps from pixel to pixel are the parent's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -159,6 +159,14 @@ class Tensor:
         root = self.root
         if root.strides.pixel * stride % _CROWDED_BYTES == 0 and root.width * root.batch > 1:
             root.pad_bytes = _LINE_BYTES
+
+    def in_float32(self, stride: int) -> Tensor:
+        """The same tensor of float32, by itself; `stride` as for `spread`."""
+        parent = self.parent.in_float32(stride) if self.parent is not None else None
+        wide = replace(self, kind="float32", pad_bytes=0, parent=parent)
+        if parent is None:
+            wide.spread(stride)
+        return wide
 
     def widen(self, window: Window) -> None:
         """Makes the halo hold every pixel the window reads outside the interior."""

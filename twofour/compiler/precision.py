@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -13,9 +14,18 @@ from twofour.compiler.passes.pipeline import BF16, PIPELINE, Fused, Pass
 from twofour.core.target import Target, why_no_bf16
 
 
-def passes_for(target: Target, bf16: bool) -> tuple[Pass, ...]:
-    """The passes: those for bfloat16 too where it is allowed and the target has it."""
-    return (*PIPELINE, *BF16) if bf16 and not why_no_bf16(target) else PIPELINE
+def passes_for(target: Target, bf16: bool, floats: Mapping[str, str]) -> tuple[Pass, ...]:
+    """The passes: those for bfloat16 too where it is allowed and the target has it.
+
+    Args:
+        target: what to build for.
+        bf16: whether it is allowed.
+        floats: why products stay float32 all the same, by their names.
+    """
+    if not bf16 or why_no_bf16(target):
+        return PIPELINE
+    cast, *others = BF16
+    return (*PIPELINE, replace(cast, rule=partial(cast_bf16.rule, floats=floats)), *others)
 
 
 def target_of(target: Target, fused: Fused) -> Target:

@@ -11,9 +11,13 @@ Conditions:
     2. w is a constant, and its bfloat16 values are finite
     3. a group has at least two input channels: a depthwise product has no pairs to add; it still
        reads and stores bfloat16 where that is held (hold_bf16, read_bf16)
+    4. it was not found to be faster in float32 (rivals.py)
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -27,13 +31,15 @@ from twofour.core.bfloat16 import round_bf16
 NAME = "cast_bf16"
 
 
-def rule(node: ir.Node) -> Replacement | Refused | None:
-    """See the module."""
+def rule(
+    node: ir.Node, floats: Mapping[str, str] = MappingProxyType({})
+) -> Replacement | Refused | None:
+    """See the module; `floats` says why nodes of these names stay float32."""
     variant = variant_of(node)
     if variant is None:
         return None
     op = ops.parse_op(node)
-    if reason := _refuses(op):
+    if reason := _refuses(op) or floats.get(node.name or "", ""):
         return Refused(reason)
     x = op.inputs["x"]
     there = next((use.node for use in x.uses() if bfloats.is_rounding(use.node)), None)
