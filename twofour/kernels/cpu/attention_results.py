@@ -21,7 +21,7 @@ from twofour.kernels.cpu.attention_products import (
     emit_scaled,
 )
 from twofour.kernels.cpu.llvm import Function, Value
-from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Target
+from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Rounding, Target
 from twofour.kernels.cpu.problem import LANES
 from twofour.kernels.cpu.rows import first_lanes, scalar_of, store16, to_bfloats, total16
 from twofour.kernels.cpu.vector import F32S, I32S, WORDS16, Vector, every, float_bits
@@ -128,7 +128,7 @@ class _Results:
     def _store_bytes(self, results: list[Value], places: list[tuple[int, int]]) -> None:
         """Blocks of results, quantized; `places` are their rows and numbers."""
         f, plan = self.f, self.plan
-        narrow = Narrow(Vector(plan.isa, f), f.at("%w", OWN_BYTES), bounded=plan.int8, gate=False)
+        narrow = Narrow(Vector(plan.isa, f), f.at("%w", OWN_BYTES), Rounding(plan.int8))
         targets = [
             Target(row * self.y_pixel + block * LANES, first_lanes(plan.dv - block * LANES))
             for row, block in places

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twofour.core.functions import CLAMPS
 from twofour.kernels.cpu.functions import Floats, emit_activation
 from twofour.kernels.cpu.llvm import Function, Value
-from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Target
+from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Rounding, Target
 from twofour.kernels.cpu.packing import CONSTANTS_BYTES
 from twofour.kernels.cpu.problem import LANES, ConvProblem
 from twofour.kernels.cpu.rows import from_bfloats, load16, store16, to_bfloats
@@ -58,7 +58,8 @@ def narrow_of(v: Vector, problem: ConvProblem) -> Narrow | None:
     """What rounds the results to bytes; None where they are no bytes."""
     if problem.out != "int8":
         return None
-    return Narrow(v, "%h", problem)
+    moves, clips = problem.activation not in CLAMPS, problem.activation == "Clip"
+    return Narrow(v, "%h", Rounding(problem.bounded, moves, clips, problem.gate))
 
 
 def _held_back(f: Function, values: list[Value], kind: str) -> list[Value]:

@@ -28,10 +28,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twofour.core.functions import CLAMPS
 from twofour.kernels.cpu.gates import WORDS, GateTable
 from twofour.kernels.cpu.llvm import Function, Value
-from twofour.kernels.cpu.problem import ConvProblem
 from twofour.kernels.cpu.vector import (
     BYTES16,
     BYTES64,
@@ -63,22 +61,38 @@ class Target:
     pointer: Value = "%y"
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """What there is to do besides rounding and the range of a byte.
+
+    Attributes:
+        bounded: nothing: every result is known to be below 2**31 in size.
+        moves: the zero point is added to what was rounded; else it is part of the value, or 0.
+        clips: the upper bound may be below 255.
+        gate: the activation is a table, which the header holds, and so is the zero point.
+    """
+
+    bounded: bool
+    moves: bool = True
+    clips: bool = False
+    gate: bool = False
+
+
 class Narrow:
     """Stores results as bytes.
 
     Args:
         v: emits the operations.
         header: points at the packed weights' header, see packing.py.
-        problem: says which bounds, zero point or table there are besides the range of a byte.
+        rounding: what there is to do.
     """
 
-    def __init__(self, v: Vector, header: Value, problem: ConvProblem) -> None:
+    def __init__(self, v: Vector, header: Value, rounding: Rounding) -> None:
         """Loads the bounds and the zero point, or the table."""
         f = v.f
-        self.v, self.bounded, self.clips = v, problem.bounded, problem.activation == "Clip"
-        self.moves = problem.activation not in CLAMPS
-        self.gate = GateTable(f, header, v.isa) if problem.gate else None
-        if problem.gate:
+        self.v, self.rounding = v, rounding
+        self.gate = GateTable(f, header, v.isa) if rounding.gate else None
+        if rounding.gate:
             return
         zero = f.load("i32", header, 16, 4)
         if v.isa != "avx512vnni":
@@ -116,7 +130,7 @@ class Narrow:
         """<16 x i32>, none below 0."""
         f = self.v.f
         mask = f.let(f"bitcast <16 x i1> {target.mask} to i16") if target.mask else "-1"
-        arguments = (("ptr", f.at("%y", target.offset)), (I32S, whole), ("i16", mask))
+        arguments = (("ptr", f.at(target.pointer, target.offset)), (I32S, whole), ("i16", mask))
         f.call("void", "llvm.x86.avx512.mask.pmovus.db.mem.512", *arguments)
 
     def _put(self, value: Value, target: Target, lanes: int = LANES) -> None:
@@ -142,13 +156,13 @@ class Narrow:
             return out
         low, high = self.bytes
         out = f.call(BYTES64, "llvm.umax.v64i8", (BYTES64, out), (BYTES64, low))
-        if not self.clips:
+        if not self.rounding.clips:
             return out
         return f.call(BYTES64, "llvm.umin.v64i8", (BYTES64, out), (BYTES64, high))
 
     def _moved(self, whole: Value) -> Value:
         """Plus the zero point, where it is part of neither the value nor a table."""
-        if self.gate or not self.moves:
+        if self.gate or not self.rounding.moves:
             return whole
         return self.v.f.let(f"add {I32S} {whole}, {self.zero}")
 
@@ -156,7 +170,7 @@ class Narrow:
         """Not below the lower bound, nor above one that is below 255."""
         f, (low, high) = self.v.f, self.ends
         whole = f.call(I32S, "llvm.smax.v16i32", (I32S, whole), (I32S, low))
-        if not self.clips:
+        if not self.rounding.clips:
             return whole
         return f.call(I32S, "llvm.smin.v16i32", (I32S, whole), (I32S, high))
 
@@ -171,7 +185,7 @@ class Narrow:
     def _rounded(self, value: Value) -> Value:
         """round_half_even, <16 x i32>."""
         f = self.v.f
-        if not self.bounded:
+        if not self.rounding.bounded:
             most = every("float", float_bits(_BELOW_INT32))
             above = f.let(f"fcmp ogt {F32S} {value}, {most}")  # false for NaN
             value = f.let(f"select <16 x i1> {above}, {F32S} {most}, {F32S} {value}")
@@ -189,7 +203,9 @@ class Narrow:
         shifted = f.let(f"fadd {F32S} {value}, {every('float', float_bits(ROUND))}")
         bits = f.let(f"bitcast {F32S} {shifted} to {I32S}")
         low_bytes = f.let(f"trunc {I32S} {bits} to {BYTES16}")
-        return f.let(f"add {BYTES16} {low_bytes}, {self.zero}") if self.moves else low_bytes
+        return (
+            f.let(f"add {BYTES16} {low_bytes}, {self.zero}") if self.rounding.moves else low_bytes
+        )
 
 
 def _runs(targets: Sequence[Target]) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.llvm import Function, Value, module_text
-from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Target
+from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Rounding, Target
 from twofour.kernels.cpu.packing import header
 from twofour.kernels.cpu.pointwise import MapConstants
 from twofour.kernels.cpu.problem import LANES
@@ -246,7 +246,7 @@ class _Rows:
     def _writer(self, moments: list[tuple[Value, Value]]) -> Visit:
         """Writes the results of some blocks; `moments` are (mean, inverse deviation) of rows."""
         f, problem = self.f, self.problem
-        narrow = Narrow(self.v, "%w", bounded=problem.bounded, gate=False)
+        narrow = Narrow(self.v, "%w", Rounding(problem.bounded))
         factor = f.splat("float", f.load("float", "%w", 20, 4))
 
         def quantize(values: list[Value], masks: list[str], pointer: Value) -> None:

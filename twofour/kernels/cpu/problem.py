@@ -159,11 +159,16 @@ class ConvProblem:
 
 
 def activation_of(epilogue: Epilogue) -> str:
-    """What a kernel's `activation` is: bytes are bounded from below, and by 255, in any case."""
-    zero = epilogue.zero_point
-    if zero is None or not epilogue.activation.clamps:
+    """What a kernel's `activation` is: bytes are bounded from below, and by 255, in any case.
+
+    Raises:
+        ValueError: the zero point of y is not part of the bias where it can be.
+    """
+    if epilogue.zero_point is None or not epilogue.activation.clamps:
         return epilogue.activation.name
-    return "Clip" if epilogue.bounds()[1] < 255 - zero else ""
+    if epilogue.zero_point:
+        raise ValueError("kernels round what they store: expected Epilogue.in_stored_steps()")
+    return "Clip" if epilogue.bounds()[1] < 255 else ""
 
 
 def merge_groups(w: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
