@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,16 +12,18 @@ from tests.compiler.engines import random_inputs, reference, run_twice
 from tests.compiler.test_passes_bf16 import weights
 from tests.graphs import graph
 from tests.kernels.bf16 import needs_bf16
+from tests.sample_engines import sample_engine
 from twofour.compiler import build as building
 from twofour.compiler import rivals
 from twofour.compiler.build import build
+from twofour.compiler.explain import explain
 from twofour.compiler.importer import import_graph
 from twofour.compiler.passes.pipeline import run_passes
 from twofour.compiler.precision import passes_for
 from twofour.compiler.rivals import Rival, Rivals
 from twofour.core.bfloat16 import ROUNDING
 from twofour.core.target import host_target
-from twofour.engine import Engine, Layer
+from twofour.engine import Candidate, Engine, Layer
 
 CHAIN = (
     "(float[1,8,9,9] x) => (float[1,8,9,9] y) {"
@@ -129,12 +132,25 @@ def test_both_times_are_in_the_plan_and_a_second_build_is_the_same(tmp_path) -> 
     for layer in first.plan.layers:
         if layer.precision == "bfloat16" and layer.pattern:
             timed = {c.tactic for c in layer.candidates if c.time_us}
-            assert {"dense", "dense float32"} <= timed
+            assert {"dense", "dense in float32"} <= timed
         elif layer.pattern:
             assert any("not bfloat16: float32 takes" in note for note in layer.notes)
     first.save(tmp_path / "first.engine")
     build(model, bf16=True, timing_cache=cache).save(tmp_path / "second.engine")
     assert (tmp_path / "first.engine").read_bytes() == (tmp_path / "second.engine").read_bytes()
+
+
+def test_float32_forms_are_not_what_sparse_kernels_are_compared_with() -> None:
+    candidates = (
+        Candidate("4:8", "28x1x16", 4.0),
+        Candidate("dense", "", None, "dense kernels were ruled out: --sparsity force"),
+        Candidate("dense in float32", "28x1x16", 9.0),
+        Candidate("2:4 in float32", "28x1x16", 3.0),
+    )
+    plan = sample_engine().plan
+    first = replace(plan.layers[0], candidates=candidates)
+    row = explain(replace(plan, layers=(first, *plan.layers[1:])))[0]
+    assert (row.best_dense_us, row.best_sparse_us, row.gain) == (None, 4.0, None)
 
 
 @needs_bf16

@@ -164,10 +164,11 @@ class Emitter:
         config, kernel = choice.config, choice.tactic.kernel
         symbol = self._kernel(self.tuner.text(problem, choice.tactic, config))
         constants = kernel.pack(w, problem, config, op.epilogue, op.x_zero)
-        if problem.dtype == "bfloat16" and not problem.depthwise:
-            candidates += self._in_float32(op, placed, (w, groups), choice)
         layer = conv_layer(op, placed, problem, choice, candidates, constants.size)
         note = self.floats.get(op.name, "") if problem.dtype == "float32" else ""
+        if problem.dtype == "bfloat16" and not problem.depthwise:
+            floats = self._in_float32(op, placed, (w, groups), choice)
+            layer = replace(layer, candidates=(*candidates, *floats))
         self.layers.append(replace(layer, notes=(*layer.notes, note)) if note else layer)
         assert isinstance(placed.x, Tensor)
         x_offset = placed.x.at(*op.window.pads[:2])

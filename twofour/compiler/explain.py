@@ -14,6 +14,8 @@ from twofour.core.errors import InputError
 from twofour.engine import Candidate, Layer, Plan
 
 FALLBACK = "onnxruntime"
+IN_FLOAT32 = " in float32"
+"""How the names of candidates end that are the float32 form of a layer in bfloat16."""
 _SPARSE = re.compile(r"\d+:\d+")
 
 
@@ -141,8 +143,9 @@ def is_sparse(tactic: str) -> bool:
 
 
 def _explained(layer: Layer, whole_us: float) -> Explained:
-    dense = _best(c for c in layer.candidates if not is_sparse(c.tactic))
-    sparse = _best(c for c in layer.candidates if is_sparse(c.tactic))
+    own = [c for c in layer.candidates if not c.tactic.endswith(IN_FLOAT32)]
+    dense = _best(c for c in own if not is_sparse(c.tactic))
+    sparse = _best(c for c in own if is_sparse(c.tactic))
     share = layer.time_us / whole_us if layer.time_us is not None and whole_us else None
     return Explained(
         layer.name,

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from twofour.compiler.explain import IN_FLOAT32
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Section
 from twofour.compiler.native import ConvOp
@@ -112,7 +113,7 @@ class Rivals:
             extra_us = self._conversion_us(form)
         self.found.append(Rival(op.name, op.x, bf16_us, chosen.time_us + extra_us))
         return tuple(
-            Candidate(f"{each.tactic} float32", each.config, rounded(each.time_us + extra_us))
+            Candidate(each.tactic + IN_FLOAT32, each.config, rounded(each.time_us + extra_us))
             for each in candidates
             if each.time_us is not None
         )
