@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def twofour(*arguments: str | Path) -> Result:
         (("m.onnx", "--suite", "cpu"), "SOURCE was given beside --suite"),
         (("--suite", "cpu", "--batch", "2"), "batch was given beside --suite"),
         (("m.engine", "--only", "resnet18_b1"), "an option needs --suite"),
+        (("m.engine", "--fresh"), "an option needs --suite"),
         (("--suite", "cpu", "--write", "nowhere"), "no folder nowhere"),
         (("--suite", "cpu", "--vs", "somebody"), "unknown peer 'somebody'"),
         (("--suite", "cpu", "--duration", "0"), "cannot measure for 0.0 seconds"),
@@ -75,12 +77,71 @@ def test_output_files_and_exit_code(
     assert ("failed: resnet18_b1: the row broke" in result.stderr) == fails
     document = json.loads(result.stdout)
     assert [each["name"] for each in document["rows"]] == ["resnet18_b1", "resnet34_b1"]
-    assert document == json.loads((tmp_path / "cpu.json").read_text())
+    assert document == json.loads((tmp_path / "cpu_threads2.json").read_text())
     assert document["command"].startswith("twofour bench --suite cpu --threads 2")
-    assert str(tmp_path) not in (tmp_path / "cpu.md").read_text(), "no paths of this machine"
+    assert str(tmp_path) not in (tmp_path / "cpu_threads2.md").read_text(), (
+        "no paths of this machine"
+    )
     assert [name for name, _ in seen] == ["resnet18_b1", "resnet34_b1"]
     options = seen[0][1]
     assert (options.threads, options.duration_s, options.data) == (2, 0.5, tmp_path / "data")
+
+
+@pytest.fixture
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Measures rows in no time, each told apart by the number of the run."""
+    runs = []
+
+    def measured(asked: Any, *_: Any) -> dict[str, Any]:
+        return row(asked.name, run=len(runs))
+
+    def run_suite(*arguments: str) -> Result:
+        runs.append(1)
+        where = ("--cache", tmp_path / "cache", "--write", tmp_path)
+        return twofour("bench", "--suite", "cpu", *where, *arguments)
+
+    monkeypatch.setattr(run, "_in_process", measured)
+    return run_suite
+
+
+def rows_of(folder: Path) -> dict[str, int]:
+    rows = json.loads((folder / "cpu.json").read_text())["rows"]
+    return {each["name"]: each["run"] for each in rows}
+
+
+def test_a_page_is_measured_in_pieces(tmp_path: Path, measure: Callable[..., Result]) -> None:
+    assert measure("--only", "resnet34_b1,minilm_b1").exit_code == 0
+    assert measure("--only", "resnet18_b1").exit_code == 0
+    assert measure("--only", "minilm_b1").exit_code == 0
+    assert rows_of(tmp_path) == {"resnet18_b1": 2, "resnet34_b1": 1, "minilm_b1": 3}
+    assert list(rows_of(tmp_path)) == ["resnet18_b1", "resnet34_b1", "minilm_b1"]
+    text = (tmp_path / "cpu.md").read_text()
+    assert "--only resnet18_b1,resnet34_b1,minilm_b1\n" in text
+    assert measure().exit_code == 0
+    assert set(rows_of(tmp_path).values()) == {4}
+    assert "--only" not in (tmp_path / "cpu.md").read_text()
+
+
+def test_rows_that_were_measured_otherwise_are_not_mixed(
+    tmp_path: Path, measure: Callable[..., Result]
+) -> None:
+    measure("--only", "resnet18_b1,minilm_b1")
+    page = tmp_path / "cpu.json"
+    earlier = json.loads(page.read_text())
+    page.write_text(json.dumps({**earlier, "code_sha256": "other", "cpu": "a 486"}))
+    refused = measure("--only", "minilm_b1")
+    assert refused.exit_code == 2
+    assert "the rows of cpu.json do not belong beside new ones" in refused.stderr
+    assert "CPU: the page has a 486" in refused.stderr
+    assert "the code that builds and measures has changed" in refused.stderr
+    assert rows_of(tmp_path) == {"resnet18_b1": 1, "minilm_b1": 1}, "nothing was lost"
+    assert measure("--only", "minilm_b1", "--fresh").exit_code == 0
+    assert rows_of(tmp_path) == {"minilm_b1": 3}
+    page.write_text(json.dumps({**earlier, "duration_s": 99.0}))
+    assert measure().exit_code == 0, "all rows are measured: none is mixed with others"
+    assert set(rows_of(tmp_path).values()) == {4}
+    page.write_text("[]")
+    assert "cpu.json is no page of a suite" in measure("--only", "minilm_b1").stderr
 
 
 @pytest.mark.slow

@@ -37,6 +37,9 @@ def bench(
     only: Annotated[str, typer.Option(help="Of the suite: rows, with commas between.")] = "",
     cache: Annotated[Path | None, typer.Option(help="Of the suite: its models, engines.")] = None,
     write: Annotated[Path | None, typer.Option(help="Of the suite: folder for its page.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Of the suite: drop the rows its page has.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -53,7 +56,7 @@ def bench(
     out = Output(as_json, quiet)
     schedule = Schedule(duration)
     names = tuple(name.strip() for name in vs.split(",") if name.strip())
-    asked = SuiteRequest(suite, only, cache, write)
+    asked = SuiteRequest(suite, only, cache, write, fresh)
     if source is None or suite:
         asked.refuse_beside(SOURCE=source, model=model, torch=torch, batch=batch, shapes=shapes)
         bench_suite(asked, names, threads or 1, duration, out)

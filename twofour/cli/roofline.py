@@ -11,7 +11,7 @@ from twofour.cli.output import Output, printable
 
 if TYPE_CHECKING:
     from twofour.compiler.rates import Rates
-    from twofour.compiler.roofline import Gap, Loss
+    from twofour.compiler.roofline import Gap
     from twofour.engine import Plan
 
 _WIDE, _WIDER = 110, 150
@@ -75,7 +75,7 @@ def gap_table(rows: list[tuple[Gap, str]], width: int) -> list[Table | str]:
             _number(gap.ideal_us),
             _number(gap.gap_us),
             f"{gap.share:.0%}",
-            *([printable("\n".join(map(_text, gap.losses)))] if wide else []),
+            *([printable("\n".join(loss.text for loss in gap.losses))] if wide else []),
         )
     return [table] if wide else [table, *_reasons([gap for gap, _ in rows])]
 
@@ -119,13 +119,9 @@ def _reasons(rows: list[Gap]) -> list[str]:
     layers: dict[str, list[str]] = {}
     for gap in rows:
         for loss in gap.losses:
-            layers.setdefault(_text(loss), []).append(gap.name)
+            layers.setdefault(loss.text, []).append(gap.name)
     lines = [f"- {text}\n  {', '.join(names)}" for text, names in layers.items()]
     return ["why, each by itself; two may overlap", *lines] if lines else []
-
-
-def _text(loss: Loss) -> str:
-    return loss.what if loss.time_us is None else f"{loss.what}: {loss.time_us:.1f} us"
 
 
 def _number(value: float | None) -> str:

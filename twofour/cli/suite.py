@@ -29,12 +29,14 @@ class SuiteRequest:
         only: names of rows with commas between; "" for all.
         cache: folder of models and engines.
         write: folder that the page goes to; None to write none.
+        fresh: begin the page anew, whatever rows it has.
     """
 
     suite: str
     only: str
     cache: Path | None
     write: Path | None
+    fresh: bool = False
 
     def refuse_beside(self, **others: Any) -> None:
         """Refuses options of a single engine.
@@ -63,10 +65,10 @@ class SuiteRequest:
         """
         from twofour.core.errors import InputError
 
-        if self.only or self.cache or self.write:
+        if self.only or self.cache or self.write or self.fresh:
             raise InputError(
                 "an option needs --suite",
-                ["--only, --cache and --write belong to a suite"],
+                ["--only, --cache, --write and --fresh belong to a suite"],
                 "add --suite cpu, or leave it out",
             )
 
@@ -76,17 +78,17 @@ def bench_suite(
 ) -> None:
     """Measures, shows, and writes the page if that was asked for; exit code 1 if a row failed.
 
-    The page is written after each row, so that one that is stopped keeps what was measured.
+    The page is written after each row, so that one that is stopped keeps what was measured; rows
+    that it has from an earlier run stay, if they were measured alike.
     """
     require_packages("the suite", ("torch", "tokenizers"), "bench")
     from twofour.bench.suite import page
-    from twofour.bench.suite.rows import SuiteOptions, select
-    from twofour.bench.suite.run import failures, run_suite
+    from twofour.bench.suite.merge import merged
+    from twofour.bench.suite.rows import SUITES, SuiteOptions, select
+    from twofour.bench.suite.run import circumstances, failures, run_suite
 
     only = [name.strip() for name in asked.only.split(",") if name.strip()]
     rows = select(asked.suite, only)
-    if asked.write is not None:
-        require_writable(asked.write / f"{asked.suite}.json")
     data = os.environ.get("TWOFOUR_DATA")
     options = SuiteOptions(
         peers,
@@ -95,32 +97,62 @@ def bench_suite(
         (asked.cache or _DEFAULT_CACHE).expanduser(),
         Path(data) if data else None,
     )
-    head = {
-        "title": _TITLES[asked.suite],
-        "suite": asked.suite,
-        "command": _command(asked, options),
-    }
+    head = {"title": _TITLES[asked.suite], "suite": asked.suite, "command": ""}
+    kept = _kept(asked, circumstances(options))
+    order = [row.name for row in SUITES[asked.suite]]
+    found: dict[str, Any] = {}
     document: dict[str, Any] = {}
     with out.stage("measuring") as report:
         for found in run_suite(rows, options, report):
-            document = {**head, **found}
+            document = {**head, **found, "rows": merged(kept, found["rows"], order)}
+            document["command"] = _command(document, options, order)
             if asked.write is not None:
                 page.write(document, asked.write)
     out.show(page.rich_table(document))
     if asked.write is not None:
-        out.note(f"wrote {asked.suite}.md and {asked.suite}.json in {asked.write}")
+        stem = page.file_stem(asked.suite, threads)
+        out.note(f"wrote {stem}.md and {stem}.json in {asked.write}")
     out.data(document)
-    failed = failures(document)
+    failed = failures(found)
     for line in failed:
         out.note(f"failed: {line}")
     if failed:
         raise typer.Exit(1)
 
 
-def _command(asked: SuiteRequest, options: SuiteOptions) -> str:
-    """Reproduces the run, wherever its files go."""
-    words = ["twofour", "bench", "--suite", asked.suite, "--threads", str(options.threads)]
+def _kept(asked: SuiteRequest, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that the page has from an earlier run.
+
+    Raises:
+        InputError: the folder cannot be written, or only some rows were asked for and the others
+            were measured under other circumstances.
+    """
+    from twofour.bench.suite.merge import differences, read_page
+    from twofour.bench.suite.page import file_stem
+    from twofour.core.errors import InputError
+
+    if asked.write is None:
+        return []
+    path = asked.write / f"{file_stem(asked.suite, now['threads'])}.json"
+    require_writable(path)
+    earlier = None if asked.fresh else read_page(path)
+    if earlier is None:
+        return []
+    why_not = differences(earlier, now)
+    if why_not and asked.only:
+        raise InputError(
+            f"the rows of {path.name} do not belong beside new ones",
+            why_not,
+            "measure all rows, write to another folder, or begin the page anew with --fresh",
+        )
+    return [] if why_not else list(earlier["rows"])
+
+
+def _command(document: dict[str, Any], options: SuiteOptions, order: list[str]) -> str:
+    """Reproduces the page, wherever its files go and in however many pieces it was measured."""
+    words = ["twofour", "bench", "--suite", document["suite"], "--threads", str(options.threads)]
     words += ["--vs", ",".join(options.peers)] if options.peers else []
     words += ["--duration", f"{options.duration_s:g}"]
-    words += ["--only", asked.only] if asked.only else []
+    names = [row["name"] for row in document["rows"]]
+    words += ["--only", ",".join(names)] if names != order else []
     return shlex.join(words)

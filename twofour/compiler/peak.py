@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from twofour.compiler.explain import is_sparse
 from twofour.core.memory import address, allocate
 from twofour.core.target import Target, host_target, why_no_bf16
 from twofour.engine import Layer
@@ -77,9 +78,9 @@ def lacks(target: Target, name: str) -> bool:
 
 
 def family(layer: Layer) -> str:
-    """The loop that bounds a layer's rate."""
+    """The loop that bounds a layer's rate; a kernel for 4:8 picks inputs as often as for 2:4."""
     kind = layer.precision
-    if layer.tactic.startswith("2:4"):
+    if is_sparse(layer.tactic):
         pair = kind != "float32" and "pair" in layer.tactic
         return f"{kind} 2:4 pair" if pair else f"{kind} 2:4"
     return f"{kind} dense"

@@ -36,6 +36,11 @@ class Loss:
     what: str
     time_us: float | None
 
+    @property
+    def text(self) -> str:
+        """In words, with its time."""
+        return self.what if self.time_us is None else f"{self.what}: {self.time_us:.1f} us"
+
 
 @dataclass(frozen=True)
 class Gap:

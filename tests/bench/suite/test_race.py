@@ -43,8 +43,8 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Measure:
     """Measures a row of a small network, briefly."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def measured(row: SuiteRow, *peers: str) -> dict[str, Any]:
-        return race.measure_row(row, SuiteOptions(peers, 1, 0.02, cache), silent)
+    def measured(row: SuiteRow, *peers: str, threads: int = 1) -> dict[str, Any]:
+        return race.measure_row(row, SuiteOptions(peers, threads, 0.02, cache), silent)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "NETWORKS", NETWORKS)
@@ -99,6 +99,37 @@ def test_engines_agree_with_their_files_and_say_what_they_are(cnn: dict[str, Any
         assert not each["timings_kept"]
     sizes = {key: each["weight_bytes"] for key, each in cnn["engines"].items()}
     assert sizes["dense_f32"] > sizes["2_4_f32"] > sizes["dense_int8"]
+
+
+def test_a_row_says_where_the_time_goes(cnn: dict[str, Any]) -> None:
+    (lost,) = cnn["lost"].values()
+    assert lost["run_us"] == cnn["contestants"]["2_4_int8"]["median_us"]
+    assert 0 < lost["products_us"] < lost["layers_us"]
+    assert lost["bytes_us"] > 0
+    gaps = [kind["gap_us"] * len(kind["layers"]) for kind in lost["kinds"]]
+    assert len(gaps) == 3
+    assert gaps == sorted(gaps, reverse=True)
+    assert all(kind["why"] and kind["time_us"] > 0 for kind in lost["kinds"])
+    text = page(document(cnn))
+    assert "| **cnn_b2**, 2_4_int8: " in text
+    assert lost["kinds"][0]["why"][0] in text
+    assert "threads over one" not in text
+
+
+def test_several_threads_are_told_beside_one(measure: Measure, cnn: dict[str, Any]) -> None:
+    found = measure(SuiteRow("cnn_b2", "cnn", 2, cold_start=True), threads=2)
+    assert "cold_start" not in found
+    assert set(found["engines"]) == set(cnn["engines"])
+    assert found["contestants"]["2_4_int8_one_thread"]["setting"].startswith("threads 1,")
+    assert found["contestants"]["2_4_int8"]["setting"].startswith("threads 2,")
+    assert cnn["contestants"]["2_4_int8"]["setting"].startswith("threads 1,")
+    for key in ("dense_int8", "2_4_int8", "pair_int8"):
+        low, high = found[f"scaling_{key}_quartiles"]
+        assert 0 < low <= found[f"scaling_{key}"] <= high
+    assert not any(key.startswith("scaling") for key in cnn)
+    text = page({**document(found), "threads": 2})
+    assert "## 2 threads over one" in text
+    assert f"{found['scaling_2_4_int8']:.2f}x" in text
 
 
 def test_text_runs_on_dynamic_quantization_too(measure: Measure) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from twofour.bench.suite import cache
 from twofour.bench.suite.cache import code_sha256, once
 from twofour.bench.suite.rows import SUITES, select
 from twofour.core.errors import InputError
@@ -69,3 +70,45 @@ def test_a_file_whose_making_failed_has_no_record(tmp_path: Path) -> None:
 def test_the_hash_of_code_tells_its_parts_apart() -> None:
     assert code_sha256(("core",)) == code_sha256(("core",))
     assert len({code_sha256(parts) for parts in (("core",), ("engine.py",), ("train",))}) == 3
+
+
+def planted(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_code_is_what_is_imported_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "p"
+    planted(
+        package,
+        a="from p.b import x\nimport p.c",
+        b="import numpy",
+        c="from p import d",
+        d="import p.a",
+        e="",
+        kinds__one="from p import b",
+        kinds__two="",
+    )
+    monkeypatch.setattr(cache, "PACKAGE", package)
+
+    def names(*parts: str) -> list[str]:
+        return sorted(str(path.relative_to(package)) for path in cache._closure(parts))
+
+    assert names("a.py") == ["a.py", "b.py", "c.py", "d.py"]
+    assert names("kinds") == ["b.py", "kinds/one.py", "kinds/two.py"]
+
+
+def test_engines_are_made_of_kernels_and_models_are_not() -> None:
+    def names(parts: tuple[str, ...]) -> set[str]:
+        return {str(path.relative_to(cache.PACKAGE)) for path in cache._closure(parts)}
+
+    models, engines = names(cache.MODEL_CODE), names(cache.ENGINE_CODE)
+    assert {"core/numerics.py", "core/patterns.py", "train/networks/resnet.py"} <= models
+    assert not {name for name in models if name.startswith(("compiler", "kernels", "runtime"))}
+    assert {"kernels/cpu/conv_sparse.py", "runtime/session.py", "core/plan.py"} <= engines
+    reports = {f"compiler/{name}.py" for name in ("explain", "roofline", "rates", "peak")}
+    assert not reports & engines, "what only reports makes no engine anew"

@@ -1,17 +1,29 @@
-"""Files that are made once: each has a record beside it of what it was made from."""
+"""Files that are made once: each has a record beside it of what it was made from.
+
+Part of that is the code that made it: the modules it runs, found by what they import, so that a
+change elsewhere makes nothing again.
+"""
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[2]
-MODEL_CODE = ("core", "onnx_tools", "train")
-ENGINE_CODE = ("core", "onnx_tools", "engine.py", "kernels", "runtime", "compiler")
+# Modules, and folders of those that are found by their names.
+MODEL_CODE = (
+    "onnx_tools/load.py",
+    "onnx_tools/prune.py",
+    "onnx_tools/quantize.py",
+    "train/networks/catalog.py",
+)
+ENGINE_CODE = ("compiler/build.py", "kernels/cpu")
+MEASURED_CODE = (*ENGINE_CODE, "bench/suite/entries.py", "bench/timing.py", "bench/peers")
 
 Record = Mapping[str, Any]
 
@@ -41,14 +53,40 @@ def once(path: Path, origin: Record, make: Callable[[], Record | None]) -> Recor
 
 @functools.cache
 def code_sha256(parts: tuple[str, ...]) -> str:
-    """Of the package's files in these folders: other code may write another file."""
+    """Of these files and folders of the package, and of all that they import."""
     digest = hashlib.sha256()
-    for part in parts:
-        root = PACKAGE / part
-        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
-            digest.update(f"{path.relative_to(PACKAGE)}\n".encode())
-            digest.update(path.read_bytes())
+    for path in sorted(_closure(parts)):
+        digest.update(f"{path.relative_to(PACKAGE)}\n".encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _closure(parts: tuple[str, ...]) -> set[Path]:
+    """The files, and those of the package that they import, directly or not."""
+    roots = [PACKAGE / part for part in parts]
+    left = [path for root in roots for path in (root.rglob("*.py") if root.is_dir() else [root])]
+    found: set[Path] = set()
+    while left:
+        path = left.pop()
+        if path not in found:
+            found.add(path)
+            left += _imported(path)
+    return found
+
+
+def _imported(path: Path) -> Iterator[Path]:
+    """Files of the package that a file imports; `from a import b` names module a, or a.b."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+        for name in names:
+            package, _, rest = name.partition(".")
+            home = PACKAGE.joinpath(*rest.split("."))
+            if package == PACKAGE.name and rest:
+                yield from filter(Path.is_file, (home.with_suffix(".py"), home / "__init__.py"))
 
 
 def file_sha256(path: Path) -> str:

@@ -56,12 +56,13 @@ def build_engine(
     kind, bf16 = entry.kind, entry.precision == "bf16"
     model = files.path(kind)
     stem = f"{kind}-bf16" if bf16 else kind
-    path = options.cache / row.name / f"{stem}-threads{options.threads}.engine"
+    threads = 1 if entry.alone else options.threads
+    path = options.cache / row.name / f"{stem}-threads{threads}.engine"
     shapes = {t.name: t.shape for t in static_inputs(model_inputs(model), {}, row.batch)}
     origin = {
         "model": file_sha256(model),
         "batch": row.batch,
-        "threads": options.threads,
+        "threads": threads,
         "target": host_target().to_json(),
         "code": code_sha256(ENGINE_CODE),
     }
@@ -75,7 +76,7 @@ def build_engine(
             progress=report,
             shapes=shapes,
             bf16=bf16,
-            threads=options.threads,
+            threads=threads,
             timing_cache=timings,
         )
         taken = time.monotonic() - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Plain = dict[str, Any]
@@ -18,6 +18,7 @@ class Entry:
         precision: the class it is compared in: "f32", "bf16" or "int8".
         peer: who runs it; "" for us.
         floats: the precision that the peer is told to compute floats in; "" for its own choice.
+        alone: one thread, however many all others have.
     """
 
     key: str
@@ -25,6 +26,7 @@ class Entry:
     precision: str
     peer: str = ""
     floats: str = ""
+    alone: bool = False
 
 
 OURS = (
@@ -35,7 +37,14 @@ OURS = (
     Entry("dense_int8", "int8", "int8"),
     Entry("2_4_int8", "24-int8", "int8"),
     Entry("pair_int8", "pair-int8", "int8"),
+    Entry("pair_bf16", "pair-f32", "bf16"),
 )
+# What several threads gain -> the engine, and the same built for one thread.
+SCALING = {
+    f"scaling_{entry.key}": (entry, replace(entry, key=f"{entry.key}_one_thread", alone=True))
+    for entry in OURS
+    if entry.precision == "int8"
+}
 PEERS = (
     Entry("onnxruntime_f32", "f32", "f32", "onnxruntime"),
     Entry("onnxruntime_int8_same_file", "24-int8", "int8", "onnxruntime"),
@@ -55,4 +64,5 @@ RATIOS = {
     "ratio_2_4_f32_over_best_peer": ("2_4_f32", "f32"),
     "ratio_dense_bf16_over_best_peer": ("dense_bf16", "bf16"),
     "ratio_2_4_bf16_over_best_peer": ("2_4_bf16", "bf16"),
+    "ratio_pair_bf16_over_best_peer": ("pair_bf16", "bf16"),
 }

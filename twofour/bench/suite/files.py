@@ -1,6 +1,6 @@
 """The ONNX files of a network: float32 and INT8, dense, 2:4 and 2:4/pair, and as peers like them.
 
-    f32.onnx   24-f32.onnx            as trained (or drawn), and pruned by magnitude
+    f32.onnx   24-f32.onnx   pair-f32.onnx    as trained (or drawn), and pruned by magnitude
     int8.onnx  24-int8.onnx  pair-int8.onnx   quantized for our engines: symmetric int8
     24-uint8.onnx                     as integer kernels of others like it: uint8 activations, both
                                       inputs of an Add quantized
@@ -97,10 +97,11 @@ def _makers(
     real = weights.weights if weights else None
     makers: dict[str, Callable[[], None]] = {
         "f32": partial(write_network, row.network, path("f32"), row.length, real),
-        "24-f32": partial(_pruned, path("f32"), path("24-f32")),
+        "24-f32": partial(_pruned, path("f32"), path("24-f32"), "2:4"),
+        "pair-f32": partial(_pruned, path("f32"), path("pair-f32"), "2:4/pair"),
         "int8": partial(_quantized, path("f32"), path("int8"), data),
         "24-int8": partial(_quantized, path("24-f32"), path("24-int8"), data),
-        "pair-int8": partial(_pair, path("f32"), path("pair-int8"), data),
+        "pair-int8": partial(_quantized, path("pair-f32"), path("pair-int8"), data),
         "24-uint8": partial(_quantized, path("24-f32"), path("24-uint8"), data, UINT8),
     }
     if files.text:
@@ -108,18 +109,14 @@ def _makers(
     return makers
 
 
-def _pruned(source: Path, path: Path) -> None:
-    save_model(prune(load_model(source), "2:4")[0], path)
+def _pruned(source: Path, path: Path, pattern: str) -> None:
+    save_model(prune(load_model(source), pattern)[0], path)
 
 
 def _quantized(
     source: Path, path: Path, data: dict[str, Array], options: QuantizeOptions | None = None
 ) -> None:
     save_model(quantize(load_model(source), data, options), path)
-
-
-def _pair(source: Path, path: Path, data: dict[str, Array]) -> None:
-    save_model(quantize(prune(load_model(source), "2:4/pair")[0], data), path)
 
 
 def calibration_data(

@@ -20,8 +20,14 @@ _HEADERS = {
     "ratio_2_4_f32_over_best_peer": "2:4 f32",
     "ratio_dense_bf16_over_best_peer": "dense bf16",
     "ratio_2_4_bf16_over_best_peer": "2:4 bf16",
+    "ratio_pair_bf16_over_best_peer": "2:4/pair bf16",
 }
-_CLASSES = ("int8", "f32", "bf16")
+_ENDS = ("_one_thread", "")
+_SCALING = {
+    "scaling_dense_int8": "dense INT8",
+    "scaling_2_4_int8": "2:4 INT8",
+    "scaling_pair_int8": "2:4/pair INT8",
+}
 
 
 def rich_table(document: Plain) -> Table:
@@ -55,6 +61,8 @@ def page(document: Plain) -> str:
         "Fallback: operators of the 2:4 INT8 engine that run on ONNX Runtime.",
         _markdown(*_ratio_table(document)),
         _losses(document),
+        *_threads(document),
+        *_lost(document),
         "## Times",
         "Median of single calls in milliseconds; ±: distance between the quartiles of the rounds' "
         "medians.",
@@ -69,16 +77,21 @@ def page(document: Plain) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def file_stem(suite: str, threads: int) -> str:
+    """What the files of a page are called: cpu, or cpu_threads2."""
+    return suite if threads == 1 else f"{suite}_threads{threads}"
+
+
 def write(document: Plain, folder: Path) -> list[Path]:
-    """Writes `cpu.json` and `cpu.md`, named after the suite, under temporary names first.
+    """Writes the page and its JSON, `file_stem` and `.md` or `.json`, under temporary names first.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    suite = document["suite"]
+    stem = file_stem(document["suite"], document["threads"])
     texts = {
-        f"{suite}.json": json.dumps(document, indent=2) + "\n",
-        f"{suite}.md": page(document),
+        f"{stem}.json": json.dumps(document, indent=2) + "\n",
+        f"{stem}.md": page(document),
     }
     written = []
     for name, text in texts.items():
@@ -111,7 +124,7 @@ def _ratio_table(document: Plain) -> tuple[list[str], list[list[str]]]:
             continue
         best = row["best_peer"].get("int8")
         peer = f"{best} {_ms(row['contestants'][best]['median_us'])} ms" if best else ""
-        ratios = [_show(row[name], "{:.2f}x") for name in _HEADERS]
+        ratios = [_show(row.get(name), "{:.2f}x") for name in _HEADERS]
         fallback = row["engines"].get("2_4_int8", {}).get("fallback_operators")
         rows.append([row["name"], peer, *ratios, _show(fallback, "{}")])
     return headers, rows
@@ -122,9 +135,69 @@ def _losses(document: Plain) -> str:
         f"- {row['name']}: {_HEADERS[name]} {row[name]:.2f}x"
         for row in _good(document)
         for name in RATIOS
-        if row[name] is not None and row[name] < 1
+        if row.get(name) is not None and row[name] < 1
     ]
     return "\n".join(["Slower than the fastest peer:\n", *lost]) if lost else ""
+
+
+def _threads(document: Plain) -> list[str]:
+    """What several threads gain, where they were measured."""
+    threads = document["threads"]
+    rows = []
+    for row in _good(document):
+        if "scaling_2_4_int8" not in row:
+            continue
+        times = [_ms(row["contestants"][f"2_4_int8{end}"]["median_us"]) for end in _ENDS]
+        rows.append([row["name"], *times, *(_show(row.get(n), "{:.2f}x") for n in _SCALING)])
+    if not rows:
+        return []
+    words = (
+        f"The same networks built for one thread, in the same race: {threads} threads over one "
+        "thread, median of the rounds. Times of 2:4 INT8 in milliseconds."
+    )
+    headers = ["row", "one thread", f"{threads} threads", *_SCALING.values()]
+    return [f"## {threads} threads over one", words, _markdown(headers, rows)]
+
+
+def _lost(document: Plain) -> list[str]:
+    """Where the 2:4 INT8 engines lose time."""
+    rows = []
+    for row in _good(document):
+        for key, each in row.get("lost", {}).items():
+            ideal_us = each["products_us"] + each["bytes_us"]
+            rows.append(
+                [
+                    f"**{row['name']}**, {key}: {ideal_us / each['layers_us']:.0%} of the roofline",
+                    _ms(each["layers_us"]),
+                    _ms(ideal_us),
+                    _ms(each["layers_us"] - ideal_us),
+                    f"a run takes {_ms(each['run_us'])}",
+                ]
+            )
+            rows += map(_lost_kind, each["kinds"])
+    if not rows:
+        return []
+    words = (
+        "Times of layers in milliseconds as measured at build; ideal: the multiply-adds at the "
+        "measured peak of their kind of kernel, or the bytes that a layer without any moves, "
+        "copied within the second-level cache; the kinds of layers that lose the most, and what "
+        "is known of it, each by itself. `twofour explain ENGINE --sort gap` shows all."
+    )
+    table = _markdown(["layers", "time", "ideal", "gap", "why"], rows)
+    return ["## Where the time goes", words, table]
+
+
+def _lost_kind(kind: Plain) -> list[str]:
+    count = len(kind["layers"])
+    more = f" and {count - 1} more" if count > 1 else ""
+    ideal_us = (kind["ideal_us"] or 0.0) * count
+    return [
+        f"`{kind['layers'][0]}`{more}",
+        _ms((kind["time_us"] or 0.0) * count),
+        _ms(ideal_us),
+        f"{_ms(kind['gap_us'] * count)} ({kind['share']:.0%})",
+        "; ".join(kind["why"]),
+    ]
 
 
 def _times(row: Plain) -> str:

@@ -10,8 +10,9 @@ from twofour.bench import peers
 from twofour.bench.peers.onnxruntime import reference
 from twofour.bench.suite.cold import cold_starts
 from twofour.bench.suite.engines import Built, build_engine, described
-from twofour.bench.suite.entries import OURS, PEERS, RATIOS, Entry, Plain
+from twofour.bench.suite.entries import OURS, PEERS, RATIOS, SCALING, Entry, Plain
 from twofour.bench.suite.files import Files, race_feeds, write_files
+from twofour.bench.suite.lost import lost_time
 from twofour.bench.suite.rows import SuiteOptions, SuiteRow
 from twofour.bench.suite.text import REFERENCE_SPEARMAN, read_pairs, similarity, text_model
 from twofour.bench.timing import Array, Contestant, Feeds, Schedule, Timing, race, ratio
@@ -24,6 +25,7 @@ from twofour.engine import Engine
 from twofour.runtime.session import Session
 
 MIN_ROUNDS = 8
+_SHOWN = next(entry for entry in OURS if entry.key == "2_4_int8")
 
 
 def measure_row(row: SuiteRow, options: SuiteOptions, report: Report) -> Plain:
@@ -45,13 +47,14 @@ def measure_row(row: SuiteRow, options: SuiteOptions, report: Report) -> Plain:
     built = _built(row, files, options, report, refused)
     feeds = race_feeds(row)
     with ExitStack() as stack:
-        sessions = {}
-        for entry, each in built.items():
-            session = Session(Engine.load(each.path), options.threads)
-            sessions[entry] = stack.enter_context(session)
+        sessions = {
+            entry: stack.enter_context(Session(Engine.load(each.path)))
+            for entry, each in built.items()
+        }
         contestants = {e: ours(s, feeds, f"twofour {e.key}") for e, s in sessions.items()}
         contestants |= _peers(files, feeds, options, refused)
         timings = _timed(contestants, options, report)
+        sessions = {entry: each for entry, each in sessions.items() if not entry.alone}
         found = {
             "name": row.name,
             "network": row.network,
@@ -61,14 +64,16 @@ def measure_row(row: SuiteRow, options: SuiteOptions, report: Report) -> Plain:
             "calibrated_on": files.calibrated_on,
             "contestants": {e.key: _figures(e, contestants[e], timings[e]) for e in contestants},
             **_ratios(timings),
+            **_scaling(timings),
             "refused": refused,
             "engines": _engines(built, sessions, timings, options),
+            "lost": _lost(sessions, timings),
         }
         _add_agreement(found["engines"], files, sessions, feeds, options)
         if row.similarity:
             found["similarity"] = _similarity(row, sessions, options, report)
-    if row.cold_start:
-        engine = next(each.path for each in built.values() if each.kind == "24-int8")
+    if row.cold_start and options.threads == 1 and _SHOWN in built:
+        engine = built[_SHOWN].path
         report(0, None, "cold starts")
         model = files.path("24-uint8")
         found["cold_start"] = cold_starts(engine, model, feeds, options.peers)
@@ -83,7 +88,7 @@ def _built(
     refused: dict[str, str],
 ) -> dict[Entry, Built]:
     built = {}
-    for entry in our_entries():
+    for entry in our_entries(options.threads):
         try:
             built[entry] = build_engine(row, entry, files, options, report)
         except Error as e:
@@ -91,9 +96,11 @@ def _built(
     return built
 
 
-def our_entries() -> list[Entry]:
+def our_entries(threads: int = 1) -> list[Entry]:
     """Our contestants on this machine: those in bfloat16 where it has that."""
-    return [e for e in OURS if e.precision != "bf16" or not why_no_bf16(host_target())]
+    alone = [one for _, one in SCALING.values()] if threads > 1 else []
+    bf16 = not why_no_bf16(host_target())
+    return [e for e in OURS if e.precision != "bf16" or bf16] + alone
 
 
 def _peers(
@@ -162,6 +169,25 @@ def _ratios(timings: Mapping[Entry, Timing]) -> Plain:
     return found
 
 
+def _scaling(timings: Mapping[Entry, Timing]) -> Plain:
+    """How many times as fast ours are with all threads as with one; nothing where all have one."""
+    found: Plain = {}
+    for name, (several, one) in SCALING.items():
+        if several in timings and one in timings:
+            each = ratio(timings[several], timings[one])
+            found |= {name: each.median, f"{name}_quartiles": [each.low, each.high]}
+    return found
+
+
+def _lost(sessions: Mapping[Entry, Session], timings: Mapping[Entry, Timing]) -> Plain:
+    """Where the 2:4 INT8 engine loses time, by its key; empty if there is none."""
+    return {
+        entry.key: lost_time(session.engine, timings[entry].median_us)
+        for entry, session in sessions.items()
+        if entry is _SHOWN
+    }
+
+
 def _engines(
     built: Mapping[Entry, Built],
     sessions: Mapping[Entry, Session],
@@ -170,8 +196,8 @@ def _engines(
 ) -> dict[str, Plain]:
     peaks = measure_peaks(options.threads)
     return {
-        entry.key: described(each, sessions[entry].engine, timings[entry].median_us, peaks)
-        for entry, each in built.items()
+        entry.key: described(built[entry], session.engine, timings[entry].median_us, peaks)
+        for entry, session in sessions.items()
     }
 
 

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from twofour.bench import peers
+from twofour.bench.suite.cache import MEASURED_CODE, code_sha256
 from twofour.bench.suite.entries import Plain
 from twofour.bench.suite.race import measure_row, missing_figures
 from twofour.bench.suite.rows import SuiteOptions, SuiteRow
@@ -47,15 +48,16 @@ def run_suite(rows: Sequence[SuiteRow], options: SuiteOptions, report: Report) -
     for name in options.peers:
         peers.require(name)
     options.cache.mkdir(parents=True, exist_ok=True)
+    known = circumstances(options)
     found: list[Plain] = []
     for done, row in enumerate(rows):
         report(done, len(rows), row.name)
         found.append(_in_process(row, options, (done, len(rows), report)))
-        yield {**_circumstances(options), "rows": list(found)}
+        yield {**known, "rows": list(found)}
 
 
-def _circumstances(options: SuiteOptions) -> Plain:
-    """Machine, versions and options."""
+def circumstances(options: SuiteOptions) -> Plain:
+    """Machine, versions, options and code: what rows of one page have in common."""
     host = detect_host()
     return {
         "version": __version__,
@@ -66,6 +68,7 @@ def _circumstances(options: SuiteOptions) -> Plain:
         "peers": list(options.peers),
         "threads": options.threads,
         "duration_s": options.duration_s,
+        "code_sha256": code_sha256(MEASURED_CODE),
     }
 
 
