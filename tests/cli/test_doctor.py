@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twofour.cli import app, doctor
-from twofour.core.target import ISAS, host_target
+from twofour.core.target import ISAS, host_target, why_no_bf16
 
 
 def test_doctor_names_the_target_and_the_packages() -> None:
@@ -41,11 +41,17 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch)
 
 def test_doctor_measures_what_sparsity_pays() -> None:
     result = CliRunner().invoke(app, ["doctor", "--measure", "--json"], catch_exceptions=False)
-    probes = json.loads(result.stdout)["probes"]
+    document = json.loads(result.stdout)
+    probes = document["probes"]
     assert {(each["precision"], each["pattern"]) for each in probes} >= {
         ("int8", "2:4"),
         ("float32", "2:4"),
     }
+    bf16 = {each["pattern"] for each in probes if each["precision"] == "bfloat16"}
+    assert bf16 == (set() if why_no_bf16(host_target()) else {"2:4", "2:4/pair"})
+    assert document["peak_gmacs"]["int8 dense"] > 1
     for each in probes:
         assert each["gain"] == pytest.approx(each["dense_us"] / each["sparse_us"])
         assert 1 < each["dense_gops"] < 1e5
+        bound = 2 * document["peak_gmacs"][f"{each['precision']} dense"]
+        assert each["dense_gops"] < 1.5 * bound, "no kernel beats its own loop"

@@ -11,9 +11,16 @@ from twofour.compiler.build import build
 from twofour.compiler.explain import explain
 from twofour.core.patterns import magnitude_mask
 from twofour.core.progress import Report
+from twofour.core.target import host_target, why_no_bf16
 
 CHANNELS, SIZE = 128, 28
-CASES = (("int8", "2:4"), ("int8", "2:4/pair"), ("float32", "2:4"))
+CASES = (
+    ("int8", "2:4"),
+    ("int8", "2:4/pair"),
+    ("bfloat16", "2:4"),
+    ("bfloat16", "2:4/pair"),
+    ("float32", "2:4"),
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Probe:
     """Times of a 3x3 convolution of 128 to 128 channels on 28x28, batch 1, one thread.
 
     Attributes:
-        precision: "int8" or "float32".
+        precision: "int8", "bfloat16" or "float32".
         pattern: "2:4" or "2:4/pair".
         dense_us: the best dense kernel.
         sparse_us: the best kernel that uses the pattern.
@@ -52,10 +59,14 @@ def probe(report: Report | None = None) -> list[Probe]:
 
 
 def _probe(precision: str, pattern: str) -> list[Probe]:
-    """Empty where no kernel takes the pattern."""
+    """Empty where no kernel takes the pattern, or the CPU has no such instructions."""
+    bf16 = precision == "bfloat16"
+    if bf16 and why_no_bf16(host_target()):
+        return []
     x = np.random.default_rng(0).standard_normal((1, CHANNELS, SIZE, SIZE)).astype(np.float32)
     int8 = precision == "int8"
-    plan = build(_convolution(pattern), int8=int8, data={"x": x} if int8 else None).plan
+    data = {"x": x} if int8 else None
+    plan = build(_convolution(pattern), int8=int8, data=data, bf16=bf16).plan
     macs = max(layer.macs for layer in plan.layers)
     row = max(explain(plan), key=lambda row: row.best_dense_us or 0.0)
     if row.best_dense_us is None or row.best_sparse_us is None:

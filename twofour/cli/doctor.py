@@ -30,7 +30,7 @@ _PACKAGES = {
 
 def doctor(
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time a dense and a sparse convolution too.")
+        bool, typer.Option("--measure", help="Time dense and sparse convolutions too.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -54,7 +54,8 @@ def doctor(
         *_missing(versions),
     )
     probes = _probes(out) if measure else []
-    out.show(*_gains(probes))
+    peaks = _peaks() if measure else {}
+    out.show(*_gains(probes), *_rates(peaks))
     out.data(
         {
             "version": __version__,
@@ -66,6 +67,7 @@ def doctor(
             "missing_features": {isa: list(missing) for isa, missing in lacking.items()},
             "packages": versions,
             "probes": [dataclasses.asdict(each) for each in probes],
+            "peak_gmacs": peaks,
         }
     )
 
@@ -104,6 +106,20 @@ def _gains(probes: list[Probe]) -> list[str]:
         for each in probes
     ]
     return ["a 3x3 convolution, 128 to 128 channels on 28x28, one thread", *lines] if lines else []
+
+
+def _peaks() -> dict[str, float]:
+    from twofour.compiler.peak import measure_peaks
+
+    return measure_peaks().gmacs
+
+
+def _rates(peaks: dict[str, float]) -> list[str]:
+    """What a core can do at most: the loops of the kernels without loads of weights or stores."""
+    if not peaks:
+        return []
+    words = "at most, thousand million multiply-adds a second of one core, counted as if dense"
+    return [words, *(f"  {name}: {rate:.0f}" for name, rate in peaks.items())]
 
 
 def _missing(versions: dict[str, Any]) -> list[str]:

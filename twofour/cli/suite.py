@@ -108,7 +108,7 @@ def bench_suite(
             document["command"] = _command(document, options, order)
             if asked.write is not None:
                 page.write(document, asked.write)
-    out.show(page.rich_table(document))
+    out.show(*page.rich_tables(document, out.width))
     if asked.write is not None:
         stem = page.file_stem(asked.suite, threads)
         out.note(f"wrote {stem}.md and {stem}.json in {asked.write}")

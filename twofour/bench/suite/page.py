@@ -22,6 +22,7 @@ _HEADERS = {
     "ratio_2_4_bf16_over_best_peer": "2:4 bf16",
     "ratio_pair_bf16_over_best_peer": "2:4/pair bf16",
 }
+_WIDE = 110
 _ENDS = ("_one_thread", "")
 _SCALING = {
     "scaling_dense_int8": "dense INT8",
@@ -30,17 +31,30 @@ _SCALING = {
 }
 
 
-def rich_table(document: Plain) -> Table:
-    """The ratios, for a terminal."""
-    table = Table(
-        caption="times as fast as the fastest peer of the same precision; fallback: operators of "
-        "the 2:4 INT8 engine that run on ONNX Runtime",
-        caption_justify="left",
-    )
+def rich_tables(document: Plain, width: int) -> list[Table]:
+    """The ratios for a terminal, and what several threads gain; a narrow one shows fewer columns.
+
+    Args:
+        document: of the suite.
+        width: of the terminal.
+    """
     headers, rows = _ratio_table(document)
-    table.add_column(headers[0], no_wrap=True)
-    for header in headers[1:]:
-        table.add_column(header, justify="right")
+    shown = [i for i in range(len(headers)) if width >= _WIDE or i not in (1, len(headers) - 1)]
+    words = "times as fast as the fastest peer of the same precision; pair: 2:4/pair"
+    if len(shown) == len(headers):
+        words += "; fallback: operators of the 2:4 INT8 engine that run on ONNX Runtime"
+    tables = [_rich([headers[i] for i in shown], [[row[i] for i in shown] for row in rows], words)]
+    headers, rows = _thread_table(document)
+    if rows:
+        tables.append(_rich(headers, rows, "ms of 2:4 INT8; times as fast as with one thread"))
+    return tables
+
+
+def _rich(headers: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Table:
+    table = Table(caption=caption, caption_justify="left")
+    for index, header in enumerate(headers):
+        text = header.replace("2:4/pair", "pair").replace(" ", "\n")
+        table.add_column(text, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
@@ -140,22 +154,28 @@ def _losses(document: Plain) -> str:
     return "\n".join(["Slower than the fastest peer:\n", *lost]) if lost else ""
 
 
-def _threads(document: Plain) -> list[str]:
-    """What several threads gain, where they were measured."""
-    threads = document["threads"]
+def _thread_table(document: Plain) -> tuple[list[str], list[list[str]]]:
+    """What several threads gain; no rows where all had one."""
     rows = []
     for row in _good(document):
         if "scaling_2_4_int8" not in row:
             continue
         times = [_ms(row["contestants"][f"2_4_int8{end}"]["median_us"]) for end in _ENDS]
         rows.append([row["name"], *times, *(_show(row.get(n), "{:.2f}x") for n in _SCALING)])
+    headers = ["row", "one thread", f"{document['threads']} threads", *_SCALING.values()]
+    return headers, rows
+
+
+def _threads(document: Plain) -> list[str]:
+    """What several threads gain, where they were measured."""
+    threads = document["threads"]
+    headers, rows = _thread_table(document)
     if not rows:
         return []
     words = (
         f"The same networks built for one thread, in the same race: {threads} threads over one "
         "thread, median of the rounds. Times of 2:4 INT8 in milliseconds."
     )
-    headers = ["row", "one thread", f"{threads} threads", *_SCALING.values()]
     return [f"## {threads} threads over one", words, _markdown(headers, rows)]
 
 
@@ -323,5 +343,5 @@ def _show(value: Any, form: str) -> str:
 
 
 def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    bars = ["---", *["--:"] * (len(headers) - 1)]
+    bars = ["--:" if index and header != "why" else "---" for index, header in enumerate(headers)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, bars, *rows])
