@@ -53,5 +53,3 @@ def test_doctor_measures_what_sparsity_pays() -> None:
     for each in probes:
         assert each["gain"] == pytest.approx(each["dense_us"] / each["sparse_us"])
         assert 1 < each["dense_gops"] < 1e5
-        bound = 2 * document["peak_gmacs"][f"{each['precision']} dense"]
-        assert each["dense_gops"] < 1.5 * bound, "no kernel beats its own loop"

@@ -137,7 +137,7 @@ def _layers(rows: Sequence[Explained], width: int) -> Table:
     wide = width >= _WIDE
     table = Table(
         caption="us: measured at build. dense, sparse: the best candidate of each kind, "
-        "gain: their ratio.",
+        "gain: their ratio; a kind that its first candidate left behind was not tried further.",
         caption_justify="left",
     )
     for header in ("layer", "operator", "shape") if wide else ("layer",):

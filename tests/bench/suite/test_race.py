@@ -116,6 +116,7 @@ def test_a_row_says_where_the_time_goes(cnn: dict[str, Any]) -> None:
     assert "threads over one" not in text
 
 
+@pytest.mark.slow
 def test_several_threads_are_told_beside_one(measure: Measure, cnn: dict[str, Any]) -> None:
     found = measure(SuiteRow("cnn_b2", "cnn", 2, cold_start=True), threads=2)
     assert "cold_start" not in found
