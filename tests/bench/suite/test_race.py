@@ -116,6 +116,15 @@ def test_a_row_says_where_the_time_goes(cnn: dict[str, Any]) -> None:
     assert "threads over one" not in text
 
 
+def test_a_class_that_no_row_has_is_no_column(cnn: dict[str, Any]) -> None:
+    first = markdown_ratios(document(cnn)).splitlines()[0]
+    assert "2:4 INT8" in first
+    assert "bf16" not in first, "no peer has it here"
+    assert "2:4/pair bf16" in markdown_ratios(
+        document(cnn, {**cnn, "ratio_pair_bf16_over_best_peer": 1.5})
+    )
+
+
 @pytest.mark.slow
 def test_several_threads_are_told_beside_one(measure: Measure, cnn: dict[str, Any]) -> None:
     found = measure(SuiteRow("cnn_b2", "cnn", 2, cold_start=True), threads=2)

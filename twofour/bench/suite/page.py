@@ -130,15 +130,17 @@ def _good(document: Plain) -> list[Plain]:
 
 
 def _ratio_table(document: Plain) -> tuple[list[str], list[list[str]]]:
-    headers = ["row", "fastest INT8 peer", *_HEADERS.values(), "fallback"]
+    """Of the ratios that some row has."""
+    held = [n for n in _HEADERS if any(row.get(n) is not None for row in document["rows"])]
+    headers = ["row", "fastest INT8 peer", *(_HEADERS[name] for name in held), "fallback"]
     rows = []
     for row in document["rows"]:
         if "error" in row:
-            rows.append([row["name"], "failed", *[""] * (len(_HEADERS) + 1)])
+            rows.append([row["name"], "failed", *[""] * (len(held) + 1)])
             continue
         best = row["best_peer"].get("int8")
         peer = f"{best} {_ms(row['contestants'][best]['median_us'])} ms" if best else ""
-        ratios = [_show(row.get(name), "{:.2f}x") for name in _HEADERS]
+        ratios = [_show(row.get(name), "{:.2f}x") for name in held]
         fallback = row["engines"].get("2_4_int8", {}).get("fallback_operators")
         rows.append([row["name"], peer, *ratios, _show(fallback, "{}")])
     return headers, rows
