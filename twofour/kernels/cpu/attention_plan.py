@@ -1,7 +1,7 @@
 """How the work on one head is cut, and where its intermediate results lie.
 
 A unit is 4 bytes: 4 channels of an int8 query or key, 2 of a bfloat16 one, or one of a float32 one;
-4 keys' int8 probabilities, 2 bfloat16 ones, or one float32 one. So all types have the same loops,
+4 keys' int8 exponentials, 2 bfloat16 ones, or one float32 one. So all types have the same loops,
 over units:
 
     keys     for block of 16 keys: for unit of d: for key in 16: 4 bytes of k[key]
@@ -25,7 +25,7 @@ from twofour.kernels.cpu.vector import F32S, I32S
 
 VECTOR_BYTES = 64
 OWN_BYTES = 64  # of the header, before what the rounding of results reads
-GROUP = 4  # blocks of 16 keys whose probabilities are joined
+GROUP = 4  # blocks of 16 keys whose exponentials become one vector of bytes
 
 # Queries, blocks of keys and blocks of channels of the two products' tiles.
 TILES = {"avx512vnni": (4, 4, 4), "avx2": (2, 2, 2), "vector": (2, 1, 1)}
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def rounds(self) -> bool:
-        """Whether probabilities are rounded, which the area "steps" is for."""
+        """Whether exponentials are rounded, which the area "steps" is for."""
         return self.dtype != "float32"
 
     @property
@@ -147,7 +147,7 @@ class Plan:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes of one query's rounded probabilities."""
+        """Bytes of one query's rounded exponentials."""
         return self.groups * VECTOR_BYTES if self.int8 else self.blocks * VECTOR_BYTES // 2
 
     @property

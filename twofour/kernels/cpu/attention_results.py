@@ -1,4 +1,4 @@
-"""Attention's second product: probabilities times values, and the output.
+"""Attention's second product: exponentials times values, and the output.
 
 y = steps * values / sum                                int8, the steps are bytes
 steps = p, rounded                                      bfloat16
