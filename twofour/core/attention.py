@@ -8,11 +8,13 @@ nothing else in between, so both products are sums of bytes times bytes:
     e8 = exponential_bytes(s)                                        255 * 2**((s - max s) / 1024)
     y = requantize(sum over keys of e8 * v, exact)                   scale v / (y sum of e8)
 
-The shares e8 / sum(e8) of a query add up to 1 exactly. A softmax that is rounded to bytes does not
-have that: over K keys it is 1 / K as a rule, so it takes few of the 255 steps from 0 to 1, and what
-is below 1/510 is lost, which over 512 even keys is all. Here a row always takes all 255 steps. With
-m <= 1 the highest share, a step is m / 255 instead of 1 / 255, and a share is lost below m / 510:
-each share is nearer to that of float32 than QuantizeLinear's, the more keys there are the more so.
+The shares e8 / sum(e8) of a query add up to 1. Those of a softmax that QuantizeLinear rounds to
+multiples of 1/255 do not: over K keys a share is 1/K as a rule, so it takes few of the 255 steps,
+and below 1/510 it is lost, which over 512 even keys all are. Here a row always takes all the steps:
+with m <= 1 the highest share, one is m / 255, and a share is lost below m / 510. So what is lost is
+never more, and the rounding is 1 / m times finer. Over 512 normally distributed scores the results'
+error is 0.0008 instead of 0.11 of v's deviation, over 4096 it is 0.0004 instead of 0.45
+(tests/core/test_attention.py).
 
 A masked key is one whose mask is -inf, or, if causal, one after the query's own position. A query
 that has no other keys gets zeros: no key is attended to. A mask that is merely very small, down to

@@ -13,9 +13,8 @@
     give NaN; exporters write the same as `Where(IsNaN(p), 0, p)`, which is taken in.
 
     If q, k, v and p are quantized, y = twofour.QAttention..., and what p was rounded to is left
-    out: that p is quantized says that bytes are enough, and int8 attention has finer ones. Over K
-    keys its shares add up to 1 in 255 steps of the highest, those of QuantizeLinear are multiples
-    of p's scale, near 1/255, and most of them 0 once K is some hundreds (core/attention.py).
+    out: that p is quantized says that bytes are enough, and int8 attention has finer ones, in 255
+    steps up to a query's highest share instead of up to 1 (core/attention.py).
     If q, k and v are, but p is not, they are dequantized and the attention stays float.
 
 Conditions:
