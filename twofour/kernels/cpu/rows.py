@@ -1,12 +1,10 @@
-"""Sixteen elements of a row at a time: masked loads and stores, sums in the fixed order, rounding.
+"""Sixteen elements of a row at a time: masked loads and stores, sums in the fixed order.
 
-What norm.py, softmax.py and attention.py share. Each emitter has its numpy meaning beside it; the
+What norm.py and attention share. Each emitter has its numpy meaning beside it; the
 order of a sum is that of `core.norm.row_sum`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.vector import (
@@ -15,7 +13,6 @@ from twofour.kernels.cpu.vector import (
     F32S,
     I32S,
     LANES,
-    ROUND,
     WORDS16,
     every,
     float_bits,
@@ -148,40 +145,3 @@ def widened(f: Function, stored: Value, zero: Value) -> Value:
     """(stored.astype(int) - zero).astype(float32); `zero` is <16 x i32>."""
     wide = f.let(f"zext {BYTES16} {stored} to {I32S}")
     return f.let(f"sitofp {I32S} {f.let(f'sub {I32S} {wide}, {zero}')} to {F32S}")
-
-
-def rounded(f: Function, value: Value) -> Value:
-    """np.rint(value) in the low bits, |value| < 2**22; other bits set above bit 21."""
-    shifted = f.let(f"fadd {F32S} {value}, {constant16(ROUND)}")
-    return f.let(f"bitcast {F32S} {shifted} to {I32S}")
-
-
-@dataclass(frozen=True)
-class Narrow:
-    """The range of a stored byte and its zero point, as vectors in a kernel.
-
-    Attributes:
-        low: 0 - zero, <16 x float>.
-        high: 255 - zero, <16 x float>.
-        zero: the zero point, <16 x i8>.
-    """
-
-    low: Value
-    high: Value
-    zero: Value
-
-    @staticmethod
-    def of(f: Function, zero: Value) -> Narrow:
-        """For the zero point `zero` as stored, an i32."""
-        real = f.let(f"sitofp i32 {zero} to float")
-        low, high = f.let(f"fneg float {real}"), f.let(f"fsub float {float_bits(255.0)}, {real}")
-        byte = f.splat("i8", f.let(f"trunc i32 {zero} to i8"))
-        return Narrow(f.splat("float", low), f.splat("float", high), byte)
-
-    def emit(self, f: Function, value: Value) -> Value:
-        """saturate(round_half_even(value) + zero) as <16 x i8>; 0 for NaN, as `requantize`."""
-        value = greater16(f, value, self.low)
-        below = f.let(f"fcmp olt {F32S} {value}, {self.high}")
-        value = f.let(f"select <16 x i1> {below}, {F32S} {value}, {F32S} {self.high}")
-        low_bytes = f.let(f"trunc {I32S} {rounded(f, value)} to {BYTES16}")
-        return f.let(f"add {BYTES16} {low_bytes}, {self.zero}")
