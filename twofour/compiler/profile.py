@@ -104,7 +104,7 @@ def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> fl
 
     run(1)
     count = max(1, int(_ROUND_US / max(_microseconds(lambda: run(2)) / 2, 0.05)))
-    return float(np.median([_microseconds(lambda: run(count)) / count for _ in range(_ROUNDS)]))
+    return min(_microseconds(lambda: run(count)) / count for _ in range(_ROUNDS))
 
 
 def _time_fallbacks(engine: Engine, layers: list[Layer], cache: TimingCache) -> None:

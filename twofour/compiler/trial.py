@@ -84,7 +84,10 @@ Timer = Callable[[int], float]
 
 
 def interleaved(timers: dict[str, Timer], rounds: int) -> dict[str, float]:
-    """Median time in microseconds of each, measured in turns."""
+    """Time of each in microseconds: the least of `rounds` in which they take turns.
+
+    Whatever disturbs a kernel makes it slower. On a busy machine that may be most of the rounds.
+    """
     counts = {}
     for key, timer in timers.items():
         once_us = timer(1)
@@ -94,7 +97,7 @@ def interleaved(timers: dict[str, Timer], rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         for key, timer in timers.items():
             samples[key].append(timer(counts[key]))
-    return {key: float(np.median(values)) for key, values in samples.items()}
+    return {key: min(values) for key, values in samples.items()}
 
 
 def timer_of(code: Code, symbol: str, arguments: tuple[int, ...], packed: Packed) -> Timer:

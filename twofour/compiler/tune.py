@@ -1,8 +1,8 @@
 """Choosing a kernel by time: legal -> build -> compare with the reference -> time -> choose.
 
-A candidate that gives a wrong result is an error, never a slow candidate. Candidates are timed in
-interleaved rounds, so that a disturbance of the machine hits all of them; the fastest median wins.
-Times are kept in a cache that may live in a file; its key lists everything a time depends on.
+A candidate that gives a wrong result is an error, never a slow candidate. Candidates take turns,
+and the least time of each counts: what disturbs the machine only adds to it. Times are kept in a
+cache that may live in a file; its key lists everything a time depends on.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Choice:
     Attributes:
         tactic: the tactic.
         config: its configuration.
-        time_us: median time of one run; None where it was not timed.
+        time_us: of one run, undisturbed; None where it was not timed.
         by_panels: whether several threads share its panels, not its row pieces.
     """
 

@@ -69,7 +69,7 @@ class Candidate:
     Attributes:
         tactic: its name, for example "conv_sparse".
         config: its tile and format, in words.
-        time_us: measured median of one run in microseconds; None where it was refused.
+        time_us: measured time of one run in microseconds; None where it was refused.
         reason: why it was refused; "" where it was timed.
     """
 
