@@ -11,16 +11,18 @@ import pytest
 
 from tests.kernels.harness import make
 from twofour.compiler import trial, tune
-from twofour.compiler.trial import Trial, WrongResult
+from twofour.compiler.trial import Packed, Trial, WrongResult, timer_of
 from twofour.compiler.tune import TimingCache, Tuner, timing_key
 from twofour.core.errors import Error, InputError
+from twofour.core.memory import address
 from twofour.core.numerics import Window
 from twofour.core.target import host_target
 from twofour.kernels.cpu import nest
 from twofour.kernels.cpu.conv_dense import Dense
-from twofour.kernels.cpu.llvm import Source, compile_object
+from twofour.kernels.cpu.llvm import Function, Source, compile_object, module_text
 from twofour.kernels.cpu.nest import Tiled
 from twofour.kernels.cpu.problem import Config
+from twofour.kernels.cpu.program import threads_text
 from twofour.kernels.cpu.tactic import Tactic, tactics
 from twofour.runtime.cpu import Code
 
@@ -238,7 +240,7 @@ def test_one_image_or_row_in_the_place_of_another_is_found(operand, form, part) 
     tuner, there = Tuner(TARGET, TimingCache()), Trial(problem, case.w, case.epilogue, case.x_zero)
     option = tuner._option(problem, DENSE, Config(4, 2 if part == "image" else 1, 1))
     sources = [Source(tuner.text(problem, DENSE, option.config))]
-    code, packed = Code([compile_object(sources, TARGET)]), there.pack(option, cold=False)
+    code, packed = Code([compile_object(sources, TARGET)]), there.pack(option, cold_bytes=0)
     there.check(code, "kernel", option, packed)
     step, buffer = getattr(getattr(problem, operand), part), getattr(there, operand)
     for places in (1, -1, 2):
@@ -387,3 +389,30 @@ def test_a_folder_that_does_not_exist_is_found_before_the_work(tmp_path) -> None
 def test_work_counts_pieces_of_every_image_and_panels_of_every_group() -> None:
     problem = replace(CASE.problem(), batch=3, out_h=7, groups=2)
     assert DENSE.kernel.work(problem, Config(3, 2, 2)) == (3 * 3, 2)
+
+
+def test_weights_are_copied_until_they_weigh_what_a_network_does() -> None:
+    tuner = Tuner(TARGET, TimingCache())
+    there = Trial(CASE.problem(), CASE.w, CASE.epilogue, CASE.x_zero)
+    option = tuner._option(CASE.problem(), DENSE, Config(1, 5, 1))
+    alone, many = (there.pack(option, cold_bytes=size) for size in (0, 1 << 20))
+    assert alone.end == alone.step == many.step
+    assert 1 << 20 <= many.end < (1 << 20) + many.step
+    assert many.end % many.step == 0
+
+
+def test_a_timer_reads_the_copy_that_was_not_read_for_the_longest_time() -> None:
+    """Else a kernel that takes longer than a round would find its weights in a cache."""
+    arguments = [*(("ptr", p) for p in "xwyr"), *(("i64", p) for p in ("t0", "t1", "p0", "p1"))]
+    f = Function("add", arguments)
+    total = f.int_op("add", f.load("i64", "%y"), f.load("i64", "%w"))
+    f.store("i64", total, "%y")
+    code = Code([compile_object([Source(module_text([f])), Source(threads_text())], TARGET)])
+    copies, y = np.array([1, 10, 100]), np.zeros(1, np.int64)
+    packed = Packed(copies, 8, 24)
+    timer = timer_of(code, "add", (0, address(copies), address(y), 0, 0, 0, 0, 0), packed)
+    read = []
+    for runs in (1, 1, 2, 4):
+        timer(runs)
+        read.append(int(y[0]))
+    assert read == [1, 11, 112, 233]

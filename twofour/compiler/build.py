@@ -41,6 +41,7 @@ from twofour.onnx_tools.quantize import quantize
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 _NEAR_BYTES = 1 << 20  # weights of a whole network that an L2 may hold from run to run
+_FAR_BYTES = 64 << 20  # more than an L3 holds
 EFFORTS = range(4)
 SPARSITY = ("enable", "force", "disable")
 
@@ -213,8 +214,8 @@ class _Compilation:
             reasons |= why_float(target, network.fused, options.bf16)
         used = [target_of(target, network.fused) for network in networks]
         target = next((t for t in used if t.bf16), used[0])
-        cold = weight_bytes(networks[0].order) > _NEAR_BYTES
-        tuner = Tuner(target, cache, options.threads, cold=cold, effort=options.tuning_effort)
+        cold_bytes, effort = _cold_bytes(weight_bytes(networks[0].order)), options.tuning_effort
+        tuner = Tuner(target, cache, options.threads, cold_bytes=cold_bytes, effort=effort)
         rivals = Rivals.beside(tuner)
         emitter = Emitter(tuner, options.sparsity, reasons, options.workspace_bytes, rivals)
         assembler = Assembler(networks, emitter, options.threads, self.progress)
@@ -265,3 +266,11 @@ def _source(model: Model) -> tuple[ir.Model, str, str]:
     if isinstance(model, onnx.ModelProto):
         model = ir.from_proto(model)
     return model, model.graph.name or "model", hashlib.sha256(model_bytes(model)).hexdigest()
+
+
+def _cold_bytes(weights: int) -> int:
+    """What is read of other weights between two runs of a layer; 0 if all stay in a near cache.
+
+    A power of two, so that networks of about one size share their times.
+    """
+    return min(_FAR_BYTES, 1 << weights.bit_length() - 1) if weights > _NEAR_BYTES else 0

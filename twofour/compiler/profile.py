@@ -100,7 +100,7 @@ def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> fl
     repeat, kernel, pieces = code.repeat(), code.address(call.symbol), usual(call.pieces)
 
     def run(count: int) -> None:
-        repeat(kernel, *pointers, 0, pieces, 0, call.panels, count, 0, 1)
+        repeat(kernel, *pointers, 0, pieces, 0, call.panels, count, 0, 0, 1)
 
     run(1)
     count = max(1, int(_ROUND_US / max(_microseconds(lambda: run(2)) / 2, 0.05)))

@@ -89,7 +89,10 @@ class Rivals:
     @staticmethod
     def beside(tuner: Tuner) -> Rivals:
         """None found yet; to be timed for as many threads as `tuner` times for."""
-        quick = Tuner(tuner.target, tuner.cache, tuner.threads, cold=tuner.cold, effort=_EFFORT)
+        cold_bytes = tuner.cold_bytes
+        quick = Tuner(
+            tuner.target, tuner.cache, tuner.threads, cold_bytes=cold_bytes, effort=_EFFORT
+        )
         return Rivals(quick)
 
     def time(

@@ -1,7 +1,8 @@
 """One candidate kernel on trial: compared with the definition, then timed.
 
-Weights of a network larger than L2 are not in a near cache when their layer's turn comes. So a
-kernel is timed on several copies of its weights in turn, unless those of the whole network fit.
+Weights of a network larger than L2 are not in a near cache when their layer's turn comes, and not
+even in L3 if all of them do not fit there. So a kernel is timed on copies of its weights in turn,
+as many as weigh what those of the whole network do, unless these fit L2.
 
 The definition is slow, so inputs repeat: of many images three differ, in turns, and of many rows of
 a matrix as many as a prime. The answers repeat likewise, and every result is compared with its own.
@@ -38,7 +39,6 @@ _ROUND_US = 300.0  # a round runs a kernel for about this long
 _GUARD = 0xA5
 _KINDS = {"int8": np.uint8, "bfloat16": np.uint16, "float32": np.float32}
 CALLS = 16  # of a kernel in the program that times it on several threads
-_COLD_BYTES = 4 << 20  # of weights before a copy is read again: several times an L2
 _IMAGES, _ROWS = 3, 509  # that differ
 
 
@@ -65,7 +65,7 @@ class Option:
     handover_us: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Packed:
     """Weights as a kernel reads them, once or several times over.
 
@@ -73,11 +73,13 @@ class Packed:
         memory: the copies, aligned.
         step: bytes from one copy to the next.
         end: bytes of all copies.
+        begin: where the copy lies that was not read for the longest time.
     """
 
     memory: Array
     step: int
     end: int
+    begin: int = 0
 
 
 Timer = Callable[[int], float]
@@ -106,7 +108,8 @@ def timer_of(code: Code, symbol: str, arguments: tuple[int, ...], packed: Packed
 
     def timer(count: int) -> float:
         start = time.perf_counter_ns()
-        repeat(kernel, *arguments, count, packed.step, packed.end)
+        repeat(kernel, *arguments, count, packed.begin, packed.step, packed.end)
+        packed.begin = (packed.begin + count * packed.step) % packed.end
         return (time.perf_counter_ns() - start) / count / 1e3
 
     timer.__dict__["code"] = code  # lives as long as the timer
@@ -165,7 +168,7 @@ class Trial:
         """Makes the inputs and computes the answer."""
         self.problem, self.w, self.epilogue, self.x_zero = problem, w, epilogue, x_zero
         self.timers: dict[str, Timer] = {}
-        self._packed: dict[tuple[str, Config, bool], Packed] = {}
+        self._packed: dict[tuple[str, Config, int], Packed] = {}
         rng = np.random.default_rng(0)
         (kh, kw), (dh, dw), (sh, sw) = problem.kernel, problem.dilation, problem.stride
         height, width = (
@@ -191,14 +194,14 @@ class Trial:
         x, w = function(self._cycle.first(self.x.real())), function(self.w)
         return convolve(x, w, window, problem.groups, x_zero)
 
-    def pack(self, option: Option, *, cold: bool) -> Packed:
-        """The weights as the kernel reads them, if `cold` in many copies."""
-        key = (option.tactic.name, option.config.plain, cold)
+    def pack(self, option: Option, *, cold_bytes: int) -> Packed:
+        """The weights as the kernel reads them, in copies of about that size together."""
+        key = (option.tactic.name, option.config.plain, cold_bytes)
         if key not in self._packed:
             kernel, problem = option.tactic.kernel, self.problem
             packed = kernel.pack(self.w, problem, option.config, self.epilogue, self.x_zero)
             step = -(-packed.nbytes // ALIGNMENT) * ALIGNMENT
-            copies = max(1, _COLD_BYTES // step) if cold else 1
+            copies = max(1, -(-cold_bytes // step))
             memory = allocate(copies * step + SLACK_BYTES, huge=True)
             memory[: copies * step].reshape(copies, step)[:, : packed.nbytes] = packed
             self._packed[key] = Packed(memory, step, copies * step)

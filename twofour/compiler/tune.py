@@ -167,7 +167,8 @@ class Tuner:
         target: what to build for.
         cache: times already known.
         threads: that will share the work: a tile that divides it evenly may beat a faster one.
-        cold: a layer's weights are not in a near cache when its turn comes.
+        cold_bytes: of other weights are read between two runs of a layer; 0 where its own stay in
+            a near cache.
         effort: 0 takes the best guess of the likeliest tactic, checked but not timed; 1 times the
             best guess of each tactic; 2 several of those that come close; 3 several of each with
             both orders of the loops, three times as long.
@@ -179,14 +180,14 @@ class Tuner:
         cache: TimingCache,
         threads: int = 1,
         *,
-        cold: bool = False,
+        cold_bytes: int = 0,
         effort: int = 2,
     ) -> None:
         """Measures nothing yet."""
         self.target = target
         self.cache = cache
         self.threads = threads
-        self.cold = cold
+        self.cold_bytes = cold_bytes
         self.effort = effort
         self._texts: dict[tuple[ConvProblem, str, Config], str] = {}
 
@@ -225,7 +226,7 @@ class Tuner:
         best = min(options, key=lambda o: _LIKELY.index(o.tactic.pattern))
         sources = [Source(self._text(trial.problem, best)), Source(threads_text())]
         code = Code([compile_object(sources, self.target)])
-        trial.check(code, "kernel", best, trial.pack(best, cold=False))
+        trial.check(code, "kernel", best, trial.pack(best, cold_bytes=0))
         return Choice(best.tactic, best.config, None)
 
     def _searched(self, options: Sequence[Option], trial: Callable[[], Trial]) -> list[Choice]:
@@ -317,7 +318,7 @@ class Tuner:
         self, problem: ConvProblem, tactic: Tactic, config: Config, by_panels: bool | None = None
     ) -> Option:
         """A candidate with its code and the key of its time: all that it depends on."""
-        around = f"{kernel_sources()} {'cold' if self.cold else 'near'}"
+        around = f"{kernel_sources()} {self.cold_bytes}"
         if by_panels is not None:
             around += f" {self.threads} share {'panels' if by_panels else 'rows'}"
         around += "" if self.effort == _USUAL_EFFORT else f" effort {self.effort}"
@@ -362,7 +363,7 @@ class Tuner:
         texts = {text: f"kernel{i}_" for i, text in enumerate(written)}
         names = [texts[text] for text in written]
         sources = [Source(renamed(text, name)) for text, name in texts.items()]
-        packs = [trial.pack(o, cold=self.cold) for o in options]
+        packs = [trial.pack(o, cold_bytes=self.cold_bytes) for o in options]
         shared = options[0].by_panels is not None
         if shared:
             for index, (option, packed) in enumerate(zip(options, packs, strict=True)):

@@ -69,9 +69,10 @@ class Code:
         """The timing loop as a Python callable.
 
         Its arguments are the kernel's address, those of the kernel, the number of runs, and the
-        bytes from one run's weights to the next one's and to the end of all, where they start over.
+        bytes to the first run's weights, from one run's to the next one's, and to the end of all,
+        where they start over.
         """
-        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *_KERNEL_ARGUMENTS, *[ctypes.c_int64] * 3)
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *_KERNEL_ARGUMENTS, *[ctypes.c_int64] * 4)
         return kind(self.address("repeat"))
 
 

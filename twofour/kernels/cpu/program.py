@@ -289,17 +289,17 @@ def _sleep(f: Function, sync: Value, seen: Value, flag: Value, semaphore: Value)
 
 
 def _repeat() -> Function:
-    """repeat(kernel, x, w, y, r, t0, t1, p0, p1, times, step, end): the timing loop.
+    """repeat(kernel, x, w, y, r, t0, t1, p0, p1, times, begin, step, end): the timing loop.
 
-    Run i reads its weights at w + i * step modulo end, so that, as in a network, they are not those
-    of the run before. There is no foreign call between two runs.
+    Run i reads its weights at w + (begin + i * step) modulo end, so that, as in a network, they are
+    not those of the run before. There is no foreign call between two runs.
     """
     names = [
         ("ptr", "kernel"),
         *(("ptr", p) for p in "xwyr"),
         *(("i64", p) for p in ("t0", "t1", "p0", "p1")),
     ]
-    f = Function("repeat", [*names, *(("i64", p) for p in ("times", "step", "end"))])
+    f = Function("repeat", [*names, *(("i64", p) for p in ("times", "begin", "step", "end"))])
     before, after = "ptr %x", f"ptr %y, ptr %r, {', '.join(f'i64 %{p}' for _, p in names[5:])}"
 
     def once(_: Value, carried: list[Value]) -> list[Value]:
@@ -308,5 +308,5 @@ def _repeat() -> Function:
         over = f.let(f"icmp sge i64 {following}, %end")
         return [f.let(f"select i1 {over}, i64 0, i64 {following}")]
 
-    f.loop(0, "%times", [("i64", "0")], once)
+    f.loop(0, "%times", [("i64", "%begin")], once)
     return f
