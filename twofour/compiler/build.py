@@ -41,6 +41,8 @@ from twofour.onnx_tools.quantize import quantize
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 _NEAR_BYTES = 1 << 20  # weights of a whole network that an L2 may hold from run to run
+_HELD_BYTES = 32 << 20  # not packed, that a last-level cache may hold
+_LEFT_NEAR_BYTES = 4 << 20  # several times an L2
 _FAR_BYTES = 64 << 20  # more than an L3 holds
 EFFORTS = range(4)
 SPARSITY = ("enable", "force", "disable")
@@ -271,6 +273,9 @@ def _source(model: Model) -> tuple[ir.Model, str, str]:
 def _cold_bytes(weights: int) -> int:
     """What is read of other weights between two runs of a layer; 0 if all stay in a near cache.
 
-    A power of two, so that networks of about one size share their times.
+    Where a last-level cache holds all of them, enough to leave the near ones, and no more: copies
+    of several candidates share it.
     """
-    return min(_FAR_BYTES, 1 << weights.bit_length() - 1) if weights > _NEAR_BYTES else 0
+    if weights <= _NEAR_BYTES:
+        return 0
+    return _LEFT_NEAR_BYTES if weights <= _HELD_BYTES else _FAR_BYTES

@@ -195,17 +195,26 @@ class Trial:
         return convolve(x, w, window, problem.groups, x_zero)
 
     def pack(self, option: Option, *, cold_bytes: int) -> Packed:
-        """The weights as the kernel reads them, in copies of about that size together."""
+        """The weights as the kernel reads them, in copies of at least that size together.
+
+        Candidates that read the same bytes share them.
+        """
         key = (option.tactic.name, option.config.plain, cold_bytes)
         if key not in self._packed:
             kernel, problem = option.tactic.kernel, self.problem
             packed = kernel.pack(self.w, problem, option.config, self.epilogue, self.x_zero)
             step = -(-packed.nbytes // ALIGNMENT) * ALIGNMENT
             copies = max(1, -(-cold_bytes // step))
-            memory = allocate(copies * step + SLACK_BYTES, huge=True)
-            memory[: copies * step].reshape(copies, step)[:, : packed.nbytes] = packed
-            self._packed[key] = Packed(memory, step, copies * step)
+            self._packed[key] = self._known(packed, step, copies) or _copied(packed, step, copies)
         return self._packed[key]
+
+    def _known(self, packed: NDArray[np.uint8], step: int, copies: int) -> Packed | None:
+        """These copies, if another candidate has them."""
+        for other in self._packed.values():
+            same = (other.step, other.end) == (step, copies * step)
+            if same and np.array_equal(other.memory[: packed.nbytes], packed):
+                return other
+        return None
 
     def arguments(self, option: Option, packed: Packed, *, timed: bool) -> tuple[int, ...]:
         """Pointers and the whole range of work.
@@ -298,6 +307,13 @@ class _Cycle:
     def all(self, part: Array) -> Array:
         """The whole from its first part."""
         return np.take(part, np.arange(self.count) % self.period, self.axis)
+
+
+def _copied(packed: NDArray[np.uint8], step: int, copies: int) -> Packed:
+    """So many copies, `step` bytes apart."""
+    memory = allocate(copies * step + SLACK_BYTES, huge=True)
+    memory[: copies * step].reshape(copies, step)[:, : packed.nbytes] = packed
+    return Packed(memory, step, copies * step)
 
 
 def _guard(dtype: Any) -> Any:

@@ -171,7 +171,7 @@ class Tuner:
             a near cache.
         effort: 0 takes the best guess of the likeliest tactic, checked but not timed; 1 times the
             best guess of each tactic; 2 several of those that come close; 3 several of each with
-            both orders of the loops, three times as long.
+            both orders of the loops, three times as long, also of those known to be slow.
     """
 
     def __init__(
@@ -246,7 +246,8 @@ class Tuner:
 
         limit = _PROMISING * self._us(self._best(tried, trial))
         near = {o.tactic.name for o in tried if self._us(o) <= limit}
-        best = add(lambda o: o.tactic.name in near and o.config == o.config.plain)
+        tiles = {(o.tactic.name, o.config.plain): o for o in reversed(options)}.values()
+        best = add(lambda o: o.tactic.name in near and o in tiles)
         add(lambda o: o.tactic is best.tactic and o.config.plain == best.config.plain)
         return self._timed(tried, trial)
 
@@ -277,7 +278,8 @@ class Tuner:
         for tactic in tactics():
             if (tactic.dtype, tactic.depthwise) != (problem.dtype, problem.depthwise):
                 continue
-            if reason := wanted(tactic) or tactic.refuse(problem, w, self.target.isa):
+            slow = "" if self.effort > _USUAL_EFFORT else tactic.why_slow(problem)
+            if reason := wanted(tactic) or tactic.refuse(problem, w, self.target.isa) or slow:
                 refused.append(Candidate(tactic.name, "", None, reason))
                 continue
             configs = self._tried(tactic.configs(problem, self.target.isa))

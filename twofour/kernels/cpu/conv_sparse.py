@@ -43,6 +43,7 @@ from twofour.kernels.cpu.tactic import Tactic, Weights
 from twofour.kernels.cpu.vector import I32S, Vector, every
 
 _KEPT = 4  # bytes of 8 consecutive ones
+_FEW = 8  # positions that share indices: more of them, and reading indices is not what takes time
 
 
 def compress(w: NDArray[Any], share: int = 1) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -278,6 +279,7 @@ TACTICS = (
         Tiled(SparseCompact()),
         _refuse_compact,
         lambda p, isa: tiles_for(p, isa, blocks=(1,), count=1, spare=2),
+        most_positions=_FEW,
     ),
     Tactic(
         "2:4 pair",

@@ -354,6 +354,8 @@ def tiles_for(
     )
     if weights_bytes > _LARGE_WEIGHTS_BYTES and positions > sums:
         found += [replace(config, panels_outside=True) for config in found]
-    if weights_bytes > _NEAR_WEIGHTS_BYTES and isa == "avx512vnni":
-        found += [replace(config, prefetch_bytes=_PREFETCH_BYTES) for config in found]
-    return found
+    if weights_bytes <= _NEAR_WEIGHTS_BYTES or isa != "avx512vnni":
+        return found
+    ahead = [replace(config, prefetch_bytes=_PREFETCH_BYTES) for config in found]
+    # What leaves L2 between two tiles is always prefetched: in a trial it may lie nearer by chance.
+    return ahead if weights_bytes > _LARGE_WEIGHTS_BYTES else found + ahead

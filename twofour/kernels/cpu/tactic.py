@@ -68,6 +68,7 @@ class Tactic:
             set; "" if it can.
         configs: its configurations for a problem on an instruction set, best guess first.
         depthwise: it takes depthwise convolutions, and only these; the others take the rest.
+        most_positions: with more outputs a channel another tactic is faster; None if there is none.
     """
 
     name: str
@@ -77,6 +78,14 @@ class Tactic:
     refuse: Callable[[ConvProblem, Weights, str], str]
     configs: Callable[[ConvProblem, str], list[Config]]
     depthwise: bool = False
+    most_positions: int | None = None
+
+    def why_slow(self, problem: ConvProblem) -> str:
+        """Why another tactic is faster; "" if that is not known beforehand."""
+        positions, most = problem.batch * problem.out_h * problem.out_w, self.most_positions
+        if most is None or positions <= most or problem.open_rows:
+            return ""
+        return f"faster than others for up to {most} outputs a channel: this layer has {positions}"
 
 
 @cache
