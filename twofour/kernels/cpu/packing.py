@@ -23,7 +23,7 @@ from twofour.core.bfloat16 import to_bf16
 from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.gates import GATE_BYTES, NUMBERS, gate_lines, gate_numbers
 from twofour.kernels.cpu.llvm import Value
-from twofour.kernels.cpu.problem import LANES, ConvProblem, segments_of
+from twofour.kernels.cpu.problem import LANES, ConvProblem, ends_of, segments_of
 from twofour.kernels.cpu.vector import Vector
 
 _HEADER_BYTES = 64
@@ -91,7 +91,13 @@ def panel_bytes(problem: ConvProblem, fmt: Format, blocks: int) -> int:
     run = full * fmt.group_bytes(blocks, fmt.steps_per_group) + (
         fmt.group_bytes(blocks, rest) if rest else 0
     )
-    return problem.segments * run + blocks * CONSTANTS_BYTES
+    ends = fmt.group_bytes(blocks, end_steps(problem, fmt)) if problem.ends else 0
+    return problem.segments * run + ends + blocks * CONSTANTS_BYTES
+
+
+def end_steps(problem: ConvProblem, fmt: Format) -> int:
+    """Steps that the ends of all runs make."""
+    return -(-problem.segments * problem.ends // fmt.k_per_step)
 
 
 def pack(
@@ -126,7 +132,10 @@ def pack(
     full, rest = divmod(ordered.shape[4], fmt.steps_per_group)
     whole, last = np.split(ordered, [full * fmt.steps_per_group], axis=4)
     groups = _groups(fmt, whole, full) + _groups(fmt, last, 1 if rest else 0)
-    stream = np.concatenate(groups, axis=2).reshape(panels, -1)
+    parts = [np.concatenate(groups, axis=2).reshape(panels, -1)]
+    if problem.ends:
+        ends = ends_of(w, problem, fmt.k_per_step)
+        parts += [_groups(fmt, ends.reshape(panels, blocks, *ends.shape[1:]), 1)[0][:, 0]]
     start = np.zeros(w.shape[0], np.int32)
     if problem.dtype == "int8":
         start = starts(w, x_zero_point)
@@ -138,7 +147,7 @@ def pack(
         axis=1,
     )
     constants = constants.reshape(panels, -1).view(np.uint8)
-    body = np.concatenate([stream, constants], axis=1)
+    body = np.concatenate([*parts, constants], axis=1)
     return np.concatenate([header(epilogue), body.reshape(-1)])
 
 

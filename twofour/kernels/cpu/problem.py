@@ -53,6 +53,8 @@ class ConvProblem:
             bytes, what more than their own bounds, see `activation_of`.
         bounded: no result can leave int32 before it is rounded, whatever the input.
         gate: the activation is done by a table, see core/gates.py; out is "int8".
+        ends: so many inputs at the end of each run are no part of it: those of several runs make
+            steps of their own after all runs (conv_dense_ends.py).
         open_rows: the number of rows is given at each call, out_h is a usual one; for columns of
             single pixels, in one image (see nest.py).
     """
@@ -76,6 +78,7 @@ class ConvProblem:
     bounded: bool = False
     gate: bool = False
     open_rows: bool = False
+    ends: int = 0
 
     @property
     def x_bytes(self) -> int:
@@ -125,8 +128,8 @@ class ConvProblem:
 
     @property
     def segment_k(self) -> int:
-        """Inputs in a run."""
-        return self.c * (self.kernel[1] if self.taps_joined else 1)
+        """Inputs in a run, without its end."""
+        return self.c * (self.kernel[1] if self.taps_joined else 1) - self.ends
 
     @property
     def macs(self) -> int:
@@ -207,18 +210,37 @@ def segments_of(w: NDArray[Any], problem: ConvProblem, k_per_step: int) -> NDArr
     Returns:
         [groups * blocks, 16, segments, steps, k_per_step].
     """
-    runs = w.transpose(0, 2, 3, 1).reshape(
-        problem.groups, problem.n, problem.segments, problem.segment_k
-    )
-    steps = -(-problem.segment_k // k_per_step)
-    padding = (
-        (0, 0),
-        (0, problem.blocks * LANES - problem.n),
-        (0, 0),
-        (0, steps * k_per_step - problem.segment_k),
-    )
-    runs = np.pad(runs, padding)
-    return runs.reshape(problem.groups * problem.blocks, LANES, problem.segments, steps, k_per_step)
+    return _in_steps(_runs(w, problem)[..., : problem.segment_k], problem, k_per_step)
+
+
+def ends_of(w: NDArray[Any], problem: ConvProblem, k_per_step: int) -> NDArray[Any]:
+    """Weights of the ends of runs, one after the other.
+
+    Args:
+        w: [groups * n, c, KH, KW].
+        problem: the problem.
+        k_per_step: inputs that one step takes, from k_per_step / ends runs.
+
+    Returns:
+        [groups * blocks, 16, 1, steps, k_per_step].
+    """
+    ends = _runs(w, problem)[..., problem.segment_k :]
+    return _in_steps(ends.reshape(problem.groups, problem.n, 1, -1), problem, k_per_step)
+
+
+def _runs(w: NDArray[Any], problem: ConvProblem) -> NDArray[Any]:
+    """[groups, n, segments, inputs]."""
+    runs = w.transpose(0, 2, 3, 1)
+    return runs.reshape(problem.groups, problem.n, problem.segments, -1)
+
+
+def _in_steps(runs: NDArray[Any], problem: ConvProblem, k_per_step: int) -> NDArray[Any]:
+    """[groups, n, segments, inputs] to [groups * blocks, 16, segments, steps, k_per_step]."""
+    segments, inputs = runs.shape[2:]
+    steps = -(-inputs // k_per_step)
+    unused = problem.blocks * LANES - problem.n
+    runs = np.pad(runs, ((0, 0), (0, unused), (0, 0), (0, steps * k_per_step - inputs)))
+    return runs.reshape(problem.groups * problem.blocks, LANES, segments, steps, k_per_step)
 
 
 @dataclass(frozen=True)

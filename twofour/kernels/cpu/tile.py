@@ -14,9 +14,12 @@ from dataclasses import dataclass
 
 from twofour.kernels.cpu.epilogue import emit_epilogue
 from twofour.kernels.cpu.llvm import Function, Value
-from twofour.kernels.cpu.packing import CONSTANTS_BYTES, Format, panel_bytes
+from twofour.kernels.cpu.packing import CONSTANTS_BYTES, Format, end_steps, panel_bytes
 from twofour.kernels.cpu.problem import Config, ConvProblem
 from twofour.kernels.cpu.vector import F32S, I32S, Vector
+
+# LLVM would begin all loads of a long block at once, and spill what does not fit.
+IN_ORDER = 'fence syncscope("singlethread") seq_cst'
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,36 @@ class Tile:
             starts = [f.load(I32S, constants, b * CONSTANTS_BYTES, 4) for b in range(blocks)]
         else:
             starts = ["zeroinitializer"] * blocks
-        sums = self._window(v, rows, ["%x", "%w", *starts * len(rows)], self._levels())[2:]
+        state = ["%x", "%w", *starts * len(rows)]
+        _, w, *sums = self._window(v, rows, state, self._levels())
+        if problem.ends:
+            sums = self._ends(v, rows, w, sums)
         emit_epilogue(v, problem, spots, sums, constants, blocks)
         return f
+
+    def _ends(self, v: Vector, rows: list[int], w: Value, sums: list[Value]) -> list[Value]:
+        """The steps that the ends of runs make, each filter row a run; `w`: their weights."""
+        problem, blocks, sums = self.problem, self.config.blocks, list(sums)
+        runs = [i * problem.dilation[0] * problem.x.row for i in range(problem.segments)]
+        each = self.fmt.k_per_step // problem.ends
+        for step in range(end_steps(problem, self.fmt)):
+            weights = [v.f.load(I32S, w, 64 * (step * blocks + b), 64) for b in range(blocks)]
+            for row, offset in enumerate(rows):
+                v.f.do(IN_ORDER)
+                places = [offset + run for run in runs[each * step : each * (step + 1)]]
+                inputs = self._joined(v, places)
+                for block in range(blocks):
+                    at = row * blocks + block
+                    sums[at] = v.dot4(sums[at], inputs, weights[block])
+        return sums
+
+    def _joined(self, v: Vector, places: list[int]) -> Value:
+        """Each lane: the ends of the runs at these offsets, one after the other."""
+        end, size = self.problem.segment_k, self.problem.ends
+        inputs = v.broadcast4("%x", places[0] + end)
+        for index, place in enumerate(places[1:], 1):
+            inputs = v.merged(inputs, v.broadcast4("%x", place + end - index * size), index, size)
+        return inputs
 
     def _levels(self) -> list[tuple[int, int]]:
         """(count, bytes) of the loops over a window's runs.

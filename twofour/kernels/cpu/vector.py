@@ -104,6 +104,14 @@ class Vector:
         """<8 x i64>, each the 8 bytes at pointer + offset."""
         return self.f.splat("i64", self.f.load("i64", pointer, offset), 8)
 
+    def merged(self, old: Value, new: Value, index: int, size: int) -> Value:
+        """Each lane's bytes of `old`, but those from index * size on, `size` of them, of `new`."""
+        f = self.f
+        mask = ", ".join(f"i1 {'true' if i % 4 // size == index else 'false'}" for i in range(64))
+        a, b = (f.let(f"bitcast {I32S} {value} to {BYTES64}") for value in (new, old))
+        merged = f.let(f"select <64 x i1> <{mask}>, {BYTES64} {a}, {BYTES64} {b}")
+        return f.let(f"bitcast {BYTES64} {merged} to {I32S}")
+
     def dot4(self, acc: Value, a: Value, b: Value) -> Value:
         """Adds 4 products to each lane, exact in int32.
 
