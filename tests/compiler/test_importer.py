@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from tests.graphs import op_types, run
+from tests.graphs import graph, op_types, run
 from twofour.compiler import importer
 from twofour.compiler.importer import import_graph
 from twofour.core.errors import InputError, UnsupportedError
@@ -115,6 +115,37 @@ def test_a_model_with_contradicting_types_is_an_input_error(data_folder):
 
 
 # One form
+
+
+@pytest.mark.parametrize(
+    ("size", "attributes", "fits"),
+    [
+        (1, "kernel_shape = [2, 2], strides = [2, 2]", False),
+        (2, "kernel_shape = [2, 2], strides = [2, 2]", True),
+        (1, "kernel_shape = [2, 2], pads = [0, 0, 1, 1]", True),
+        (1, "kernel_shape = [2, 2], pads = [0, 0, 1, 0]", False),
+        (3, "kernel_shape = [2, 2], dilations = [3, 1]", False),
+        (1, 'kernel_shape = [2, 2], auto_pad = "SAME_UPPER"', True),
+    ],
+)
+def test_windows_that_do_not_fit_are_an_input_error(size, attributes, fits):
+    text = f"float[1,4,{size},{size}] x) => (float[a,b,c,d] y) {{ y = MaxPool <{attributes}> (x) }}"
+    model = graph(f"({text}")
+    if fits:
+        assert op_types(import_graph(model)) == ["MaxPool"]
+        return
+    with pytest.raises(InputError, match=r"MaxPool .* has nothing to compute") as caught:
+        import_graph(model)
+    assert "its window is" in str(caught.value)
+
+
+def test_a_kernel_larger_than_its_input_is_an_input_error():
+    model = graph(
+        "(float[1,4,2,2] x) => (float[a,b,c,d] y) <float[4,4,3,3] w> { y = Conv (x, w) }",
+        w=np.ones((4, 4, 3, 3), np.float32),
+    )
+    with pytest.raises(InputError, match="its window is 3x3, its input with padding 2x2"):
+        import_graph(model)
 
 
 def test_constants_are_lifted_and_identities_dropped():

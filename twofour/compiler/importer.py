@@ -35,6 +35,7 @@ IR_VERSION = 10
 ASSUMED_KEY = "twofour.assumed_dims"  # metadata: JSON, symbolic dimension -> the number it became
 _MAX_FOLDED_ELEMENTS = 1 << 26
 _MAX_FILLED_ELEMENTS = 1 << 12
+_WINDOWED = ("AveragePool", "Conv", "LpPool", "MaxPool")
 _GENERATED = re.compile(r"(node(_.*)?)?")  # by torch's newer exporter, or by onnx-ir
 _NAMELESS = re.compile(r"(node(_\d+)?)?")
 
@@ -67,6 +68,7 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     model.metadata_props[ASSUMED_KEY] = json.dumps(assumed)
     _clean(model)
     _name_nodes(model.graph)
+    _check_windows(model.graph)
     return model
 
 
@@ -233,6 +235,46 @@ def _name_nodes(graph: ir.Graph) -> None:
         name = _module(node) or (fallback if _NAMELESS.fullmatch(given) else given)
         node.name = name if name not in taken else f"{name}:{node.outputs[0].name}"
         taken.add(node.name)
+
+
+def _check_windows(graph: ir.Graph) -> None:
+    """Refuses windows larger than their input: nothing is left to compute.
+
+    ONNX makes such a result empty, and runtimes do not agree on it.
+    """
+    for node in graph:
+        if node.op_type not in _WINDOWED or node.domain not in ("", "ai.onnx"):
+            continue
+        x = node.inputs[0].shape if node.inputs[0] is not None else None
+        size = _window_size(node)
+        if x is None or not x.is_static() or len(size) != len(x) - 2:
+            continue
+        dims = [int(dim) for dim in x.numpy()[2:]]
+        pads = _integers(node, "pads", [0] * 2 * len(size))
+        padded = [d + pads[i] + pads[i + len(size)] for i, d in enumerate(dims)]
+        if any(reach > room for reach, room in zip(size, padded, strict=True)):
+            raise InputError(
+                f"{node.op_type} {node.name!r} has nothing to compute at these shapes",
+                [f"its window is {_dims(size)}, its input with padding {_dims(padded)}"],
+                fix="give larger inputs, as --shapes x:1x3x224x224",
+            )
+
+
+def _window_size(node: ir.Node) -> list[int]:
+    """What a window covers of each spatial axis; [] where that is not known, or padded to fit."""
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return []
+    kernel = _integers(node, "kernel_shape", [])
+    if not kernel and len(node.inputs) > 1 and node.inputs[1] is not None:
+        w = node.inputs[1].shape
+        kernel = [int(dim) for dim in w.numpy()[2:]] if w is not None and w.is_static() else []
+    dilations = _integers(node, "dilations", [1] * len(kernel))
+    return [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+
+
+def _integers(node: ir.Node, name: str, default: list[int]) -> list[int]:
+    """An attribute, or what it is if not given."""
+    return list(node.attributes.get_ints(name, default))
 
 
 def _module(node: ir.Node) -> str:
