@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from twofour.core.errors import InputError
+from twofour.core.plan import IN_FLOAT32
 from twofour.engine import Candidate, Layer, Plan
 
 FALLBACK = "onnxruntime"
-IN_FLOAT32 = " in float32"
-"""How the names of candidates end that are the float32 form of a layer in bfloat16."""
 _SPARSE = re.compile(r"\d+:\d+")
 
 

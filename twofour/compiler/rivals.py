@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from twofour.compiler.explain import IN_FLOAT32
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Section
 from twofour.compiler.native import ConvOp
@@ -21,6 +20,7 @@ from twofour.compiler.trial import Array, Packed, interleaved, timer_of
 from twofour.compiler.tune import Tuner, rounded
 from twofour.core.abi import SLACK_BYTES
 from twofour.core.memory import address, allocate
+from twofour.core.plan import IN_FLOAT32
 from twofour.core.sizes import usual
 from twofour.engine import Candidate, Layer
 from twofour.kernels.cpu.llvm import TOOLS, Source, compile_object

@@ -62,6 +62,10 @@ class TensorInfo:
         return tuple(dim if isinstance(dim, int) else dim.at(values) for dim in self.dims)
 
 
+IN_FLOAT32 = " in float32"
+"""What the tactic of a candidate ends with that was timed beside a layer in bfloat16."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One way to run a layer that was considered at build.
