@@ -14,6 +14,7 @@ from twofour.core.sizes import usual
 from twofour.engine import Work
 from twofour.kernels.cpu.nd_scalar import BYTES
 from twofour.kernels.cpu.nest import Tiled
+from twofour.kernels.cpu.packing import end_steps
 from twofour.kernels.cpu.problem import LANES, Config, ConvProblem, Pieces
 from twofour.kernels.cpu.tactic import Tactic
 
@@ -34,8 +35,9 @@ def conv_work(placed: Placed, problem: ConvProblem, tactic: Tactic, config: Conf
     image = problem.out_h * problem.out_w
     positions = image / (down.count * across.count)
     if isinstance(tactic.kernel, Tiled):
-        step = tactic.kernel.format.k_per_step
-        computed = problem.segments * -(-problem.segment_k // step) * step
+        step, walked = tactic.kernel.format.k_per_step, tactic.kernel.walked(problem)
+        computed = step * walked.segments * -(-walked.segment_k // step)
+        computed += step * end_steps(walked, tactic.kernel.format)
     elif problem.depthwise:
         lanes, positions = -(-channels // LANES) * LANES, 0.0
     return Work(

@@ -24,9 +24,7 @@ from twofour.kernels.cpu.attention_lengths import length
 from twofour.kernels.cpu.attention_plan import GROUP, VECTOR_BYTES, Plan
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
-from twofour.kernels.cpu.vector import BYTES16, BYTES64, I32S, WORDS16, every
-
-_WORDS32 = "<32 x i16>"
+from twofour.kernels.cpu.vector import BYTES16, BYTES64, I32S, WORDS16, WORDS32, every
 
 
 def emit_bytes(name: str, plan: Plan) -> Function:
@@ -99,8 +97,8 @@ def _packed(f: Function, distances: Sequence[Value]) -> Value:
     words = []
     for pair in (x[:2], x[2:]):
         arguments = [(I32S, one) for one in pair]
-        packed = f.call(_WORDS32, "llvm.x86.avx512.packssdw.512", *arguments)
-        words.append((_WORDS32, _exponentials(f, packed, 2 * LANES)))
+        packed = f.call(WORDS32, "llvm.x86.avx512.packssdw.512", *arguments)
+        words.append((WORDS32, _exponentials(f, packed, 2 * LANES)))
     packed = f.call(BYTES64, "llvm.x86.avx512.packuswb.512", *words)
     return f.let(f"bitcast {BYTES64} {packed} to {I32S}")
 

@@ -11,48 +11,12 @@ idle: from each row the 4 bytes are broadcast that have its end in the place whe
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.conv_dense import Dense
 from twofour.kernels.cpu.nest import Tiled
-from twofour.kernels.cpu.problem import Config, ConvProblem, tiles_for
+from twofour.kernels.cpu.problem import ConvProblem, tiles_for
 from twofour.kernels.cpu.tactic import Tactic, Weights
 
 _STEP = 4  # bytes
-
-
-class JoinedEnds:
-    """The dense kernel of a problem with `ends`."""
-
-    inner = Tiled(Dense())
-
-    def emit(self, name: str, problem: ConvProblem, config: Config, isa: str) -> str:
-        """The kernel as an LLVM module."""
-        return self.inner.emit(name, _with_ends(problem), config, isa)
-
-    def pack(
-        self,
-        w: NDArray[Any],
-        problem: ConvProblem,
-        config: Config,
-        epilogue: Epilogue,
-        x_zero_point: int,
-    ) -> NDArray[np.uint8]:
-        """Weights and constants."""
-        return self.inner.pack(w, _with_ends(problem), config, epilogue, x_zero_point)
-
-    def work(self, problem: ConvProblem, config: Config) -> tuple[int, int]:
-        """Row pieces and panels."""
-        return self.inner.work(problem, config)
-
-
-def _with_ends(problem: ConvProblem) -> ConvProblem:
-    return replace(problem, ends=problem.segment_k % _STEP)
 
 
 def _refuse(problem: ConvProblem, w: Weights, isa: str) -> str:
@@ -72,7 +36,7 @@ TACTICS = (
         "dense ends",
         "int8",
         "",
-        JoinedEnds(),
+        Tiled(Dense(), ends=True),
         _refuse,
         lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2),
     ),

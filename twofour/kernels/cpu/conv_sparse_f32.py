@@ -138,7 +138,7 @@ class Permuted:
                 weights = f.load(self._kind, w, base + 64 * (vectors + j), 64)
                 # Without this LLVM keeps every position's inputs in registers across j and spills
                 # the sums.
-                f.do('fence syncscope("singlethread") seq_cst')
+                f.in_order()
                 for row, offset in enumerate(rows):
                     at = row * blocks + block
                     inputs = f.load(self._kind, x, offset)

@@ -19,11 +19,19 @@ from numpy.typing import NDArray
 
 from twofour.core.gates import SEGMENTS, Gate
 from twofour.kernels.cpu.llvm import Function, Value
-from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, LANES, ROUND, every, float_bits
+from twofour.kernels.cpu.vector import (
+    BYTES16,
+    F32S,
+    I32S,
+    LANES,
+    ROUND,
+    WORDS32,
+    every,
+    float_bits,
+)
 
 GATE_BYTES = 2 * 4 * SEGMENTS
 NUMBERS = 32
-WORDS = "<32 x i16>"
 _TABLE = 64
 
 
@@ -61,23 +69,24 @@ class GateTable:
             f.splat("i16", f.let(f"trunc i32 {number} to i16"), 32) for number in numbers
         )
         self._halves = [
-            [f.load(WORDS, table, at + 64 * half, 2) for half in (0, 1)] for at in (0, 2 * SEGMENTS)
+            [f.load(WORDS32, table, at + 64 * half, 2) for half in (0, 1)]
+            for at in (0, 2 * SEGMENTS)
         ]
 
     def words(self, x: Value) -> Value:
         """<32 x i16>: X to y before it is saturated; AVX-512."""
         f = self.f
-        size = f.call(WORDS, "llvm.abs.v32i16", (WORDS, x), ("i1", "false"))
-        a = f.call(WORDS, "llvm.umin.v32i16", (WORDS, size), (WORDS, self._limit))
-        n = f.call(WORDS, "llvm.x86.avx512.pmulhu.w.512", (WORDS, a), (WORDS, self._index))
+        size = f.call(WORDS32, "llvm.abs.v32i16", (WORDS32, x), ("i1", "false"))
+        a = f.call(WORDS32, "llvm.umin.v32i16", (WORDS32, size), (WORDS32, self._limit))
+        n = f.call(WORDS32, "llvm.x86.avx512.pmulhu.w.512", (WORDS32, a), (WORDS32, self._index))
         look_up = "llvm.x86.avx512.vpermi2var.hi.512"
         base, slope = (
-            f.call(WORDS, look_up, (WORDS, low), (WORDS, n), (WORDS, high))
+            f.call(WORDS32, look_up, (WORDS32, low), (WORDS32, n), (WORDS32, high))
             for low, high in self._halves
         )
-        t = f.let(f"add {WORDS} {base}, {self._words_product(a, slope)}")
-        above = f.call(WORDS, "llvm.smax.v32i16", (WORDS, x), (WORDS, "zeroinitializer"))
-        total = f.call(WORDS, "llvm.sadd.sat.v32i16", (WORDS, above), (WORDS, t))
+        t = f.let(f"add {WORDS32} {base}, {self._words_product(a, slope)}")
+        above = f.call(WORDS32, "llvm.smax.v32i16", (WORDS32, x), (WORDS32, "zeroinitializer"))
+        total = f.call(WORDS32, "llvm.sadd.sat.v32i16", (WORDS32, above), (WORDS32, t))
         return self._words_product(total, self._unit)
 
     def bytes16(self, value: Value) -> Value:
@@ -97,7 +106,7 @@ class GateTable:
 
     def _words_product(self, a: Value, b: Value) -> Value:
         """(a * b + 2**14) >> 15, <32 x i16>."""
-        return self.f.call(WORDS, "llvm.x86.avx512.pmul.hr.sw.512", (WORDS, a), (WORDS, b))
+        return self.f.call(WORDS32, "llvm.x86.avx512.pmul.hr.sw.512", (WORDS32, a), (WORDS32, b))
 
     def _product(self, a: Value, b: Value) -> Value:
         """(a * b + 2**14) >> 15, <16 x i32>."""

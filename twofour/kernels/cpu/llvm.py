@@ -107,6 +107,14 @@ class Function:
         """Integer arithmetic, `op` as LLVM spells it (add, mul, sub, udiv, urem, ...)."""
         return self.let(f"{op} {kind} {a}, {b}")
 
+    def in_order(self) -> None:
+        """Loads and stores written before stay before those written after.
+
+        LLVM would begin all loads of a long block at once, and spill what does not fit. The fence
+        emits no instruction.
+        """
+        self.do('fence syncscope("singlethread") seq_cst')
+
     def splat(self, kind: str, value: Value, lanes: int = 16) -> Value:
         """[value] * lanes."""
         vector = f"<{lanes} x {kind}>"

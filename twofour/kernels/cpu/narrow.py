@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twofour.kernels.cpu.gates import WORDS, GateTable
+from twofour.kernels.cpu.gates import GateTable
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.vector import (
     BYTES16,
@@ -37,6 +37,7 @@ from twofour.kernels.cpu.vector import (
     I32S,
     LANES,
     ROUND,
+    WORDS32,
     Vector,
     every,
     float_bits,
@@ -149,8 +150,8 @@ class Narrow:
         ints += [ints[0]] * (AT_ONCE - len(ints))
         pair = []
         for a, b in (ints[:2], ints[2:]):
-            both = f.call(WORDS, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b))
-            pair.append((WORDS, self.gate.words(both) if self.gate else both))
+            both = f.call(WORDS32, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b))
+            pair.append((WORDS32, self.gate.words(both) if self.gate else both))
         out = f.call(BYTES64, "llvm.x86.avx512.packuswb.512", *pair)
         if self.gate:
             return out

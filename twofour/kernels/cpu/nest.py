@@ -17,7 +17,7 @@ cannot be done (few rows), the rest that whole tiles leave goes through ever low
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,12 +61,26 @@ Tiles = Callable[[tuple[int, int], bool], Function]
 
 @dataclass(frozen=True)
 class Tiled:
-    """Kernels made of a packed format and its inner loop: tile.py within the loops of this file."""
+    """Kernels made of a packed format and its inner loop: tile.py within the loops of this file.
+
+    Attributes:
+        format: packed format and inner loop.
+        ends: whether what steps do not divide of the runs makes steps of its own, see
+            conv_dense_ends.py.
+    """
 
     format: Format
+    ends: bool = False
+
+    def walked(self, problem: ConvProblem) -> ConvProblem:
+        """The problem with runs as this kernel walks them."""
+        if not self.ends:
+            return problem
+        return replace(problem, ends=problem.segment_k % self.format.k_per_step)
 
     def emit(self, name: str, problem: ConvProblem, config: Config, isa: str) -> str:
         """The kernel as an LLVM module."""
+        problem = self.walked(problem)
 
         def tile(size: tuple[int, int], _: bool) -> Function:
             written = Tile(problem, self.format, config, *size)
@@ -89,7 +103,8 @@ class Tiled:
         x_zero_point: int,
     ) -> NDArray[np.uint8]:
         """Weights and constants, see packing.py."""
-        return pack(w, problem, self.format, config.blocks, epilogue, x_zero_point)
+        walked = self.walked(problem)
+        return pack(w, walked, self.format, config.blocks, epilogue, x_zero_point)
 
     def work(self, problem: ConvProblem, config: Config) -> tuple[int, int]:
         """Row pieces and panels."""

@@ -18,9 +18,6 @@ from twofour.kernels.cpu.packing import CONSTANTS_BYTES, Format, end_steps, pane
 from twofour.kernels.cpu.problem import Config, ConvProblem
 from twofour.kernels.cpu.vector import F32S, I32S, Vector
 
-# LLVM would begin all loads of a long block at once, and spill what does not fit.
-IN_ORDER = 'fence syncscope("singlethread") seq_cst'
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -71,7 +68,7 @@ class Tile:
         for step in range(end_steps(problem, self.fmt)):
             weights = [v.f.load(I32S, w, 64 * (step * blocks + b), 64) for b in range(blocks)]
             for row, offset in enumerate(rows):
-                v.f.do(IN_ORDER)
+                v.f.in_order()
                 places = [offset + run for run in runs[each * step : each * (step + 1)]]
                 inputs = self._joined(v, places)
                 for block in range(blocks):

@@ -14,7 +14,8 @@ from twofour.kernels.cpu.llvm import Function, Value
 LANES = 16
 I32S, F32S, I64S = "<16 x i32>", "<16 x float>", "<8 x i64>"
 BYTES64, BYTES16 = "<64 x i8>", "<16 x i8>"
-BFLOATS32, BFLOATS16, WORDS16 = "<32 x bfloat>", "<16 x bfloat>", "<16 x i16>"
+BFLOATS32, BFLOATS16 = "<32 x bfloat>", "<16 x bfloat>"
+WORDS32, WORDS16 = "<32 x i16>", "<16 x i16>"
 
 
 def every(kind: str, value: int | float | str, lanes: int = LANES) -> str:
