@@ -58,6 +58,11 @@ class Files:
         return self.folder / f"{kind}.onnx"
 
 
+def float_kind(kind: str) -> str:
+    """The kind of file that one was quantized from; of a float one itself."""
+    return {"int8": "f32", "24-int8": "24-f32", "pair-int8": "pair-f32"}.get(kind, kind)
+
+
 def write_files(row: SuiteRow, options: SuiteOptions, report: Report) -> Files:
     """Writes what is not there yet.
 

@@ -245,13 +245,15 @@ def _engine_words() -> str:
         "build (*: with the timing cache of an earlier build); share of the roofline: what the "
         "multiply-adds would take at the measured peak of their kind of kernel, over the time of a "
         "whole run; cosine and largest difference of the outputs against ONNX Runtime, "
-        "unoptimised, on the same file (largest value)."
+        "unoptimised, on the same file (largest value); cosine of the engine's outputs against the "
+        "float file that was quantized, and that of ONNX Runtime, unoptimised, on the same file: "
+        "what the file's own rounding costs."
     )
 
 
 def _engines(row: Plain) -> str:
     headers = ["engine", "operators", "fused", "steps", "fall back", "arena", "weights", "build"]
-    headers += ["roofline", "cosine", "max error"]
+    headers += ["roofline", "cosine", "max error", "to float", "the file's"]
     rows = []
     for entry in OURS:
         each = row["engines"].get(entry.key)
@@ -270,6 +272,8 @@ def _engines(row: Plain) -> str:
                 f"{each['roofline_share']:.0%}",
                 f"{each['cosine']:.6f}",
                 f"{each['max_error']:.2g} ({each['reference_max']:.3g})",
+                _show(each.get("cosine_to_float"), "{:.6f}"),
+                _show(each.get("file_cosine_to_float"), "{:.6f}"),
             ]
         )
     return f"### {row['name']}\n\n" + _markdown(headers, rows)

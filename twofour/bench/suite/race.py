@@ -11,12 +11,12 @@ from twofour.bench.peers.onnxruntime import reference
 from twofour.bench.suite.cold import cold_starts
 from twofour.bench.suite.engines import Built, build_engine, described
 from twofour.bench.suite.entries import OURS, PEERS, RATIOS, SCALING, Entry, Plain
-from twofour.bench.suite.files import Files, race_feeds, write_files
+from twofour.bench.suite.files import Files, float_kind, race_feeds, write_files
 from twofour.bench.suite.lost import lost_time
 from twofour.bench.suite.rows import SuiteOptions, SuiteRow
 from twofour.bench.suite.text import REFERENCE_SPEARMAN, read_pairs, similarity, text_model
 from twofour.bench.timing import Array, Contestant, Feeds, Schedule, Timing, race, ratio
-from twofour.bench.versus import differences, ours
+from twofour.bench.versus import Difference, differences, ours
 from twofour.compiler.peak import measure_peaks
 from twofour.core.errors import Error, InputError
 from twofour.core.progress import Report
@@ -208,15 +208,30 @@ def _add_agreement(
     feeds: Feeds,
     options: SuiteOptions,
 ) -> None:
-    """How far each engine's outputs lie from those of its own file, run without optimisation."""
+    """How far outputs lie from those of the engine's file, and both from those of its float file.
+
+    Files are run by ONNX Runtime without optimisation.
+    """
+    meant: dict[str, dict[str, Array]] = {}
     for entry, session in sessions.items():
-        expected = reference(files.path(entry.kind), feeds, options.threads)
-        found = differences(session.run(feeds), expected)
+        for kind in (entry.kind, float_kind(entry.kind)):
+            if kind not in meant:
+                meant[kind] = reference(files.path(kind), feeds, options.threads)
+        own, floats = meant[entry.kind], meant[float_kind(entry.kind)]
+        found = session.run(feeds)
+        each = differences(found, own)
         engines[entry.key] |= {
-            "cosine": min(each.cosine for each in found),
-            "max_error": max(each.max_abs for each in found),
-            "reference_max": max(each.reference_max_abs for each in found),
+            "cosine": _worst(each),
+            "max_error": max(one.max_abs for one in each),
+            "reference_max": max(one.reference_max_abs for one in each),
+            "cosine_to_float": _worst(differences(found, floats)),
+            "file_cosine_to_float": _worst(differences(own, floats)),
         }
+
+
+def _worst(found: Sequence[Difference]) -> float:
+    """The smallest cosine of all outputs."""
+    return min(each.cosine for each in found)
 
 
 def _similarity(
