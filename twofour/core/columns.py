@@ -72,6 +72,19 @@ class Column:
         except _UNREADABLE as error:
             raise _unreadable(self.where, error) from error
 
+    def number(self) -> Array:
+        """The value of an array without axes.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            with self.open() as stream:
+                _read_header(stream)
+                return self._take(stream, 1).reshape(())
+        except _UNREADABLE as error:
+            raise _unreadable(self.where, error) from error
+
     def _take(self, stream: IO[bytes], rows: int) -> Array:
         wanted = rows * self.row_bytes
         got = stream.read(wanted)

@@ -2,8 +2,9 @@
 
 A source is an `.npz` file, a directory of `.npy` files, or `module:function`, a function without
 arguments that returns an iterable of batches, each a dict of arrays. Axis 0 of an array counts the
-samples. Files are read as streams, so memory holds one batch, not the set; nothing is unpickled.
-Each batch is checked when it is read: names, lengths, and no NaN or infinity.
+samples; a number without axes is that of every sample. How samples become the inputs of a run is
+told in `feeds.py`. Files are read as streams, so memory holds one batch, not the set; nothing is
+unpickled. Each batch is checked when it is read: names, lengths, and no NaN or infinity.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Arrays = Mapping[str, Array]
 LABELS = "labels"
 MAX_SAMPLE_BYTES = 2**31
 _FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
-_FIX_NAMES = "name the arrays like the model's inputs, as in numpy.savez('data.npz', {}=...)"
+_FIX_NAMES = "name the arrays like the model's inputs, as in numpy.savez('data.npz', {})"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Data:
     def _batch(self, arrays: Arrays, offset: int, end: int, start: int) -> Batch:
         labels = None if LABELS in self.names else arrays.get(LABELS)
         return Batch(
-            {name: arrays[name][offset:end] for name in self.names},
+            {name: _part(arrays[name], offset, end) for name in self.names},
             None if labels is None else labels[offset:end],
             start,
         )
@@ -160,7 +161,8 @@ def as_data(data: DataLike, names: Iterable[str]) -> Data:
     if isinstance(data, Mapping):
         whole = {name: np.asarray(array) for name, array in data.items()}
         _require_names("arrays", names, whole)
-        return Data("arrays", names, len(whole[names[0]]), lambda _: iter([whole]))
+        lengths = [len(whole[name]) for name in names if whole[name].ndim]
+        return Data("arrays", names, lengths[0] if lengths else None, lambda _: iter([whole]))
     return Data("batches", names, None, lambda _: _arrays_of("batches", data))
 
 
@@ -185,9 +187,12 @@ def _from_columns(source: str, names: tuple[str, ...], columns: Mapping[str, Col
 
     def read(size: int) -> Iterator[Arrays]:
         with ExitStack() as stack:
-            streams = {name: column.rows(size, stack) for name, column in wanted.items()}
+            single = {name: column.number() for name, column in wanted.items() if not column.shape}
+            streams = {
+                name: column.rows(size, stack) for name, column in wanted.items() if column.shape
+            }
             for first in zip(*streams.values(), strict=True):
-                yield dict(zip(streams, first, strict=True))
+                yield single | dict(zip(streams, first, strict=True))
 
     return Data(source, names, count, read)
 
@@ -239,6 +244,11 @@ def _arrays_of(source: str, batches: Iterable[Any]) -> Iterator[Arrays]:
         yield {str(name): np.asarray(array) for name, array in batch.items()}
 
 
+def _part(array: Array, start: int, end: int) -> Array:
+    """Samples `start` to `end`; of a number without axes, as many copies."""
+    return array[start:end] if array.ndim else np.broadcast_to(array, (end - start,))
+
+
 # Checks.
 
 
@@ -248,8 +258,13 @@ def _require_names(source: str, names: tuple[str, ...], got: Mapping[str, Any]) 
         raise InputError(
             f"data {source} has no array for input {missing[0]!r}",
             [f"expected arrays {', '.join(names)}", f"got {', '.join(got) or 'none'}"],
-            _FIX_NAMES.format(missing[0] if missing[0].isidentifier() else "x"),
+            _FIX_NAMES.format(_as_keyword(missing[0])),
         )
+
+
+def _as_keyword(name: str) -> str:
+    """How an array of this name is handed to numpy.savez."""
+    return f"{name}=..." if name.isidentifier() else f"**{{{name!r}: ...}}"
 
 
 def _require_lengths(source: str, names: tuple[str, ...], lengths: Mapping[str, int]) -> int:
@@ -258,16 +273,18 @@ def _require_lengths(source: str, names: tuple[str, ...], lengths: Mapping[str, 
         raise InputError(
             f"data {source} has no arrays", ["the model has no inputs"], "check the model"
         )
-    if len(set(used.values())) > 1 or min(used.values()) < 0:
+    counted = {name: size for name, size in used.items() if size >= 0 or name == LABELS}
+    if len(set(counted.values())) != 1 or min(counted.values()) < 0:
         found = ", ".join(
             f"{name} {size if size >= 0 else '(a scalar)'}" for name, size in used.items()
         )
         raise InputError(
             f"arrays of data {source} do not match",
             ["expected the same number of samples along axis 0 of each", f"got {found}"],
-            "give each input and the labels one entry per sample",
+            "give each input and the labels one entry per sample; where axis 0 of an input is no "
+            "batch, put an axis in front that counts the samples",
         )
-    length = next(iter(used.values()))
+    length = next(iter(counted.values()))
     if length == 0:
         raise InputError(
             f"data {source} holds no samples",

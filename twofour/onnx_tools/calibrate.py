@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from twofour.core.data import Batch, Data, DataLike, as_data
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.feeds import Form, runs
 from twofour.core.progress import Report
 from twofour.onnx_tools.histogram import Histogram, Range, choose_range
 from twofour.onnx_tools.load import model_bytes
@@ -55,7 +55,8 @@ def calibrate(
     Args:
         model: float, with the types of its values known; it stays as it is.
         tensors: names of float32 values of the main graph, inputs among them.
-        data: what the model will see; some hundred samples. See `twofour.core.data`.
+        data: what the model will see; some hundred samples. See `core/data.py` and
+            `core/feeds.py`.
         options: method, percentile, samples and threads count here.
         progress: called after each batch with the samples done.
 
@@ -64,24 +65,33 @@ def calibrate(
 
     Raises:
         InputError: the data is empty, does not fit the model's inputs, or it or a tensor is not
-            finite.
+            finite; or a tensor is empty in every run.
         UnsupportedError: ONNX Runtime cannot run the model.
     """
     options = options or QuantizeOptions()
     source = as_data(data, [str(value.name) for value in model.graph.inputs])
-    fixed = _fixed_batch(model)
-    size = fixed or _batch_size(model, tensors)
+    forms = [input_form(value) for value in model.graph.inputs]
     histograms = {name: Histogram() for name in tensors}
     runner = _Runner(model, tensors, options.threads)
     total = source.count if source.count is None else min(source.count, options.samples or 2**62)
-    for index, batch in enumerate(source.batches(size, options.samples)):
-        _require_fit(model, source, batch)
-        found = runner.run(batch.inputs if fixed is None else _filled(batch.inputs, fixed))
-        for name, array in found.items():
-            _add(histograms[name], array, name, (source, index, batch))
+    for run in runs(source, forms, _batch_size(model, tensors), options.samples):
+        for name, array in runner.run(run.feeds).items():
+            _add(histograms[name], array, name, (source, run.batch))
         if progress is not None:
-            progress(batch.start + len(batch), total, "calibrating")
+            progress(run.batch.start + len(run.batch), total, "calibrating")
+    _require_seen(histograms, source)
     return {name: choose_range(histogram, options) for name, histogram in histograms.items()}
+
+
+def input_form(value: ir.Value) -> Form:
+    """What the model says of an input."""
+    dims = None if value.shape is None else [_dim(dim) for dim in value.shape]
+    dtype = "" if value.dtype is None else value.dtype.numpy().name
+    return Form(str(value.name), dtype, None if dims is None else tuple(dims))
+
+
+def _dim(dim: int | ir.SymbolicDim) -> int | str:
+    return dim if isinstance(dim, int) else dim.value or "?"
 
 
 class _Runner:
@@ -134,14 +144,6 @@ def _with_outputs(model: ir.Model, tensors: Sequence[str]) -> bytes:
     return model_bytes(clone)
 
 
-def _fixed_batch(model: ir.Model) -> int | None:
-    """The batch size that the model was exported with; None if any will do."""
-    for value in model.graph.inputs:
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int):
-            return value.shape[0]
-    return None
-
-
 def _batch_size(model: ir.Model, tensors: Sequence[str]) -> int:
     """So many samples that the tensors take about `BATCH_BYTES`."""
     values = {value.name: value for node in model.graph for value in node.outputs}
@@ -155,50 +157,30 @@ def _batch_size(model: ir.Model, tensors: Sequence[str]) -> int:
     return min(max(BATCH_BYTES // max(4 * elements, 1), 1), MAX_BATCH)
 
 
-def _filled(inputs: dict[str, Array], size: int) -> dict[str, Array]:
-    """A last, smaller batch for a model of fixed batch size: its samples repeat."""
-    return {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
-
-
-def _require_fit(model: ir.Model, source: Data, batch: Batch) -> None:
-    problems = []
-    for value in model.graph.inputs:
-        array = batch.inputs[str(value.name)]
-        dims = None if value.shape is None else [str(dim) for dim in value.shape]
-        expected = f"{value.dtype.numpy() if value.dtype else '?'} [{', '.join(dims or '?')}]"
-        if not _fits(value, array):
-            shape = ", ".join(map(str, array.shape))
-            problems.append(f"{value.name}: expected {expected}, got {array.dtype} [{shape}]")
-    if problems:
-        raise InputError(
-            f"data {source.source} does not fit the model's inputs",
-            problems,
-            "prepare the samples as for inference, x.astype(numpy.float32) for instance",
-        )
-
-
-def _fits(value: ir.Value, array: Array) -> bool:
-    if value.dtype is not None and array.dtype != value.dtype.numpy():
-        return False
-    if value.shape is None:
-        return True
-    same = [
-        dim == size or not isinstance(dim, int)
-        for dim, size in zip(value.shape.dims[1:], array.shape[1:], strict=False)
-    ]
-    return len(value.shape) == array.ndim and all(same)
-
-
-def _add(histogram: Histogram, array: Array, name: str, where: tuple[Data, int, Batch]) -> None:
+def _add(histogram: Histogram, array: Array, name: str, where: tuple[Data, Batch]) -> None:
     try:
         histogram.add(array)
     except ValueError as error:
-        source, index, batch = where
+        source, batch = where
+        last = batch.start + len(batch) - 1
+        samples = (
+            f"sample {last} makes"
+            if last == batch.start
+            else f"one of samples {batch.start} to {last} makes"
+        )
         raise InputError(
             f"tensor {name!r} is not finite while calibrating",
-            [
-                f"batch {index} of data {source.source} (samples {batch.start} to "
-                f"{batch.start + len(batch) - 1}) makes it NaN or infinite"
-            ],
+            [f"data {source.source}: {samples} it NaN or infinite"],
             "check these samples, and that the float model gives finite results for them",
         ) from error
+
+
+def _require_seen(histograms: dict[str, Histogram], source: Data) -> None:
+    """Refuses ranges of tensors that were empty in every run: any number would be a guess."""
+    unseen = [name for name, histogram in histograms.items() if histogram.empty]
+    if unseen:
+        raise InputError(
+            f"data {source.source} never reaches {len(unseen)} tensors that need a range",
+            [f"empty in every run: {', '.join(unseen[:8])}"],
+            "give samples for which the model computes them, or exclude the nodes that read them",
+        )

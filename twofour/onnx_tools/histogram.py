@@ -114,6 +114,11 @@ class Histogram:
         return self.counts[HALF:] + self.counts[HALF - 1 :: -1]
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing was seen, not even a zero."""
+        return self.low > self.high
+
+    @property
     def peak(self) -> float:
         """The largest magnitude seen."""
         return max(-self.low, self.high, 0.0)
