@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.sample_engines import sample_engine
 from twofour.cli import app
 from twofour.cli.options import parse_size
-from twofour.cli.output import command
+from twofour.cli.output import Output, command
 from twofour.core.errors import GateError, InputError
 
 COMMANDS = (
@@ -177,3 +177,43 @@ def test_sizes(text: str, size: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(InputError, match="bad size"):
         parse_size(text)
+
+
+def test_wrong_usage_with_json_is_one_document() -> None:
+    result = twofour("explain", "--json")
+    assert result.returncode == 2
+    document = json.loads(result.stdout)
+    assert document["schema"] == "twofour.error/1"
+    assert document["error"]["type"] == "UsageError"
+    assert "engine" in document["error"]["what"]
+    assert "Missing argument" in result.stderr
+
+
+def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=True).data("x/1", {"a": [float("inf"), 1.5], "b": {"c": float("nan")}})
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed == {"schema": "twofour.x/1", "a": [None, 1.5], "b": {"c": None}}
+
+
+def test_a_check_that_failed_after_the_results_prints_no_second_document(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import typer
+
+    out = Output(as_json=True)
+    out.data("x/1", {})
+    with pytest.raises(typer.Exit) as ended:
+        out.fail("the gate is shut")
+    assert ended.value.exit_code == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"schema": "twofour.x/1"}
+    assert said.err == "the gate is shut\n"
+
+
+def test_a_terminal_of_few_characters(engine: Path) -> None:
+    """ASCII has no ±: what it lacks becomes ?, and the command goes on."""
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = twofour("explain", engine, env=ascii_only)
+    assert result.returncode == 0, result.stderr
+    assert "layer1.0.conv1" in result.stdout
+    assert result.stdout.isascii()

@@ -114,11 +114,11 @@ def test_run_computes_the_network(built: Path, tmp_path: Path) -> None:
         *("--output-dir", tmp_path / "new" / "folder", "--json"),
     )
     document = json.loads(result.stdout)
-    found = np.load(document["y"]["file"])
+    found = np.load(document["outputs"]["y"]["file"])
     session = onnxruntime.InferenceSession(str(built / "model.onnx"))
     (expected,) = session.run(None, {"x": X})
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert document["y"]["shape"] == [1, 10]
+    assert document["outputs"]["y"]["shape"] == [1, 10]
 
 
 def test_inspect_shows_an_engine(built: Path) -> None:

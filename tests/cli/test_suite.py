@@ -77,6 +77,7 @@ def test_output_files_and_exit_code(
     assert ("failed: resnet18_b1: the row broke" in result.stderr) == fails
     document = json.loads(result.stdout)
     assert [each["name"] for each in document["rows"]] == ["resnet18_b1", "resnet34_b1"]
+    assert document.pop("schema") == "twofour.suite/1"
     assert document == json.loads((tmp_path / "cpu_threads2.json").read_text())
     assert document["command"].startswith("twofour bench --suite cpu --threads 2")
     assert str(tmp_path) not in (tmp_path / "cpu_threads2.md").read_text(), (

@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.cli.structure import compare, structure
 from twofour.bench.table import Row
 from twofour.bench.timing import Timing
 from twofour.cli import app
@@ -49,6 +50,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stdout.txt").write_text(result.stdout)
     (folder / "exit_code.txt").write_text(str(result.exit_code))
     return folder
+
+
+def test_the_json_document(folder: Path, request: pytest.FixtureRequest) -> None:
+    """What --json prints is the summary, and its schema."""
+    summary = {"schema": "twofour.demo/1", **json.loads((folder / "summary.json").read_text())}
+    found = structure(summary, ("settings",))
+    compare("demo/1", [found], update=request.config.getoption("--update-golden"))
 
 
 def test_the_table_and_the_verdict_are_printed(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from io import TextIOWrapper
+from typing import Annotated, NoReturn, cast
 
 import typer
 
@@ -17,7 +19,7 @@ from twofour.cli import (
     quantize,
     run,
 )
-from twofour.cli.output import command
+from twofour.cli.output import command, print_error_document
 from twofour.core.version import __version__
 
 app = typer.Typer(
@@ -58,6 +60,22 @@ def root(
     """Prune 2:4, quantize to INT8, compile, and run networks fast on the CPU at hand."""
 
 
-def main() -> None:
+# Of all errors of usage; the name under which typer has it differs between its versions.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
+
+
+def main() -> NoReturn:
     """The entry point of the console script."""
-    app()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ± shows ?
+    try:
+        code = app(standalone_mode=False)
+    except _UsageError as e:
+        e.show()
+        if "--json" in sys.argv:
+            print_error_document("UsageError", e.format_message(), [], "see --help")
+        code = e.exit_code
+    except typer.Abort:
+        code = 1
+    raise SystemExit(code)

@@ -79,11 +79,12 @@ def bench(
             )
     out.show(_table(rows), *_settings(rows), *_agreement(differences))
     out.data(
+        "bench/1",
         {
             "inputs": {name: list(array.shape) for name, array in feeds.items()},
             "results": [dataclasses.asdict(row) for row in rows],
             "differences_from_onnxruntime": [dataclasses.asdict(each) for each in differences],
-        }
+        },
     )
 
 

@@ -92,7 +92,7 @@ def build(
         )
     engine.save(output)
     out.show(_summary(engine, output))
-    out.data(_document(engine, output))
+    out.data("build/1", _document(engine, output))
 
 
 def _require_data(int8: bool, data: str | None) -> None:

@@ -57,6 +57,7 @@ def doctor(
     peaks = _peaks() if measure else {}
     out.show(*_gains(probes), *_rates(peaks))
     out.data(
+        "doctor/1",
         {
             "version": __version__,
             "cpu": host.model,
@@ -68,7 +69,7 @@ def doctor(
             "packages": versions,
             "probes": [dataclasses.asdict(each) for each in probes],
             "peak_gmacs": peaks,
-        }
+        },
     )
 
 

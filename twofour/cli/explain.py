@@ -56,7 +56,7 @@ def explain(
     if layer:
         one = explaining.find_layer(plan, layer, profile)
         out.show(*_detail(one))
-        out.data(dataclasses.asdict(one))
+        out.data("explain.layer/1", dataclasses.asdict(one))
         return
     rows = explaining.explain(plan, profile)
     out.show(_heading(plan), *_profile(plan, profile))
@@ -68,7 +68,7 @@ def explain(
     else:
         named = [(measures.gaps[i], rows[i].runs_as) for i in order]
         out.show(*gap_table(named, out.width), *summary(measures, plan.threads))
-    out.data(_document(plan, profile, order, measures))
+    out.data("explain/1", _document(plan, profile, order, measures))
 
 
 def _document(

@@ -49,7 +49,7 @@ def _model(source: Path, out: Output) -> None:
         *([_weights(found.weights)] if found.weights else []),
         *(f"- {w.node}: not 2:4: {w.reason}" for w in found.weights if w.reason),
     )
-    out.data({"kind": "onnx", **found.to_json()})
+    out.data("inspect.model/1", found.to_json())
 
 
 def _tensor(info: ModelTensor) -> str:
@@ -98,7 +98,8 @@ def _engine(source: Path, out: Output) -> None:
         *(line for i, profile in enumerate(plan.profiles) for line in _profile(plan, i, profile)),
         f"each layer: twofour explain {source}",
     )
-    out.data({"kind": "engine", "bytes": parts, "runs_here": not missing, "plan": plan.to_json()})
+    document = {"bytes": parts, "runs_here": not missing, "plan": plan.to_json()}
+    out.data("inspect.engine/1", document)
 
 
 def _profile(plan: Plan, index: int, profile: Profile) -> list[str]:

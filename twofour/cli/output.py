@@ -1,17 +1,20 @@
 """What a command says and where: results on stdout, progress and errors on stderr, never mixed.
 
---json    stdout holds one JSON document and nothing else
+--json    stdout holds one JSON document and nothing else; its `schema` says which
 --quiet   nothing but errors
+
+What is no terminal gets lines of at most 100 columns without colours; COLUMNS changes the width.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
@@ -21,13 +24,14 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from twofour.core.errors import Error
+from twofour.core.errors import Error, GateError
 from twofour.core.progress import Report, silent
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
-_PLAIN_WIDTH = 120
+PLAIN_WIDTH = 100
+"""Columns of a line where the output goes to no terminal."""
 _SIGINT_EXIT, _SIGPIPE_EXIT = 130, 141
 
 
@@ -74,10 +78,25 @@ class Output:
         for part in parts:
             console.print(printable(part) if isinstance(part, str) else part)
 
-    def data(self, document: Any) -> None:
-        """Prints the document for programs, if that is what was asked for."""
+    def data(self, schema: str, document: dict[str, Any]) -> None:
+        """Prints the document for programs, if that is what was asked for.
+
+        Args:
+            schema: NAME/VERSION; the version rises when a key goes away or changes its meaning.
+            document: plain data; numbers that JSON has not (infinite, or none) become null.
+        """
         if self.as_json and not self.quiet:
-            _console(sys.stdout).out(json.dumps(document, indent=2), highlight=False)
+            print_document(schema, document)
+
+    def fail(self, *reasons: str) -> NoReturn:
+        """Ends a command that has shown its results, and whose check did not hold: exit code 1.
+
+        Args:
+            reasons: a line each, on stderr.
+        """
+        for reason in reasons:
+            print(_clean(reason), file=sys.stderr)
+        raise typer.Exit(GateError.exit_code)
 
     def note(self, text: str) -> None:
         """A remark beside the result, on stderr."""
@@ -103,10 +122,25 @@ class Output:
         console.print(Text(f"{name}: {time.monotonic() - started:.1f} s"))
 
 
+def print_document(schema: str, document: dict[str, Any]) -> None:
+    """Writes the one JSON document of a command to stdout."""
+    plain = {"schema": f"twofour.{schema}", **document}
+    _console(sys.stdout).out(json.dumps(_finite(plain), indent=2), highlight=False)
+
+
+def _finite(value: Any) -> Any:
+    """The same plain data, with null for numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _console(stream: Any) -> Console:
-    """Made anew for each use, since streams may be replaced; in a file lines are wide."""
+    """Made anew for each use, since streams may be replaced."""
     fixed = stream.isatty() or os.environ.get("COLUMNS")
-    return _Terminal(file=stream, width=None if fixed else _PLAIN_WIDTH, highlight=False)
+    return _Terminal(file=stream, width=None if fixed else PLAIN_WIDTH, highlight=False)
 
 
 def _bar(console: Console) -> Progress:
@@ -150,5 +184,10 @@ def _print_error(error: Error, *, as_json: bool) -> None:
     kind = type(error).__name__
     print(_clean(f"{kind}: {error}"), file=sys.stderr)
     if as_json:
-        parts = {"type": kind, "what": error.what, "reasons": error.reasons, "fix": error.fix}
-        print(json.dumps({"error": parts}, indent=2))
+        print_error_document(kind, error.what, error.reasons, error.fix)
+
+
+def print_error_document(kind: str, what: str, reasons: Sequence[str], fix: str) -> None:
+    """What --json prints of a command that ended with an error, and so has no other document."""
+    parts = {"type": kind, "what": what, "reasons": list(reasons), "fix": fix}
+    print_document("error/1", {"error": parts})

@@ -48,7 +48,7 @@ def prune(
     save_model(pruned, output)
     out.show("\n".join(_line(entry) for entry in report), f"{output}")
     layers = [{**vars(entry), "pruned": not entry.reason} for entry in report]
-    out.data({"model": str(output), "pattern": pattern, "layers": layers})
+    out.data("prune/1", {"model": str(output), "pattern": pattern, "layers": layers})
 
 
 def _line(entry: Pruned) -> str:

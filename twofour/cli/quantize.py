@@ -80,4 +80,5 @@ def quantize(
     kept = f", the patterns of {len(patterns)} layers kept" if patterns else ""
     out.show(f"{output}: {output.stat().st_size / 1e3:.0f} kB{kept}")
     document = {"model": str(output), "size_bytes": output.stat().st_size, "patterns": patterns}
-    out.data({**document, "method": method.value, "activation": activation.value})
+    chosen = {"method": method.value, "activation": activation.value}
+    out.data("quantize/1", {**document, **chosen})

@@ -39,12 +39,11 @@ def run(
     paths = _write(results, output_dir)
     for name, array in results.items():
         out.show(f"{name}: {array.dtype} {list(array.shape)} -> {paths[name]}")
-    out.data(
-        {
-            name: {"dtype": str(array.dtype), "shape": array.shape, "file": str(paths[name])}
-            for name, array in results.items()
-        }
-    )
+    written = {
+        name: {"dtype": str(array.dtype), "shape": array.shape, "file": str(paths[name])}
+        for name, array in results.items()
+    }
+    out.data("run/1", {"outputs": written})
 
 
 def _read(item: str) -> tuple[str, NDArray[Any]]:

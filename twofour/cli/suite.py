@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from twofour.cli.options import require_packages, require_writable
 from twofour.cli.output import Output
 
@@ -112,12 +110,10 @@ def bench_suite(
     if asked.write is not None:
         stem = page.file_stem(asked.suite, threads)
         out.note(f"wrote {stem}.md and {stem}.json in {asked.write}")
-    out.data(document)
+    out.data("suite/1", document)
     failed = failures(found)
-    for line in failed:
-        out.note(f"failed: {line}")
     if failed:
-        raise typer.Exit(1)
+        out.fail(*(f"failed: {line}" for line in failed))
 
 
 def _kept(asked: SuiteRequest, now: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,169 @@
+"""Every command's --json document has the structure of its golden file; what is printed fits.
+
+A new command, or a new kind of document: one line in CALLS, and a golden file written by
+`pytest tests/cli/test_json_schemas.py --update-golden`. A document may lack alternatives that its
+golden file has (null on a machine that measured nothing), but no key, and it may have nothing new.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.cli.structure import GOLDEN, compare, merged, structure
+from tests.sample_engines import sample_engine
+from tests.sample_models import conv_model
+from twofour.cli import app
+from twofour.cli.output import PLAIN_WIDTH
+
+DATA, QUICK = ("--data", "data.npz"), ("--tuning-effort", "1")
+# What commands print, in an order in which each finds its files: schema -> arguments.
+CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("doctor/1", ("doctor",)),
+    ("doctor/1", ("doctor", "--measure")),
+    ("prune/1", ("prune", "model.onnx", "-o", "sparse.onnx", "--skip", "linear")),
+    ("quantize/1", ("quantize", "sparse.onnx", "-o", "int8.onnx", *DATA)),
+    ("inspect.model/1", ("inspect", "model.onnx")),
+    ("inspect.model/1", ("inspect", "int8.onnx")),
+    ("build/1", ("build", "int8.onnx", "-o", "int8.engine", *QUICK)),
+    ("build/1", ("build", "model.onnx", "-o", "f32.engine", *QUICK, "--shapes", "x:1x4x8x8")),
+    ("inspect.engine/1", ("inspect", "int8.engine")),
+    ("inspect.engine/1", ("inspect", "sample.engine")),
+    ("explain/1", ("explain", "int8.engine")),
+    ("explain/1", ("explain", "sample.engine")),
+    ("explain/1", ("explain", "f32.engine", "--roofline")),
+    ("explain.layer/1", ("explain", "int8.engine", "--layer", "conv")),
+    ("explain.layer/1", ("explain", "sample.engine", "--layer", "layer1.0.conv1")),
+    ("run/1", ("run", "int8.engine", "--input", "x=x.npy", "--output-dir", "out")),
+    ("bench/1", ("bench", "int8.engine", "--duration", "0.05")),
+    (
+        "bench/1",
+        ("bench", "f32.engine", "--model", "model.onnx", "--vs", "onnxruntime", "--duration", ".1"),
+    ),
+    ("error/1", ("explain", "none.engine")),
+    ("error/1", ("build", "model.onnx", "-o", "no.engine", "--int8")),
+)
+# Objects whose keys are names: of tensors, packages, operators.
+MAPS: dict[str, tuple[str, ...]] = {
+    "doctor/1": ("packages", "missing_features", "peak_gmacs"),
+    "quantize/1": ("patterns",),
+    "inspect.model/1": ("operators",),
+    "explain/1": ("rates.peak_gmacs",),
+    "run/1": ("outputs",),
+    "bench/1": ("inputs",),
+}
+# These are tested where they are run: they take long.
+ELSEWHERE = {"demo": "tests/demo"}
+NAMES = tuple(dict.fromkeys(schema for schema, _ in CALLS))
+
+
+def twofour(*arguments: str, width: int | None = None) -> Result:
+    """In this process, as it prints where there is no terminal."""
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": str(width) if width else None})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("schemas")
+    conv_model(folder / "model.onnx", scale=0.2)
+    sample_engine().save(folder / "sample.engine")
+    x = np.random.default_rng(0).standard_normal((8, 4, 8, 8)).astype(np.float32)
+    np.save(folder / "x.npy", x[:1])
+    np.savez(folder / "data.npz", x=x)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def documents(folder: Path) -> dict[str, list[Any]]:
+    """What each call printed, by schema."""
+    found: dict[str, list[Any]] = {name: [] for name in NAMES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for schema, arguments in CALLS:
+            result = twofour(*arguments, "--json")
+            assert (result.exit_code == 2) == (schema == "error/1"), result.output
+            document = json.loads(result.stdout)
+            assert document["schema"] == f"twofour.{schema}", arguments
+            assert next(iter(document)) == "schema"
+            found[schema].append(document)
+    return found
+
+
+@pytest.mark.parametrize("schema", NAMES)
+def test_a_document_has_the_structure_of_its_golden_file(
+    schema: str, documents: dict[str, list[Any]], request: pytest.FixtureRequest
+) -> None:
+    found = [structure(each, MAPS.get(schema, ())) for each in documents[schema]]
+    compare(schema, found, update=request.config.getoption("--update-golden"))
+
+
+def test_each_command_and_each_golden_file_is_compared() -> None:
+    commands = {command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    assert commands == {arguments[0] for _, arguments in CALLS} | set(ELSEWHERE)
+    assert {path.stem for path in GOLDEN.iterdir()} == {
+        *(name.partition("/")[0] for name in NAMES),
+        *ELSEWHERE,
+    }
+
+
+@pytest.mark.parametrize("width", [None, 80])
+def test_what_is_printed_fits(
+    width: int | None, folder: Path, documents: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`documents` has made the files that the calls read."""
+    monkeypatch.chdir(folder)
+    for schema, arguments in CALLS:
+        result = twofour(*arguments, width=width)
+        assert (result.exit_code == 2) == (schema == "error/1"), result.output
+        longest = max((line for line in result.stdout.splitlines()), key=len, default="")
+        assert len(longest) <= (width or PLAIN_WIDTH), f"{arguments}: {longest}"
+        assert "\x1b" not in result.output
+
+
+def test_structures() -> None:
+    value = {"a": 1, "b": [{"c": "x"}, {"c": None, "d": 2.5}], "m": {"Conv": 3}, "e": []}
+    assert structure(value, ("m",)) == {
+        "a": "integer",
+        "b": [{"c": "null|string", "d?": "number"}],
+        "m": {"*": "integer"},
+        "e": [],
+    }
+    assert structure([1, 2.5, None]) == ["null|number"]
+    assert structure([{"a": 1}, None, [2]]) == [{"|": [{"a": "integer"}, ["integer"], "null"]}]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": 1, "b": [{"c": "x"}]},
+        {"a": 1, "b": []},
+    ],
+)
+def test_what_a_golden_file_covers(other: Any) -> None:
+    golden = structure({"a": 1, "b": [{"c": "x"}, {"c": None}]})
+    assert merged(golden, structure(other)) == golden
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": 1},
+        {"a": 1.5, "b": []},
+        {"a": 1, "b": None},
+        {"a": 1, "b": [], "c": 2},
+        {"a": 1, "b": [{"d": "x"}]},
+        {"a": 1, "b": [{"c": 3}]},
+        {"a": 1, "b": ["x"]},
+    ],
+)
+def test_what_a_golden_file_does_not_cover(other: Any) -> None:
+    golden = structure({"a": 1, "b": [{"c": "x"}, {"c": None}]})
+    assert merged(golden, structure(other)) != golden
