@@ -75,7 +75,7 @@ def test_bytes_that_are_no_model(tmp_path, content):
 
 def test_too_large(path, monkeypatch):
     monkeypatch.setattr(load, "MAX_MODEL_BYTES", 500)
-    with refused("is too large", "at most 500 bytes", error=UnsupportedError):
+    with refused("is too large", "at most", error=UnsupportedError):
         load_model(path)
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,20 +170,38 @@ def first_violation(w: NDArray[np.generic], pattern: str | Pattern) -> Violation
     """
     pattern = Pattern.parse(pattern)
     _require_eligible(w, pattern)
-    nonzero = _groups(np.not_equal(w, 0), pattern.m)
-    found = _first_full_group(nonzero, pattern, w.shape[2:])
+    nonzero = np.not_equal(w, 0)
+    found = _first_full_group(nonzero, pattern)
     if found is not None or not pattern.pair:
         return found
-    paired = _paired_rows(w.shape[0])
-    halves = _split_pairs(nonzero[:, :paired])
-    union = (halves[:, :, 0] | halves[:, :, 1]).reshape(pattern.m, -1, *nonzero.shape[2:])
-    found = _first_full_group(union, pattern, w.shape[2:])
+    found = _first_full_group(_unions(nonzero), pattern)
     if found is None:
         return None
     block, row = divmod(found.output_channels[0], PAIR_DISTANCE)
     first = block * PAIR_BLOCK + row
     rows = (first, first + PAIR_DISTANCE)
     return Violation(pattern, rows, found.tap, found.channels, found.nonzeros)
+
+
+def share_held(w: NDArray[np.generic], pattern: str | Pattern) -> float:
+    """The share of groups with at most `n` nonzeros, 0 to 1; of a pair pattern, of shared groups.
+
+    Args:
+        w: real [N, C, ...].
+        pattern: such as `2:4`.
+
+    Raises:
+        InputError: the shape cannot have the pattern at all (see `ineligible`).
+    """
+    pattern = Pattern.parse(pattern)
+    _require_eligible(w, pattern)
+    nonzero = np.not_equal(w, 0)
+    parts = [nonzero]
+    if pattern.pair:
+        parts = [_unions(nonzero), nonzero[_paired_rows(len(w)) :]]
+    counts = [_counts(part, pattern.m) for part in parts]
+    held = sum(int(np.count_nonzero(count <= pattern.n)) for count in counts)
+    return held / sum(count.size for count in counts)
 
 
 def is_pattern(w: NDArray[np.generic], pattern: str | Pattern) -> bool:
@@ -260,22 +278,38 @@ def _split_pairs(planes: NDArray[Scalar]) -> NDArray[Scalar]:
     return planes.reshape(m, rows // PAIR_BLOCK, 2, PAIR_DISTANCE, *rest)
 
 
-def _first_full_group(
-    nonzero: NDArray[np.bool_], pattern: Pattern, taps: tuple[int, ...]
-) -> Violation | None:
-    """Looks at bool [m, N, C/m, T] for a group with more than n nonzeros."""
-    count = nonzero.sum(axis=0, dtype=np.uint8)
-    over = (count > pattern.n).transpose(0, 2, 1)
+def _counts(nonzero: NDArray[np.bool_], m: int) -> NDArray[Any]:
+    """[N, C, ...] -> nonzeros of each group, [N, C/m, ...]."""
+    ones = nonzero.view(np.uint8)
+    total: NDArray[Any] = ones[:, ::m].astype(np.uint8 if m < 256 else np.uint16)
+    for place in range(1, m):
+        total += ones[:, place::m]
+    return total
+
+
+def _unions(nonzero: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[N, C, ...] -> [16 * B, C, ...]: what either channel of each pair has."""
+    paired = nonzero[: _paired_rows(len(nonzero))]
+    halves = paired.reshape(-1, 2, PAIR_DISTANCE, *nonzero.shape[1:])
+    union: NDArray[np.bool_] = halves[:, 0] | halves[:, 1]
+    return union.reshape(-1, *nonzero.shape[1:])
+
+
+def _first_full_group(nonzero: NDArray[np.bool_], pattern: Pattern) -> Violation | None:
+    """Looks for a group with more than n nonzeros."""
+    count = _counts(nonzero, pattern.m)
+    over = count > pattern.n
     if not over.any():
         return None
-    row, tap, group = np.unravel_index(int(over.argmax()), over.shape)
-    first = int(group) * pattern.m
+    by_tap = np.moveaxis(over, 1, -1)
+    row, *tap, group = (int(i) for i in np.unravel_index(int(by_tap.argmax()), by_tap.shape))
+    first = group * pattern.m
     return Violation(
         Pattern(pattern.n, pattern.m),
-        (int(row),),
-        tuple(int(i) for i in np.unravel_index(int(tap), taps)) if taps else (),
+        (row,),
+        tuple(tap),
         (first, first + pattern.m - 1),
-        int(count[row, group, tap]),
+        int(count[(row, group, *tap)]),
     )
 
 

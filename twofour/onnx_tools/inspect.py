@@ -12,7 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.core.errors import GateError
-from twofour.core.patterns import PAIR_BLOCK, Pattern, ineligible, is_pattern, why_not
+from twofour.core.patterns import (
+    PAIR_BLOCK,
+    Pattern,
+    ineligible,
+    is_pattern,
+    share_held,
+    why_not,
+)
 from twofour.onnx_tools.edit import Array, constant, is_standard, operand
 from twofour.onnx_tools.weights import Weight, layer_weights
 
@@ -61,7 +68,10 @@ class WeightInfo:
         shape: output channels, input channels, filter taps.
         dtype: as stored in the file.
         zeros: share of zeros, 0 to 1.
+        size_bytes: as stored in the file.
         patterns: those of `PATTERNS` that it has, the strongest first.
+        groups_held: share of its groups of 4 input channels that are 2:4; None where it is plainly
+            dense, or cannot have the pattern by its shape.
         reason: why it is not 2:4; None where it is, or where it is plainly dense.
         scale: of a quantized weight.
         input_scale: of the activations that the layer takes; None where they are float.
@@ -72,8 +82,10 @@ class WeightInfo:
     op_type: str
     shape: tuple[int, ...]
     dtype: str
+    size_bytes: int
     zeros: float
     patterns: tuple[str, ...]
+    groups_held: float | None
     reason: str | None
     scale: ScaleInfo | None
     input_scale: ScaleInfo | None
@@ -95,6 +107,8 @@ class Inspection:
         parameters: elements of all initializers and Constant nodes.
         parameter_bytes: their size.
         weight_zeros: share of zeros in all listed weights together.
+        sparse_weights: how many of the weights are 2:4.
+        quantized_layers: how many layers have a quantized weight and a quantized input.
     """
 
     ir_version: int
@@ -107,6 +121,8 @@ class Inspection:
     parameters: int
     parameter_bytes: int
     weight_zeros: float
+    sparse_weights: int
+    quantized_layers: int
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings."""
@@ -145,6 +161,10 @@ def inspect(model: ir.Model) -> Inspection:
         parameters=sum(tensor.size for tensor in tensors if tensor is not None),
         parameter_bytes=sum(tensor.nbytes for tensor in tensors if tensor is not None),
         weight_zeros=zeros / max(sum(sizes), 1),
+        sparse_weights=sum("2:4" in info.patterns for info in weights),
+        quantized_layers=sum(
+            info.scale is not None and info.input_scale is not None for info in weights
+        ),
     )
 
 
@@ -210,19 +230,24 @@ def require_patterns(model: ir.Model, expected: Mapping[str, str]) -> None:
 
 
 def _weight_info(layer: ir.Node, weight: Weight) -> WeightInfo:
-    values = weight.values
-    zeros = 1 - np.count_nonzero(values) / values.size if values.size else 0.0
-    held = _patterns_held(values) if zeros >= 0.5 else ()
-    reason = why_not(values, "2:4") if zeros >= NEARLY and "2:4" not in held else None
+    nonzero = np.not_equal(weight.values, 0)
+    zeros = 1 - np.count_nonzero(nonzero) / nonzero.size if nonzero.size else 0.0
+    held = _patterns_held(nonzero) if zeros >= NEARLY else ()
+    sought = zeros >= NEARLY and "2:4" not in held
+    share = 1.0 if "2:4" in held else None
+    if sought and ineligible(nonzero.shape, "2:4") is None:
+        share = share_held(nonzero, "2:4")
     return WeightInfo(
         name=weight.name,
         node=layer.name or "",
         op_type=layer.op_type,
-        shape=values.shape,
+        shape=nonzero.shape,
         dtype=str(weight.stored.dtype),
+        size_bytes=weight.stored.nbytes,
         zeros=float(zeros),
         patterns=held,
-        reason=reason,
+        groups_held=share,
+        reason=why_not(nonzero, "2:4") if sought else None,
         scale=_scale_info(operand(layer, 1)),
         input_scale=_scale_info(operand(layer, 0)),
     )
@@ -230,8 +255,10 @@ def _weight_info(layer: ir.Node, weight: Weight) -> WeightInfo:
 
 def _patterns_held(values: Array) -> tuple[str, ...]:
     """A weight with fewer output channels than a block of pairs counts as free 2:4."""
-    held = [name for name in PATTERNS if is_pattern(values, name)]
-    return tuple(name for name in held if len(values) >= PAIR_BLOCK or not name.endswith("/pair"))
+    free = is_pattern(values, "2:4")
+    paired = free and len(values) >= PAIR_BLOCK and is_pattern(values, "2:4/pair")
+    wide = is_pattern(values, "4:8")
+    return tuple(name for name, has in zip(PATTERNS, (paired, free, wide), strict=True) if has)
 
 
 def _scale_info(value: ir.Value | None) -> ScaleInfo | None:

@@ -2,28 +2,34 @@
 
     path -> bytes -> protobuf -> external tensors -> onnx.checker -> type check -> onnx_ir.Model
 
-Each arrow refuses what it cannot take and says why. Later stages rely on a loaded model being
-valid.
+The bytes of large weights stay where they were read and go around all of it (wire.py). Each arrow
+refuses what it cannot take and says why. Later stages rely on a loaded model being valid.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.errors import InputError
+from twofour.onnx_tools.stored import (
+    MAX_MODEL_BYTES,
+    Bytes,
+    read_external,
+    tensor_problems,
+    too_large,
+)
 from twofour.onnx_tools.typecheck import type_conflicts
-
-MAX_MODEL_BYTES = 2**31 - 1
-"""The most that one protobuf message can hold."""
+from twofour.onnx_tools.wire import skeleton
 
 _FIX_EXPORT = "export the model again"
 
@@ -53,21 +59,14 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         UnsupportedError: it is larger than 2 GiB.
     """
     path = Path(path)
-    proto = _parse(path, _read(path))
-    _load_external_data(path, proto)
-    try:
-        onnx.checker.check_model(proto)
-        conflicts = type_conflicts(ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
-        model = ir.from_proto(proto)
-        ir.to_proto(model)  # refuses texts that are no UTF-8, which reading lets through
-    except _INVALID as error:
-        raise InputError(f"{path} is not a valid ONNX model", _lines(error), _FIX_EXPORT) from error
-    if conflicts:
-        raise InputError(
-            f"{path} gives operators types that they do not take",
-            conflicts,
-            "convert the model again; int8 weights need a DequantizeLinear before a float operator",
-        )
+    data = _read(path)
+    outline = skeleton(data)
+    proto, apart = _parse(path, outline.data, data), dict[int, Bytes](outline.left_out)
+    read_external(path, proto, apart)
+    model = _checked(path, proto, apart)
+    for index, content in apart.items():
+        tensor = proto.graph.initializer[index]
+        model.graph.initializers[tensor.name].const_value = _array(tensor, content)
     common_passes.RemoveInitializersFromInputsPass()(model)
     common_passes.NameFixPass()(model)
     return model
@@ -115,7 +114,7 @@ def model_bytes(model: ir.Model) -> bytes:
     """
     proto = ir.to_proto(model)
     if proto.ByteSize() > MAX_MODEL_BYTES:
-        raise _too_large("the model", proto.ByteSize())
+        raise too_large("the model", proto.ByteSize())
     data: bytes = proto.SerializeToString()
     return data
 
@@ -130,7 +129,7 @@ def _read(path: Path) -> bytes:
             )
         size_bytes = path.stat().st_size
         if size_bytes > MAX_MODEL_BYTES:
-            raise _too_large(str(path), size_bytes)
+            raise too_large(str(path), size_bytes)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(
@@ -142,15 +141,64 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _parse(path: Path, data: bytes) -> onnx.ModelProto:
+def _parse(path: Path, outline: bytes, data: bytes) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
+        proto.ParseFromString(outline)
     except DecodeError as error:
         raise _not_onnx(path, data) from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise _not_onnx(path, data)
     return proto
+
+
+def _checked(path: Path, proto: onnx.ModelProto, apart: Mapping[int, Bytes]) -> ir.Model:
+    """The model, whose initializers that lie apart have no content yet.
+
+    The checks see those as inputs, so that a large model costs no more than a small one.
+    """
+    problems = tensor_problems(proto, apart)
+    if problems:
+        raise InputError(f"{path} holds tensors that are damaged", problems, _FIX_EXPORT)
+    outline = _without(proto, apart)
+    try:
+        onnx.checker.check_model(outline)
+        conflicts = type_conflicts(ir.from_proto(onnx.shape_inference.infer_shapes(outline)))
+        ir.to_proto(ir.from_proto(outline))  # refuses texts that are no UTF-8; reading lets them
+        model = ir.from_proto(proto)
+    except _INVALID as error:
+        raise InputError(f"{path} is not a valid ONNX model", _lines(error), _FIX_EXPORT) from error
+    if conflicts:
+        raise InputError(
+            f"{path} gives operators types that they do not take",
+            conflicts,
+            "convert the model again; int8 weights need a DequantizeLinear before a float operator",
+        )
+    return model
+
+
+def _without(proto: onnx.ModelProto, apart: Mapping[int, Bytes]) -> onnx.ModelProto:
+    """A copy whose initializers that lie apart are inputs."""
+    outline = onnx.ModelProto()
+    outline.CopyFrom(proto)
+    tensors = [outline.graph.initializer[index] for index in apart]
+    names = {info.name for info in outline.graph.input}
+    for tensor in (tensor for tensor in tensors if tensor.name not in names):
+        info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        outline.graph.input.append(info)
+    for index in sorted(apart, reverse=True):
+        del outline.graph.initializer[index]
+    return outline
+
+
+def _array(tensor: onnx.TensorProto, data: Bytes) -> ir.TensorProtocol:
+    """The tensor with its bytes, not copied where a type takes whole bytes."""
+    dtype = ir.DataType(tensor.data_type)
+    if dtype.bitwidth < 8 or sys.byteorder != "little":
+        tensor.raw_data = bytes(data)
+        return ir.serde.TensorProtoTensor(tensor)
+    array = np.frombuffer(data, dtype.numpy()).reshape(tuple(tensor.dims))
+    return ir.Tensor(array, dtype=dtype, name=tensor.name)
 
 
 def _not_onnx(path: Path, data: bytes) -> InputError:
@@ -176,87 +224,8 @@ def _not_onnx(path: Path, data: bytes) -> InputError:
     )
 
 
-def _load_external_data(path: Path, proto: onnx.ModelProto) -> None:
-    tensors = [tensor for tensor in _tensors(proto) if uses_external_data(tensor)]
-    problems = [
-        problem for tensor in tensors if (problem := _external_problem(path.parent, tensor))
-    ]
-    if problems:
-        raise InputError(
-            f"external data of {path} cannot be read",
-            problems,
-            "keep the data file that the exporter wrote beside the .onnx file",
-        )
-    size_bytes = sum(_tensor_bytes(tensor) for tensor in tensors) + proto.ByteSize()
-    if size_bytes > MAX_MODEL_BYTES:
-        raise _too_large(str(path), size_bytes)
-    for tensor in tensors:
-        info = ExternalDataInfo(tensor)
-        with (path.parent / info.location).open("rb") as file:
-            file.seek(info.offset or 0)
-            tensor.raw_data = file.read(_tensor_bytes(tensor))
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
-
-
-def _external_problem(folder: Path, tensor: onnx.TensorProto) -> str | None:
-    """Why an external tensor cannot be read, or None."""
-    what = f"tensor {tensor.name!r}"
-    try:
-        info = ExternalDataInfo(tensor)
-        wanted = _tensor_bytes(tensor)
-    except (ValueError, KeyError, TypeError) as error:
-        return f"{what}: {error}"
-    offset = info.offset or 0
-    file = folder / info.location
-    root = folder.resolve()
-    if not info.location or Path(info.location).is_absolute() or root not in file.resolve().parents:
-        return f"{what}: expected a file inside {folder}, got location {info.location!r}"
-    if not file.is_file():
-        return f"{what}: there is no file {file}"
-    if offset < 0 or wanted < 0 or (info.length is not None and info.length != wanted):
-        return f"{what}: expected {wanted} bytes, got offset {offset} and length {info.length}"
-    if offset + wanted > file.stat().st_size:
-        return f"{what}: expected {offset + wanted} bytes in {file}, got {file.stat().st_size}"
-    return None
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    """Raises KeyError or ValueError for a type or a shape that is none."""
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    return (count * ir.DataType(tensor.data_type).bitwidth + 7) // 8
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    graphs = [proto.graph]
-    nodes = [node for function in proto.functions for node in function.node]
-    while graphs or nodes:
-        for graph in graphs:
-            yield from graph.initializer
-            nodes.extend(graph.node)
-        graphs = []
-        for attribute in (attribute for node in nodes for attribute in node.attribute):
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            graphs.extend(attribute.graphs)
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-        nodes = []
-
-
 def _lines(error: Exception) -> list[str]:
     return [line.strip() for line in str(error).splitlines() if line.strip()][:8]
-
-
-def _too_large(what: str, size_bytes: int) -> UnsupportedError:
-    return UnsupportedError(
-        f"{what} is too large",
-        [f"expected at most {MAX_MODEL_BYTES} bytes with its external data, got {size_bytes}"],
-        "split the model, or store its weights as float16",
-    )
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
