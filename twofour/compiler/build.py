@@ -21,6 +21,7 @@ import onnx_ir as ir
 from twofour.compiler.assemble import Assembler, Compiled, Progress
 from twofour.compiler.emit import Emitter
 from twofour.compiler.importer import import_graph
+from twofour.compiler.join_moves import join_moves
 from twofour.compiler.lower import lower
 from twofour.compiler.open_graph import OpenGraph
 from twofour.compiler.passes.pipeline import Fused, Pass, run_passes
@@ -249,7 +250,7 @@ def _network(
 
     if not request.symbols:
         static = fused(imported(request.shapes_at(())))
-        order = schedule(static.model.graph)
+        order = join_moves(schedule(static.model.graph), static.model.graph)
         return Compiled(static, order, lower(static.model.graph, order), operators[0])
     found = OpenGraph.of(request, imported, fused)
     graph = found.fused.model.graph
