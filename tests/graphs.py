@@ -13,8 +13,13 @@ from twofour.compiler.passes import rewrite, text
 
 
 def graph(body: str, opset: int = 18, **weights: np.ndarray) -> ir.Model:
-    """A model from `(inputs) => (outputs) <constants> { nodes }`; weights are further constants."""
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]> g {body}')
+    """A model from `(inputs) => (outputs) <constants> { nodes }`; weights are further constants.
+
+    Operators of com.microsoft may be among the nodes.
+    """
+    domains = ', "com.microsoft": 1' if "com.microsoft" in body else ""
+    head = f'<ir_version: 10, opset_import: ["": {opset}{domains}]>'
+    proto = onnx.parser.parse_model(f"{head} g {body}")
     proto.graph.initializer.extend(
         onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()
     )

@@ -53,7 +53,7 @@ __all__ = [
     "check",
 ]
 
-FORMAT = 3
+FORMAT = 4
 _MAX_PLAN_BYTES = 64 << 20
 
 Bytes = NDArray[np.uint8]

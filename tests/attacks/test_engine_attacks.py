@@ -102,6 +102,23 @@ def hashes(value: Any) -> Callable[[Header], None]:
 
 
 LIES: dict[str, tuple[Callable[[Header], None], str]] = {
+    "known shape that is not known": (
+        profile_with("outputs", 0, "known", value=False),
+        "has a shape that is not known",
+    ),
+    "input without a shape": (
+        profile_with(
+            "inputs", 0, value={"name": "x", "dtype": "float32", "shape": [], "known": False}
+        ),
+        "input 'x' has no shape",
+    ),
+    "program that writes what has no shape": (
+        profile_with(
+            "boundary", 0, value={"name": "logits", "dtype": "float32", "shape": [], "known": False}
+        ),
+        "program 'net0' uses tensor 'logits', whose shape is not known",
+    ),
+    "known is text": (profile_with("outputs", 0, "known", value="no"), "known: expected bool"),
     "arena below zero": (profile_with("arena_bytes", value=-1), "arena of -1"),
     "arena beyond memory": (profile_with("arena_bytes", value=1 << 60), "arena of"),
     "arena is text": (profile_with("arena_bytes", value="4096"), "arena_bytes: expected int"),

@@ -8,7 +8,6 @@ import pytest
 from tests.compiler.engines import built_and_run, random_inputs, reference, steps
 from tests.graphs import graph
 from twofour.compiler.build import build
-from twofour.core.errors import UnsupportedError
 
 RANDOM = np.random.default_rng(0)
 
@@ -141,15 +140,3 @@ def test_inputs_of_ones_may_be_refused_by_the_model(timing_cache) -> None:
     (layer,) = [layer for layer in engine.plan.layers if layer.op == "GatherND"]
     assert layer.time_us is None
     assert "does not take ones" in " ".join(layer.notes)
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        (f"{X.replace('float[1,16,6,6] y', 'int64[4,n] y')} {{ y = NonZero (x) }}", "not known"),
-        ("(string[2] x) => (string[2] y) { y = Identity (x) }", "STRING"),
-    ],
-)
-def test_what_no_engine_can_hold_is_refused(body, reason) -> None:
-    with pytest.raises(UnsupportedError, match=reason):
-        build(graph(body))

@@ -17,7 +17,7 @@ from tests.compiler.random_graphs import random_graph
 from tests.graphs import graph
 from tests.networks import ResNet18, export, with_statistics
 from twofour.compiler.build import build
-from twofour.core.errors import EngineError, InputError, UnsupportedError
+from twofour.core.errors import EngineError, InputError
 from twofour.engine import Engine
 from twofour.onnx_tools.load import load_model
 from twofour.onnx_tools.quantize import quantize
@@ -189,9 +189,24 @@ def test_profiles_of_images_of_several_sizes(timing_cache) -> None:
     shapes = ((3, 3, 9, 12), (2, 3, 20, 21), (1, 3, 16, 8), (1, 3, 9, 12), (3, 3, 16, 8))
     feeds = [{"x": random.normal(size=shape).astype(np.float32)} for shape in shapes]
     compare(engine, model, feeds, timing_cache=timing_cache)
-    with pytest.raises(UnsupportedError, match="tensor 'x' cannot have these open sizes") as caught:
-        build(model, shapes={"x": ((1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 16, 16))})
-    assert "several profiles" in caught.value.fix
+
+
+def test_open_heights_and_widths_run_on_onnxruntime(timing_cache) -> None:
+    model = graph("(float[1,3,h,w] x) => (float[1,3,h,w] y) { y = Conv (x, k) }",
+                  k=np.full((3, 3, 1, 1), 0.5, np.float32))  # fmt: skip
+    engine = build(model, shapes={"x": ((1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 16, 16))})
+    why = why_whole(engine)
+    assert "tensor 'x' cannot have these open sizes" in why
+    assert "several profiles" in why
+    feeds = [{"x": np.ones((1, 3, h, w), np.float32)} for h, w in ((8, 8), (9, 16))]
+    compare(engine, model, feeds, timing_cache=timing_cache)
+
+
+def why_whole(engine) -> str:
+    """The reason for which all of the model is one step on ONNX Runtime."""
+    (layer,) = engine.plan.layers
+    assert (layer.op, layer.tactic) == ("Model", "onnxruntime")
+    return " ".join(layer.notes)
 
 
 class Depthwise(nn.Module):
@@ -296,7 +311,7 @@ def test_rows_go_on_in_any_way(end, timing_cache) -> None:
     compare(engine, model, feeds, timing_cache=timing_cache)
 
 
-def test_what_no_size_says_is_refused() -> None:
+def test_what_no_size_says_runs_on_onnxruntime() -> None:
     halves = graph(
         """(float[N,4] x) => (float[M,4] y) <int64[1] start={0}, int64[1] axis={0}> {
              sizes = Shape(x)
@@ -306,28 +321,34 @@ def test_what_no_size_says_is_refused() -> None:
              part = Slice(x, start, half, axis)
              y = Relu(part) }"""
     )
-    with pytest.raises(UnsupportedError, match="cannot have these open sizes") as caught:
-        build(halves, shapes={"x": ((2, 4), (4, 4), (8, 4))})
-    assert "several profiles" in caught.value.fix
+    engine = build(halves, shapes={"x": ((2, 4), (4, 4), (8, 4))})
+    assert "cannot have these open sizes" in why_whole(engine)
+    with Session(engine) as session:
+        assert session.run({"x": np.ones((6, 4), np.float32)})["y"].shape == (3, 4)
 
 
-def test_a_smallest_shape_that_changes_the_rank_is_refused() -> None:
+def test_a_smallest_shape_that_changes_the_rank_runs_on_onnxruntime() -> None:
     squeezed = graph("(float[N,4] x) => (float[M] y) { a = Relu(x)\n y = Squeeze(a) }", opset=18)
-    with pytest.raises(UnsupportedError, match="at the smallest shape it is"):
-        build(squeezed, shapes={"x": ((1, 4), (4, 4), (8, 4))})
+    engine = build(squeezed, shapes={"x": ((1, 4), (4, 4), (8, 4))})
+    assert "at the smallest shape it is" in why_whole(engine)
+    with Session(engine) as session:
+        shapes = [session.run({"x": np.ones((n, 4), np.float32)})["y"].shape for n in (1, 3)]
+    assert shapes == [(4,), (3, 4)]
 
 
-def test_a_part_that_is_whole_at_small_shapes_is_refused() -> None:
+def test_a_part_that_is_whole_at_small_shapes_runs_on_onnxruntime() -> None:
     most = graph(
         """(float[N,S] x) => (float[N,1] y)
            <int64[1] zero = {0}, int64[1] five = {5}, int64[1] axis = {1}> {
              part = Slice(x, zero, five, axis)
              y = ReduceMean(part, axis) }"""
     )
-    with pytest.raises(UnsupportedError, match="tensor 'part' cannot have these open") as caught:
-        build(most, shapes={"x": ((1, 2), (2, 8), (3, 16))})
-    assert "at the smallest shape it is [1, 2], not [1, 5]" in str(caught.value)
-    build(most, shapes={"x": ((1, 5), (2, 8), (3, 16))})
+    engine = build(most, shapes={"x": ((1, 2), (2, 8), (3, 16))})
+    why = why_whole(engine)
+    assert "tensor 'part' cannot have these open" in why
+    assert "at the smallest shape it is [1, 2], not [1, 5]" in why
+    engine = build(most, shapes={"x": ((1, 5), (2, 8), (3, 16))})
+    assert [layer.op for layer in engine.plan.layers] == ["Slice", "ReduceMean"]
 
 
 def test_nameless_dimensions_that_must_be_equal_are_told_of() -> None:

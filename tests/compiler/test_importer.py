@@ -103,14 +103,16 @@ def test_unnamed_dimensions_become_one():
 
 def test_shapes_at_which_the_model_cannot_run_are_an_input_error():
     source = model("""(float[n,4] x, float[m,4] z) => (float[n,4] y) { y = Add (x, z) }""")
-    with pytest.raises(InputError, match="the model is not valid ONNX") as error:
+    with pytest.raises(UnsupportedError, match="the model is not valid ONNX") as error:
         import_graph(source, {"x": (3, 4), "z": (2, 4)})
     assert "shapes given" in error.value.fix
 
 
 def test_a_model_with_contradicting_types_is_an_input_error(data_folder):
     source = ir.load(data_folder / "onnx" / "BROKEN_mlperftiny_kws.onnx")
-    with pytest.raises(InputError, match=r"W typestr: T, has unsupported type: tensor\(int8\)"):
+    with pytest.raises(
+        UnsupportedError, match=r"W typestr: T, has unsupported type: tensor\(int8\)"
+    ):
         import_graph(source)
 
 

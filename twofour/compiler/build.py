@@ -31,9 +31,10 @@ from twofour.compiler.requests import Request, Requested, Shape, read_request
 from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
 from twofour.compiler.tune import TimingCache, Tuner
+from twofour.compiler.whole import whole_engine
 from twofour.core.abi import MAX_THREADS
 from twofour.core.data import DataLike
-from twofour.core.errors import InputError
+from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.target import Target, check_runs_here, detect_host, host_target
 from twofour.engine import Engine
 from twofour.onnx_tools.load import load_model, model_bytes
@@ -141,7 +142,7 @@ def build(model: Model, *, progress: Progress | None = None, **options: Any) -> 
 
     Raises:
         InputError: the model, the data or an option is not usable.
-        UnsupportedError: the model cannot be compiled.
+        UnsupportedError: an input or output is of a kind that engines do not pass on.
     """
     known = {f.name for f in fields(BuildOptions)}
     if unknown := set(options) - known:
@@ -163,10 +164,17 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
     compilation = _Compilation(source, tuple(requests), options, target, cache, progress)
-    engine, floats = compilation.settle()
+    try:
+        networks = compilation.networks({})
+    except UnsupportedError as error:
+        why = "; ".join(filter(None, (error.what, *error.reasons, error.fix)))
+        engine = whole_engine(source, requests, target, options.threads, why)
+        engine = with_times(engine, (), cache)
+    else:
+        engine, floats = compilation.settle(networks)
+        if options.dump is not None:
+            compilation.networks(floats, options.dump)
     cache.save(cache_file)
-    if options.dump is not None:
-        compilation.networks(floats, options.dump)
     plan = replace(engine.plan, source_name=name, source_sha256=digest)
     return replace(engine, plan=plan)
 
@@ -191,12 +199,16 @@ class _Compilation:
     cache: TimingCache
     progress: Progress | None
 
-    def settle(self) -> tuple[Engine, dict[str, str]]:
-        """The engine, and why products stay float32 in it that could be bfloat16, by name."""
+    def settle(self, networks: Sequence[Compiled]) -> tuple[Engine, dict[str, str]]:
+        """The engine, and why products stay float32 in it that could be bfloat16, by name.
+
+        Args:
+            networks: for each profile, where no product has to stay float32.
+        """
         floats: dict[str, str] = {}
-        engine, faster = self.attempt(floats)
+        engine, faster = self.attempt(networks)
         while faster:
-            other, further = self.attempt(floats | faster)
+            other, further = self.attempt(self.networks(floats | faster))
             if _whole_us(other) >= _whole_us(engine):
                 break
             engine, floats, faster = other, floats | faster, further
@@ -208,10 +220,9 @@ class _Compilation:
         forced = self.options.sparsity == "force"
         return [_network(self.source, each, passes, forced, dump) for each in self.requests]
 
-    def attempt(self, floats: Mapping[str, str]) -> tuple[Engine, dict[str, str]]:
-        """The engine where these products stay float32; and which others should, with reasons."""
+    def attempt(self, networks: Sequence[Compiled]) -> tuple[Engine, dict[str, str]]:
+        """The engine of these networks; and which further products should be float32, and why."""
         options, target, cache = self.options, self.target, self.cache
-        networks = self.networks(floats)
         reasons: dict[str, str] = {}
         for network in networks:
             reasons |= why_float(target, network.fused, options.bf16)

@@ -54,13 +54,13 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
         A new model. Its metadata entry `ASSUMED_KEY` lists the dimensions that became 1 unasked.
 
     Raises:
-        InputError: an unknown input name, a shape that contradicts the model, or an invalid model.
-        UnsupportedError: the opset cannot be converted.
+        InputError: an unknown input name, or a shape that contradicts the model.
+        UnsupportedError: the opset cannot be converted, or the model does not pass onnx's checks.
     """
     model = ir.external_data.load_to_model(model.clone())
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
     common.RemoveInitializersFromInputsPass()(model)
-    assumed = _bind_dimensions(model.graph, shapes or {})
+    assumed = bind_inputs(model.graph, shapes or {})
     common.InlinePass()(model)
     model.functions.clear()
     model = _upgrade(model)
@@ -72,8 +72,19 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     return model
 
 
-def _bind_dimensions(graph: ir.Graph, shapes: Shapes) -> dict[str, int]:
-    """Makes the inputs static; returns the dimensions that were assumed, as "input[axis]" -> 1."""
+def bind_inputs(graph: ir.Graph, shapes: Shapes) -> dict[str, int]:
+    """Makes the inputs static, in place.
+
+    Args:
+        graph: of the model.
+        shapes: as for `import_graph`.
+
+    Returns:
+        The dimensions that were assumed, as "input[axis]" -> 1.
+
+    Raises:
+        InputError: an unknown input name, or a shape that contradicts the model.
+    """
     inputs = {value.name or "": value for value in graph.inputs}
     if unknown := sorted(set(shapes) - set(inputs)):
         raise InputError(
@@ -178,6 +189,7 @@ def _clean(model: ir.Model) -> None:
         common.NameFixPass(),
     ):
         step(model)
+    _compute_outputs(model.graph)
     for value, shape in zip(model.graph.outputs, declared, strict=True):
         if value.shape is None:
             value.shape = shape
@@ -209,6 +221,19 @@ def _drop_identities(graph: ir.Graph) -> None:
         else:
             continue
         graph.remove(node, safe=True)
+
+
+def _compute_outputs(graph: ir.Graph) -> None:
+    """Gives outputs that are constants a node: y = Identity(constant)."""
+    for index, value in enumerate(graph.outputs):
+        if not value.is_initializer():
+            continue
+        node = ir.node("Identity", [value], name=value.name)
+        y = node.outputs[0]
+        y.name, y.shape, y.type = value.name, value.shape, value.type
+        value.name = f"{y.name}_constant"
+        graph.append(node)
+        graph.outputs[index] = y
 
 
 def _forget_shapes(graph: ir.Graph) -> list[ir.Shape | None]:
@@ -291,11 +316,11 @@ def _module(node: ir.Node) -> str:
 
 
 def _check(model: ir.Model) -> None:
-    """Raises InputError where the model is not valid ONNX or its types and shapes contradict."""
+    """Raises UnsupportedError where the checks of the onnx package do not let the model pass."""
     try:
         common.CheckerPass(full_check=True)(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InputError(
+        raise UnsupportedError(
             "the model is not valid ONNX",
             str(error).strip().splitlines()[:3],
             fix="check the file with onnx.checker, and the shapes given for its inputs",

@@ -23,6 +23,7 @@ from twofour.compiler.native import (
     ViewOp,
     extent,
     images,
+    kind_of,
     shape,
     static_shape,
 )
@@ -128,15 +129,9 @@ def lower(graph: ir.Graph, order: Schedule, open_dims: Dims | None = None) -> Lo
         open_dims: the shapes of all values by name if some are open.
 
     Raises:
-        UnsupportedError: an output is a constant, a tensor is read with two zero points, or one
-            that crosses between steps has no static shape or a type that engines do not hold.
+        UnsupportedError: a tensor is read with two zero points, or one that crosses between steps
+            has a type that engines do not hold.
     """
-    if constants := [value.name for value in graph.outputs if value.is_initializer()]:
-        raise UnsupportedError(
-            f"output {constants[0]!r} is a constant of the model",
-            ["expected outputs that are computed"],
-            "remove it from the model's outputs",
-        )
     forms = _Forms(graph, order, open_dims or {})
     placed = [forms.place(stretch) for stretch in order.stretches]
     ops = [p for part in placed for p in part]
@@ -173,11 +168,7 @@ class _Forms:
         """A plain value, where it is needed between steps."""
         value = self._plain[name]
         if static_shape(value) is None:
-            raise UnsupportedError(
-                f"the shape of {name!r} is not known before running",
-                [f"found {value.shape}: it depends on the data"],
-                "cut the model so that this tensor is neither an output nor between two steps",
-            )
+            return TensorInfo(name, _plain_kind(value), (), known=False)
         return TensorInfo.of(name, _plain_kind(value), self._dims(name))
 
     def _dims(self, name: str) -> tuple[Count, ...]:
@@ -307,13 +298,12 @@ def _flexible(op: NativeOp) -> bool:
 
 def _plain_kind(value: ir.Value) -> str:
     """The numpy name of a plain value's type."""
-    dtype = value.dtype
-    kind = dtype.numpy().name if dtype is not None else ""
+    kind = kind_of(value)
     if kind not in DTYPES:
         raise UnsupportedError(
-            f"tensor {value.name!r} has a type that an engine does not pass on",
-            [f"expected one of {', '.join(sorted(DTYPES))}", f"found {dtype}"],
-            "cast it within the model",
+            f"an engine does not pass on {value.name!r}, which is {kind}",
+            [f"expected a tensor of {', '.join(sorted(DTYPES))}"],
+            "cut the model so that this value is neither an input nor an output",
         )
     return kind
 

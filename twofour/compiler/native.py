@@ -244,6 +244,13 @@ def static_shape(value: ir.Value) -> tuple[int, ...] | None:
     return dims if len(dims) == len(value.shape) else None
 
 
+def kind_of(value: ir.Value) -> str:
+    """Numpy's name of a tensor's type; of what is no tensor, or of no known type, ONNX's words."""
+    if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
+        return str(value.type or "of an unknown type").lower()
+    return value.type.dtype.numpy().name
+
+
 def shape(value: ir.Value) -> tuple[int, ...]:
     """The static shape; a value without one, or an empty one, is not native."""
     dims = static_shape(value)

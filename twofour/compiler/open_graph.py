@@ -169,7 +169,7 @@ def _imported(
     """The model at one point."""
     try:
         return imported(request.shapes_at(values))
-    except InputError as e:
+    except (InputError, UnsupportedError) as e:
         if values == fit.points[0]:
             raise
         shown = ", ".join(f"{s.name} {n}" for s, n in zip(request.symbols, values, strict=True))

@@ -25,14 +25,17 @@ class TensorInfo:
     Attributes:
         name: of the tensor.
         dtype: numpy's name of it.
-        shape: its dimensions; where they are open, the largest.
+        shape: its dimensions; where they are open, the largest; () where they are not known.
         sizes: for each dimension its size where it is open, else None; () where all are fixed.
+        known: the shape is known before running. One that is not depends on the data: only ONNX
+            Runtime reads and writes such a tensor.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     sizes: tuple[Size | None, ...] = ()
+    known: bool = True
 
     @staticmethod
     def of(name: str, dtype: str, dims: Sequence[Count]) -> TensorInfo:

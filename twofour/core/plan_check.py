@@ -70,6 +70,10 @@ def _wrong_tensor(tensor: TensorInfo, profile: Profile) -> Iterator[str]:
         yield f"tensor {tensor.name!r} has unknown dtype {tensor.dtype!r}"
     if len(shape) > _MAX_RANK or min(shape, default=0) < 0 or math.prod(shape) > _MAX_ELEMENTS:
         yield f"tensor {tensor.name!r} has shape {shape}"
+    if not tensor.known and (shape or tensor.sizes):
+        yield f"tensor {tensor.name!r} has a shape that is not known"
+    if not tensor.known and tensor in profile.inputs:
+        yield f"input {tensor.name!r} has no shape"
     if not tensor.sizes:
         return
     if len(tensor.sizes) != len(shape):
@@ -116,11 +120,13 @@ def _wrong_memory(profile: Profile) -> Iterator[str]:
 
 
 def _wrong_steps(profile: Profile, layers: int) -> Iterator[str]:
-    names = {tensor.name for tensor in profile.tensors}
+    tensors = {tensor.name: tensor for tensor in profile.tensors}
     for step in profile.steps:
-        for tensor in (*step.inputs, *step.outputs):
-            if tensor not in names:
-                yield f"step {step.symbol!r} uses unknown tensor {tensor!r}"
+        for name in (*step.inputs, *step.outputs):
+            if name not in tensors:
+                yield f"step {step.symbol!r} uses unknown tensor {name!r}"
+            elif step.kind == "native" and not tensors[name].known:
+                yield f"program {step.symbol!r} uses tensor {name!r}, whose shape is not known"
         for layer in step.layers:
             if not 0 <= layer < layers:
                 yield f"step {step.symbol!r} names layer {layer} of {layers}"

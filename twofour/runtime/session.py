@@ -273,10 +273,11 @@ class _FallbackStep:
             raise InputError(f"ONNX Runtime failed in step {self._symbol!r}", [str(e)]) from e
         for name, value in zip(self._outputs, results, strict=True):
             array = tensors[name] = np.asarray(value, order="C")  # keeps a scalar a scalar
-            if array.shape != bound.shapes[name]:  # a program that reads it relies on this
+            expected = bound.shapes.get(name, array.shape)
+            if array.shape != expected:  # a program that reads it relies on this
                 raise EngineError(
                     f"step {self._symbol!r} gives {name!r} another shape than the plan says",
-                    [f"expected {list(bound.shapes[name])}", f"got {list(array.shape)}"],
+                    [f"expected {list(expected)}", f"got {list(array.shape)}"],
                     "build for fixed shapes, as several profiles",
                 )
 

@@ -19,7 +19,7 @@ class Bound:
     Attributes:
         profile: its index in the plan.
         values: of its symbols.
-        shapes: of every plain tensor, by name.
+        shapes: of every plain tensor whose shape is known before running, by name.
     """
 
     profile: int
@@ -43,7 +43,7 @@ def bind(plan: Plan, shapes: Shapes) -> Bound:
         wrong = [r for info in profile.inputs for r in _misfits(profile, info, shapes, values)]
         if not wrong:
             found = tuple(values[i][0] for i in range(len(profile.symbols)))
-            sizes = {info.name: info.shape_at(found) for info in profile.tensors}
+            sizes = {info.name: info.shape_at(found) for info in profile.tensors if info.known}
             return Bound(index, found, sizes)
         reasons += [f"profile {index + 1}: {'; '.join(wrong)}"] if plan.profiles[1:] else wrong
     raise InputError(
@@ -55,6 +55,8 @@ def bind(plan: Plan, shapes: Shapes) -> Bound:
 
 def shape_text(info: TensorInfo, profile: Profile) -> str:
     """The dimensions for people, open ones with their range: [batch 1-8, 3, 32, 32]."""
+    if not info.known:
+        return "[?]"
     return f"[{', '.join(_dim(profile, dim) for dim in info.dims)}]"
 
 
