@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -20,6 +21,9 @@ from tests.sample_engines import sample_engine
 from tests.sample_models import conv_model
 from twofour.cli import app
 from twofour.cli.output import PLAIN_WIDTH
+from twofour.onnx_tools.load import load_model, save_model
+from twofour.onnx_tools.prune import prune
+from twofour.onnx_tools.weights import layer_weights
 
 DATA, QUICK = ("--data", "data.npz"), ("--tuning-effort", "1")
 # What commands print, in an order in which each finds its files: schema -> arguments.
@@ -30,6 +34,8 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("quantize/1", ("quantize", "sparse.onnx", "-o", "int8.onnx", *DATA)),
     ("inspect.model/1", ("inspect", "model.onnx")),
     ("inspect.model/1", ("inspect", "int8.onnx")),
+    ("inspect.model/1", ("inspect", "nearly.onnx", "--all")),
+    ("inspect.model/1", ("inspect", "model.onnx", "--shapes", "x:1x9x8x8")),
     ("build/1", ("build", "int8.onnx", "-o", "int8.engine", *QUICK)),
     ("build/1", ("build", "model.onnx", "-o", "f32.engine", *QUICK, "--shapes", "x:1x4x8x8")),
     ("inspect.engine/1", ("inspect", "int8.engine")),
@@ -75,10 +81,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("schemas")
     conv_model(folder / "model.onnx", scale=0.2)
     sample_engine().save(folder / "sample.engine")
+    save_model(nearly_sparse(load_model(folder / "model.onnx")), folder / "nearly.onnx")
     x = np.random.default_rng(0).standard_normal((8, 4, 8, 8)).astype(np.float32)
     np.save(folder / "x.npy", x[:1])
     np.savez(folder / "data.npz", x=x)
     return folder
+
+
+def nearly_sparse(model: ir.Model) -> ir.Model:
+    """2:4 but for one group."""
+    pruned = prune(model)[0]
+    _, weight = next(layer_weights(pruned))
+    values = weight.stored.copy()
+    values.reshape(len(values), 4, -1)[1, :, 0] = 1
+    pruned.graph.initializers[weight.name].const_value = ir.tensor(values, name=weight.name)
+    return pruned
 
 
 @pytest.fixture(scope="module")

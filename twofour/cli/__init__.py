@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from io import TextIOWrapper
 from typing import Annotated, NoReturn, cast
@@ -19,6 +20,7 @@ from twofour.cli import (
     quantize,
     run,
 )
+from twofour.cli.late import import_late
 from twofour.cli.output import command, print_error_document
 from twofour.core.version import __version__
 
@@ -66,6 +68,9 @@ _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 
 def main() -> NoReturn:
     """The entry point of the console script."""
+    import_late()
+    for package in ("onnx_ir", "onnxscript"):  # they log what becomes an error here, with its trace
+        logging.getLogger(package).addHandler(logging.NullHandler())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ± shows ?

@@ -2,77 +2,204 @@
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from twofour.cli.options import is_engine
+from twofour.cli.options import Shapes, is_engine, parse_shapes
 from twofour.cli.output import Json, Output, Quiet, printable
 
 if TYPE_CHECKING:
-    from twofour.engine import Plan, Profile
+    from twofour.compiler.survey import OperatorInfo, Survey
+    from twofour.engine import Layer, Plan, Profile
+    from twofour.onnx_tools.inspect import Inspection, ScaleInfo, WeightInfo
     from twofour.onnx_tools.inspect import TensorInfo as ModelTensor
-    from twofour.onnx_tools.inspect import WeightInfo
+
+_NAME = 48  # of what is read at a glance; --all and --json have whole names
+_SHOWN_REASONS = 8
 
 
 def inspect(
     source: Annotated[Path, typer.Argument(help="An .onnx or .engine file.")],
+    every: Annotated[
+        bool, typer.Option("--all", help="One line for each weight, with its scales.")
+    ] = False,
+    shapes: Shapes = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show operators, sizes, and each weight's 2:4 and Q/DQ state, or an engine's plan.
+    """Show operators and where they run, sizes, and each weight's 2:4 and Q/DQ state.
+
+    Of an engine: its inputs, sizes and layers.
 
     Example: twofour inspect resnet20.onnx
     """
     out = Output(as_json, quiet)
     if is_engine(source):
         _engine(source, out)
-    else:
-        _model(source, out)
+        return
+    gc.disable()  # a quarter of the time, and what is read lives until the end
+    try:
+        _model(source, parse_shapes(shapes), every, out)
+    finally:
+        gc.enable()
 
 
-def _model(source: Path, out: Output) -> None:
+def _model(source: Path, shapes: dict[str, tuple[int, ...]], every: bool, out: Output) -> None:
+    from twofour.compiler.survey import survey
     from twofour.onnx_tools.inspect import inspect as look
     from twofour.onnx_tools.load import load_model
 
-    found = look(load_model(source))
-    operators = ", ".join(f"{count} {name}" for name, count in found.operators.items())
+    model = load_model(source)
+    found, runs = look(model), survey(model, shapes)
     out.show(
         f"{source}: opset {found.opset}, IR {found.ir_version}, by {found.producer or 'nobody'}",
         *(f"input  {_tensor(info)}" for info in found.inputs),
         *(f"output {_tensor(info)}" for info in found.outputs),
-        f"operators: {operators}",
-        f"{found.parameters} parameters, {found.parameter_bytes / 1e3:.0f} kB, "
-        f"{found.weight_zeros:.1%} of the weights are zero",
-        *([_weights(found.weights)] if found.weights else []),
-        *(f"- {w.node}: not 2:4: {w.reason}" for w in found.weights if w.reason),
+        *_totals(found),
     )
-    out.data("inspect.model/1", found.to_json())
+    if found.weights:
+        out.show(_each_weight(found.weights) if every else _alike_weights(found.weights))
+    out.show(*_violations(found.weights, every), *_places(found, runs))
+    out.data("inspect.model/1", {**found.to_json(), "runs": runs.to_json()})
+
+
+def _totals(found: Inspection) -> list[str]:
+    weights = found.weights
+    sparse, nearly = found.sparse_weights, sum(w.reason is not None for w in weights)
+    return [
+        f"{found.parameters:,} parameters, {_bytes(found.parameter_bytes)}; of {len(weights)} "
+        f"weights {sparse} are 2:4{f', {nearly} nearly' if nearly else ''}, "
+        f"{found.weight_zeros:.1%} of their values zero; "
+        f"{found.quantized_layers} layers quantized",
+    ]
 
 
 def _tensor(info: ModelTensor) -> str:
-    dims = "unknown shape" if info.shape is None else "x".join(map(str, info.shape))
+    dims = "unknown shape" if info.shape is None else "x".join(map(str, info.shape)) or "scalar"
     return f"{info.name}: {info.dtype} {dims}"
 
 
-def _weights(weights: tuple[WeightInfo, ...]) -> Table:
-    table = Table(caption="zeros: share of the weight. x: the layer's input.", title_justify="left")
-    for header in ("layer", "operator", "weight"):
-        table.add_column(header, overflow="fold")
-    for header in ("zeros", "pattern", "stored", "x"):
-        table.add_column(header, justify="right", no_wrap=True)
+def _short(name: str, most: int) -> str:
+    """Its begin and its end, which tell more than its middle."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2 - 2]}...{name[len(name) - most + most // 2 + 1 :]}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _table(*headers: str) -> Table:
+    """The first column may be broken; the others are short."""
+    table = Table(box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    first, *others = headers
+    table.add_column(first, overflow="fold", min_width=12)
+    for header in others:
+        table.add_column(header, no_wrap=True)
+    return table
+
+
+def _alike_weights(weights: Sequence[WeightInfo]) -> Table:
+    """One row for all weights that are alike."""
+    table = _table("layer", "n", "weight", "stored", "zeros", "pattern", "input")
+    alike: dict[tuple[str, ...], list[WeightInfo]] = {}
+    for each in weights:
+        x = each.input_scale.dtype if each.input_scale else "float"
+        key = (each.op_type, _dims(each), each.dtype, _pattern(each), x, each.reason or "")
+        alike.setdefault(key, []).append(each)
+    for (op_type, dims, dtype, pattern, x, _), group in alike.items():
+        ends = [group[0].node, group[-1].node][: len(group)]
+        names = " ... ".join(_short(name, _NAME // len(ends)) for name in ends)
+        low, high = (pick(w.zeros for w in group) for pick in (min, max))
+        zeros = f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low:.0%}-{high:.0%}"
+        row = (str(len(group)), f"{op_type} {dims}", dtype, zeros, pattern, x)
+        table.add_row(printable(names), *row)
+    return table
+
+
+def _each_weight(weights: Sequence[WeightInfo]) -> Table:
+    table = _table("layer", "weight", "stored, scale", "zeros", "pattern", "input")
     for each in weights:
         table.add_row(
             printable(each.node),
-            each.op_type,
-            "x".join(map(str, each.shape)),
+            f"{each.op_type} {_dims(each)}",
+            _scale(each.scale) if each.scale else each.dtype,
             f"{each.zeros:.0%}",
-            each.patterns[0] if each.patterns else "dense",
-            each.dtype,
-            each.input_scale.dtype if each.input_scale else "float",
+            _pattern(each),
+            _scale(each.input_scale) if each.input_scale else "float",
         )
+    return table
+
+
+def _dims(weight: WeightInfo) -> str:
+    return "x".join(map(str, weight.shape))
+
+
+def _pattern(weight: WeightInfo) -> str:
+    """What it has; of a weight that is nearly 2:4 the share of groups that are."""
+    if weight.patterns:
+        return weight.patterns[0]
+    return "dense" if weight.groups_held is None else f"2:4 {_share(weight.groups_held)}"
+
+
+def _share(value: float) -> str:
+    """In percent; 100 % only of what is whole."""
+    digits = next((d for d in range(1, 4) if round(value * 100, d) < 100), 4)
+    return "100%" if value == 1 else f"{value * 100:.{digits}f}%"
+
+
+def _scale(scale: ScaleInfo) -> str:
+    span = f"{scale.low:.2g}" if scale.count == 1 else f"{scale.low:.2g}..{scale.high:.2g}"
+    point = "" if not scale.zero_point else f" zp {scale.zero_point}"
+    return f"{scale.dtype} {span}{point}"
+
+
+def _violations(weights: Iterable[WeightInfo], every: bool) -> list[str]:
+    """Where weights that are nearly 2:4 break it."""
+    lines = [f"- {w.node} is not 2:4: {w.reason}" for w in weights if w.reason]
+    hidden = 0 if every else max(len(lines) - _SHOWN_REASONS, 0)
+    more = [f"- and {hidden} more: --all"] if hidden else []
+    return [*lines[: len(lines) - hidden], *more]
+
+
+def _places(found: Inspection, runs: Survey) -> list[Table | str]:
+    """Where operators run, and what keeps others from running natively."""
+    total = sum(found.operators.values())
+    counts = Counter(each.op_type for each in runs.operators if each.runs == "native")
+    native = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    if runs.refused:
+        what, *reasons = runs.refused
+        every = ", ".join(f"{count} {name}" for name, count in found.operators.items())
+        return [f"{total} operators: {every}", f"build would refuse it: {what}",
+                *(f"- {reason}" for reason in reasons)]  # fmt: skip
+    lines: list[Table | str] = [
+        f"{total} operators, {len(runs.operators)} after folding: {runs.native} native, "
+        f"{len(runs.fallbacks)} on ONNX Runtime",
+        *([f"native: {native}"] if native else []),
+    ]
+    if runs.whole:
+        return [*lines, f"the whole model would run on ONNX Runtime: {runs.whole}"]
+    return [*lines, _fallbacks(runs.fallbacks)] if runs.fallbacks else lines
+
+
+def _fallbacks(operators: Sequence[OperatorInfo]) -> Table:
+    """One row for all operators of one type with one reason."""
+    table = _table("on ONNX Runtime", "n", "operator")
+    table.add_column("because", overflow="fold", ratio=1)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for each in operators:
+        alike.setdefault((each.op_type, each.reason), []).append(each.name)
+    for (op_type, reason), names in alike.items():
+        shown = _short(names[0], _NAME - 10) + (", ..." if len(names) > 1 else "")
+        table.add_row(printable(shown), str(len(names)), printable(op_type), printable(reason))
     return table
 
 
@@ -94,8 +221,9 @@ def _engine(source: Path, out: Output) -> None:
         f"by twofour {plan.version}",
         f"for {plan.target} ({plan.target.arch}, {plan.target.model}), threads {plan.threads}",
         f"cannot run here: lacks {', '.join(missing)}" if missing else "runs here",
-        ", ".join(f"{name} {size / 1e3:.0f} kB" for name, size in parts.items()),
+        ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items()),
         *(line for i, profile in enumerate(plan.profiles) for line in _profile(plan, i, profile)),
+        _alike_layers(plan.layers),
         f"each layer: twofour explain {source}",
     )
     document = {"bytes": parts, "runs_here": not missing, "plan": plan.to_json()}
@@ -118,3 +246,17 @@ def _profile(plan: Plan, index: int, profile: Profile) -> list[str]:
 def _step(number: int, kind: str, layers: tuple[int, ...]) -> str:
     how = "generated code" if kind == "native" else "ONNX Runtime"
     return f"step {number}: {len(layers)} layers as {how}"
+
+
+def _alike_layers(layers: Sequence[Layer]) -> Table:
+    """One row for all layers of one operator that run as the same."""
+    table = _table("operator", "n", "runs as", "weights", "packed")
+    alike: dict[tuple[str, str, str], list[Layer]] = {}
+    for each in layers:
+        runs = " ".join(part for part in (each.tactic, each.precision) if part)
+        alike.setdefault((each.op, runs, each.pattern), []).append(each)
+    for (op, runs, pattern), group in alike.items():
+        packed = sum(layer.weight_bytes for layer in group)
+        size = _bytes(packed) if packed else ""
+        table.add_row(printable(op), str(len(group)), printable(runs), pattern, size)
+    return table

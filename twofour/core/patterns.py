@@ -18,6 +18,7 @@ Source: Mishra et al. 2021, arXiv:2104.08378 (2:4 along the input channels).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ def first_violation(w: NDArray[np.generic], pattern: str | Pattern) -> Violation
     """
     pattern = Pattern.parse(pattern)
     _require_eligible(w, pattern)
-    nonzero = np.not_equal(w, 0)
+    nonzero = _nonzero(w)
     found = _first_full_group(nonzero, pattern)
     if found is not None or not pattern.pair:
         return found
@@ -195,7 +196,7 @@ def share_held(w: NDArray[np.generic], pattern: str | Pattern) -> float:
     """
     pattern = Pattern.parse(pattern)
     _require_eligible(w, pattern)
-    nonzero = np.not_equal(w, 0)
+    nonzero = _nonzero(w)
     parts = [nonzero]
     if pattern.pair:
         parts = [_unions(nonzero), nonzero[_paired_rows(len(w)) :]]
@@ -278,13 +279,27 @@ def _split_pairs(planes: NDArray[Scalar]) -> NDArray[Scalar]:
     return planes.reshape(m, rows // PAIR_BLOCK, 2, PAIR_DISTANCE, *rest)
 
 
+def _nonzero(w: NDArray[np.generic]) -> NDArray[np.bool_]:
+    return np.not_equal(w, 0) if w.dtype != np.bool_ else w.view(np.bool_)
+
+
 def _counts(nonzero: NDArray[np.bool_], m: int) -> NDArray[Any]:
     """[N, C, ...] -> nonzeros of each group, [N, C/m, ...]."""
-    ones = nonzero.view(np.uint8)
-    total: NDArray[Any] = ones[:, ::m].astype(np.uint8 if m < 256 else np.uint16)
+    ones: NDArray[Any] = nonzero.view(np.uint8)
+    ones = ones if m < 256 else ones.astype(np.uint16)
+    if not ones.flags.c_contiguous:
+        total: NDArray[Any] = ones[:, ::m].copy()
+        for place in range(1, m):
+            total += ones[:, place::m]
+        return total
+    taps = math.prod(
+        ones.shape[2:]
+    )  # sums from every place on are faster than sums of strided places
+    total, flat = ones.flatten(), ones.reshape(-1)
     for place in range(1, m):
-        total += ones[:, place::m]
-    return total
+        total[: -place * taps] += flat[place * taps :]
+    rows, groups = len(ones), ones.shape[1] // m
+    return total.reshape(rows, groups, m * taps)[:, :, :taps].reshape(rows, groups, *ones.shape[2:])
 
 
 def _unions(nonzero: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -37,15 +37,15 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
         return Refused("the shape of its input or result is not known")
     if x.dtype != ir.DataType.FLOAT:
         return Refused(f"its input is {x.dtype}; expected float32")
-    w = quantizers.float_constant(w_value)
-    if w is None:
+    w_shape = quantizers.float_shape(w_value)
+    if w_shape is None:
         return Refused(f"its weight {w_value.name!r} is not a float32 constant")
-    bias = bias_constant(node, w.shape[0])
+    bias = bias_constant(node, w_shape[0])
     if isinstance(bias, str):
         return Refused(bias)
     attributes: dict[str, int | tuple[int, ...]] = {
         "strides": reading.ints_attribute(node, "strides", (1, 1)),
-        "pads": windows.explicit_pads(node, w.shape[2:], shape[2:]),
+        "pads": windows.explicit_pads(node, w_shape[2:], shape[2:]),
         "dilations": reading.ints_attribute(node, "dilations", (1, 1)),
         "group": reading.int_attribute(node, "group", 1),
     }

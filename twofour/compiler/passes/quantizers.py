@@ -154,6 +154,15 @@ def quantized_constant(value: ir.Value) -> QuantizedConstant | None:
     return QuantizedConstant(node, q, scale, zero_point, axis)
 
 
+def float_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape of `float_constant`, without its contents."""
+    stored = quantized_constant(value)
+    if stored is not None:
+        return stored.q.shape
+    contents = reading.array(value)
+    return contents.shape if contents is not None and contents.dtype == np.float32 else None
+
+
 def float_constant(value: ir.Value) -> reading.Array | None:
     """The float32 contents of an initializer, or of a DequantizeLinear of one."""
     contents = reading.array(value)
