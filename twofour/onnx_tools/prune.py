@@ -1,5 +1,8 @@
 """Prunes the weights of an ONNX file in one shot, by magnitude, without training.
 
+All weights that `weights.py` finds, in bodies of If, Loop and Scan too. One that several nodes read
+is pruned for all of them; where two read it along different axes, it gets the pattern along both.
+
 Good for measuring what a pattern gains in time. Accuracy is kept by fine-tuning afterwards
 (`twofour.train`), not by this.
 """
@@ -12,6 +15,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern, magnitude_mask
 from twofour.onnx_tools.edit import Array
@@ -44,7 +48,7 @@ def prune(
     """Sets the smallest weights of each group to zero.
 
     Args:
-        model: float or quantized; stays as it is.
+        model: float or quantized; stays as it is. In the new one functions are inlined.
         pattern: such as `2:4` or `2:4/pair`.
         skip: shell patterns of names of nodes or weights that stay dense.
         keep: patterns such as `4:8`; a weight that has one of them stays as it is.
@@ -56,18 +60,20 @@ def prune(
         InputError: there is no such pattern.
     """
     model, skip = model.clone(), tuple(skip)
+    if model.functions:
+        common_passes.InlinePass()(model)
     patterns = tuple(Pattern.parse(each) for each in (pattern, *keep))
     report = []
     for layer, weight in layer_weights(model):
         names = (layer.name or "", weight.name)
         left = any(fnmatchcase(name, glob) for name in names for glob in skip)
-        reason, kept = ("excluded by name", 1.0) if left else _prune_one(model, weight, patterns)
+        reason, kept = ("excluded by name", 1.0) if left else _prune_one(weight, patterns)
         report.append(Pruned(*names, reason, kept))
     return model, tuple(report)
 
 
-def _prune_one(model: ir.Model, weight: Weight, patterns: tuple[Pattern, ...]) -> tuple[str, float]:
-    """Prunes the initializer to the first of the patterns, unless it has one of them.
+def _prune_one(weight: Weight, patterns: tuple[Pattern, ...]) -> tuple[str, float]:
+    """Prunes the weight to the first of the patterns, unless it has one of them.
 
     Returns:
         The reason why not, and the energy kept.
@@ -75,24 +81,23 @@ def _prune_one(model: ir.Model, weight: Weight, patterns: tuple[Pattern, ...]) -
     pattern = patterns[0]
     if reason := ineligible(weight.values.shape, pattern):
         return reason, 1.0
+    if not np.isfinite(weight.values).all():
+        return "it holds NaN or infinite values", 1.0
     if held := [each for each in patterns if is_pattern(weight.values, each)]:
         return f"already {held[0]}", 1.0
-    value = model.graph.initializers.get(weight.name)
-    turned = _orientation(weight)
-    if value is None or turned is None:
-        return "the weight is computed in the graph: fold constants first", 1.0
     mask = magnitude_mask(weight.values, pattern)
-    pruned = np.where(mask.T if turned else mask, weight.stored, np.zeros((), weight.stored.dtype))
-    value.const_value = ir.tensor(np.ascontiguousarray(pruned), name=weight.name)
+    _store(weight, np.where(weight.as_stored(mask), weight.stored, weight.zero))
     return "", energy_kept(weight.values, mask)
 
 
-def _orientation(weight: Weight) -> bool | None:
-    """Whether the stored array is the transposed weight; None if it is neither of the two."""
-    if _same(weight.stored, weight.values):
-        return False
-    return True if weight.stored.ndim == 2 and _same(weight.stored.T, weight.values) else None
-
-
-def _same(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
+def _store(weight: Weight, array: Array) -> None:
+    """Writes the weight to where it was read: an initializer or a Constant node."""
+    value = weight.source
+    old = ir.convenience.get_const_tensor(value)
+    dtype = None if old is None else old.dtype
+    tensor = ir.tensor(np.ascontiguousarray(array), dtype=dtype, name=weight.name)
+    producer = value.producer()
+    if producer is None:
+        value.const_value = tensor
+    else:
+        producer.attributes["value"] = ir.AttrTensor("value", tensor)

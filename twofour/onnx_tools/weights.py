@@ -1,8 +1,12 @@
-"""Finds the weight of a Conv, Gemm or MatMul, float or quantized, laid out for the patterns."""
+"""Finds the weight of a Conv, Gemm or MatMul, float or quantized, laid out for the patterns.
+
+It may be an initializer or a Constant node, of the main graph or of a body of If, Loop or Scan, and
+stand behind DequantizeLinear, QuantizeLinear, Transpose and Identity.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,13 +27,28 @@ class Weight:
         stored: the array as it is in the file.
         values: [N, C, ...]: output channels first, input channels second; integers relative to the
             zero point where the weight is quantized.
+        source: the initializer, or the output of the Constant node.
+        axes: axis i of `values` is axis `axes[i]` of `stored`.
+        zero: what stands for zero in `stored`: a number, or an array shaped like it.
         scale: float32 [] or [N] of the DequantizeLinear; None for a float weight.
     """
 
     name: str
     stored: Array
     values: Array
+    source: ir.Value
+    axes: tuple[int, ...]
+    zero: Array
     scale: Array | None = None
+
+    def turned(self, perm: Sequence[int]) -> Weight:
+        """The same weight with the axes of `values` in another order, as by numpy.transpose."""
+        axes = tuple(self.axes[i] for i in perm)
+        return replace(self, values=self.values.transpose(perm), axes=axes)
+
+    def as_stored(self, array: Array) -> Array:
+        """An array laid out like `values`, laid out like `stored`."""
+        return array.transpose(tuple(np.argsort(self.axes)))
 
 
 def layer_weights(model: ir.Model) -> Iterator[tuple[ir.Node, Weight]]:
@@ -46,7 +65,7 @@ def layer_weights(model: ir.Model) -> Iterator[tuple[ir.Node, Weight]]:
 def find_weight(layer: ir.Node) -> Weight | None:
     """The constant weight of a Conv, Gemm or MatMul; None for other nodes and computed weights.
 
-    Followed are DequantizeLinear, QuantizeLinear, Transpose and Identity.
+    The weights of a MatMul of more than two axes stay several matrices: [.., K, .., N].
     """
     if not is_standard(layer, *LAYERS):
         return None
@@ -55,15 +74,21 @@ def find_weight(layer: ir.Node) -> Weight | None:
         return found
     if layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0) == 1:
         return found
-    if found.values.ndim != 2:
-        return found
-    return replace(found, values=found.values.T)
+    dims = found.values.ndim
+    if dims == 2:
+        return found.turned((1, 0))
+    return found if dims < 2 else found.turned((0, dims - 2, *range(1, dims - 2), dims - 1))
 
 
 def _resolve(value: ir.Value | None) -> Weight | None:
     array = constant(value)
-    if value is None or array is not None:
-        return None if value is None or array is None else Weight(str(value.name), array, array)
+    if value is not None and array is not None:
+        # Types that numpy does not know, such as int4 and bfloat16, are exact as float32.
+        values = array if array.dtype.kind in "fiu" else array.astype(np.float32)
+        zero = np.zeros((), array.dtype)
+        return Weight(str(value.name), array, values, value, tuple(range(array.ndim)), zero)
+    if value is None:
+        return None
     node = value.producer()
     if node is None or not is_standard(node, *_FOLLOWED):
         return None
@@ -72,7 +97,7 @@ def _resolve(value: ir.Value | None) -> Weight | None:
         return source
     if node.op_type == "Transpose":
         perm = node.attributes.get_ints("perm", tuple(reversed(range(source.values.ndim))))
-        return replace(source, values=source.values.transpose(perm))
+        return source.turned(perm)
     return _through_quantization(node, source)
 
 
@@ -85,10 +110,13 @@ def _through_quantization(node: ir.Node, source: Weight) -> Weight | None:
     if scale is None or (given and zero_point is None) or scale.ndim > 1:
         return None
     if node.op_type == "DequantizeLinear":
-        values = source.values
-        if zero_point is not None and zero_point.any():
-            values = values.astype(np.int32) - _along(node, zero_point, values.ndim)
-        return replace(source, values=values, scale=scale)
+        if zero_point is None or not zero_point.any():
+            return replace(source, scale=scale)
+        values, point = source.values, _along(node, zero_point, source.values.ndim)
+        if source.stored.dtype.kind in "iu":
+            zero = source.as_stored(np.broadcast_to(point, values.shape))
+            source = replace(source, zero=zero)
+        return replace(source, values=values.astype(np.int32) - point, scale=scale)
     dtype = np.uint8 if zero_point is None else zero_point.dtype
     if dtype not in (np.int8, np.uint8):
         return None
