@@ -1,7 +1,7 @@
 """Decides which tensors of a prepared float model are quantized, and which share a scale.
 
-1. Each Conv, Gemm and MatMul with a constant float32 weight takes quantized activations and
-   weights.
+1. Each Conv, Gemm and MatMul of the main graph with a constant float32 weight takes quantized
+   activations and weights. What else has weights stays float, see `eligible.py`.
 2. A residual Add takes a quantized shortcut. The convolution that ends in the Add hands over
    floats, so that convolution, Add, ReLU and the rounding after them can be one integer kernel.
    Likewise a layer and its activation, whatever nodes that is written with: only what the next
@@ -20,22 +20,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-import numpy as np
 import onnx_ir as ir
 
-from twofour.core.errors import InputError
 from twofour.onnx_tools.attention import Attention, find_attention, is_normalized
 from twofour.onnx_tools.edit import constant, is_standard, operand, sole_use
+from twofour.onnx_tools.eligible import is_layer, nothing_to_quantize, require_float
 from twofour.onnx_tools.histogram import Range
 from twofour.onnx_tools.moving import JOINERS, MOVERS, Scales, is_mover
 from twofour.onnx_tools.options import QuantizeOptions
 
-LAYERS = ("Conv", "Gemm", "MatMul")
 # Mul and Div: of an activation that exporters write as x * Sigmoid(x) or x * (1 + Erf(...)) / 2.
 _ACTIVATIONS = ("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Mul", "Div")
 _POOLINGS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
@@ -93,18 +90,13 @@ def place(model: ir.Model, options: QuantizeOptions) -> Placement:
         options: `exclude`, `add_inputs` and `attention` count here.
 
     Raises:
-        InputError: the model is quantized already, or has nothing that can be.
+        NothingToQuantizeError: the model is quantized already, or has nothing that can be.
     """
-    if any(is_standard(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph):
-        raise InputError(
-            "the model is quantized already",
-            ["it has QuantizeLinear or DequantizeLinear nodes"],
-            "give the float model it was made from",
-        )
+    require_float(model)
     excluded = frozenset(node for node in model.graph if _excluded(node, options))
     layers = [node for node in model.graph if node not in excluded and is_layer(node)]
     if not layers:
-        raise _nothing_to_quantize(model, excluded)
+        raise nothing_to_quantize(model, options.exclude)
     wanted = [node.inputs[0] for node in layers]
     stream = frozenset(node for node in model.graph if is_normalized(node))
     for node in model.graph:
@@ -138,16 +130,6 @@ def _attentions(model: ir.Model, excluded: frozenset[ir.Node]) -> list[Attention
         for attention in found
         if attention is not None and attention.product.producer() not in excluded
     ]
-
-
-def is_layer(node: ir.Node) -> bool:
-    """Whether the node is a Conv, Gemm or MatMul with a constant float32 weight."""
-    if not is_standard(node, *LAYERS) or node.attributes.get_int("transA", 0) == 1:
-        return False
-    x, weight = operand(node, 0), constant(operand(node, 1))
-    if x is None or weight is None or constant(x) is not None or weight.dtype != np.float32:
-        return False
-    return weight.ndim >= 3 if node.op_type == "Conv" else weight.ndim == 2
 
 
 def output_axis(layer: ir.Node) -> int:
@@ -243,14 +225,3 @@ def _sum_length(value: ir.Value) -> int:
 
 def _excluded(node: ir.Node, options: QuantizeOptions) -> bool:
     return any(fnmatchcase(node.name or "", pattern) for pattern in options.exclude)
-
-
-def _nothing_to_quantize(model: ir.Model, excluded: frozenset[ir.Node]) -> InputError:
-    counts = Counter(node.op_type for node in model.graph)
-    reasons = [
-        "expected a Conv, Gemm or MatMul with a constant float32 weight",
-        "got " + (", ".join(f"{count} {name}" for name, count in counts.items()) or "no nodes"),
-    ]
-    if excluded:
-        reasons.append(f"{len(excluded)} nodes are excluded by name")
-    return InputError("the model has nothing to quantize", reasons, "use the float model as it is")

@@ -1,7 +1,8 @@
 """Brings any float model into the one form that quantization starts from.
 
-Functions inlined, constants as initializers, opset 13 or later, BatchNorm folded into the
-convolution before it, value types and shapes inferred.
+Functions inlined, constants as initializers, opset 13 or later, weights that are stored rounded as
+the floats they stand for, BatchNorm folded into the convolution before it, value types and shapes
+inferred.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import onnx_ir.passes.common as common_passes
 import onnxscript.optimizer
 from numpy.typing import NDArray
 
+from twofour.core import numerics
 from twofour.core.errors import UnsupportedError
 from twofour.onnx_tools.edit import Editor, bypass, constant, is_standard, operand, sole_use
 
@@ -34,13 +36,17 @@ def prepare(model: ir.Model) -> ir.Model:
         UnsupportedError: the opset is below 13 and cannot be converted.
     """
     model = upgrade(model.clone())
+    common_passes.RemoveInitializersFromInputsPass()(model)
     common_passes.InlinePass()(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     onnxscript.optimizer.fold_constants(
-        model, input_size_limit=_FOLD_LIMIT_BYTES, output_size_limit=_FOLD_LIMIT_BYTES
+        model,
+        input_size_limit=_FOLD_LIMIT_BYTES,
+        output_size_limit=_FOLD_LIMIT_BYTES,
     )
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _drop_identities(model.graph)
+    fold_quantizers(model)
     fold_batchnorm(model)
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.NameFixPass()(model)
@@ -83,6 +89,55 @@ def fold_batchnorm(model: ir.Model) -> int:
     editor = Editor(model.graph)
     norms = [node for node in model.graph if is_standard(node, "BatchNormalization")]
     return sum(_fold_into_conv(editor, norm) for norm in norms)
+
+
+def fold_quantizers(model: ir.Model) -> int:
+    """DequantizeLinear(w8, scale, zero_point)   =>   (w8 - zero_point) * scale, for constants.
+
+    QuantizeLinear of a constant likewise, so that a weight in either form is the floats it stands
+    for.
+
+    Returns:
+        How many were folded.
+    """
+    editor = Editor(model.graph)
+    nodes = [n for n in model.graph if is_standard(n, "QuantizeLinear", "DequantizeLinear")]
+    return sum(_fold_quantizer(editor, node) for node in nodes)
+
+
+def _fold_quantizer(editor: Editor, node: ir.Node) -> bool:
+    """Folds one, or returns False and leaves it."""
+    given = [value for value in node.inputs if value is not None]
+    arrays = [constant(value) for value in given]
+    found = [array for array in arrays if array is not None]
+    if len(found) != len(given) or node.outputs[0].is_graph_output():
+        return False
+    x, scale = found[0], _along(node, found[1], found[0].shape)
+    point = _along(node, found[2], x.shape) if len(found) > 2 else np.zeros((), np.uint8)
+    if node.op_type == "DequantizeLinear":
+        real = (x.astype(np.float32) - point.astype(np.float32)) * scale.astype(np.float32)
+        array = real.astype(found[1].dtype)
+    elif point.dtype in (np.int8, np.uint8):
+        array = numerics.quantize(x, scale, point, point.dtype)
+    else:
+        return False
+    result = node.outputs[0]
+    result.replace_all_uses_with(editor.initializer(f"{result.name}_folded", array))
+    editor.graph.remove(node, safe=True)
+    return True
+
+
+def _along(node: ir.Node, per_channel: Array, shape: tuple[int, ...]) -> Array:
+    """A scale or zero point for each value: one number, one a channel, or one a block."""
+    if per_channel.size == 1:
+        return per_channel.reshape(())
+    axis = node.attributes.get_int("axis", 1) % len(shape)
+    if per_channel.ndim > 1:
+        block = node.attributes.get_int("block_size", 0) or -(
+            -shape[axis] // per_channel.shape[axis]
+        )
+        return per_channel.repeat(block, axis).take(range(shape[axis]), axis)
+    return per_channel.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
 def _drop_identities(graph: ir.Graph) -> None:

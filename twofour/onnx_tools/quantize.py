@@ -49,8 +49,8 @@ def quantize(
         A new model with Q/DQ pairs and int8 weights.
 
     Raises:
-        InputError: nothing to quantize, already quantized, or the data does not fit (see
-            `calibrate`).
+        NothingToQuantizeError: the model is quantized already, or no layer can be.
+        InputError: the data does not fit (see `calibrate`).
         UnsupportedError: the opset cannot be converted, or ONNX Runtime cannot run the model.
     """
     options = options or QuantizeOptions()
@@ -144,8 +144,13 @@ def _quantize_weights(editor: Editor, layers: tuple[ir.Node, ...]) -> None:
         layer.prepend(dq)
         layer.replace_input_with(1, dq.outputs[0])
     for weight, _ in constants:
-        if weight is not None and weight.is_initializer() and not weight.uses():
+        if weight is not None and _is_left(weight):
             del editor.graph.initializers[str(weight.name)]
+
+
+def _is_left(weight: ir.Value) -> bool:
+    """Whether the weight is an initializer that nobody reads any more."""
+    return weight.is_initializer() and not weight.uses() and not weight.is_graph_output()
 
 
 def _scheme_constants(editor: Editor, name: str, scheme: Affine) -> tuple[ir.Value, ir.Value]:
