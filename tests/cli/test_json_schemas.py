@@ -36,7 +36,7 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("inspect.model/1", ("inspect", "int8.onnx")),
     ("inspect.model/1", ("inspect", "nearly.onnx", "--all")),
     ("inspect.model/1", ("inspect", "model.onnx", "--shapes", "x:1x9x8x8")),
-    ("build/1", ("build", "int8.onnx", "-o", "int8.engine", *QUICK)),
+    ("build/1", ("build", "int8.onnx", "-o", "int8.engine", "--int8", *DATA, *QUICK)),
     ("build/1", ("build", "model.onnx", "-o", "f32.engine", *QUICK, "--shapes", "x:1x4x8x8")),
     ("inspect.engine/1", ("inspect", "int8.engine")),
     ("inspect.engine/1", ("inspect", "sample.engine")),

@@ -341,7 +341,10 @@ def test_nothing_to_quantize():
         quantized(model)
     with pytest.raises(InputError, match="nothing to quantize"):
         quantized(graph("(float[4,4] x, float[4,4] w) => (float[4,4] y) { y = MatMul (x, w) }"))
-    with pytest.raises(InputError, match=r"(?s)nothing to quantize.*4 Conv: excluded by name.*1 Gemm: excluded by name"):
+    with pytest.raises(
+        InputError,
+        match=r"(?s)nothing to quantize.*4 Conv: excluded by name.*1 Gemm: excluded by name",
+    ):
         quantized(option_a(), exclude=("*",))
 
 

@@ -34,7 +34,10 @@ class Isa(StrEnum):
 def build(
     model: Annotated[Path, typer.Argument(help="An ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .engine file to write.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Quantize a float model first.")] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Quantize first; a quantized model is taken as it is."),
+    ] = False,
     bf16: Annotated[
         bool,
         typer.Option("--bf16", help="Let float layers compute in bfloat16 where that is faster."),
@@ -128,12 +131,13 @@ def _summary(engine: Engine, output: Path) -> str:
         f"  {document['layers']} layers: {document['sparse']} sparse, {document['dense']} dense, "
         f"{document['fallback']} on ONNX Runtime, {document['other']} others",
         *(f"  runs {text}" for text in profile_texts(engine.plan)),
+        *(f"  note: {text}" for text in engine.plan.notes),
         f"  read why: twofour explain {output}",
     ]
     return "\n".join(lines)
 
 
-def _document(engine: Engine, output: Path) -> dict[str, str | int]:
+def _document(engine: Engine, output: Path) -> dict[str, str | int | list[str]]:
     from twofour.compiler.explain import FALLBACK, is_sparse, layers_of
 
     layers = layers_of(engine.plan, 1)
@@ -151,4 +155,5 @@ def _document(engine: Engine, output: Path) -> dict[str, str | int]:
         "dense": dense,
         "fallback": fallback,
         "other": len(layers) - fallback - sparse - dense,
+        "notes": list(engine.plan.notes),
     }

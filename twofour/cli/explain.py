@@ -109,14 +109,16 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "version": plan.version,
         "threads": plan.threads,
         "graph": plan.graph,
+        "notes": list(plan.notes),
     }
 
 
 def _heading(plan: Plan) -> str:
-    return (
+    built = (
         f"{plan.source_name or 'a model'}, built for {plan.target} with {plan.threads} "
         f"thread{'s' * (plan.threads > 1)} on {plan.target.model}, by twofour {plan.version}"
     )
+    return "\n".join((built, *(f"note: {note}" for note in plan.notes)))
 
 
 def _profile(plan: Plan, number: int) -> list[str]:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from twofour.compiler.assemble import Assembler, Compiled, Progress
 from twofour.compiler.emit import Emitter
+from twofour.compiler.explain import is_sparse
 from twofour.compiler.importer import import_graph
 from twofour.compiler.join_moves import join_moves
 from twofour.compiler.lower import lower
@@ -37,6 +38,7 @@ from twofour.core.data import DataLike
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.target import Target, check_runs_here, detect_host, host_target
 from twofour.engine import Engine
+from twofour.onnx_tools.eligible import NothingToQuantizeError
 from twofour.onnx_tools.load import load_model, model_bytes
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
@@ -48,6 +50,9 @@ _LEFT_NEAR_BYTES = 4 << 20  # several times an L2
 _FAR_BYTES = 64 << 20  # more than an L3 holds
 EFFORTS = range(4)
 SPARSITY = ("enable", "force", "disable")
+_NOTHING_SPARSE = (
+    "sparsity force: no layer became sparse: no kernel here takes a weight that can be pruned"
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class BuildOptions:
         sparsity: "enable" (sparse kernels compete where a weight has a pattern), "force" (weights
             that have none are pruned to 2:4 by magnitude where they can be, and only sparse kernels
             are taken there: for measuring, not for accuracy) or "disable".
-        int8: quantize the model first, calibrated on `data`.
+        int8: quantize the model first, calibrated on `data`. A model that is quantized already, or
+            has nothing to quantize, is built as it is, and the plan's notes say so.
         bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
             CPU cannot, or float32 is faster, they stay float32, and `explain` says so.
         data: calibration batches, as `twofour quantize` takes them.
@@ -158,8 +164,9 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     target = options.target or host_target()
     check_runs_here(target)
     source, name, digest = _source(model)
+    notes: tuple[str, ...] = ()
     if options.int8 and options.data is not None:
-        source = quantize(source, options.data, progress=progress)
+        source, notes = _quantized(source, options.data, progress)
     requests = [read_request(source.graph, p) for p in options.profiles or (options.shapes or {},)]
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
@@ -175,8 +182,25 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
         if options.dump is not None:
             compilation.networks(floats, options.dump)
     cache.save(cache_file)
-    plan = replace(engine.plan, source_name=name, source_sha256=digest)
+    if options.sparsity == "force" and not _any_sparse(engine):
+        notes += (_NOTHING_SPARSE,)
+    plan = replace(engine.plan, source_name=name, source_sha256=digest, notes=notes)
     return replace(engine, plan=plan)
+
+
+def _any_sparse(engine: Engine) -> bool:
+    return any(is_sparse(layer.tactic) for layer in engine.plan.layers)
+
+
+def _quantized(
+    source: ir.Model, data: DataLike, progress: Progress | None
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """The quantized model; or the model as it is, and why it stays so."""
+    try:
+        return quantize(source, data, progress=progress), ()
+    except (NothingToQuantizeError, UnsupportedError) as error:
+        why = "; ".join(error.reasons)
+        return source, (f"not quantized, the data was not used: {error.what} ({why})",)
 
 
 @dataclass(frozen=True)

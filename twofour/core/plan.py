@@ -227,6 +227,7 @@ class Plan:
         code: names of the objects, in loading order.
         source_name: file name of the model, for people.
         graph: counts before and after the passes, for people.
+        notes: what was asked for and could not be done, and why, for people.
     """
 
     target: Target
@@ -238,6 +239,7 @@ class Plan:
     code: tuple[str, ...]
     source_name: str = ""
     graph: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:

@@ -133,9 +133,8 @@ def _along(node: ir.Node, per_channel: Array, shape: tuple[int, ...]) -> Array:
         return per_channel.reshape(())
     axis = node.attributes.get_int("axis", 1) % len(shape)
     if per_channel.ndim > 1:
-        block = node.attributes.get_int("block_size", 0) or -(
-            -shape[axis] // per_channel.shape[axis]
-        )
+        even = -(-shape[axis] // per_channel.shape[axis])
+        block = node.attributes.get_int("block_size", 0) or even
         return per_channel.repeat(block, axis).take(range(shape[axis]), axis)
     return per_channel.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
