@@ -91,7 +91,7 @@ def runs(data: Data, forms: Sequence[Form], most: int, limit: int | None = None)
         parts = _singles(batch) if whole else [batch]
         for part in parts:
             feeds = {
-                name: array[0] if name in whole else _filled(array, fixed, alone=bool(whole))
+                name: array[0, ...] if name in whole else _filled(array, fixed, alone=bool(whole))
                 for name, array in part.inputs.items()
             }
             _require_fit(data.source, forms, feeds, batch.inputs)
