@@ -50,9 +50,7 @@ _LEFT_NEAR_BYTES = 4 << 20  # several times an L2
 _FAR_BYTES = 64 << 20  # more than an L3 holds
 EFFORTS = range(4)
 SPARSITY = ("enable", "force", "disable")
-_NOTHING_SPARSE = (
-    "sparsity force: no layer became sparse: no kernel here takes a weight that can be pruned"
-)
+_NOTHING_SPARSE = "sparsity force: no layer runs on a sparse kernel; the layers' reasons say why"
 
 
 @dataclass(frozen=True)
