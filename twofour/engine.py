@@ -34,8 +34,10 @@ from twofour.core.plan import (
     Plan,
     Profile,
     Step,
+    Strided,
     TensorInfo,
     Work,
+    Write,
 )
 from twofour.core.plan_check import DTYPES
 
@@ -48,8 +50,10 @@ __all__ = [
     "Plan",
     "Profile",
     "Step",
+    "Strided",
     "TensorInfo",
     "Work",
+    "Write",
     "check",
 ]
 

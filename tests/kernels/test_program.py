@@ -104,10 +104,12 @@ class Program:
 
     def run(self, x: np.ndarray) -> np.ndarray:
         y = np.full(CELLS, -1, np.int32)
-        blocks = (self.arena, self.weights, self.workers.sync, x, y)
-        args = np.array([address(block) for block in blocks], np.int64)
-        self.workers.run(self.symbol, address(args))
+        self.workers.run(self.symbol, address(self.args(x, y)))
         return y
+
+    def args(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        blocks = (self.arena, self.weights, self.workers.sync, x, y)
+        return np.array([address(block) for block in blocks], np.int64)
 
     def check(self, seed: int) -> None:
         x = np.random.default_rng(seed).integers(-1000, 1000, CELLS).astype(np.int32)
@@ -147,6 +149,47 @@ def test_thousands_of_runs(code, threads, runs) -> None:
     want = expected(x)
     for _ in range(runs):
         assert (program.run(x) == want).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_some_calls_at_a_time(code, threads) -> None:
+    """All in pieces are what all at once are; no call before or behind the piece is done."""
+    program, x = Program(code, threads), np.arange(CELLS, dtype=np.int32)
+    y = np.full(CELLS, -1, np.int32)
+    args = program.args(x, y)
+    for begin, end in ((0, 1), (1, 4), (4, 6)):
+        program.workers.run_calls(program.symbol, address(args), range(begin, end), None)
+    assert (y == -1).all(), "the last call was done too"
+    cells = program.arena[: 4 * CELLS].view(np.int32)
+    cells[:] = np.arange(CELLS)[::-1]
+    program.workers.run_calls(program.symbol, address(args), range(6, 7), None)
+    assert (y == 2 * np.roll(cells, -1) + np.arange(CELLS)).all(), "an earlier call was done again"
+    assert (program.run(x) == expected(x)).all(), "a whole run is no longer one"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_times_of_calls(code, threads) -> None:
+    """Begin, end, met, call after call; only thread 0 knows when all had met."""
+    program, x = Program(code, threads), np.arange(CELLS, dtype=np.int32)
+    y = np.empty(CELLS, np.int32)
+    stamps = program.workers.stamps(STEPS + 1)
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    program.workers.run_calls(program.symbol, address(program.args(x, y)), range(1, STEPS), stamps)
+    after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    assert not stamps[0].any()
+    assert not stamps[STEPS].any()
+    assert not stamps[:, :, 3:].any()
+    assert not stamps[:, 1:, 2].any()
+    for thread in range(threads):
+        taken = stamps[1:STEPS, thread, : 2 + (thread == 0)].reshape(-1)
+        assert before <= taken[0]
+        assert taken[-1] <= after
+        assert (np.diff(taken) >= 0).all()
+    met = stamps[1:STEPS, 0, 2]
+    assert (stamps[1:STEPS, :, 1] <= met[:, None]).all(), "met before all had ended"
+    assert (stamps[2:STEPS, :, 0] >= stamps[1 : STEPS - 1, :, 1].max(1)[:, None]).all()
+    program.run(x)
+    assert (stamps[1:STEPS, 0, 2] == met).all(), "a plain run writes times"
 
 
 def test_more_threads_than_work(code) -> None:

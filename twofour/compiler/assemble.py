@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -13,10 +13,11 @@ import onnx_ir as ir
 
 from twofour.compiler.emit import Emitter
 from twofour.compiler.fallback import subgraph
-from twofour.compiler.lower import Lowered, Section
+from twofour.compiler.lower import Lowered, Placed, Section
 from twofour.compiler.passes.pipeline import Fused
 from twofour.compiler.profile import Placement
 from twofour.compiler.schedule import Schedule
+from twofour.compiler.writes import Recorder, SourceNames
 from twofour.core.abi import BINDINGS
 from twofour.core.sizes import Symbol
 from twofour.core.version import __version__
@@ -45,6 +46,7 @@ class Compiled:
         order: its schedule.
         lowered: its sections.
         operators: how many the model had.
+        names: the source model's own.
         symbols: its open dimensions.
     """
 
@@ -52,6 +54,7 @@ class Compiled:
     order: Schedule
     lowered: Lowered
     operators: int
+    names: SourceNames
     symbols: tuple[Symbol, ...] = ()
 
     @property
@@ -69,12 +72,30 @@ class Compiled:
         """The fused graph as all fallback steps take their parts from it."""
         return ir.to_proto(self.fused.model)
 
-    def fallback_layer(self, node: ir.Node) -> Layer:
+    @cached_property
+    def recorder(self) -> Recorder:
+        """Records what its layers write."""
+        return Recorder(self.fused.model.graph, self.order, self.lowered, self.names)
+
+    def fallback_layer(self, node: ir.Node, section: Section) -> Layer:
         """A node that stays on ONNX Runtime, with all known reasons."""
         name = node.name or node.op_type
         notes = [self.order.reasons.get(node, "")]
         notes += [f"{r.rule}: {r.reason}" for r in self.fused.refusals if r.node == name]
-        return Layer(name, node.op_type, "onnxruntime", notes=tuple(n for n in notes if n))
+        return Layer(
+            name,
+            node.op_type,
+            "onnxruntime",
+            notes=tuple(n for n in notes if n),
+            source=self.recorder.nodes_of(node),
+            writes=self.recorder.outputs(node, section.outputs),
+        )
+
+    def recorded(self, layer: Layer, placed: Placed) -> Layer:
+        """A native layer with what it computes and writes."""
+        return replace(
+            layer, source=self.recorder.nodes(placed), writes=self.recorder.writes(placed)
+        )
 
     def profile(self, steps: Sequence[Step]) -> Profile:
         """The profile whose steps these are."""
@@ -137,6 +158,7 @@ class Assembler:
             layers=tuple(self.emitter.layers),
             threads=self.threads,
             code=(CODE,),
+            free=self.networks[0].names.free(layer.source for layer in self.emitter.layers),
         )
         return Engine(plan, self.emitter.weights(), objects, self._subgraphs)
 
@@ -162,6 +184,7 @@ class Assembler:
         for placed in section.ops:
             self._tell(placed.op.name)
             call = self.emitter.emit(placed, bindings)
+            self.emitter.layers[-1] = network.recorded(self.emitter.layers[-1], placed)
             calls.append(call)
             self.placements.append(Placement(len(self.emitter.layers) - 1, call, infos, values))
             self._done += 1
@@ -172,7 +195,7 @@ class Assembler:
         self._tell(symbol)
         model = subgraph(network.proto, section, network.lowered.plain)
         self._subgraphs[symbol] = np.frombuffer(model, np.uint8)
-        self.emitter.layers += [network.fallback_layer(node) for node in section.nodes]
+        self.emitter.layers += [network.fallback_layer(node, section) for node in section.nodes]
         self._done += 1
 
     def _tell(self, what: str) -> None:

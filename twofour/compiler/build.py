@@ -33,6 +33,7 @@ from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
 from twofour.compiler.tune import TimingCache, Tuner
 from twofour.compiler.whole import whole_engine
+from twofour.compiler.writes import SourceNames
 from twofour.core.abi import MAX_THREADS
 from twofour.core.data import DataLike
 from twofour.core.errors import InputError, UnsupportedError
@@ -272,6 +273,7 @@ def _network(
 ) -> Compiled:
     """The network for one profile; `forced` prunes weights that have no pattern."""
     operators: list[int] = []
+    names = SourceNames.of(source.graph)
 
     def imported(shapes: Mapping[str, Shape]) -> ir.Model:
         graph = import_graph(source, shapes)
@@ -284,14 +286,15 @@ def _network(
     if not request.symbols:
         static = fused(imported(request.shapes_at(())))
         order = join_moves(schedule(static.model.graph), static.model.graph)
-        return Compiled(static, order, lower(static.model.graph, order), operators[0])
+        lowered = lower(static.model.graph, order)
+        return Compiled(static, order, lowered, operators[0], names)
     found = OpenGraph.of(request, imported, fused)
     graph = found.fused.model.graph
     order = schedule(graph, found.read)
     for node in order.reasons:
         found.require_plain(node)
     lowered = lower(graph, order, found.dims)
-    return Compiled(found.fused, order, lowered, operators[0], request.symbols)
+    return Compiled(found.fused, order, lowered, operators[0], names, request.symbols)
 
 
 def _source(model: Model) -> tuple[ir.Model, str, str]:

@@ -9,7 +9,7 @@ cost no extra pass. What a Concat joins is written into its result where it can 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -112,12 +112,15 @@ class Lowered:
         plain: plain values by name.
         arena_bytes: activation memory.
         fills: halo regions of the arena.
+        tensors: of each native value by name; open_dims: likewise the shapes where some are open.
     """
 
     sections: tuple[Section, ...]
     plain: Mapping[str, TensorInfo]
     arena_bytes: int
     fills: tuple[Fill, ...]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    open_dims: Dims = field(default_factory=dict)
 
 
 def lower(graph: ir.Graph, order: Schedule, open_dims: Dims | None = None) -> Lowered:
@@ -140,7 +143,8 @@ def lower(graph: ir.Graph, order: Schedule, open_dims: Dims | None = None) -> Lo
     sections = _sections(order.stretches, placed, graph)
     names = [n for s in sections for n in (*s.inputs, *s.outputs)]
     names += [value.name or "" for value in (*graph.inputs, *graph.outputs)]
-    return Lowered(sections, {n: forms.info(n) for n in names}, arena_bytes, fills)
+    infos = {n: forms.info(n) for n in names}
+    return Lowered(sections, infos, arena_bytes, fills, forms.tensors, open_dims or {})
 
 
 class _Forms:
@@ -162,7 +166,7 @@ class _Forms:
         self._read = {name for op in native for name in op.reads}
         self._parts = Parts.of(native, lambda n: shape(self._values[n]), self._is_held)
         self._padded = _padded(native, self._parts)
-        self._tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
 
     def info(self, name: str) -> TensorInfo:
         """A plain value, where it is needed between steps."""
@@ -177,7 +181,7 @@ class _Forms:
 
     def arena(self) -> list[Tensor]:
         """Every tensor that holds bytes, once; aliases share one, views are part of one."""
-        return list({id(t.root): t.root for t in self._tensors.values()}.values())
+        return list({id(t.root): t.root for t in self.tensors.values()}.values())
 
     def place(self, stretch: Stretch) -> list[Placed]:
         """The operators of a stretch, with copies where a value changes form."""
@@ -189,7 +193,7 @@ class _Forms:
             elif (left := self._unjoined(op)) is not None:
                 out.append(self._placed(left, out))
             for name in op.writes:
-                tensor = self._tensors.get(name)
+                tensor = self.tensors.get(name)
                 if tensor is not None and name in self._plain:
                     copy = self._copy(f"{op.name}/plain", name)
                     out.append(Placed(copy, tensor, self.info(name)))
@@ -206,19 +210,19 @@ class _Forms:
         """Other names for a tensor or for parts of it."""
         x = self._enter(op.x, out)
         if not isinstance(op, ViewOp):
-            self._tensors[op.y] = x
+            self.tensors[op.y] = x
             return
         if op.pixels:
             if x.root.name in self._padded:  # pixels beside a halo do not lie at even distances
                 x, source = replace(x, name=f"{op.y}/dense", parent=None), x
                 out.append(Placed(MapOp(op.name, "Copy", "map", op.x, op.y), source, x))
-            self._tensors[op.y] = x.column(op.y)
+            self.tensors[op.y] = x.column(op.y)
             return
         for name, first in zip(op.writes, op.channels, strict=True):
             dims = extent(shape(self._values[name]))
             step = most(op.image_step)
             chosen = range(op.image, op.image + dims[0] * step, step)
-            self._tensors[name] = view = x.part(name, first, dims[3], chosen)
+            self.tensors[name] = view = x.part(name, first, dims[3], chosen)
             view.open_batch = open_size(images(self._dims(name)))
 
     def _unjoined(self, op: NativeOp) -> NativeOp | None:
@@ -229,7 +233,7 @@ class _Forms:
         parts = [
             part
             for part, first in zip(op.parts, first_channels(op), strict=True)
-            if (x := self._tensors.get(op.values[part.inputs[0].value].name)) is None
+            if (x := self.tensors.get(op.values[part.inputs[0].value].name)) is None
             or x.channel_in(wide) != first
         ]
         return replace(op, parts=tuple(parts)) if parts else None
@@ -241,7 +245,7 @@ class _Forms:
     def _source(self, op: NativeOp, name: str, out: list[Placed]) -> Place:
         """Where an operator reads one of its operands."""
         if _flexible(op):
-            return self._tensors.get(name) or self.info(name)
+            return self.tensors.get(name) or self.info(name)
         return self._enter(name, out)
 
     def _destination(self, op: NativeOp, name: str) -> Place:
@@ -258,10 +262,10 @@ class _Forms:
 
     def _enter(self, name: str, out: list[Placed]) -> Tensor:
         """The tensor of a value, copied into the arena where it so far is a plain array only."""
-        if name not in self._tensors:
+        if name not in self.tensors:
             tensor = self._tensor(name)
             out.append(Placed(self._copy(f"{name}/native", name), self.info(name), tensor))
-        return self._tensors[name]
+        return self.tensors[name]
 
     def _copy(self, layer: str, name: str) -> NativeOp:
         """A value from one form to the other."""
@@ -273,8 +277,8 @@ class _Forms:
 
     def _tensor(self, name: str) -> Tensor:
         """The tensor of a value: its own, or a part of a wider one."""
-        if name in self._tensors:
-            return self._tensors[name]
+        if name in self.tensors:
+            return self.tensors[name]
         dtype = self._values[name].dtype
         kind = "u8" if dtype is None or dtype in QUANTIZED else dtype.numpy().name
         batch, height, width, channels = extent(shape(self._values[name]))
@@ -282,7 +286,7 @@ class _Forms:
         if (part := self._parts.part_of.get(name)) is not None:
             tensor = self._tensor(part.of).part(name, part.first, channels, range(batch))
         tensor.open_batch = open_size(images(self._dims(name)))
-        self._tensors[name] = tensor
+        self.tensors[name] = tensor
         return tensor
 
 

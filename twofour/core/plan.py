@@ -6,6 +6,7 @@ inputs, or for every shape within the ranges of its symbols. The profiles share 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,6 +124,48 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Strided:
+    """A tensor in the arena: images of rows of pixels, the channels of a pixel side by side.
+
+    Attributes:
+        offset: of the first element, in bytes.
+        image: bytes from one image to the next; of a tensor that is none, from row to row.
+        row: bytes from one row of an image to the next.
+        pixel: bytes from one pixel of a row to the next.
+    """
+
+    offset: int
+    image: int
+    row: int
+    pixel: int
+
+
+@dataclass(frozen=True)
+class Write:
+    """A value that a layer writes, and where it lies until something else takes its place.
+
+    Attributes:
+        tensor: its name in the fused graph, its type as stored ("bfloat16" is one), and its shape.
+        source: the value of the source model that it is, or is rounded from; "" for none.
+        at: where it lies in the arena; None for a plain array of its name.
+        scale: of a quantized value: one number or one for each channel; () for another value.
+        zero_point: as stored: real = (stored - zero_point) * scale.
+    """
+
+    tensor: TensorInfo
+    source: str = ""
+    at: Strided | None = None
+    scale: tuple[float, ...] = ()
+    zero_point: int = 0
+
+    def planes(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Images, channels, rows and columns of the value where it has this shape."""
+        if len(shape) == 4:
+            return shape[0], shape[1], shape[2], shape[3]
+        return math.prod(shape[:-1]), shape[-1] if shape else 1, 1, 1
+
+
+@dataclass(frozen=True)
 class Layer:
     """One fused operator of the engine, as `explain` shows it.
 
@@ -140,6 +183,8 @@ class Layer:
         candidates: all that were considered, the chosen one included.
         notes: the reasons in words: why not sparse, why not integer, why a fallback.
         work: what its kernel does.
+        source: the nodes of the source model that it computes.
+        writes: what it writes, where.
     """
 
     name: str
@@ -155,6 +200,8 @@ class Layer:
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
     work: Work = Work()
+    source: tuple[str, ...] = ()
+    writes: tuple[Write, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,6 +275,8 @@ class Plan:
         source_name: file name of the model, for people.
         graph: counts before and after the passes, for people.
         notes: what was asked for and could not be done, and why, for people.
+        free: nodes of the source model that no layer computes: they are folded, removed, or only
+            give a result another name.
     """
 
     target: Target
@@ -240,6 +289,7 @@ class Plan:
     source_name: str = ""
     graph: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from twofour.core.abi import MAX_SYMBOLS, MAX_THREADS
-from twofour.core.plan import Plan, Profile, TensorInfo
+from twofour.core.plan import Layer, Plan, Profile, Step, TensorInfo, Write
 from twofour.core.sizes import Size
 from twofour.core.target import ISAS
 
@@ -14,6 +16,9 @@ DTYPES = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
 )
 """Types that an engine passes on."""
+
+ITEM_BYTES = {name: np.dtype(name).itemsize for name in DTYPES} | {"bfloat16": 2}
+"""Of an element."""
 
 _MAX_MEMORY_BYTES = 1 << 36
 _MAX_ELEMENTS = 1 << 33
@@ -40,6 +45,8 @@ def wrong(plan: Plan) -> Iterator[str]:
                 yield from _wrong_tensor(tensor, profile)
         yield from _wrong_memory(profile)
         yield from _wrong_steps(profile, len(plan.layers))
+        if not symbols:
+            yield from _wrong_writes(profile, plan.layers)
         if _ends(profile) != _ends(plan.profiles[0]):
             yield "the profiles have different inputs or outputs"
 
@@ -65,9 +72,13 @@ def _wrong_symbols(profile: Profile) -> Iterator[str]:
 
 
 def _wrong_tensor(tensor: TensorInfo, profile: Profile) -> Iterator[str]:
-    shape = tensor.shape
     if tensor.dtype not in DTYPES:
         yield f"tensor {tensor.name!r} has unknown dtype {tensor.dtype!r}"
+    yield from _wrong_shape(tensor, profile)
+
+
+def _wrong_shape(tensor: TensorInfo, profile: Profile) -> Iterator[str]:
+    shape = tensor.shape
     if len(shape) > _MAX_RANK or min(shape, default=0) < 0 or math.prod(shape) > _MAX_ELEMENTS:
         yield f"tensor {tensor.name!r} has shape {shape}"
     if not tensor.known and (shape or tensor.sizes):
@@ -132,3 +143,36 @@ def _wrong_steps(profile: Profile, layers: int) -> Iterator[str]:
                 yield f"step {step.symbol!r} names layer {layer} of {layers}"
         if step.kind not in _STEP_KINDS:
             yield f"step {step.symbol!r} is of unknown kind {step.kind!r}"
+
+
+def _wrong_writes(profile: Profile, layers: Sequence[Layer]) -> Iterator[str]:
+    """What a profile's layers are said to write, where it does not lie."""
+    for step in profile.steps:
+        for index in step.layers:
+            if 0 <= index < len(layers):
+                for write in layers[index].writes:
+                    yield from (
+                        f"layer {layers[index].name!r}: {reason}"
+                        for reason in _wrong_write(write, step, profile)
+                    )
+
+
+def _wrong_write(write: Write, step: Step, profile: Profile) -> Iterator[str]:
+    tensor = write.tensor
+    problems = list(_wrong_shape(tensor, profile))
+    yield from problems
+    if write.at is None:
+        if tensor.name not in step.outputs:
+            yield f"{tensor.name!r} is no plain tensor of step {step.symbol!r}"
+        return
+    if tensor.dtype not in (*DTYPES, "bfloat16"):
+        yield f"tensor {tensor.name!r} has unknown dtype {tensor.dtype!r}"
+    elif not problems and math.prod(tensor.shape) > 0:
+        counts = write.planes(tensor.shape)
+        strides = (write.at.image, ITEM_BYTES[tensor.dtype], write.at.row, write.at.pixel)
+        last = sum((n - 1) * stride for n, stride in zip(counts, strides, strict=True))
+        end = write.at.offset + last + ITEM_BYTES[tensor.dtype]
+        if min(write.at.offset, *strides) < 0 or end > profile.arena_bytes:
+            yield f"tensor {tensor.name!r} at {write.at.offset} to {end} lies outside the arena"
+        if len(write.scale) not in (0, 1, counts[1]):
+            yield f"tensor {tensor.name!r} of {counts[1]} channels has {len(write.scale)} scales"

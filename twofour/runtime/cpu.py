@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import llvmlite.binding as binding
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core.abi import MAX_THREADS, SYNC, SYNC_BYTES
+from twofour.core.abi import ALL_CALLS, MAX_THREADS, STAMP_BYTES, SYNC, SYNC_BYTES
 from twofour.core.errors import EngineError, UnsupportedError
 from twofour.core.memory import Bytes, address, allocate
 
@@ -31,6 +32,7 @@ _NEEDED = (
     "pthread_join",
     "pthread_setaffinity_np",
 )
+Stamps = NDArray[np.int64]
 _MASK_BYTES = 1024  # a set of up to 8192 cores
 
 
@@ -136,7 +138,9 @@ class Workers:
             None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
         )(code.address("run"))
         words = self.sync.view(np.int64)
-        for name in ("sched_yield", "sem_wait", "sem_post"):
+        words[SYNC["last"] // 8] = ALL_CALLS
+        words[SYNC["clock"] // 8] = time.CLOCK_MONOTONIC
+        for name in ("sched_yield", "sem_wait", "sem_post", "clock_gettime"):
             if hasattr(libc, name):
                 words[SYNC[name] // 8] = _function_address(getattr(libc, name))
         base = self._sync_address = address(self.sync)
@@ -175,6 +179,27 @@ class Workers:
         if self._handles:
             self._keep_off(self._libc.sched_getcpu())
         self._run(self._sync_address, program, args, self.threads)
+
+    def run_calls(self, program: int, args: int, calls: range, stamps: Stamps | None) -> None:
+        """Runs some calls of a program, as `run` runs all of them.
+
+        Args:
+            program: address of the program.
+            args: address of its table of pointers.
+            calls: which ones, one after the other: at least one of those that it has.
+            stamps: int64 [calls.stop, threads, 8], where their times go; None for nowhere.
+        """
+        words = self.sync.view(np.int64)
+        places = [SYNC[name] // 8 for name in ("first", "last", "stamps")]
+        words[places] = calls.start, calls.stop, 0 if stamps is None else address(stamps)
+        try:
+            self.run(program, args)
+        finally:
+            words[places] = 0, ALL_CALLS, 0
+
+    def stamps(self, calls: int) -> Stamps:
+        """Room for the times of a program of so many calls, zeros."""
+        return np.zeros((calls, self.threads, STAMP_BYTES // 8), np.int64)
 
     def _keep_off(self, core: int) -> None:
         """Bars the workers from the core that the caller is on, if it is another than before.

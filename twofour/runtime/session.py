@@ -9,11 +9,10 @@ subgraph. Between steps lie plain C-contiguous arrays.
 
 from __future__ import annotations
 
-import ctypes
-import importlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,13 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core.abi import BINDINGS, SLACK_BYTES, SYMBOL_BYTES
-from twofour.core.errors import EngineError, InputError, UnsupportedError
-from twofour.core.memory import address, allocate, with_slack
+from twofour.core.abi import SLACK_BYTES
+from twofour.core.errors import InputError
+from twofour.core.memory import allocate, with_slack
 from twofour.core.target import check_runs_here
 from twofour.engine import Engine, Profile, Step, TensorInfo
 from twofour.runtime.cpu import Code, Workers
 from twofour.runtime.shapes import Bound, bind
+from twofour.runtime.steps import FallbackStep, Machine, NativeStep
+from twofour.runtime.taps import Tap, read
 
 Array = NDArray[Any]
 Key = tuple[tuple[int, ...], ...]
@@ -61,11 +62,12 @@ class Session:
         self._expected = [(t.name, np.dtype(t.dtype)) for t in self.inputs]
         self._bounds: dict[Key, Bound] = {}
         self._current: Bound | None = None
-        self._weights = with_slack(engine.weights, SLACK_BYTES)
+        weights = with_slack(engine.weights, SLACK_BYTES)
         self._arena = allocate(plan.arena_bytes + SLACK_BYTES, huge=True)
-        self._code = Code([engine.code[name].tobytes() for name in plan.code])
+        code = Code([engine.code[name].tobytes() for name in plan.code])
         self.threads = plan.threads if threads is None else threads
-        self._workers = Workers(self._code, self.threads)
+        self._workers = Workers(code, self.threads)
+        self._machine = Machine(code, self._workers, self._arena, weights)
         self._steps = [[self._step(step, p) for step in p.steps] for p in plan.profiles]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -114,6 +116,55 @@ class Session:
                     times.append((time.perf_counter_ns() - start) / 1e3)
         return [float(np.median(times[1:])) for times in samples]
 
+    def walk(self, inputs: Mapping[str, Array]) -> Iterator[Tap]:
+        """Runs layer by layer, and gives what each wrote before anything takes its place.
+
+        The fusion stays as it is: these are the kernels of `run`, on memory of the walk's own, so
+        the session may be used for other runs in between.
+
+        Args:
+            inputs: as for `run`.
+
+        Yields:
+            For each layer in order, each value that it wrote.
+
+        Raises:
+            InputError: as `run`.
+        """
+        tensors, bound = self._checked(inputs)
+        profile = self.engine.plan.profiles[bound.profile]
+        arena = allocate(self.engine.plan.arena_bytes + SLACK_BYTES)
+        machine = replace(self._machine, arena=arena)
+        machine.fill(profile)
+        machine.tell(bound)
+        for step, usual in zip(profile.steps, self._steps[bound.profile], strict=True):
+            if isinstance(usual, FallbackStep):
+                with self._lock:
+                    self._require_open()
+                    usual.run(tensors, bound)
+                yield from self._taps(step.layers, machine, tensors, bound)
+                continue
+            native = NativeStep(step, profile, machine)
+            native.bind(tensors, bound)
+            for call, layer in enumerate(step.layers):
+                with self._lock:
+                    self._require_open()
+                    native.run_calls(range(call, call + 1))
+                yield from self._taps((layer,), machine, tensors, bound)
+
+    def _taps(
+        self,
+        layers: Sequence[int],
+        machine: Machine,
+        tensors: Mapping[str, Array],
+        bound: Bound,
+    ) -> Iterator[Tap]:
+        """What layers wrote just now."""
+        for index in layers:
+            for write in self.engine.plan.layers[index].writes:
+                value = read(write, machine.arena, tensors, bound.values)
+                yield Tap(index, write.tensor.name, write.source, value)
+
     def close(self) -> None:
         """Ends the threads; further runs are errors. Safe to call twice."""
         with self._lock:
@@ -159,20 +210,18 @@ class Session:
             bound = self._bounds[key] = bind(self.engine.plan, shapes)
         return tensors, bound
 
-    def _step(self, step: Step, profile: Profile) -> _NativeStep | _FallbackStep:
+    def _step(self, step: Step, profile: Profile) -> NativeStep | FallbackStep:
         """A step of a profile, ready to run."""
         if step.kind == "native":
-            return _NativeStep(step, profile, self)
-        return _FallbackStep(step, self)
+            return NativeStep(step, profile, self._machine)
+        return FallbackStep(step, self.engine, self.threads)
 
     def _enter(self, bound: Bound) -> None:
         """Writes what the profile keeps in the arena: its halos, and the values of its symbols."""
         before, self._current = self._current, bound
         if before is None or before.profile != bound.profile:
-            for fill in self.engine.plan.profiles[bound.profile].fills:
-                self._arena[fill.offset : fill.offset + fill.size_bytes] = fill.value
-        size = len(bound.values) * SYMBOL_BYTES
-        self._arena[:size].view(np.int64)[:] = bound.values
+            self._machine.fill(self.engine.plan.profiles[bound.profile])
+        self._machine.tell(bound)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -202,84 +251,6 @@ class Session:
             found, fix = array.dtype.name, f"convert it with .astype({info.dtype!r})"
         what = f"input {name!r} does not fit the engine"
         return InputError(what, [f"expected {info.dtype}", f"got {found}"], fix)
-
-
-class _NativeStep:
-    """A generated program with its table of pointers."""
-
-    def __init__(self, step: Step, profile: Profile, session: Session) -> None:
-        dtypes = {info.name: np.dtype(info.dtype) for info in profile.tensors}
-        self._inputs = step.inputs
-        self._outputs = [(name, dtypes[name]) for name in step.outputs]
-        self._program = session._code.address(step.symbol)
-        self._workers = session._workers
-        self._args = (ctypes.c_int64 * (BINDINGS + len(step.inputs) + len(step.outputs)))()
-        self._args_address = ctypes.addressof(self._args)
-        for index, block in enumerate((session._arena, session._weights, session._workers.sync)):
-            self._args[index] = address(block)
-
-    def run(self, tensors: dict[str, Array], bound: Bound) -> None:
-        """Binds the plain tensors and calls the program."""
-        at = BINDINGS
-        for name in self._inputs:
-            self._args[at] = address(tensors[name])
-            at += 1
-        for name, dtype in self._outputs:
-            array = tensors[name] = np.empty(bound.shapes[name], dtype)
-            self._args[at] = address(array)
-            at += 1
-        self._workers.run(self._program, self._args_address)
-
-
-class _FallbackStep:
-    """A subgraph on ONNX Runtime."""
-
-    def __init__(self, step: Step, session: Session) -> None:
-        try:
-            onnxruntime = importlib.import_module("onnxruntime")
-        except ImportError as e:
-            raise UnsupportedError(
-                f"step {step.symbol!r} of the engine runs on ONNX Runtime, which is not installed",
-                [f"it computes {', '.join(step.outputs)}"],
-                "pip install onnxruntime",
-            ) from e
-        state = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-        raised = [c for c in state if isinstance(c, type) and issubclass(c, Exception)]
-        # Its own classes have no common parent.
-        self._errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, *raised)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = session.threads
-        options.inter_op_num_threads = 1
-        # It would drop a DQ -> Q pair between two scales, and move values by a whole step.
-        options.add_session_config_entry("session.disable_double_qdq_remover", "1")
-        options.log_severity_level = 4  # what goes wrong is raised, not printed as well
-        model = session.engine.subgraphs[step.symbol].tobytes()
-        try:
-            self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
-        except self._errors as e:
-            raise EngineError(
-                f"ONNX Runtime refuses step {step.symbol!r}", [str(e)], "rebuild the engine"
-            ) from e
-        self._inputs, self._outputs, self._symbol = step.inputs, step.outputs, step.symbol
-
-    def run(self, tensors: dict[str, Array], bound: Bound) -> None:
-        """Feeds and runs the subgraph."""
-        feeds = {name: tensors[name] for name in self._inputs}
-        try:
-            results = self._session.run(list(self._outputs), feeds)
-        except self._errors as e:
-            raise InputError(f"ONNX Runtime failed in step {self._symbol!r}", [str(e)]) from e
-        for name, value in zip(self._outputs, results, strict=True):
-            array = tensors[name] = np.asarray(value, order="C")  # keeps a scalar a scalar
-            expected = bound.shapes.get(name, array.shape)
-            if array.shape != expected:  # a program that reads it relies on this
-                raise EngineError(
-                    f"step {self._symbol!r} gives {name!r} another shape than the plan says",
-                    [f"expected {list(expected)}", f"got {list(array.shape)}"],
-                    "build for fixed shapes, as several profiles",
-                )
 
 
 def load(path: str | Path, threads: int | None = None) -> Session:

@@ -36,6 +36,7 @@ from twofour.compiler.passes import (
     fuse_slice_pad,
     fuse_tokens,
     hold_bf16,
+    lineage,
     merge_projections,
     merge_quantize,
     move_clip,
@@ -138,6 +139,7 @@ def run_passes(
         Error: a pass does not come to rest, or leaves an invalid graph.
     """
     model = model.clone()
+    lineage.mark(model.graph)
     signature = _signature(model)
     refusals: dict[rewrite.Refusal, None] = {}
     _dump(dump, 0, "imported", model)

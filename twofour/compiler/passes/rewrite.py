@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from twofour.compiler.passes import lineage
 from twofour.core.errors import Error
 
 
@@ -126,9 +127,11 @@ def replace(graph: ir.Graph, replacement: Replacement) -> None:
     graph.insert_before(place, nodes)
     for old, new in pairs:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
+    removed: list[ir.Node] = []
     for producer in dict.fromkeys(_producer(old) for old, _ in pairs):
         if producer.graph is graph:
-            _remove_unread(graph, producer)
+            _remove_unread(graph, producer, removed)
+    lineage.inherit(pairs, nodes, removed)
 
 
 def _producer(value: ir.Value) -> ir.Node:
@@ -189,15 +192,19 @@ def _unique(name: str, taken: set[str | None]) -> str:
     return result
 
 
-def _remove_unread(graph: ir.Graph, node: ir.Node) -> None:
-    """Removes the node, its constants and what fed it, as far as nobody else reads them."""
+def _remove_unread(graph: ir.Graph, node: ir.Node, removed: list[ir.Node]) -> None:
+    """Removes the node, its constants and what fed it, as far as nobody else reads them.
+
+    The removed nodes are added to a list.
+    """
     if any(value.uses() or value.is_graph_output() for value in node.outputs):
         return
     sources = [value for value in dict.fromkeys(node.inputs) if value is not None]
     graph.remove(node, safe=True)
+    removed.append(node)
     for value in sources:
         producer = value.producer()
         if producer is not None and producer.graph is graph:
-            _remove_unread(graph, producer)
+            _remove_unread(graph, producer, removed)
         elif value.is_initializer() and not value.uses() and not value.is_graph_output():
             del graph.initializers[value.name or ""]

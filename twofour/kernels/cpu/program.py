@@ -8,15 +8,19 @@ pointers:
 Threads meet in the sync block (core/abi.py). Workers wait for the next run spinning for a short
 while, then in a semaphore: a sleeping thread needs 50-120 us to wake, so close requests find them
 awake, and an idle session costs nothing.
+
+A run may be of some of the calls only, and leave the time of each (core/abi.py): that is how a
+session looks at what every layer wrote, and when. Whoever does neither pays a compare a call.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from twofour.core.abi import ARENA, SYNC, SYNC_INDEX
+from twofour.core.abi import ARENA, STAMP_BYTES, STAMPS, SYNC, SYNC_INDEX
 from twofour.core.sizes import Count, usual
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.sizes import emit_size
@@ -98,8 +102,9 @@ def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
     counts = {c.pieces: emit_size(f, base[ARENA], c.pieces) for c in calls}
     following = f.int_op("add", "%tid", 1)
     table = f.let(f"alloca [{max((len(c.table) for c in calls), default=0)} x ptr]")
-    kernels = set()
-    for call in calls:
+    window = _Window.of(f, base[SYNC_INDEX])
+
+    def emit(call: Call) -> None:
         pointers = [f.at(base[o.index], o.offset) for o in (call.x, call.w, call.y, call.r)]
         if call.table:
             pointers[0] = table
@@ -114,16 +119,72 @@ def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
         ranges = whole + share if call.split_panels(threads) else share + whole
         arguments = [f"ptr {p}" for p in pointers] + [f"i64 {v}" for v in ranges]
         f.do(f"call void @{call.symbol}({', '.join(arguments)})")
-        f.do(f"call void @barrier(ptr {base[SYNC_INDEX]}, i64 %threads)")
-        kernels.add(f"declare void @{call.symbol}({_SIGNATURE})")
-    kernels.add("declare void @barrier(ptr, i64)")
-    f.declares |= kernels
+        f.declares.add(f"declare void @{call.symbol}({_SIGNATURE})")
+
+    for index, call in enumerate(calls):
+        window.run(index, partial(emit, call))
     return module_text([f])
 
 
+@dataclass(frozen=True)
+class _Window:
+    """Which calls of a program run, and where their times go; read once, at its beginning.
+
+    A worker may still be in a program that thread 0 has left: what it finds in the sync block after
+    the last barrier may belong to another run.
+
+    Attributes:
+        f: the program.
+        sync: the sync block.
+        first: the first call to run.
+        count: how many are run.
+        stamps: where this thread's times go.
+        timed: whether they are taken.
+        first_timed: whether they are, and this is thread 0.
+    """
+
+    f: Function
+    sync: Value
+    first: Value
+    count: Value
+    stamps: Value
+    timed: Value
+    first_timed: Value
+
+    @staticmethod
+    def of(f: Function, sync: Value) -> _Window:
+        """Emits the loads."""
+        first, last = (f.load("i64", sync, SYNC[key], 8) for key in ("first", "last"))
+        stamps = f.load("ptr", sync, SYNC["stamps"], 8)
+        timed = f.let(f"icmp ne ptr {stamps}, null")
+        first_timed = f.let(f"and i1 {timed}, {f.let('icmp eq i64 %tid, 0')}")
+        mine = f.at(stamps, f.int_op("mul", "%tid", STAMP_BYTES))
+        return _Window(f, sync, first, f.int_op("sub", last, first), mine, timed, first_timed)
+
+    def run(self, index: int, call: Callable[[], None]) -> None:
+        """Emits one call, the barrier behind it, and the clocks around both."""
+        f = self.f
+
+        def both() -> None:
+            f.when(self.timed, partial(self._stamp, index, "begin"))
+            call()
+            f.when(self.timed, partial(self._stamp, index, "end"))
+            f.call("void", "barrier", ("ptr", self.sync), ("i64", "%threads"))
+            f.when(self.first_timed, partial(self._stamp, index, "met"))
+
+        ahead = f.int_op("sub", index, self.first)
+        f.when(f.let(f"icmp ult i64 {ahead}, {self.count}"), both)
+
+    def _stamp(self, index: int, what: str) -> None:
+        f = self.f
+        begin = f.int_op("mul", "%threads", index * STAMP_BYTES)
+        place = f.at(self.stamps, f.int_op("add", begin, STAMPS[what]))
+        f.call("void", "stamp", ("ptr", self.sync), ("ptr", place))
+
+
 def threads_text() -> str:
-    """barrier, worker, run and repeat as an LLVM module: everything that is not a kernel."""
-    return module_text([_barrier(), _worker(), _run(), _repeat()])
+    """barrier, stamp, worker, run and repeat as an LLVM module: all that is not a kernel."""
+    return module_text([_barrier(), _stamp(), _worker(), _run(), _repeat()])
 
 
 def _atomic_load(f: Function, pointer: Value, offset: int | Value) -> Value:
@@ -196,6 +257,17 @@ def _barrier() -> Function:
         f.when(last, release, wait)
 
     f.when(f.let("icmp sgt i64 %threads, 1"), meet)
+    return f
+
+
+def _stamp() -> Function:
+    """stamp(sync, place): the clock in nanoseconds, by the C library's clock_gettime."""
+    f = Function("stamp", [("ptr", "sync"), ("ptr", "place")])
+    time = f.let("alloca [2 x i64], align 8")  # a timespec: seconds, nanoseconds
+    clock = f.load("i32", "%sync", SYNC["clock"], 8)
+    f.let(f"call i32 {f.load('ptr', '%sync', SYNC['clock_gettime'], 8)}(i32 {clock}, ptr {time})")
+    seconds, rest = f.load("i64", time, 0, 8), f.load("i64", time, 8, 8)
+    f.store("i64", f.int_op("add", f.int_op("mul", seconds, 10**9), rest), "%place", 0, 8)
     return f
 
 
