@@ -96,6 +96,18 @@ def without(*keys: str | int) -> Callable[[Header], None]:
     return attack
 
 
+def writes_with(*keys: str | int, value: Any) -> Callable[[Header], None]:
+    """An attack on what the first layer is said to write: 3 x 32 x 32 bytes at the arena's end."""
+
+    def attack(header: Header) -> None:
+        info = {"name": "v", "dtype": "uint8", "shape": [1, 3, 32, 31], "sizes": []}
+        at = {"offset": 1024, "image": 0, "row": 96, "pixel": 3}
+        header["plan"]["layers"][0]["writes"] = [{"tensor": info, "at": at, "scale": [0.5]}]
+        plan_with("layers", 0, "writes", 0, *keys, value=value)(header)
+
+    return attack
+
+
 def hashes(value: Any) -> Callable[[Header], None]:
     """An attack that replaces the list of hashes."""
     return lambda header: header.update(sha256=value)
@@ -195,6 +207,16 @@ LIES: dict[str, tuple[Callable[[Header], None], str]] = {
         open_with("outputs", 0, "sizes", value=[None]),
         "2 dimensions and 1 sizes",
     ),
+    "value beyond the arena": (writes_with("at", "offset", value=1028), "outside the arena"),
+    "value of long rows": (writes_with("at", "row", value=1 << 40), "outside the arena"),
+    "value before the arena": (writes_with("at", "offset", value=-1), "outside the arena"),
+    "value that goes backwards": (writes_with("at", "pixel", value=-3), "outside the arena"),
+    "value of wide elements": (writes_with("tensor", "dtype", value="int64"), "outside the arena"),
+    "value of objects": (writes_with("tensor", "dtype", value="object"), "unknown dtype 'object'"),
+    "value beyond memory": (writes_with("tensor", "shape", value=[1 << 20, 1 << 20]), "has shape"),
+    "value of thousands": (writes_with("tensor", "shape", value=[1] * 5000), "has shape"),
+    "value with 2 scales": (writes_with("scale", value=[1.0, 2.0]), "3 channels has 2 scales"),
+    "value that is no plain tensor": (writes_with("at", value=None), "no plain tensor of step"),
     "target is a list": (plan_with("target", value=["avx2"]), "plan.target: expected an object"),
     "layers are a number": (plan_with("layers", value=3), "plan.layers: expected a list"),
     "time is text": (plan_with("layers", 0, "time_us", value="1"), "time_us: expected a finite"),

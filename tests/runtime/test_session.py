@@ -211,8 +211,8 @@ def test_sessions_share_the_weights_of_a_loaded_engine(engine, expected, tmp_pat
     loaded = Engine.load(engine.save(tmp_path / "e.engine"))
     assert not loaded.weights.flags.writeable
     with Session(loaded) as one, Session(loaded) as two:
-        assert np.shares_memory(one._weights, loaded.weights)
-        assert np.shares_memory(one._weights, two._weights)
+        assert np.shares_memory(one._machine.weights, loaded.weights)
+        assert np.shares_memory(one._machine.weights, two._machine.weights)
         for session in (one, two):
             np.testing.assert_array_equal(session.run({"x": X})["y"], expected)
 

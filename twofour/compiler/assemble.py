@@ -87,7 +87,7 @@ class Compiled:
             node.op_type,
             "onnxruntime",
             notes=tuple(n for n in notes if n),
-            source=self.recorder.nodes_of(node),
+            source=self.recorder.nodes_of([node]),
             writes=self.recorder.outputs(node, section.outputs),
         )
 

@@ -20,11 +20,12 @@ from twofour.compiler.importer import bind_inputs
 from twofour.compiler.native import kind_of, static_shape
 from twofour.compiler.requests import Request
 from twofour.compiler.second_opinion import require_taken, told
+from twofour.compiler.writes import SourceNames
 from twofour.core.errors import UnsupportedError
 from twofour.core.sizes import Count
 from twofour.core.target import Target
 from twofour.core.version import __version__
-from twofour.engine import DTYPES, Bytes, Engine, Layer, Plan, Profile, Step, TensorInfo
+from twofour.engine import DTYPES, Bytes, Engine, Layer, Plan, Profile, Step, TensorInfo, Write
 from twofour.kernels.cpu.llvm import Source, compile_object
 from twofour.kernels.cpu.program import threads_text
 from twofour.onnx_tools.load import model_bytes
@@ -73,7 +74,9 @@ def whole_engine(
         profiles.append(Profile(inputs, outputs, (), (step,), 8 * len(request.symbols), (),
                                 request.symbols))  # fmt: skip
         name = source.graph.name or "model"
-        layers.append(Layer(name, OP_TYPE, "onnxruntime", notes=(f"whole on ONNX Runtime: {why}",)))
+        writes = tuple(Write(info, info.name) for info in outputs)
+        layers.append(Layer(name, OP_TYPE, "onnxruntime", notes=(f"whole on ONNX Runtime: {why}",),
+                            source=SourceNames.of(source.graph).all, writes=writes))  # fmt: skip
     code = compile_object([Source(threads_text())], target)
     plan = Plan(
         target=target,

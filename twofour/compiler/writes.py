@@ -50,6 +50,11 @@ class SourceNames:
         inputs = [value.name for value in graph.inputs if value.name]
         return SourceNames(frozenset((*inputs, *nodes)), nodes)
 
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every node."""
+        return tuple(dict.fromkeys(self.nodes.values()))
+
     def nodes_of(self, results: Iterable[str]) -> tuple[str, ...]:
         """The nodes that compute these values; one that the import made goes by its result."""
         return tuple(dict.fromkeys(self.nodes.get(name, name) for name in results))
@@ -57,7 +62,7 @@ class SourceNames:
     def free(self, layers: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
         """The nodes that none of these layers computes."""
         used = {name for names in layers for name in names}
-        return tuple(name for name in dict.fromkeys(self.nodes.values()) if name not in used)
+        return tuple(name for name in self.all if name not in used)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Recorder:
         self._values = {value.name or "": value for value in graph.inputs}
         self._values |= {value.name or "": value for node in graph for value in node.outputs}
         self._scales = _scales(graph)
+        self._scheduled = {node for stretch in order.stretches for node in stretch.nodes}
         self._views: dict[str, list[ViewOp]] = {}
         for op in order.ops.values():
             if isinstance(op, ViewOp):
@@ -86,13 +92,21 @@ class Recorder:
 
     def nodes(self, placed: Placed) -> tuple[str, ...]:
         """The source nodes that a native layer computes; a copy computes none."""
-        if placed.op.op_type == "Copy":
-            return ()
-        return self.nodes_of(self._values[placed.op.y].producer())
+        op = placed.op
+        node = self._values[op.y].producer() if op.op_type != "Copy" else None
+        return self.nodes_of([node, *self._joined(node, op)] if node is not None else [])
 
-    def nodes_of(self, node: ir.Node | None) -> tuple[str, ...]:
-        """The source nodes that a node of the fused graph computes."""
-        return self._source.nodes_of(lineage.computes(node)) if node is not None else ()
+    def nodes_of(self, nodes: Iterable[ir.Node]) -> tuple[str, ...]:
+        """The source nodes that nodes of the fused graph compute."""
+        return self._source.nodes_of(name for node in nodes for name in lineage.computes(node))
+
+    def _joined(self, node: ir.Node, op: NativeOp) -> Iterator[ir.Node]:
+        """What stands before a node in the graph and is done with it: moves that became one."""
+        for value in node.inputs:
+            before = value.producer() if value is not None and value.name not in op.reads else None
+            if before is not None and before not in self._scheduled:
+                yield before
+                yield from self._joined(before, op)
 
     def writes(self, placed: Placed) -> tuple[Write, ...]:
         """What a native layer writes."""

@@ -65,10 +65,21 @@ def inherit(
         _backward(node)
     for node in nodes:
         _forward(node)
+    heir = _behind_rounding(heir, nodes)
     for gone in removed:
         same = [node for node in nodes if node.op_identifier() == gone.op_identifier()]
         for node in same or ([heir] if heir is not None else []):
             node.meta[_COMPUTES] = tuple(dict.fromkeys((*computes(node), *computes(gone))))
+
+
+def _behind_rounding(heir: ir.Node | None, nodes: Sequence[ir.Node]) -> ir.Node | None:
+    """The new node whose result is only rounded by this one, and so on."""
+    while heir is not None and _rounds(heir) and heir.inputs[0] is not None:
+        before = heir.inputs[0].producer()
+        if before not in nodes:
+            break
+        heir = before
+    return heir
 
 
 def _forward(node: ir.Node) -> None:
