@@ -13,7 +13,7 @@ from twofour.bench.timing import Timing
 
 
 def timing(us: float) -> Timing:
-    return Timing(us, us * 1.5, us * 0.9, 1.25, 1000, (us, us * 2, us))
+    return Timing(us, us * 1.5, us * 0.9, 1.25, 1000, (us, us * 2, us), us * 3, us, 1e6 / us)
 
 
 BASELINE = "ONNX Runtime INT8"

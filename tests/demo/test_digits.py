@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def row(name: str, top1: float, us: float) -> Row:
-    return Row(name, "", top1, Timing(us, us, us, 0.0, 1, (us,)), 1)
+    return Row(name, "", top1, Timing(us, us, us, 0.0, 1, (us,), us, us, 1e6 / us), 1)
 
 
 @pytest.mark.parametrize(

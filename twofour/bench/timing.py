@@ -3,14 +3,17 @@
 Clock, cache and neighbours change within seconds. So each round gives every contestant one short
 slice, in turn, and what is compared are medians over all rounds. Before a slice its contestant is
 left alone for a moment (threads of the one before go to sleep) and then called untimed until it is
-warm.
+warm. Several callers of one contestant begin a slice together, each in a thread of its own, and
+each calls again as soon as it has its answer.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from twofour.core.errors import InputError
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
+Call = Callable[[], object]
 
 MIN_ROUNDS = 20
 
@@ -34,13 +38,17 @@ class Contestant:
         setting: how it was set up, in words.
         call: one inference of the prepared input; what is timed.
         outputs: output name -> array of that inference; runs it if need be.
+        more_calls: what further callers call at the same time.
+        share: length of its turns in slices.
     """
 
     name: str
     version: str
     setting: str
-    call: Callable[[], object]
+    call: Call
     outputs: Callable[[], dict[str, Array]]
+    more_calls: tuple[Call, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,9 +78,24 @@ class Schedule:
                 "give --duration a few seconds",
             )
 
-    def rounds(self, contestants: int) -> int:
-        """Turns of each contestant."""
-        return max(self.min_rounds, round(self.duration_s / (self.slice_s * contestants)))
+    def rounds(self, slices: float) -> int:
+        """Turns of each contestant, where all of a round take so many slices."""
+        return max(self.min_rounds, round(self.duration_s / (self.slice_s * slices)))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of one contestant.
+
+    Attributes:
+        times_ns: of single calls, those of all callers; at least one.
+        wall_ns: from the first call's begin to the last one's end.
+        cpu_ns: that all threads of this process computed in that time.
+    """
+
+    times_ns: Sequence[int]
+    wall_ns: int
+    cpu_ns: int
 
 
 @dataclass(frozen=True)
@@ -86,6 +109,9 @@ class Timing:
         spread_us: distance between the quartiles of the rounds' medians: what noise the median has.
         calls: how many were timed.
         round_medians_us: one for each round, in order.
+        p99_us: over all calls.
+        cpu_us: that one call computes, its threads together: median of the rounds.
+        per_second: calls that all callers together get answered: median of the rounds.
     """
 
     median_us: float
@@ -94,6 +120,9 @@ class Timing:
     spread_us: float
     calls: int
     round_medians_us: tuple[float, ...]
+    p99_us: float
+    cpu_us: float
+    per_second: float
 
 
 @dataclass(frozen=True)
@@ -127,34 +156,33 @@ def race(
         A timing for each contestant.
     """
     schedule = schedule or Schedule()
-    rounds = schedule.rounds(len(contestants))
-    times: list[list[list[int]]] = [[] for _ in contestants]
+    rounds = schedule.rounds(sum(contestant.share for contestant in contestants))
+    turns: list[list[Turn]] = [[] for _ in contestants]
     for done in range(rounds):
-        for contestant, taken in zip(contestants, times, strict=True):
+        for contestant, taken in zip(contestants, turns, strict=True):
             time.sleep(schedule.pause_s)
-            _turn(contestant.call, schedule.warm_s)
-            taken.append(_turn(contestant.call, schedule.slice_s))
+            taken.append(_turn(contestant, schedule))
         if progress is not None:
             progress(done + 1, rounds)
-    return [summarize(taken) for taken in times]
+    return [summarize(taken) for taken in turns]
 
 
-def summarize(rounds_ns: Sequence[Sequence[int]]) -> Timing:
-    """The statistics of one contestant.
-
-    Args:
-        rounds_ns: for each round the nanoseconds of its calls, at least one.
-    """
-    medians = np.array([np.median(taken) for taken in rounds_ns]) / 1e3
-    calls = np.concatenate([np.asarray(taken, np.float64) for taken in rounds_ns]) / 1e3
+def summarize(turns: Sequence[Turn]) -> Timing:
+    """The statistics of one contestant's turns, at least one."""
+    medians = np.array([np.median(turn.times_ns) for turn in turns]) / 1e3
+    calls = np.concatenate([np.asarray(turn.times_ns, np.float64) for turn in turns]) / 1e3
     low, high = np.quantile(medians, [0.25, 0.75])
+    p90, p99 = np.quantile(calls, [0.9, 0.99])
     return Timing(
         float(np.median(calls)),
-        float(np.quantile(calls, 0.9)),
+        float(p90),
         float(calls.min()),
         float(high - low),
         len(calls),
         tuple(float(median) for median in medians),
+        float(p99),
+        float(np.median([turn.cpu_ns / len(turn.times_ns) / 1e3 for turn in turns])),
+        float(np.median([1e9 * len(turn.times_ns) / turn.wall_ns for turn in turns])),
     )
 
 
@@ -165,7 +193,45 @@ def ratio(ours: Timing, theirs: Timing) -> Ratio:
     return Ratio(median, low, high)
 
 
-def _turn(call: Callable[[], object], seconds: float) -> list[int]:
+def _turn(contestant: Contestant, schedule: Schedule) -> Turn:
+    """Warms up, then times calls until the slice is over."""
+    seconds = schedule.slice_s * contestant.share
+    if contestant.more_calls:
+        calls = (contestant.call, *contestant.more_calls)
+        return _together(calls, schedule.warm_s, seconds)
+    _timed(contestant.call, schedule.warm_s)
+    cpu_ns, wall_ns = time.process_time_ns(), time.perf_counter_ns()
+    times = _timed(contestant.call, seconds)
+    return Turn(times, time.perf_counter_ns() - wall_ns, time.process_time_ns() - cpu_ns)
+
+
+def _together(calls: Sequence[Call], warm_s: float, seconds: float) -> Turn:
+    """Each call in a thread; all are warm before the first is timed."""
+    marks: list[tuple[int, int]] = []
+    barrier = Barrier(
+        len(calls), lambda: marks.append((time.perf_counter_ns(), time.process_time_ns()))
+    )
+
+    def caller(call: Call) -> list[int]:
+        try:
+            _timed(call, warm_s)
+            barrier.wait()
+            times = _timed(call, seconds)
+            barrier.wait()
+        except BrokenBarrierError:
+            return []  # another one failed, and says why
+        finally:
+            if len(marks) < 2:
+                barrier.abort()
+        return times
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        times = [each for taken in pool.map(caller, calls) for each in taken]
+    (wall_ns, cpu_ns), (wall_end_ns, cpu_end_ns) = marks
+    return Turn(times, wall_end_ns - wall_ns, cpu_end_ns - cpu_ns)
+
+
+def _timed(call: Call, seconds: float) -> list[int]:
     """Nanoseconds of single calls until the time is over; at least one."""
     clock = time.perf_counter_ns
     times = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,14 @@ class Match:
         model: ONNX file that ONNX Runtime and OpenVINO run; None if there is none.
         program: `.pt2` file that PyTorch runs; None if there is none.
         threads: for everybody.
+        callers: so many call at once, everybody.
     """
 
     peers: tuple[str, ...]
     model: Path | None
     program: Path | None
     threads: int
+    callers: int = 1
 
     def source(self, peer: str) -> Path | None:
         """The file that a peer runs."""
@@ -73,15 +76,22 @@ class Result:
     ours_is: Ratio | None
 
 
-def ours(session: Session, feeds: Feeds, name: str = "twofour") -> Contestant:
-    """A session as a contestant: `run` as users call it, its checks and copies included."""
-    feeds = dict(feeds)
+def ours(
+    session: Session, feeds: Feeds, name: str = "twofour", others: Sequence[Session] = ()
+) -> Contestant:
+    """A session as a contestant: `run` as users call it, its checks and copies included.
 
-    def call() -> dict[str, Array]:
-        return session.run(feeds)
-
+    Args:
+        session: the first caller's.
+        feeds: the input.
+        name: of the contestant.
+        others: sessions on the same engine, one for each further caller.
+    """
+    call, *more = (partial(each.run, dict(feeds)) for each in (session, *others))
     setting = f"threads {session.threads}, {session.engine.plan.target}, Session.run"
-    return Contestant(name, __version__, setting, call, call)
+    if others:
+        setting += f", {1 + len(others)} sessions that share the weights"
+    return Contestant(name, __version__, setting, call, call, tuple(more))
 
 
 def versus(

@@ -232,7 +232,7 @@ def test_the_page_shows_losses_and_failures(cnn: dict[str, Any], tmp_path: Path)
 
 def test_ratios_go_round_by_round() -> None:
     def timing(*medians: float) -> Timing:
-        return Timing(sorted(medians)[len(medians) // 2], 0, 0, 0, 3, medians)
+        return Timing(sorted(medians)[len(medians) // 2], 0, 0, 0, 3, medians, 0, 0, 0)
 
     ours = next(entry for entry in OURS if entry.key == "dense_int8")
     slow, fast = (e for e in race.PEERS if e.key.startswith("openvino_int8"))

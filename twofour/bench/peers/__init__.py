@@ -1,7 +1,7 @@
 """The engines of others, one file each, loaded by name so that none of them is required.
 
-A peer's file has `prepare(model, feeds, threads) -> Contestant`; one that can compute floats in
-another precision than its own choice takes `precision` too. Each is set up as its own
+A peer's file has `prepare(model, feeds, threads, callers) -> Contestant`; one that can compute
+floats in another precision than its own choice takes `precision` too. Each is set up as its own
 documentation says for lowest latency, and called as cheaply as its Python interface allows.
 """
 
@@ -22,7 +22,12 @@ PEERS = ("onnxruntime", "openvino", "torch")
 
 
 def prepare(
-    name: str, model: Path | None, feeds: Feeds, threads: int, precision: str = ""
+    name: str,
+    model: Path | None,
+    feeds: Feeds,
+    threads: int,
+    precision: str = "",
+    callers: int = 1,
 ) -> Contestant:
     """Sets up a peer.
 
@@ -31,8 +36,9 @@ def prepare(
         model: an ONNX file; for torch a program that `torch.export.save` wrote; None if the user
             gave none.
         feeds: input name -> array.
-        threads: at most so many threads compute.
+        threads: at most so many threads compute one call.
         precision: that OpenVINO computes floats in, "f32" or "bf16"; "" for each peer's own choice.
+        callers: so many call at once.
 
     Raises:
         InputError: an unknown peer, one that is not installed, or a file it does not take.
@@ -44,7 +50,7 @@ def prepare(
             f"cannot measure against {name}", ["it was given no model"], f"give {needs}"
         )
     chosen = {"precision": precision} if precision else {}
-    return cast("Prepare", module.prepare)(model, feeds, threads, **chosen)
+    return cast("Prepare", module.prepare)(model, feeds, threads, callers=callers, **chosen)
 
 
 def require(name: str) -> ModuleType:

@@ -1,7 +1,8 @@
 """ONNX Runtime on the CPU: all graph optimisations, one operator after another, bound buffers.
 
 Open sizes of the file are fixed to those of the input, so that the optimiser knows them. Input and
-output are bound once: a call copies nothing and allocates nothing.
+output are bound once: a call copies nothing and allocates nothing. Several callers share a session,
+each with buffers of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from twofour.bench.inputs import model_inputs, require_feeds
-from twofour.bench.timing import Array, Contestant, Feeds
+from twofour.bench.timing import Array, Call, Contestant, Feeds
 from twofour.core.errors import InputError
 
 _REFUSED = (
@@ -27,15 +28,22 @@ _REFUSED = (
 )
 
 
-def prepare(model: Path, feeds: Feeds, threads: int) -> Contestant:
+def prepare(model: Path, feeds: Feeds, threads: int, callers: int = 1) -> Contestant:
     """A session with bound input and output.
+
+    Args:
+        model: an ONNX file.
+        feeds: input name -> array.
+        threads: at most so many compute one call.
+        callers: so many call at once.
 
     Raises:
         InputError: ONNX Runtime refuses the file or the input.
     """
     declared = model_inputs(model)
     require_feeds(feeds, declared, model)
-    options = _options(threads)
+    # Its threads help all callers, of whom each computes itself too.
+    options = _options(1 + callers * (threads - 1))
     for each in declared:
         for dim, size in zip(each.dims, feeds[each.name].shape, strict=True):
             if isinstance(dim, str):
@@ -46,7 +54,13 @@ def prepare(model: Path, feeds: Feeds, threads: int) -> Contestant:
         first = dict(zip(names, session.run(names, dict(feeds)), strict=True))
     except _REFUSED as e:
         raise InputError(f"ONNX Runtime cannot run {model}", [str(e).splitlines()[0]]) from e
-    return _bound(session, feeds, first, threads)
+    bound = [_bound(session, feeds, first) for _ in range(callers)]
+    setting = f"threads {threads}, all graph optimisations, sequential, bound buffers"
+    if callers > 1:
+        setting += f", one session for {callers} callers"
+    call, outputs = bound[0]
+    more = tuple(call for call, _ in bound[1:])
+    return Contestant("ONNX Runtime", onnxruntime.__version__, setting, call, outputs, more)
 
 
 def predictor(model: Path, name: str, threads: int) -> Callable[[Array], Array]:
@@ -82,9 +96,9 @@ def _session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.In
 
 
 def _bound(
-    session: onnxruntime.InferenceSession, feeds: Feeds, first: dict[str, Array], threads: int
-) -> Contestant:
-    """Buffers of the sizes that a first run showed."""
+    session: onnxruntime.InferenceSession, feeds: Feeds, first: dict[str, Array]
+) -> tuple[Call, Callable[[], dict[str, Array]]]:
+    """A call, and what gives its outputs, with buffers of the sizes that a first run showed."""
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(x) for name, x in feeds.items()}
     results = {name: onnxruntime.OrtValue.ortvalue_from_numpy(y) for name, y in first.items()}
     binding = session.io_binding()
@@ -100,8 +114,7 @@ def _bound(
         call()
         return {name: value.numpy() for name, value in results.items()}
 
-    setting = f"threads {threads}, all graph optimisations, sequential, bound buffers"
-    return Contestant("ONNX Runtime", onnxruntime.__version__, setting, call, outputs)
+    return call, outputs
 
 
 def write_dynamic(model: Path, path: Path) -> None:

@@ -14,8 +14,8 @@ from twofour.bench.timing import Array, Contestant, Feeds
 from twofour.core.errors import InputError
 
 
-def prepare(model: Path, feeds: Feeds, threads: int) -> Contestant:
-    """A program that `torch.export.save` wrote.
+def prepare(model: Path, feeds: Feeds, threads: int, callers: int = 1) -> Contestant:
+    """A program that `torch.export.save` wrote, which all callers share.
 
     Raises:
         InputError: the file is none, or does not take the input.
@@ -36,10 +36,12 @@ def prepare(model: Path, feeds: Feeds, threads: int) -> Contestant:
         module = torch.export.load(model).module()
     except (RuntimeError, ValueError, OSError, KeyError) as e:
         raise InputError(f"PyTorch cannot read {model}", [str(e).strip().splitlines()[0]]) from e
-    return contestant(module, feeds, threads)
+    return contestant(module, feeds, threads, callers)
 
 
-def contestant(module: Callable[..., Any], feeds: Feeds, threads: int) -> Contestant:
+def contestant(
+    module: Callable[..., Any], feeds: Feeds, threads: int, callers: int = 1
+) -> Contestant:
     """A module that takes the arrays of `feeds` in their order.
 
     The number of threads is PyTorch's own and holds for the whole process.
@@ -57,7 +59,8 @@ def contestant(module: Callable[..., Any], feeds: Feeds, threads: int) -> Contes
         return {f"output{i}": value.numpy() for i, value in enumerate(results)}
 
     setting = f"threads {threads}, eager, float32, inference mode"
-    return Contestant("PyTorch", str(torch.__version__), setting, call, outputs)
+    more = (call,) * (callers - 1)
+    return Contestant("PyTorch", str(torch.__version__), setting, call, outputs, more)
 
 
 def predictor(module: Callable[..., Any]) -> Callable[[Array], Array]:
