@@ -63,6 +63,8 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
     assert f"Example: twofour {name}" in result.stdout
     assert "--json" in result.stdout
     assert "--quiet" in result.stdout
+    examples = [line for line in result.stdout.splitlines() if "Example:" in line]
+    assert all(line.count("Example:") == 1 for line in examples), "an example is a line"
 
 
 def test_version() -> None:

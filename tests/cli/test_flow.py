@@ -272,7 +272,9 @@ def test_bad_inputs_of_run(built: Path, tmp_path: Path) -> None:
 
 def test_bad_options_of_bench(built: Path, tmp_path: Path) -> None:
     engine, model = built / "model.engine", built / "model.onnx"
-    refused(twofour("bench", engine, "--vs", "onnxruntime"), "--model")
+    alone = tmp_path / "alone.engine"
+    alone.write_bytes(engine.read_bytes())
+    refused(twofour("bench", alone, "--vs", "onnxruntime"), "--model")
     refused(twofour("bench", engine, "--model", model, "--vs", "tvm"), "unknown peer 'tvm'")
     refused(twofour("bench", engine, "--model", model, "--vs", "torch"), "--torch M.pt2")
     refused(twofour("bench", engine, "--batch", "4"), "expected x float32 [1, 4, 8, 8]")

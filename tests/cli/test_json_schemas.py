@@ -26,6 +26,7 @@ from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.weights import layer_weights
 
 DATA, QUICK = ("--data", "data.npz"), ("--tuning-effort", "1")
+SHORT = ("--duration", "0.05")
 # What commands print, in an order in which each finds its files: schema -> arguments.
 CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("doctor/1", ("doctor",)),
@@ -46,11 +47,9 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("explain.layer/1", ("explain", "int8.engine", "--layer", "conv")),
     ("explain.layer/1", ("explain", "sample.engine", "--layer", "layer1.0.conv1")),
     ("run/1", ("run", "int8.engine", "--input", "x=x.npy", "--output-dir", "out")),
-    ("bench/1", ("bench", "int8.engine", "--duration", "0.05")),
-    (
-        "bench/1",
-        ("bench", "f32.engine", "--model", "model.onnx", "--vs", "onnxruntime", "--duration", ".1"),
-    ),
+    ("bench/1", ("bench", "f32.engine", "--vs", "onnxruntime", *SHORT, "--save", "b.json")),
+    ("bench/1", ("bench", "f32.engine", *SHORT, "--baseline", "b.json", "--max-slowdown", "999%")),
+    ("bench/1", ("bench", "int8.engine", *SHORT, "--concurrency", "2")),
     ("error/1", ("explain", "none.engine")),
     ("error/1", ("build", "model.onnx", "-o", "no.engine", "--int8")),
 )

@@ -64,7 +64,17 @@ def settings(out, **changes):
 
 
 def timing(median_us):
-    return Timing(median_us, median_us, median_us, 0.0, 20, (median_us,) * 20, median_us, median_us, 1e6 / median_us)
+    return Timing(
+        median_us,
+        median_us,
+        median_us,
+        0.0,
+        20,
+        (median_us,) * 20,
+        median_us,
+        median_us,
+        1e6 / median_us,
+    )
 
 
 def rows(**changes):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from twofour.bench import peers
+from twofour.bench.gauge import gauge
 from twofour.bench.timing import Array, Contestant, Feeds, Ratio, Schedule, Timing, race, ratio
 from twofour.core.version import __version__
 from twofour.runtime.session import Session
@@ -76,6 +77,23 @@ class Result:
     ours_is: Ratio | None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one race found.
+
+    Attributes:
+        rows: ours first.
+        differences: of ours from ONNX Runtime on the model, if there is one.
+        gauge: how fast the machine was in each round.
+        gauge_sha256: which loop that was.
+    """
+
+    rows: list[Result]
+    differences: list[Difference]
+    gauge: Timing
+    gauge_sha256: str
+
+
 def ours(
     session: Session, feeds: Feeds, name: str = "twofour", others: Sequence[Session] = ()
 ) -> Contestant:
@@ -95,32 +113,32 @@ def ours(
 
 
 def versus(
-    session: Session,
+    sessions: Sequence[Session],
     feeds: Feeds,
     match: Match,
     schedule: Schedule | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Result], list[Difference]]:
-    """Measures a session and its peers in one race.
+) -> Outcome:
+    """Measures sessions on an engine, its peers, and the gauge in one race.
 
     Args:
-        session: ours.
+        sessions: ours, one for each caller.
         feeds: the input for all.
         match: whom to measure against.
         schedule: how long.
         progress: called with (rounds done, rounds).
 
-    Returns:
-        The rows, ours first, and the differences from ONNX Runtime on the model, if there is one.
-
     Raises:
         InputError: a peer is unknown, not installed, or does not take its file.
     """
-    contestants = [ours(session, feeds)]
+    contestants = [ours(sessions[0], feeds, others=sessions[1:])]
     for name in match.peers:
-        contestants.append(peers.prepare(name, match.source(name), feeds, match.threads))
+        contestants.append(
+            peers.prepare(name, match.source(name), feeds, match.threads, callers=match.callers)
+        )
     differences = _against_reference(contestants, feeds, match)
-    timings = race(contestants, schedule, progress)
+    fixed = gauge()
+    *timings, gauged = race([*contestants, fixed.contestant], schedule, progress)
     rows = [
         Result(
             contestant.name,
@@ -131,7 +149,7 @@ def versus(
         )
         for contestant, timing in zip(contestants, timings, strict=True)
     ]
-    return rows, differences
+    return Outcome(rows, differences, gauged, fixed.sha256)
 
 
 def _against_reference(

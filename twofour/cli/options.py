@@ -6,11 +6,14 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from twofour.core.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _DIMS = r"\d+(?:x\d+)*"
 _SHAPE = re.compile(rf"(?P<name>.+?):(?P<dims>{_DIMS}(?::{_DIMS}:{_DIMS})?)")
@@ -74,6 +77,50 @@ def parse_size(text: str | None) -> int | None:
     if match is None:
         raise InputError(f"bad size {text!r}", ["expected a whole number, and k, M or G"], "try 1M")
     return int(match[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[match[2]]
+
+
+def parse_percent(text: str) -> float:
+    """3% or 3 -> 0.03.
+
+    Raises:
+        InputError: not of this form.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text)
+    if match is None:
+        raise InputError(f"bad share {text!r}", ["expected a number of percent"], "try 3%")
+    return float(match[1]) / 100
+
+
+def read_arrays(items: Sequence[str] | None) -> dict[str, NDArray[Any]]:
+    """NAME=FILE.npy, for each input -> arrays by name.
+
+    Raises:
+        InputError: not of this form, or a file that holds no single array.
+    """
+    return dict(_read_array(item) for item in items or ())
+
+
+def _read_array(item: str) -> tuple[str, NDArray[Any]]:
+    import numpy as np
+
+    name, equals, file = item.partition("=")
+    if not (name and equals and file):
+        expected = f"expected NAME=FILE.npy, got {item!r}"
+        raise InputError("bad --input", [expected], "write it like --input x=x.npy")
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        reason = "it is no .npy file of numbers" if isinstance(e, ValueError) else str(e)
+        raise InputError(
+            f"cannot read input {name!r} from {file}", [reason], "write it with numpy.save"
+        ) from e
+    if not isinstance(array, np.ndarray):
+        raise InputError(
+            f"cannot read input {name!r} from {file}",
+            ["expected one array, got an .npz archive"],
+            "write it with numpy.save",
+        )
+    return name, array
 
 
 def _parsed(text: str) -> tuple[str, tuple[tuple[int, ...], ...]]:

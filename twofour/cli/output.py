@@ -9,6 +9,7 @@ What is no terminal gets lines of at most 100 columns without colours; COLUMNS c
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import math
 import os
@@ -177,6 +178,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(_SIGINT_EXIT) from e
 
+    # \b: --help keeps the lines of a block as they are.
+    run.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("Example:", "\b\nExample:", 1)
     return run
 
 

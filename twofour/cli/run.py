@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from twofour.cli.options import read_arrays
 from twofour.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def run(
     from twofour.runtime.session import Session, load
 
     out = Output(as_json, quiet)
-    feeds = dict(_read(item) for item in inputs)
+    feeds = read_arrays(inputs)
     session: Session
     with load(engine, threads) as session:
         results = session.run(feeds)
@@ -44,32 +45,6 @@ def run(
         for name, array in results.items()
     }
     out.data("run/1", {"outputs": written})
-
-
-def _read(item: str) -> tuple[str, NDArray[Any]]:
-    """NAME=FILE.npy -> name and array."""
-    import numpy as np
-
-    from twofour.core.errors import InputError
-
-    name, equals, file = item.partition("=")
-    if not (name and equals and file):
-        expected = f"expected NAME=FILE.npy, got {item!r}"
-        raise InputError("bad --input", [expected], "write it like --input x=x.npy")
-    try:
-        array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        reason = "it is no .npy file of numbers" if isinstance(e, ValueError) else str(e)
-        raise InputError(
-            f"cannot read input {name!r} from {file}", [reason], "write it with numpy.save"
-        ) from e
-    if not isinstance(array, np.ndarray):
-        raise InputError(
-            f"cannot read input {name!r} from {file}",
-            ["expected one array, got an .npz archive"],
-            "write it with numpy.save",
-        )
-    return name, array
 
 
 def _write(results: dict[str, NDArray[Any]], folder: Path) -> dict[str, Path]:

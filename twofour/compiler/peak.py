@@ -59,7 +59,7 @@ def measure_peaks(threads: int = 1, target: Target | None = None) -> Peaks:
     target = target or host_target()
     target = replace(target, bf16=not why_no_bf16(target))
     families = [name for name in MACS if not lacks(target, name)]
-    functions = [_loop(name, index, target.isa) for index, name in enumerate(families)]
+    functions = [multiply_adds(name, index, target.isa) for index, name in enumerate(families)]
     code = Code([compile_object([Source(module_text(functions))], target)])
     macs = SUMS * TURNS * REPEATS
     memory = allocate(1 << 14)  # page-aligned zeros: the rates do not depend on values
@@ -111,8 +111,14 @@ def fastest_ns(
     return float(min(times))
 
 
-def _loop(name: str, index: int, isa: str) -> Function:
-    """Sums `repeats` (t1) times TURNS turns, and stores the sums, so that nothing is left out."""
+def multiply_adds(name: str, index: int, isa: str) -> Function:
+    """Sums `repeats` (t1) times TURNS turns, and stores the sums, so that nothing is left out.
+
+    Args:
+        name: a family of `MACS`.
+        index: part of the function's symbol.
+        isa: to emit for.
+    """
     f = Function(f"peak{index}", (*_ARGUMENTS, *_RANGES))
     vector = Vector(isa, f)
     dtype = name.partition(" ")[0]

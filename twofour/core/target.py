@@ -7,13 +7,13 @@ unit LLVM finds for the architecture.
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.machine import usable_cores
 
 # Instruction set -> the features (spelled as Linux and LLVM do) its kernels use; the best first.
 _REQUIRED = {
@@ -22,6 +22,13 @@ _REQUIRED = {
     "vector": (),
 }
 ISAS = tuple(_REQUIRED)
+# (implementer, part) -> name, as Arm's reference manuals have them (MIDR_EL1).
+_ARM_CORES = {
+    ("0x41", "0xd0c"): "Arm Neoverse N1",
+    ("0x41", "0xd40"): "Arm Neoverse V1",
+    ("0x41", "0xd49"): "Arm Neoverse N2",
+    ("0x41", "0xd4f"): "Arm Neoverse V2",
+}
 _BF16_ISA, _BF16 = "avx512vnni", "avx512bf16"
 
 
@@ -87,20 +94,27 @@ class Host:
 
 def detect_host() -> Host:
     """Reads the CPU's name and features; without /proc they are unknown, so none."""
-    model, flags = platform.processor() or platform.machine(), frozenset[str]()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            if key.strip() in ("flags", "Features"):
-                flags = frozenset(name.replace("_", "") for name in value.split())
-                break
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return Host(platform.machine(), model, flags, cores)
+    model, flags = parse_cpuinfo(info.read_text(errors="replace") if info.exists() else "")
+    model = model or platform.processor() or platform.machine()
+    return Host(platform.machine(), model, flags, usable_cores())
+
+
+def parse_cpuinfo(text: str) -> tuple[str, frozenset[str]]:
+    """The name and features of the first CPU of a /proc/cpuinfo; "" and none where it lacks them.
+
+    On ARM it has numbers for a name.
+    """
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    flags = found.get("flags") or found.get("Features") or ""
+    model = found.get("model name", "")
+    if not model and "CPU part" in found:
+        part = (found.get("CPU implementer", ""), found["CPU part"])
+        model = _ARM_CORES.get(part, f"ARM core {':'.join(part)}")
+    return model, frozenset(name.replace("_", "") for name in flags.split())
 
 
 def host_target(isa: str | None = None) -> Target:
