@@ -14,6 +14,8 @@ from twofour.compiler import ops
 from twofour.compiler.passes import (
     canonical_activation,
     canonical_conv,
+    canonical_conv_1d,
+    canonical_conv_transpose,
     canonical_gather,
     canonical_gemm,
     canonical_quantize,
@@ -81,6 +83,8 @@ class Fused:
 PIPELINE = (
     Pass(canonical_quantize.NAME, canonical_quantize.rule, "every later rule reads one spelling"),
     Pass(fold_weight_quantize.NAME, fold_weight_quantize.rule, "weights become constants"),
+    Pass(canonical_conv_transpose.NAME, canonical_conv_transpose.rule, "what it makes is a Conv"),
+    Pass(canonical_conv_1d.NAME, canonical_conv_1d.rule, "likewise, of every Conv over one axis"),
     Pass(canonical_conv.NAME, canonical_conv.rule, "needs constant weights"),
     Pass(canonical_gather.NAME, canonical_gather.rule, "what it makes constant may be a weight"),
     Pass(canonical_gemm.NAME, canonical_gemm.rule, "needs constant weights"),
