@@ -182,6 +182,15 @@ def test_pad(data, dims, kind) -> None:
 
 
 @EXAMPLES
+@given(st.data(), shapes, st.sampled_from(["reflect", "edge", "wrap"]))
+def test_pad_with_what_is_inside(data, dims, mode) -> None:
+    dims = tuple(dim + 1 for dim in dims[:3])
+    most = [dim - (mode == "reflect") for dim in dims]
+    pads = np.array([data.draw(st.integers(0, limit)) for limit in (*most, *most)])
+    check(data, "Pad", {"x": array(data, dims, "float32")}, pads, mode=mode)
+
+
+@EXAMPLES
 @given(st.data(), shapes, kinds)
 def test_transpose_and_expand_and_tile(data, dims, kind) -> None:
     x = {"x": array(data, dims, kind)}

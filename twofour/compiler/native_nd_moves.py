@@ -20,10 +20,10 @@ from twofour.compiler.native_nd import (
     Part,
     nd_op,
     require_kinds,
-    scalar_of,
     value_of,
     whole,
 )
+from twofour.compiler.native_nd_pad import read_pad
 from twofour.core.sizes import Count
 
 Axes = tuple[tuple[int, Count], ...]
@@ -96,43 +96,6 @@ def _split(node: ir.Node) -> NdOp:
         parts.append(Part("copy", value.shape, whole(1 + index, value), (source,)))
         done += value.shape[axis]
     return nd_op(node, [x], parts)
-
-
-def _pad(node: ir.Node) -> NdOp:
-    """The inside is copied, the borders are filled, axis by axis: no element twice."""
-    x, y = _ends(node)
-    if node.attributes.get_string("mode", "constant") != "constant":
-        raise NotNative("native padding is with a constant")
-    begins, ends = _pads(node, len(x.shape))
-    value = scalar_of(node.inputs[2] if len(node.inputs) > 2 else None, 0.0)
-    low, cut = np.maximum(begins, 0), np.maximum(-begins, 0)
-    count = np.array(x.shape) - cut - np.maximum(-ends, 0)
-    if count.min(initial=1) < 1:
-        raise NotNative("padding removes all of the input")
-    to = replace(whole(1, y), start=_ints(low))
-    parts = [Part("copy", _ints(count), to, (replace(whole(0, x), start=_ints(cut)),))]
-    for axis in range(len(x.shape)):
-        for first, extra in ((0, low[axis]), (low[axis] + count[axis], max(ends[axis], 0))):
-            if extra > 0:
-                start = np.where(np.arange(len(low)) < axis, low, 0)
-                dims = np.where(np.arange(len(low)) < axis, count, y.shape)
-                start[axis], dims[axis] = first, extra
-                border = replace(whole(1, y), start=_ints(start))
-                parts.append(Part("fill", _ints(dims), border, (), (value,)))
-    return nd_op(node, [x], parts)
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)
-
-
-def _pads(node: ir.Node, rank: int) -> tuple[Any, Any]:
-    """Elements to add (or, where negative, to take away) before and after each axis."""
-    given = constant(node.inputs[1]).reshape(2, -1).astype(np.int64)
-    axes = constant(node.inputs[3]).reshape(-1) if _given(node, 3) else np.arange(rank)
-    begins, ends = np.zeros((2, rank), np.int64)
-    begins[axes], ends[axes] = given
-    return begins, ends
 
 
 def _given(node: ir.Node, index: int) -> bool:
@@ -348,7 +311,7 @@ READERS: dict[str, Callable[[ir.Node], NdOp]] = {
     "Slice": _slice,
     "Concat": _concat,
     "Split": _split,
-    "Pad": _pad,
+    "Pad": read_pad,
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "Reshape": _reshape,
