@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
 from twofour.compiler.tune import TimingCache, Tuner
 from twofour.compiler.whole import whole_engine
+from twofour.compiler.whole_race import faster
 from twofour.compiler.writes import SourceNames
 from twofour.core.abi import MAX_THREADS
 from twofour.core.data import DataLike
@@ -180,9 +182,13 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
         engine, floats = compilation.settle(networks)
         if options.dump is not None:
             compilation.networks(floats, options.dump)
+        if options.tuning_effort and options.sparsity != "force":
+            whole = partial(whole_engine, source, requests, target, options.threads)
+            engine = faster(engine, whole, cache)
     cache.save(cache_file)
     if options.sparsity == "force" and not _any_sparse(engine):
         notes += (_NOTHING_SPARSE,)
+    notes += engine.plan.notes
     plan = replace(engine.plan, source_name=name, source_sha256=digest, notes=notes)
     return replace(engine, plan=plan)
 
