@@ -12,6 +12,7 @@ import typer
 from twofour.cli import (
     bench,
     build,
+    compare,
     demo,
     doctor,
     explain,
@@ -43,6 +44,7 @@ for function in (
     explain.explain,
     run.run,
     bench.bench,
+    compare.compare,
 ):
     app.command()(command(function))
 

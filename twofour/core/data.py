@@ -31,6 +31,7 @@ Arrays = Mapping[str, Array]
 LABELS = "labels"
 MAX_SAMPLE_BYTES = 2**31
 _FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+_FIX_FUNCTION = "name a function without arguments that returns an iterable of dicts of arrays"
 _FIX_NAMES = "name the arrays like the model's inputs, as in numpy.savez('data.npz', {})"
 
 
@@ -137,7 +138,7 @@ def load_data(spec: str | os.PathLike[str], names: Iterable[str]) -> Data:
         return _from_columns(text, names, npz_columns(path))
     found = _FUNCTION.fullmatch(text)
     if found is not None:
-        return _from_function(text, names, _import(text, found[1], found[2]))
+        return _from_function(text, names, import_function(text, "data", _FIX_FUNCTION))
     raise InputError(
         f"no data at {text}",
         ["expected an .npz file, a directory of .npy files, or module:function"],
@@ -200,7 +201,18 @@ def _from_columns(source: str, names: tuple[str, ...], columns: Mapping[str, Col
 # Functions.
 
 
-def _import(spec: str, module: str, function: str) -> Callable[[], Iterable[Any]]:
+def import_function(spec: str, what: str, fix: str) -> Callable[..., Any]:
+    """The function that the user named as `module:function`.
+
+    Args:
+        spec: its name; the module is looked for in the working directory too.
+        what: it is to the user, such as "data".
+        fix: which function is expected, as in "name a function without arguments".
+
+    Raises:
+        InputError: there is none.
+    """
+    module, _, function = spec.partition(":")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -208,15 +220,13 @@ def _import(spec: str, module: str, function: str) -> Callable[[], Iterable[Any]
         found = getattr(importlib.import_module(module), function, None)
     except (ImportError, SyntaxError) as error:
         raise InputError(
-            f"cannot import data {spec}",
+            f"cannot import {what} {spec}",
             [f"{type(error).__name__}: {error}"],
             f"make `python -c 'import {module}'` work here, or give a path that exists",
         ) from error
     if not callable(found):
         raise InputError(
-            f"no data function {spec}",
-            [f"module {module} has no function {function!r}"],
-            "name a function without arguments that returns an iterable of dicts of arrays",
+            f"no {what} function {spec}", [f"module {module} has no function {function!r}"], fix
         )
     return found  # type: ignore[no-any-return]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -20,3 +20,9 @@ Stage = Callable[[str], AbstractContextManager[Report]]
 
 def silent(done: int, total: int | None, what: str) -> None:
     """A `Report` that nobody listens to."""
+
+
+@contextmanager
+def unseen(name: str) -> Iterator[Report]:
+    """A `Stage` that nobody watches."""
+    yield silent

@@ -1,1 +1,16 @@
-"""Does the network still do its job: accuracy, and the gate."""
+"""Does the network still do its job: accuracy and the gate, and a model against its engine."""
+
+from twofour.evaluate.blame import Blame, Blamed
+from twofour.evaluate.compare import BlameOptions, CompareOptions, Comparison, Scores, compare
+from twofour.evaluate.differences import Difference
+
+__all__ = [
+    "Blame",
+    "BlameOptions",
+    "Blamed",
+    "CompareOptions",
+    "Comparison",
+    "Difference",
+    "Scores",
+    "compare",
+]

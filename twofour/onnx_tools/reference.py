@@ -1,0 +1,118 @@
+"""What an ONNX file means: ONNX Runtime without any graph optimisation.
+
+Each operator is run as the file has it, one after the other. Optimised, ONNX Runtime would fuse
+Q/DQ pairs into integer operators of its own and add up sums in another order, so that a difference
+would not tell whose it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from twofour.core.errors import InputError, UnsupportedError
+from twofour.onnx_tools.edit import Array
+from twofour.onnx_tools.load import model_bytes
+
+_REFUSED = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An input as the file declares it.
+
+    Attributes:
+        name: of the input.
+        dims: its sizes; None where one is open. None where the file does not say.
+    """
+
+    name: str
+    dims: tuple[int | None, ...] | None
+
+
+class Reference:
+    """A model as it is written, ready to run.
+
+    Args:
+        model: stays as it is.
+        tensors: names of inner values of the main graph that can be asked for, too; those that it
+            does not have are passed over, see `tensors`.
+        threads: of ONNX Runtime; 0 for as many as there are cores.
+
+    Raises:
+        UnsupportedError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, model: ir.Model, tensors: Sequence[str] = (), threads: int = 0) -> None:
+        """Loads the model with the tensors as further outputs."""
+        self.inputs = tuple(_declared(value) for value in model.graph.inputs)
+        self.outputs = tuple(str(value.name) for value in model.graph.outputs)
+        clone = model.clone()
+        self.tensors = _add_outputs(clone, tensors)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what goes wrong is raised, not printed as well
+        try:
+            content = model_bytes(clone)
+            self._session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
+        except _REFUSED as error:
+            raise UnsupportedError(
+                "ONNX Runtime cannot load the model that is the reference",
+                [str(error)],
+                "check that the model runs on ONNX Runtime",
+            ) from error
+
+    def run(self, inputs: Mapping[str, Array], names: Sequence[str] = ()) -> dict[str, Array]:
+        """Computes the outputs, or the values asked for.
+
+        Args:
+            inputs: by name.
+            names: of outputs or of `tensors`; by default the outputs.
+
+        Raises:
+            InputError: the model fails on these inputs.
+        """
+        names = names or self.outputs
+        try:
+            found = self._session.run(list(names), dict(inputs))
+        except (*_REFUSED, ValueError) as error:
+            shapes = ", ".join(f"{name} {a.dtype} {list(a.shape)}" for name, a in inputs.items())
+            raise InputError(
+                "the model fails on the data",
+                [f"inputs: {shapes}", str(error)],
+                "check that the data has the types and shapes of the model's inputs",
+            ) from error
+        return dict(zip(names, found, strict=True))
+
+
+def _declared(value: ir.Value) -> Declared:
+    dims = None
+    if value.shape is not None:
+        dims = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+    return Declared(str(value.name), dims)
+
+
+def _add_outputs(model: ir.Model, tensors: Sequence[str]) -> tuple[str, ...]:
+    """Makes inner values outputs; returns those that there are, outputs and inputs among them."""
+    common_passes.ShapeInferencePass()(model)
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    given = {str(value.name) for value in model.graph.outputs}
+    for name in tensors:
+        if name in values and name not in given:
+            value = values[name]
+            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+            model.graph.outputs.append(value)
+    return tuple(name for name in dict.fromkeys(tensors) if name in values)
