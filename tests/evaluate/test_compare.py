@@ -103,7 +103,7 @@ def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_data_of_another_type_or_shape_is_refused(folder: Path) -> None:
     for x in (samples(3).astype(np.float64), samples(3)[:, :, :5]):
-        with pytest.raises(InputError, match="fails on the data"):
+        with pytest.raises(InputError, match="does not fit the model's inputs"):
             compare(folder / "f.onnx", folder / "f.engine", {"x": x})
 
 

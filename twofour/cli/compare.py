@@ -61,7 +61,7 @@ def compare(
 
     Example: twofour compare resnet20.onnx resnet20.engine --data test.npz --metric top1
     """
-    from twofour.core.errors import InputError
+    from twofour.core.errors import GateError, InputError
     from twofour.evaluate import BlameOptions, CompareOptions
     from twofour.evaluate import compare as compare_both
 
@@ -79,27 +79,24 @@ def compare(
         out.show(_scores(found.scores))
     if found.blame is not None:
         out.show(*_blame(found.blame, found.scores))
-    passed = max_drop is None or found.holds(max_drop)
-    out.data(_document(model, engine, found) | {"max_drop": max_drop, "passed": passed})
-    if max_drop is not None and not passed:
-        if as_json:  # the document says it
-            raise typer.Exit(1)
-        found.require(max_drop)
+    out.data("compare/1", _document(model, engine, found, max_drop))
+    if max_drop is not None:
+        try:
+            found.require(max_drop)
+        except GateError as e:
+            out.fail(str(e))
 
 
-def _document(model: Path, engine: Path, found: Comparison) -> dict[str, Any]:
-    plain = {"model": str(model), "engine": str(engine), **dataclasses.asdict(found)}
-    document: dict[str, Any] = _finite(plain)
-    return document
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: an infinite SQNR (equal tensors) is null there."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _document(
+    model: Path, engine: Path, found: Comparison, max_drop: float | None
+) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "engine": str(engine),
+        **dataclasses.asdict(found),
+        "max_drop": max_drop,
+        "passed": None if max_drop is None else found.holds(max_drop),
+    }
 
 
 def _outputs(rows: Sequence[Difference]) -> Table:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from twofour.core.data import Batch
 from twofour.core.errors import InputError
+from twofour.core.feeds import Run
 from twofour.core.progress import Report, Stage
 from twofour.engine import Engine
 from twofour.evaluate.differences import Array, Sums
-from twofour.evaluate.feeding import engine_predictor, model_feeder
-from twofour.evaluate.judge import Judgement, Predictor, Task, judge
+from twofour.evaluate.feeding import Predictor, engine_predictor
+from twofour.evaluate.judge import Judgement, Task, judge
 from twofour.evaluate.variants import Origin, Workshop, time_us
 from twofour.onnx_tools.reference import Reference
 from twofour.onnx_tools.revert import Switch
@@ -102,7 +102,7 @@ def blame(
         with stage("reading the source") as report:
             workshop = Workshop(engine.plan, origin, folder, report)
             _require_switches(workshop)
-            guesses = _guesses(workshop, task, engine, report)
+            guesses = _guesses(workshop, task, report)
         trials = _Trials(workshop, task, Recorded(expected, folder), guesses)
         with stage("blaming") as report:
             return trials.blame(engine, runs, report)
@@ -120,11 +120,11 @@ class Recorded:
         """Records nothing yet."""
         self._predict, self._folder = predict, folder
 
-    def __call__(self, batch: Batch) -> Mapping[str, Array]:
-        """The outputs of a batch; batches are told apart by their first sample."""
-        path = self._folder / f"{batch.start}.npz"
+    def __call__(self, run: Run) -> Mapping[str, Array]:
+        """The outputs of a run; runs are told apart by their first sample."""
+        path = self._folder / f"{run.batch.start}.npz"
         if not path.exists():
-            found = self._predict(batch)
+            found = self._predict(run)
             np.savez(path, np.array(list(found)), *found.values())
             return found
         with np.load(path) as file:
@@ -164,7 +164,7 @@ class _Trials:
         """Builds the engine again; refuses one that computes something else."""
         self._step("the engine, built again")
         again = self._workshop.engine()
-        task = Task(self._task.data, self._task.batch, self._task.samples, None, self._task.output)
+        task = replace(self._task, metric=None)
         with Session(engine) as old, Session(again) as new:
             same = judge(task, engine_predictor(old), engine_predictor(new))
             self._base = judge(self._task, self._expected, engine_predictor(new))
@@ -259,25 +259,23 @@ def _best_group(rows: Mapping[tuple[Switch, ...], Blamed]) -> tuple[Switch, ...]
     return max(groups, key=lambda group: _worth(rows[group]), default=None)
 
 
-def _guesses(workshop: Workshop, task: Task, engine: Engine, report: Report) -> dict[Switch, float]:
+def _guesses(workshop: Workshop, task: Task, report: Report) -> dict[Switch, float]:
     """The energy of each layer's errors over that of what they are errors of, on a few samples."""
     found = workshop.switches
     every = (*found.rounded, *found.sparse)
     pairs = list(dict.fromkeys(pair for switch in every for pair in switch.roundings))
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     reference = Reference(workshop.source, names)
-    feeder = model_feeder(reference, engine.plan)
     sums = {pair: Sums(pair[0]) for pair in pairs}
     total = len(pairs)
-    for batch in task.data.batches(task.batch, _GUESS_SAMPLES):
+    for run in task.runs(_GUESS_SAMPLES):
         for start in range(0, total, _GUESS_TENSORS):
             part = pairs[start : start + _GUESS_TENSORS]
             wanted = [name for pair in part for name in pair if name in reference.tensors]
-            for piece, _, _ in feeder.pieces(batch.inputs):
-                values = reference.run(piece, wanted) | piece
-                for pair in part:
-                    before, after = (np.atleast_1d(values[name]) for name in pair)
-                    sums[pair].add(before, after, 0)
+            values = reference.run(run.feeds, wanted) | run.feeds
+            for pair in part:
+                before, after = (np.atleast_1d(values[name]) for name in pair)
+                sums[pair].add(before, after, 0)
             report(min(start + _GUESS_TENSORS, total), total, "guessing")
     noise = {pair: 10 ** (-each.result().sqnr_db / 10) for pair, each in sums.items()}
     return {

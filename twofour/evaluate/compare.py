@@ -20,7 +20,7 @@ from twofour.core.progress import Stage, unseen
 from twofour.engine import Engine, Plan
 from twofour.evaluate.blame import LEAST_RUNS, Blame, blame
 from twofour.evaluate.differences import Difference
-from twofour.evaluate.feeding import batch_size, engine_predictor, model_predictor
+from twofour.evaluate.feeding import engine_forms, engine_predictor, model_predictor
 from twofour.evaluate.judge import Judgement, Task, judge
 from twofour.evaluate.metrics import Metric, find_metric
 from twofour.evaluate.variants import Origin
@@ -163,8 +163,8 @@ def compare(
     require_same_ends(reference, engine.plan)
     output = _metric_output(reference.outputs, options.output)
     source = as_data(data, [each.name for each in reference.inputs])
-    task = Task(source, batch_size(reference, engine.plan), options.samples, metric, output)
-    expected = model_predictor(reference, engine.plan)
+    task = Task(source, *engine_forms(engine.plan), options.samples, metric, output)
+    expected = model_predictor(reference)
     with stage("comparing") as report, Session(engine) as session:
         found = judge(task, expected, engine_predictor(session), report)
     guilty = None

@@ -5,17 +5,16 @@ Memory holds one batch of outputs, and what the metric keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from twofour.core.data import Batch, Data
+from twofour.core.data import Data
 from twofour.core.errors import InputError
+from twofour.core.feeds import Form, Run, runs
 from twofour.core.progress import Report, silent
 from twofour.evaluate.differences import Array, Difference, Sums
+from twofour.evaluate.feeding import Predictor
 from twofour.evaluate.metrics import Metric, Scorer
-
-Predictor = Callable[[Batch], Mapping[str, Array]]
-"""Outputs by name, one row for each sample of the batch."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,16 @@ class Task:
 
     Attributes:
         data: the samples, and labels if there is a metric.
-        batch: samples at a time.
+        forms: of the engine's inputs.
+        most: samples in a run.
         samples: the first so many; None for all.
         metric: how well a network does; None to compare outputs only.
         output: that the metric reads.
     """
 
     data: Data
-    batch: int
+    forms: tuple[Form, ...]
+    most: int
     samples: int | None = None
     metric: Metric | None = None
     output: str = ""
@@ -42,6 +43,15 @@ class Task:
         if self.data.count is None or self.samples is None:
             return self.data.count
         return min(self.data.count, self.samples)
+
+    def runs(self, limit: int | None = None) -> Iterator[Run]:
+        """Goes through the samples, or the first `limit` of them.
+
+        Raises:
+            InputError: the data does not fit.
+        """
+        limits = [each for each in (self.samples, limit) if each is not None]
+        return runs(self.data, self.forms, self.most, min(limits, default=None))
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,8 @@ def judge(
     sums: dict[str, Sums] = {}
     scorers = [Scorer(task.metric, task.output) for _ in range(2)] if task.metric else []
     samples = 0
-    for batch in task.data.batches(task.batch, task.samples):
-        pair = expected(batch), got(batch)
+    for run in task.runs():
+        pair, batch = (expected(run), got(run)), run.batch
         for name, array in pair[0].items():
             _require_numbers(name, array)
             sums.setdefault(name, Sums(name)).add(array, pair[1][name], batch.start)

@@ -257,7 +257,8 @@ def _float_form(layer: ir.Node, weight: Weight, known: Sequence[_Weights]) -> Ar
     if weight.scale is None:
         return None
     found = [array for each in known for array in each.candidates(layer, weight.values.shape)]
-    values = _nearest(weight, found)
+    kept = _dequantized(weight)
+    values = _nearest(weight, [array for array in found if not np.array_equal(array, kept)])
     zeros = weight.values == 0
     if values is None or zeros.mean() < 0.5:  # no pattern: what is zero was small
         return values
