@@ -27,6 +27,7 @@ from twofour.onnx_tools.weights import layer_weights
 
 DATA, QUICK = ("--data", "data.npz"), ("--tuning-effort", "1")
 SHORT = ("--duration", "0.05")
+BLAMED = (*DATA, "--metric", "top1", "--blame", "--runs", "8", "--source", "int8.onnx")
 # What commands print, in an order in which each finds its files: schema -> arguments.
 CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("doctor/1", ("doctor",)),
@@ -50,6 +51,8 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bench/1", ("bench", "f32.engine", "--vs", "onnxruntime", *SHORT, "--save", "b.json")),
     ("bench/1", ("bench", "f32.engine", *SHORT, "--baseline", "b.json", "--max-slowdown", "999%")),
     ("bench/1", ("bench", "int8.engine", *SHORT, "--concurrency", "2")),
+    ("compare/1", ("compare", "model.onnx", "int8.engine", *DATA)),
+    ("compare/1", ("compare", "model.onnx", "int8.engine", *BLAMED, "--max-drop", "100")),
     ("error/1", ("explain", "none.engine")),
     ("error/1", ("build", "model.onnx", "-o", "no.engine", "--int8")),
 )
@@ -83,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(nearly_sparse(load_model(folder / "model.onnx")), folder / "nearly.onnx")
     x = np.random.default_rng(0).standard_normal((8, 4, 8, 8)).astype(np.float32)
     np.save(folder / "x.npy", x[:1])
-    np.savez(folder / "data.npz", x=x)
+    np.savez(folder / "data.npz", x=x, labels=np.zeros(len(x), np.int64))
     return folder
 
 
