@@ -65,9 +65,9 @@ GROUPS = {
         tuple(
             f"{op} ({x})"
             for op, x in zip(
-                ["Exp", "Erf", "Tanh", "Sigmoid", "HardSwish", "Gelu",
+                ["Exp", "Log", "Erf", "Tanh", "Sigmoid", "HardSwish", "Gelu",
                  'Gelu <approximate = "tanh">', "HardSigmoid <alpha = 0.3>"] * 2,
-                EVERY + EVERY[3:] + EVERY[:3], strict=True)
+                EVERY + EVERY[3:] + EVERY[:3] + ("a4", "x4"), strict=True)
         ),
         slack=2e-6,
     ),

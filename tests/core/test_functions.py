@@ -127,3 +127,15 @@ def test_clip_keeps_within_its_bounds() -> None:
 def test_refused_activations(arguments, reason) -> None:
     with pytest.raises(ValueError, match=reason):
         Activation(*arguments)
+
+
+def test_the_error_of_log_and_its_ends() -> None:
+    x = np.geomspace(1e-44, 3.4e38, 400_001).astype(np.float32)
+    x = np.concatenate([x, np.linspace(0.3, 3, 400_001, dtype=np.float32)])
+    exact = np.log(x.astype(np.float64))
+    off = np.abs(functions.log(x) - exact)
+    assert np.max(off[exact != 0] / np.abs(exact[exact != 0])) <= 1.5e-7
+    assert (off[exact == 0] == 0).all()
+    ends = functions.log(np.float32([0.0, -0.0, np.inf, -1.0, -np.inf, np.nan]))
+    assert (ends[:3] == np.float32([-np.inf, -np.inf, np.inf])).all()
+    assert np.isnan(ends[3:]).all()

@@ -24,7 +24,7 @@ CLIP = (-0.75, 6.0)
 NAMES = [*PLAIN, "Clip"]
 FORMS = [
     *((name, short) for name in NAMES for short in (False, True)),
-    *(("exp", False), ("erf", False)),
+    *(("exp", False), ("erf", False), ("log", False)),
 ]
 EXTREMES = np.float32(
     [
@@ -36,7 +36,7 @@ EXTREMES = np.float32(
 
 
 def expected(name: str, short: bool, x: np.ndarray) -> np.ndarray:
-    if name in ("exp", "erf"):
+    if name in ("exp", "erf", "log"):
         return getattr(definition, name)(x)
     return Activation(name, *(CLIP if name == "Clip" else ())).apply(x, short=short)
 
@@ -52,7 +52,7 @@ def write(index: int, name: str, short: bool, lanes: int, isa: str) -> str:
     def turn(i, _):
         at = f.int_op("mul", i, 4)
         x = f.load(kind, "%x", at, 4)
-        if name in ("exp", "erf"):
+        if name in ("exp", "erf", "log"):
             y = getattr(emitters, f"emit_{name}")(f, x, lanes)
         else:
             v = emitters.Floats(f, lanes, isa)

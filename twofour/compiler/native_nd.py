@@ -280,7 +280,7 @@ READERS: dict[str, Callable[[ir.Node], NdOp]] = {
        for name in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Neg", "Abs", "Relu", "Sign",
                     "Less", "LessOrEqual", "Greater", "GreaterOrEqual")},
     **{name: _plainly(name.lower(), *_FLOAT)
-       for name in ("Sqrt", "Reciprocal", "Exp", "Erf", "Tanh", "Sigmoid", "Floor", "Ceil",
+       for name in ("Sqrt", "Reciprocal", "Exp", "Log", "Erf", "Tanh", "Sigmoid", "Floor", "Ceil",
                     "IsNaN")},
     **{name: _plainly(name.lower(), *_BOOL) for name in ("And", "Or", "Xor")},
     "Sum": _plainly("add", *_FLOAT),

@@ -5,6 +5,7 @@ The polynomials are minimax fits by linear programming on 2000 to 3000 Chebyshev
 - `EXP`: e**r = 1 + r + r**2 q(r), relative error, |r| <= ln(2) / 2;
 - `EXP2`: 2**f = 1 + f q(f), relative error, |f| <= 1/2; `EXP2_SHORT`: 1.1e-4, for results that
   are rounded to 8 bits;
+- `LOG`: ln(1 + f) = f - f**2 / 2 + f**3 q(f), sqrt(1/2) <= 1 + f <= sqrt(2), relative error;
 - a `Tail` T(a) = p(a)**(2**squarings) falls like exp(-a**2) with a short p, because the root of
   such a function is nearly flat. The error that is fitted is that of a T(a) in gelu, of T(a) in
   erf; p**n is linearised around the last p, six times;
@@ -26,6 +27,18 @@ EXP = (1.0, 1.0, 0.499992281, 0.166671172, 0.041890651, 0.00831246655)
 EXP2 = (1.0, 0.693147004, 0.240222424, 0.0555073358, 0.00967151299, 0.00132647273)
 EXP2_SHORT = (1.0, 0.693282939, 0.242210967, 0.0550088904)
 EXP_LOW, EXP_HIGH = -87.33654, 88.37
+LOG = (
+    0.333341926,
+    -0.250019878,
+    0.199536398,
+    -0.165568456,
+    0.149951771,
+    -0.144278944,
+    0.0864181519,
+)
+SQRT_HALF_BITS = 0x3F3504F3
+"""sqrt(1/2) as a float32: what a number's bits are counted from, so that 1 + f is around 1."""
+LEAST_NORMAL, SUBNORMAL_FACTOR = 2.0**-126, 2.0**23
 SIGMOID_LIMIT, TANH_LIMIT = 87.0, 10.0
 SIXTH = 1.0 / 6.0
 

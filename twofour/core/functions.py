@@ -7,6 +7,7 @@ Kernels emit the same sequence (kernels/cpu/functions.py) and give the same bits
 Max errors against float64, as tests/core/test_functions.py measures them:
 
     exp         2.0e-7 relative, -87.3 <= x <= 88.3; 0 below, inf above
+    log         1.5e-7 relative; -inf at 0, NaN below
     sigmoid     1.1e-7                silu             1.5e-7 * max(1, |x|)
     tanh        2.0e-7                erf              7.2e-7
     gelu        8.2e-7 * max(1, x)    gelu_short       1.1e-4 * max(1, x)
@@ -36,13 +37,17 @@ from twofour.core.approximations import (
     GELU_SHORT,
     GELU_TANH,
     GELU_TANH_SHORT,
+    LEAST_NORMAL,
     LN2_HIGH,
     LN2_LOW,
+    LOG,
     LOG2_E,
     QUARTERS,
     ROUND127,
     SIGMOID_LIMIT,
     SIXTH,
+    SQRT_HALF_BITS,
+    SUBNORMAL_FACTOR,
     TANH_LIMIT,
     Table,
     Tail,
@@ -72,6 +77,33 @@ def exp(x: Array) -> Array:
     y = _polynomial(r, EXP) * _power_of_two(shifted)
     y = np.where(x < _F(EXP_LOW), _F(0), y)
     return np.where(x > _F(EXP_HIGH), _F(np.inf), y)
+
+
+@np.errstate(all="ignore")
+def log(x: Array) -> Array:
+    """The natural logarithm: x = 2**n (1 + f), ln(x) = n ln(2) + f - f**2 / 2 + f**3 q(f).
+
+    Numbers below LEAST_NORMAL are multiplied by 2**23 first.
+
+    Args:
+        x: float32, any shape.
+
+    Returns:
+        float32, the shape of `x`; minus infinity at 0, NaN below it; NaN stays NaN.
+    """
+    x = np.asarray(x, np.float32)
+    small = x < _F(LEAST_NORMAL)
+    bits = np.where(small, x * _F(SUBNORMAL_FACTOR), x).view(np.int32)
+    n = (bits - np.int32(SQRT_HALF_BITS)) >> 23
+    f = (bits - (n << 23)).view(np.float32) - _F(1)
+    power = n.astype(np.float32) - np.where(small, _F(23), _F(0))
+    square = f * f
+    y = (_polynomial(f, LOG) * f) * square
+    y = (y + power * _F(LN2_LOW)) - _F(0.5) * square
+    y = (f + y) + power * _F(LN2_HIGH)
+    y = np.where(x > _F(0), y, _F(np.nan))
+    y = np.where(x == _F(0), _F(-np.inf), y)
+    return np.where(x == _F(np.inf), x, y)
 
 
 @np.errstate(all="ignore")

@@ -132,6 +132,31 @@ def emit_exp(f: Function, x: Value, lanes: int = LANES) -> Value:
     return v.select(above, v.constant(float("inf")), y)
 
 
+def emit_log(f: Function, x: Value, lanes: int = LANES) -> Value:
+    """`core.functions.log`: 36 operations."""
+    v = Floats(f, lanes)
+    small = v.compare("olt", x, v.constant(definition.LEAST_NORMAL))
+    scaled = v.select(small, v.op("fmul", x, v.constant(definition.SUBNORMAL_FACTOR)), x)
+    bits = f.let(f"bitcast {v.kind} {scaled} to {v.bits}")
+    start, places = (
+        str(number) if lanes == 1 else every("i32", number, lanes)
+        for number in (definition.SQRT_HALF_BITS, 23)
+    )
+    whole = f.let(f"ashr {v.bits} {f.let(f'sub {v.bits} {bits}, {start}')}, {places}")
+    rest = f.let(f"sub {v.bits} {bits}, {f.let(f'shl {v.bits} {whole}, {places}')}")
+    part = v.op("fsub", f.let(f"bitcast {v.bits} {rest} to {v.kind}"), v.constant(1.0))
+    n = f.let(f"sitofp {v.bits} {whole} to {v.kind}")
+    n = v.op("fsub", n, v.select(small, v.constant(23.0), v.constant(0.0)))
+    square = v.op("fmul", part, part)
+    y = v.op("fmul", v.op("fmul", v.polynomial(part, definition.LOG), part), square)
+    y = v.op("fadd", y, v.op("fmul", n, v.constant(definition.LN2_LOW)))
+    y = v.op("fsub", y, v.op("fmul", v.constant(0.5), square))
+    y = v.op("fadd", v.op("fadd", part, y), v.op("fmul", n, v.constant(definition.LN2_HIGH)))
+    y = v.select(v.compare("ogt", x, v.constant(0.0)), y, v.constant(float("nan")))
+    y = v.select(v.compare("oeq", x, v.constant(0.0)), v.constant(float("-inf")), y)
+    return v.select(v.compare("oeq", x, v.constant(float("inf"))), x, y)
+
+
 def emit_sigmoid(f: Function, x: Value, lanes: int = LANES) -> Value:
     """`core.functions.sigmoid`: 20 operations, one of them a division."""
     v = Floats(f, lanes)

@@ -14,6 +14,7 @@ from twofour.kernels.cpu.functions import (
     emit_activation,
     emit_erf,
     emit_exp,
+    emit_log,
 )
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.vector import float_bits
@@ -280,6 +281,7 @@ def _activation(name: str) -> Callable[[Function, Value], Value]:
 
 FUNCTIONS: dict[str, Callable[[Function, Value], Value]] = {
     "exp": lambda f, value: emit_exp(f, value, lanes=1),
+    "log": lambda f, value: emit_log(f, value, lanes=1),
     "erf": lambda f, value: emit_erf(f, value, lanes=1),
     "sigmoid": _activation("Sigmoid"),
     "tanh": _activation("Tanh"),
