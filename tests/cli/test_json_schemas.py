@@ -18,9 +18,11 @@ from typer.testing import CliRunner, Result
 
 from tests.cli.structure import GOLDEN, compare, merged, structure
 from tests.sample_engines import sample_engine
+from tests.sample_machines import KNOWN, UNKNOWN, plant_machine
 from tests.sample_models import conv_model
 from twofour.cli import app
 from twofour.cli.output import PLAIN_WIDTH
+from twofour.core.gpus import Gpu
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.weights import layer_weights
@@ -31,7 +33,6 @@ BLAMED = (*DATA, "--metric", "top1", "--blame", "--runs", "8", "--source", "int8
 # What commands print, in an order in which each finds its files: schema -> arguments.
 CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("doctor/1", ("doctor",)),
-    ("doctor/1", ("doctor", "--measure")),
     ("prune/1", ("prune", "model.onnx", "-o", "sparse.onnx", "--skip", "linear")),
     ("quantize/1", ("quantize", "sparse.onnx", "-o", "int8.onnx", *DATA)),
     ("inspect.model/1", ("inspect", "model.onnx")),
@@ -58,7 +59,7 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 # Objects whose keys are names: of tensors, packages, operators.
 MAPS: dict[str, tuple[str, ...]] = {
-    "doctor/1": ("packages", "missing_features", "peak_gmacs"),
+    "doctor/1": ("packages", "missing_features", "speed.peak_gmacs"),
     "quantize/1": ("patterns",),
     "inspect.model/1": ("operators",),
     "explain/1": ("rates.peak_gmacs",),
@@ -102,7 +103,7 @@ def nearly_sparse(model: ir.Model) -> ir.Model:
 
 @pytest.fixture(scope="module")
 def documents(folder: Path) -> dict[str, list[Any]]:
-    """What each call printed, by schema."""
+    """What each call printed, by schema; doctor also on machines unlike this one."""
     found: dict[str, list[Any]] = {name: [] for name in NAMES}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -113,6 +114,9 @@ def documents(folder: Path) -> dict[str, list[Any]]:
             assert document["schema"] == f"twofour.{schema}", arguments
             assert next(iter(document)) == "schema"
             found[schema].append(document)
+        for machine, gpus in ((UNKNOWN, ()), (KNOWN, (Gpu("a GPU", 1 << 34, "1.2"), Gpu("two")))):
+            plant_machine(patch, machine, gpus)
+            found["doctor/1"].append(json.loads(twofour("doctor", "--measure", "--json").stdout))
     return found
 
 

@@ -1,17 +1,28 @@
-"""twofour doctor: what this machine can run, and what is missing for more."""
+"""twofour doctor: what this machine can run, how fast, and what is missing for more."""
 
 from __future__ import annotations
 
 import dataclasses
+import platform
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
+from twofour.cli.doctor_report import (
+    feature_table,
+    gain_lines,
+    gpu_lines,
+    machine_lines,
+    noise_lines,
+    package_table,
+    speed_table,
+)
 from twofour.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
     from twofour.bench.probe import Probe
+    from twofour.bench.speed import Speed
+    from twofour.core.machine import Machine
 
 # Package -> what it is for, and the extra that brings it; "" for the core.
 _PACKAGES = {
@@ -23,54 +34,77 @@ _PACKAGES = {
     "onnxscript": ("the compiler", ""),
     "onnxruntime": ("operators without a kernel, calibration", ""),
     "torch": ("pruning and fine-tuning", "train"),
-    "scikit-learn": ("the demo's scans", "demo"),
     "openvino": ("bench --vs openvino", "bench"),
+    "tokenizers": ("bench --suite", "bench"),
+    "scikit-learn": ("the demo's scans", "demo"),
 }
 
 
 def doctor(
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time dense and sparse convolutions too.")
+        bool, typer.Option("--measure", help="Time dense and sparse convolutions too: a minute.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what this machine can run, what is missing for more, and what sparsity pays.
+    """Show what this machine can run and how fast, and what is missing for more.
 
+    Example: twofour doctor
     Example: twofour doctor --measure
     """
-    from twofour.core.target import ISAS, Target, detect_host, host_target, missing_features
+    from twofour.bench.noise import others_now, reasons
+    from twofour.core.features import features_of
+    from twofour.core.gpus import read_gpus
+    from twofour.core.machine import read_machine
+    from twofour.core.target import detect_host, host_target
     from twofour.core.version import __version__
 
     out = Output(as_json, quiet)
-    host, target = detect_host(), host_target()
-    lacking = {isa: missing_features(Target(isa, host.arch, host.model)) for isa in ISAS}
-    versions = {name: _version(name) for name in _PACKAGES}
+    host, target, machine = detect_host(), host_target(), read_machine()
+    features = features_of(host.arch)
     out.show(
-        f"twofour {__version__} on {host.model} ({host.arch}), {host.cores} cores usable",
+        f"twofour {__version__}, Python {platform.python_version()}, {host.model} ({host.arch})",
+        *machine_lines(machine, host.cores),
         f"engines are built for {target}",
-        *(f"  {isa} cannot run here: lacks {', '.join(m)}" for isa, m in lacking.items() if m),
-        _packages(versions),
-        *_missing(versions),
+        *([feature_table(features, host.features)] if features else []),
     )
+    noise = [*reasons(machine, host.cores), *others_now(machine)]
+    speed = _speed(machine, out)
+    out.show(*speed_table(speed), *noise_lines(noise))
+    gpus, packages = read_gpus(), {name: _package(name) for name in _PACKAGES}
+    out.show(*gpu_lines(gpus), package_table(packages))
     probes = _probes(out) if measure else []
-    peaks = _peaks() if measure else {}
-    out.show(*_gains(probes), *_rates(peaks))
-    out.data(
-        "doctor/1",
-        {
-            "version": __version__,
-            "cpu": host.model,
-            "arch": host.arch,
-            "cores": host.cores,
-            "features": sorted(host.features),
-            "isa": target.isa,
-            "missing_features": {isa: list(missing) for isa, missing in lacking.items()},
-            "packages": versions,
-            "probes": [dataclasses.asdict(each) for each in probes],
-            "peak_gmacs": peaks,
-        },
-    )
+    out.show(*gain_lines(probes))
+    document = {
+        "version": __version__,
+        "python": platform.python_version(),
+        "cpu": host.model,
+        "arch": host.arch,
+        "cores": host.cores,
+        "isa": target.isa,
+        "target": str(target),
+        "features": sorted(host.features),
+        "kernels": [
+            {"feature": each.name, "here": each.here(host.features), "gives": each.gives}
+            for each in features
+        ],
+        "missing_features": _missing_features(),
+        "machine": dataclasses.asdict(machine),
+        "noise": noise,
+        "speed": dataclasses.asdict(speed),
+        "gpus": [dataclasses.asdict(each) for each in gpus],
+        "packages": packages,
+        "probes": [dataclasses.asdict(each) for each in probes],
+    }
+    out.data("doctor/1", document)
+
+
+def _missing_features() -> dict[str, list[str]]:
+    """What this CPU lacks for each instruction set."""
+    from twofour.core.target import ISAS, Target, detect_host, missing_features
+
+    host = detect_host()
+    return {isa: list(missing_features(Target(isa, host.arch, host.model))) for isa in ISAS}
 
 
 def _version(package: str) -> str | None:
@@ -83,52 +117,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _packages(versions: dict[str, Any]) -> Table:
-    table = Table()
-    for header in ("package", "version", "for"):
-        table.add_column(header)
-    for name, found in versions.items():
-        table.add_row(name, found or "not installed", _PACKAGES[name][0])
-    return table
+def _package(name: str) -> dict[str, Any]:
+    """Its version or null, what it is for, and how to get it if it is missing."""
+    version, (purpose, extra) = _version(name), _PACKAGES[name]
+    wanted = f"pip install 'twofour[{extra}]'" if extra else f"pip install {name}"
+    return {"version": version, "for": purpose, "install": "" if version else wanted}
+
+
+def _speed(machine: Machine, out: Output) -> Speed:
+    from twofour.bench.speed import measure_speed
+
+    with out.stage("measuring") as report:
+        return measure_speed(machine, report)
 
 
 def _probes(out: Output) -> list[Probe]:
     from twofour.bench.probe import probe
 
-    with out.stage("measuring") as report:
+    with out.stage("measuring convolutions") as report:
         return probe(report)
-
-
-def _gains(probes: list[Probe]) -> list[str]:
-    """One line for each precision and pattern."""
-    lines = [
-        f"  {each.precision}: dense {each.dense_us:.0f} us ({each.dense_gops:.0f} GOPS), "
-        f"{each.pattern} {each.sparse_us:.0f} us: {each.gain:.2f} times as fast"
-        for each in probes
-    ]
-    return ["a 3x3 convolution, 128 to 128 channels on 28x28, one thread", *lines] if lines else []
-
-
-def _peaks() -> dict[str, float]:
-    from twofour.compiler.peak import measure_peaks
-
-    return measure_peaks().gmacs
-
-
-def _rates(peaks: dict[str, float]) -> list[str]:
-    """What a core can do at most: the loops of the kernels without loads of weights or stores."""
-    if not peaks:
-        return []
-    words = "at most, thousand million multiply-adds a second of one core, counted as if dense"
-    return [words, *(f"  {name}: {rate:.0f}" for name, rate in peaks.items())]
-
-
-def _missing(versions: dict[str, Any]) -> list[str]:
-    """How to get each missing package."""
-    lines = []
-    for name, found in versions.items():
-        purpose, extra = _PACKAGES[name]
-        if found is None:
-            what = f"twofour[{extra}]" if extra else name
-            lines.append(f"for {purpose}: pip install '{what}'")
-    return lines or ["nothing is missing"]

@@ -7,7 +7,7 @@ loop of the kernels' own code on data in the right cache, so it takes a moment t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from twofour.compiler.peak import Peaks, fastest_ns, measure_peaks
@@ -99,13 +99,33 @@ def measure_rates(plan: Plan, report: Report = silent) -> Rates:
     report(0, 3, "multiply-adds")
     peaks = measure_peaks(1, plan.target)
     report(1, 3, "bytes")
-    copied = 2 * COPY_BYTES * _COPIES / _timed(_copy_loop(), plan.target, COPY_BYTES, (0, _COPIES))
+    copied = copy_gbps(plan.target)
     read = max(sum(layer.weight_bytes for layer in plan.layers), _LEAST_READ)
     whole = read // (64 * _LINES)
     took = _timed(_read_loop(), plan.target, read, (0, whole))
     report(2, 3, "results")
     kinds = dict.fromkeys(filter(None, map(Results.of, plan.layers)))
     return Rates(peaks, copied, read, read / took, dict(_result_ns(kinds, plan.target)))
+
+
+def copy_gbps(target: Target) -> float:
+    """Bytes read and written together by one core within its second-level cache."""
+    return 2 * COPY_BYTES * _COPIES / _timed(_copy_loop(), target, COPY_BYTES, (0, _COPIES))
+
+
+def reader(target: Target, size_bytes: int) -> Callable[[], None]:
+    """A call that reads so many bytes of its own, one after the other."""
+    function = _read_loop()
+    code = Code([compile_object([Source(module_text([function]))], target)])
+    kernel = code.kernel(function.name)
+    x, y = allocate(size_bytes + 4096, huge=True), allocate(4096)
+    x[:] = 1  # pages that were never written are all the same one
+
+    def read(held: object = code) -> None:
+        """Runs the loop; `held` is its code."""
+        kernel(address(x), address(x), address(y), address(x), 0, size_bytes // (64 * _LINES), 0, 0)
+
+    return read
 
 
 def _require_same_cpu(target: Target) -> None:
