@@ -71,6 +71,20 @@ GROUPS = {
         ),
         slack=2e-6,
     ),
+    "further functions": Group(
+        tuple(
+            f"{op} ({x})"
+            for op in ("Softplus", "Softsign", "Elu <alpha = 0.7>", "Selu", "Celu")
+            for x in ("a4", "x3", "a1")
+        )
+        + lines("""
+            PRelu (a4, column)
+            PRelu (x3, single)
+        """),
+        {"column": RANDOM.normal(size=(16, 1, 1)).astype(np.float32),
+         "single": np.array([0.25], np.float32)},
+        slack=2e-6,
+    ),
     "unary": Group(
         tuple(f"{op} ({x})" for op in ("Neg", "Abs", "Sign") for x in (*EVERY[:4], "i4"))
         + tuple(f"Relu ({x})" for x in EVERY)

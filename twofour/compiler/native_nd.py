@@ -267,6 +267,21 @@ def _attributed(op: str, **defaults: float) -> Callable[[ir.Node], NdOp]:
     return read
 
 
+_SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
+
+
+def _elu(node: ir.Node) -> NdOp:
+    """Elu, Celu of alpha 1 and Selu: x times one number above zero, exp(x) - 1 below."""
+    value = value_of(node.inputs[0])
+    require_kinds([value], ["float32"])
+    scaled = node.op_type == "Selu"
+    alpha = node.attributes.get_float("alpha", _SELU_ALPHA if scaled else 1.0) or 0.0
+    if node.op_type == "Celu" and alpha != 1:
+        raise NotNative("its native kernel takes alpha 1")
+    gamma = node.attributes.get_float("gamma", _SELU_GAMMA if scaled else 1.0) or 0.0
+    return elementwise(node, "elu", [value], [alpha * gamma, gamma])
+
+
 def _first(op: str) -> Callable[[ir.Node], NdOp]:
     """A reader of operators whose further inputs say only what the shapes say, too."""
     return lambda node: elementwise(node, op, [value_of(node.inputs[0])])
@@ -281,13 +296,14 @@ READERS: dict[str, Callable[[ir.Node], NdOp]] = {
                     "Less", "LessOrEqual", "Greater", "GreaterOrEqual")},
     **{name: _plainly(name.lower(), *_FLOAT)
        for name in ("Sqrt", "Reciprocal", "Exp", "Log", "Erf", "Tanh", "Sigmoid", "Floor", "Ceil",
-                    "IsNaN")},
+                    "IsNaN", "Softplus", "Softsign", "PRelu")},
     **{name: _plainly(name.lower(), *_BOOL) for name in ("And", "Or", "Xor")},
     "Sum": _plainly("add", *_FLOAT),
     "Equal": _plainly("equal", *NUMBERS, *_BOOL),
     "Not": _plainly("xor", *_BOOL),
     "HardSwish": _plainly("hard_swish", *_FLOAT),
     "HardSigmoid": _attributed("hard_sigmoid", alpha=0.2, beta=0.5),
+    **dict.fromkeys(("Elu", "Celu", "Selu"), _elu),
     "LeakyRelu": _attributed("leaky", alpha=0.01),
     "Gelu": _gelu,
     "Clip": _clip,

@@ -9,14 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from twofour.kernels.cpu.functions import (
-    Floats,
-    emit_activation,
-    emit_erf,
-    emit_exp,
-    emit_log,
-)
 from twofour.kernels.cpu.llvm import Function, Value
+from twofour.kernels.cpu.nd_functions import FUNCTIONS, PARAMETRIC, emit_prelu
 from twofour.kernels.cpu.vector import float_bits
 
 BYTES = {"float32": 4, "int64": 8, "int32": 4, "bool": 1, "uint8": 1, "int8": 1, "s8": 1}
@@ -77,8 +71,8 @@ def element(
         return UNARY[op](f, value, kind)
     if op in FUNCTIONS:
         return FUNCTIONS[op](f, value)
-    if op in PARAMETRIC:
-        return PARAMETRIC[op](f, value, kind, scalars)
+    if op in _PARAMETRIC:
+        return _PARAMETRIC[op](f, value, kind, scalars)
     for other, _ in values[1:]:
         value = BINARY[op](f, value, other, kind)
     return value
@@ -145,6 +139,7 @@ BINARY: dict[str, Callable[[Function, Value, Value, str], Value]] = {
     "div": _divided,
     "max": _largest,
     "min": _smallest,
+    "prelu": lambda f, a, b, kind: emit_prelu(f, a, b),
 }
 """Operations on two or more numbers, from left to right."""
 
@@ -253,13 +248,6 @@ def _clipped(f: Function, value: Value, kind: str, scalars: Sequence[float]) -> 
     return _smallest(f, _largest(f, value, low, kind), high, kind)
 
 
-def _leaky(f: Function, value: Value, kind: str, scalars: Sequence[float]) -> Value:
-    """np.where(value < 0, value * slope, value)."""
-    sloped = f.let(f"fmul float {value}, {float_bits(scalars[0])}")
-    below = f.let(f"fcmp olt float {value}, 0.0")
-    return f.let(f"select i1 {below}, float {sloped}, float {value}")
-
-
 def _hard_sigmoid(f: Function, value: Value, kind: str, scalars: Sequence[float]) -> Value:
     """np.clip(value * alpha + beta, 0, 1)."""
     alpha, beta = (float_bits(s) for s in scalars)
@@ -267,30 +255,18 @@ def _hard_sigmoid(f: Function, value: Value, kind: str, scalars: Sequence[float]
     return _clipped(f, line, kind, (0.0, 1.0))
 
 
-PARAMETRIC: dict[str, Callable[[Function, Value, str, Sequence[float]], Value]] = {
+def _of_floats(
+    function: Callable[[Function, Value, Sequence[float]], Value],
+) -> Callable[[Function, Value, str, Sequence[float]], Value]:
+    return lambda f, value, kind, scalars: function(f, value, scalars)
+
+
+_PARAMETRIC: dict[str, Callable[[Function, Value, str, Sequence[float]], Value]] = {
     "clip": _clipped,
-    "leaky": _leaky,
     "hard_sigmoid": _hard_sigmoid,
+    **{name: _of_floats(function) for name, function in PARAMETRIC.items()},
 }
 """Operations on one number with constants of their own."""
-
-
-def _activation(name: str) -> Callable[[Function, Value], Value]:
-    return lambda f, value: emit_activation(Floats(f, 1), name, value)
-
-
-FUNCTIONS: dict[str, Callable[[Function, Value], Value]] = {
-    "exp": lambda f, value: emit_exp(f, value, lanes=1),
-    "log": lambda f, value: emit_log(f, value, lanes=1),
-    "erf": lambda f, value: emit_erf(f, value, lanes=1),
-    "sigmoid": _activation("Sigmoid"),
-    "tanh": _activation("Tanh"),
-    "silu": _activation("Silu"),
-    "gelu": _activation("Gelu"),
-    "gelu_tanh": _activation("GeluTanh"),
-    "hard_swish": _activation("HardSwish"),
-}
-"""Functions of one float32, as core/functions.py defines them."""
 
 
 def _saturated(f: Function, value: Value, to: str) -> Value:
