@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from tests.compiler.engines import fused, reference, run_twice, steps
 from tests.graphs import apply, graph, op_types, refusal, run
 from twofour.compiler.build import build
-from twofour.compiler.passes import canonical_conv_1d, canonical_conv_transpose
+from twofour.compiler.passes import (
+    canonical_batchnorm,
+    canonical_conv_1d,
+    canonical_conv_transpose,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -171,3 +175,49 @@ def test_both_run_natively() -> None:
         got = run_twice(engine, inputs)
         for name, array in reference(fused(model), inputs).items():
             np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [("2,3,4,5", ["Conv"]), ("2,3,4", ["Mul", "Add"]), ("2,3", ["Mul", "Add"])],
+)
+def test_a_normalization_alone_is_one_factor_a_channel(shape: str, expected: list[str]) -> None:
+    model = graph(
+        f"(float[{shape}] x) => (float[{shape}] y)"
+        " { y = BatchNormalization <epsilon = 0.01> (x, g, b, m, v) }",
+        **weights(g=(3,), b=(3,), m=(3,)),
+        v=np.array([0.5, 1, 2], np.float32),
+    )
+    after, _ = apply(canonical_batchnorm, model)
+    assert op_types(after) == expected
+    same(model, after)
+
+
+def test_a_normalization_of_computed_parameters_stays() -> None:
+    model = graph(
+        "(float[2,3] x, float[3] g) => (float[2,3] y) { y = BatchNormalization (x, g, b, m, v) }",
+        **weights(b=(3,), m=(3,)),
+        v=np.ones(3, np.float32),
+    )
+    assert "not float32 constants" in refusal(canonical_batchnorm, model)
+
+
+def test_a_dense_block_runs_natively() -> None:
+    """Normalization and Relu in front of each convolution: two kernels each, no copies."""
+    model = graph(
+        "(float[1,8,6,6] x) => (float[n,c,h,w] y) { n = BatchNormalization (x, g, b, m, v)"
+        " r = Relu (n) c = Conv (r, u) t = BatchNormalization (c, h, i, j, k) s = Relu (t)"
+        " d = Concat <axis = 1> (x, s) o = BatchNormalization (d, p, q, e, f) a = Relu (o)"
+        " y = Conv <pads = [1,1,1,1]> (a, z) }",
+        **weights(g=(8,), b=(8,), m=(8,), u=(16, 8, 1, 1), h=(16,), i=(16,), j=(16,)),
+        **weights(p=(24,), q=(24,), e=(24,), z=(4, 24, 3, 3)),
+        **{n: np.ones(c, np.float32) for n, c in {"v": 8, "k": 16, "f": 24}.items()},
+    )
+    inputs = {"x": RANDOM.normal(size=(1, 8, 6, 6)).astype(np.float32)}
+    engine = build(model, tuning_effort=0)
+    ((kind, found),) = steps(engine)
+    assert kind == "native"
+    assert found == ["ConvRelu", "ConvRelu", "Concat", "ConvRelu", "Conv"]
+    got = run_twice(engine, inputs)
+    for name, array in reference(model, inputs).items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)

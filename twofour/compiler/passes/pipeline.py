@@ -13,6 +13,7 @@ import onnx_ir.passes.common as common
 from twofour.compiler import ops
 from twofour.compiler.passes import (
     canonical_activation,
+    canonical_batchnorm,
     canonical_conv,
     canonical_conv_1d,
     canonical_conv_transpose,
@@ -95,6 +96,7 @@ PIPELINE = (
     ),
     Pass(fold_bias.NAME, fold_bias.rule, "before the Add could pass for a residual"),
     Pass(fold_batchnorm.NAME, fold_batchnorm.rule, "before Relu and Add are next to the Conv"),
+    Pass(canonical_batchnorm.NAME, canonical_batchnorm.rule, "takes what no weight took"),
     Pass(split_projections.NAME, split_projections.rule, "needs products and their bias"),
     Pass(move_dequantize.NAME, move_dequantize.rule, "brings DQ to the operators that want bytes"),
     Pass(move_quantize.NAME, move_quantize.rule, "brings Q to the operators that store bytes"),
