@@ -53,6 +53,7 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bench/1", ("bench", "f32.engine", *SHORT, "--baseline", "b.json", "--max-slowdown", "999%")),
     ("bench/1", ("bench", "int8.engine", *SHORT, "--concurrency", "2")),
     ("compare/1", ("compare", "model.onnx", "int8.engine", *DATA)),
+    ("compare/1", ("compare", "model.onnx", "int8.engine", *DATA, "--layers")),
     ("compare/1", ("compare", "model.onnx", "int8.engine", *BLAMED, "--max-drop", "100")),
     ("error/1", ("explain", "none.engine")),
     ("error/1", ("build", "model.onnx", "-o", "no.engine", "--int8")),

@@ -103,10 +103,10 @@ def test_pre_activation_block():
     }"""
     ones = np.ones(4, np.float32)
     model = graph(body, **weights(w=(4, 4, 3, 3)), g=ones, v=ones)
-    # n1 was folded into c; n2 follows an Add and stays.
+    # n1 was folded into c, whose result has its name; n2 follows an Add and stays.
     assert readers(quantized(model)) == {
         "x": ["c:0"],
-        "c": ["a:1", "r1:0"],
+        "n1": ["a:1", "r1:0"],
         "r1": ["d:0"],
         "r2": ["y:0"],
     }

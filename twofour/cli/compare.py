@@ -15,9 +15,11 @@ from twofour.cli.output import Json, Output, Quiet, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from twofour.evaluate import Blame, Blamed, Comparison, Difference, Scores
+    from twofour.evaluate import Blame, Blamed, Comparison, Difference, Layers, Scores
 
 _NAMED = 3  # layers of a group that are named
+_BAR = 10
+_TYPES = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def compare(
@@ -37,6 +39,9 @@ def compare(
         float | None, typer.Option(help="Exit code 1 if the metric is worse by more than this.")
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="The first so many only.")] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Every tensor that the fused engine writes, too.")
+    ] = False,
     blame: Annotated[
         bool, typer.Option("--blame", help="Rank layers by what they cost, one switched at a time.")
     ] = False,
@@ -71,12 +76,14 @@ def compare(
             "--max-drop needs a metric", ["expected --metric, got none"], "add --metric top1"
         )
     wanted = BlameOptions(source, dense, calibration, runs) if blame else None
-    options = CompareOptions(metric, output, samples, wanted)
+    options = CompareOptions(metric, output, samples, layers, wanted)
     found = compare_both(model, engine, data, options, out.stage)
     out.show(f"{engine} against {model} as written, {found.samples} samples")
     out.show(_outputs(found.outputs))
     if found.scores is not None:
         out.show(_scores(found.scores))
+    if found.layers is not None:
+        out.show(*_layers(found.layers))
     if found.blame is not None:
         out.show(*_blame(found.blame, found.scores))
     out.data("compare/1", _document(model, engine, found, max_drop))
@@ -138,6 +145,45 @@ def _scores(scores: Scores) -> str:
         f"{scores.name}{less}: model {scores.reference:.4f}{unit}, "
         f"engine {scores.engine:.4f}{unit}: {change}"
     )
+
+
+def _layers(found: Layers) -> list[Table | str]:
+    from twofour.evaluate.layers import marked
+
+    table = Table(
+        caption="lost: SQNR less than that of the worst tensor that the layer reads.",
+        caption_justify="left",
+    )
+    for header in ("layer", "tensor"):
+        table.add_column(header, overflow="fold")
+    for header in ("type", "SQNR", "", "cosine", "lost"):
+        table.add_column(header, justify="left" if header == "" else "right", no_wrap=True)
+    guilty = marked(found.rows)
+    for index, row in enumerate(found.rows):
+        lost = "" if row.lost_db is None else f"{row.lost_db:.1f} dB"
+        table.add_row(
+            printable(row.layer),
+            printable(row.value),
+            _TYPES.get(row.precision, row.precision),
+            _decibels(row.sqnr_db),
+            _bar(row.sqnr_db),
+            f"{row.cosine:.5f}",
+            f"{lost} <" if index in guilty else lost,
+            style="red" if index in guilty else None,
+        )
+    worst = sorted(guilty, key=lambda i: -(found.rows[i].lost_db or 0.0))
+    words = [
+        f"- {found.rows[i].value} loses {found.rows[i].lost_db:.1f} dB in {found.rows[i].layer}"
+        for i in worst
+    ]
+    notes = [f"- {text}" for text in found.without]
+    head = f"{len(notes)} tensors of the engine cannot be compared"
+    return [table, *words, *([head, *notes] if notes else [])]
+
+
+def _bar(sqnr_db: float) -> str:
+    """One sign for 6 dB, one bit."""
+    return "=" * round(min(max(sqnr_db / 6, 0), _BAR))
 
 
 def _blame(found: Blame, scores: Scores | None) -> list[Table | str]:

@@ -79,6 +79,7 @@ class BuildOptions:
         workspace_bytes: what a kernel may take beside its operands and weights, for each thread;
             None for any amount.
         target: by default this machine.
+        race: a model that ONNX Runtime as a whole runs clearly faster becomes one step of it.
         dump: a folder for the text of the graph after each pass.
     """
 
@@ -93,6 +94,7 @@ class BuildOptions:
     tuning_effort: int = 2
     workspace_bytes: int | None = None
     target: Target | None = None
+    race: bool = True
     dump: Path | None = None
 
     def __post_init__(self) -> None:
@@ -182,7 +184,7 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
         engine, floats = compilation.settle(networks)
         if options.dump is not None:
             compilation.networks(floats, options.dump)
-        if options.tuning_effort and options.sparsity != "force":
+        if options.race and options.tuning_effort and options.sparsity != "force":
             whole = partial(whole_engine, source, requests, target, options.threads)
             engine = faster(engine, whole, cache)
     cache.save(cache_file)

@@ -3,6 +3,7 @@
 from twofour.evaluate.blame import Blame, Blamed
 from twofour.evaluate.compare import BlameOptions, CompareOptions, Comparison, Scores, compare
 from twofour.evaluate.differences import Difference
+from twofour.evaluate.layers import LayerDifference, Layers
 
 __all__ = [
     "Blame",
@@ -11,6 +12,8 @@ __all__ = [
     "CompareOptions",
     "Comparison",
     "Difference",
+    "LayerDifference",
+    "Layers",
     "Scores",
     "compare",
 ]

@@ -22,6 +22,7 @@ from twofour.evaluate.blame import LEAST_RUNS, Blame, blame
 from twofour.evaluate.differences import Difference
 from twofour.evaluate.feeding import engine_forms, engine_predictor, model_predictor
 from twofour.evaluate.judge import Judgement, Task, judge
+from twofour.evaluate.layers import Layers, compare_layers, tensors_of
 from twofour.evaluate.metrics import Metric, find_metric
 from twofour.evaluate.variants import Origin
 from twofour.onnx_tools.load import load_model
@@ -37,12 +38,14 @@ class CompareOptions:
         metric: one of `metrics.METRICS`, or module:function; None to compare outputs only.
         output: that the metric reads, and the SQNR of `blame`; by default the first.
         samples: the first so many of the data; None for all.
+        layers: compare every tensor that the engine writes, too.
         blame: find the layers that cost most; see `BlameOptions`.
     """
 
     metric: str | None = None
     output: str | None = None
     samples: int | None = None
+    layers: bool = False
     blame: BlameOptions | None = None
 
 
@@ -101,12 +104,14 @@ class Comparison:
         samples: that were compared.
         outputs: the difference of each output, in the model's order.
         scores: None without a metric.
+        layers: every tensor of the engine; None where it was not asked for.
         blame: None where it was not asked for.
     """
 
     samples: int
     outputs: tuple[Difference, ...]
     scores: Scores | None
+    layers: Layers | None = None
     blame: Blame | None = None
 
     def holds(self, max_drop: float) -> bool:
@@ -158,20 +163,24 @@ def compare(
     """
     options = options or CompareOptions()
     metric = find_metric(options.metric) if options.metric else None
-    reference = Reference(load_model(model))
     engine = engine if isinstance(engine, Engine) else Engine.load(Path(engine))
+    reference = Reference(load_model(model), tensors_of(engine.plan) if options.layers else ())
     require_same_ends(reference, engine.plan)
     output = _metric_output(reference.outputs, options.output)
     source = as_data(data, [each.name for each in reference.inputs])
     task = Task(source, *engine_forms(engine.plan), options.samples, metric, output)
     expected = model_predictor(reference)
-    with stage("comparing") as report, Session(engine) as session:
-        found = judge(task, expected, engine_predictor(session), report)
-    guilty = None
+    layers, guilty = None, None
+    with Session(engine) as session:
+        with stage("comparing") as report:
+            found = judge(task, expected, engine_predictor(session), report)
+        if options.layers:
+            with stage("comparing layers") as report:
+                layers = compare_layers(session, reference, task, report)
     if wanted := options.blame:
         origin = _origin(Path(model), wanted)
         guilty = blame(engine, origin, task, expected, wanted.runs, stage)
-    return Comparison(found.samples, found.outputs, _scores(metric, found), guilty)
+    return Comparison(found.samples, found.outputs, _scores(metric, found), layers, guilty)
 
 
 def _origin(model: Path, options: BlameOptions) -> Origin:

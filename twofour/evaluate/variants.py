@@ -86,6 +86,7 @@ class Workshop:
             timing_cache=folder / "timing.json",
             tuning_effort=_EFFORT,
             target=plan.target,
+            race=False,
         )
 
     def engine(self, switches: Sequence[Switch] = ()) -> Engine:

@@ -80,6 +80,7 @@ def fold_batchnorm(model: ir.Model) -> int:
     """Conv(x, w, b) -> BatchNormalization   =>   Conv(x, w * g, (b - mean) * g + beta).
 
     With g = gamma / sqrt(variance + epsilon), one factor per output channel; so zeros stay zeros.
+    The result keeps the name of the BatchNormalization's: it is that value.
     Legal if: 1. the Conv's output goes to the BatchNormalization alone; 2. that is in inference
     mode; 3. weight, bias and the four parameters are float32 constants.
 
@@ -166,7 +167,9 @@ def _fold_into_conv(editor: Editor, norm: ir.Node) -> bool:
     factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
     _set_constant(editor, conv, 1, w * factor.reshape(-1, *[1] * (w.ndim - 1)))
     _set_constant(editor, conv, 2, (b - mean) * factor + beta)
+    name = norm.outputs[0].name
     bypass(norm.outputs[0], between)
+    between.name = name  # what it holds now
     return True
 
 

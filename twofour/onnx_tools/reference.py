@@ -7,7 +7,7 @@ would not tell whose it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -59,6 +59,7 @@ class Reference:
         """Loads the model with the tensors as further outputs."""
         self.inputs = tuple(_declared(value) for value in model.graph.inputs)
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
+        self._graph = model.graph
         clone = model.clone()
         self.tensors = _add_outputs(clone, tensors)
         options = ort.SessionOptions()
@@ -96,6 +97,29 @@ class Reference:
                 "check that the data has the types and shapes of the model's inputs",
             ) from error
         return dict(zip(names, found, strict=True))
+
+    def nearest(self, names: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """For each of these values, the nearest ones above it that are among them, or inputs."""
+        values = {str(v.name): v for node in self._graph for v in node.outputs}
+        ends = {*names, *(each.name for each in self.inputs)}
+        return {name: _above(values[name], ends) for name in names if name in values}
+
+
+def _above(value: ir.Value, ends: Collection[str]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    seen: set[ir.Value] = set()
+    left = [value]
+    while left:
+        node = left.pop().producer()
+        for source in () if node is None else node.inputs:
+            if source is None or source in seen:
+                continue
+            seen.add(source)
+            if source.name in ends:
+                found[str(source.name)] = None
+            else:
+                left.append(source)
+    return tuple(found)
 
 
 def _declared(value: ir.Value) -> Declared:
