@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from twofour.core import numerics
 from twofour.core.errors import UnsupportedError
 from twofour.onnx_tools.edit import Editor, bypass, constant, is_standard, operand, sole_use
+from twofour.onnx_tools.infer import infer_shapes
 
 Array = NDArray[Any]
 
@@ -50,7 +51,7 @@ def prepare(model: ir.Model) -> ir.Model:
     fold_batchnorm(model)
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.NameFixPass()(model)
-    common_passes.ShapeInferencePass()(model)
+    infer_shapes(model)
     return model
 
 
