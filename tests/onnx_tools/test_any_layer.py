@@ -15,10 +15,12 @@ from tests.onnx_tools.any_file import (
     feeds_of,
     floats,
     on_ort,
+    proto,
     quick,
     run,
 )
 from tests.onnx_tools.networks import weights
+from twofour.compiler.build import build
 from twofour.compiler.importer import import_graph
 from twofour.core.patterns import is_pattern
 from twofour.onnx_tools.eligible import NothingToQuantizeError, float_layers
@@ -178,3 +180,21 @@ def test_weights_stored_as_integers_count_as_float(case):
     kept = weight.stored != point
     assert np.array_equal(weight.stored[kept], arrays["w"][kept])
     check_pruned(model, data)
+
+
+def test_float_weights_between_quantized_tensors_stay_exact_on_onnx_runtime():
+    """Its optimizer would round them: one scale for all channels, however different these are."""
+    body = """agraph (float[n,8] x, bool[n] c) => (float[m,8] y) <float s = {0.05}, int8 z = {0}> {
+        p = Compress <axis = 0> (x, c)
+        q = QuantizeLinear (p, s, z)
+        d = DequantizeLinear (q, s, z)
+        g = Gemm <transB = 1> (d, w, b)
+        r = QuantizeLinear (g, s, z)
+        y = DequantizeLinear (r, s, z)
+    }"""
+    w = SQUARE["w"] * np.float32(10.0) ** -np.arange(8, dtype=np.float32)[:, None]
+    model = proto(body, w=w, b=floats(8))
+    feeds = [{"x": floats(4, 8), "c": np.array([True, False, True, True])}]
+    engine = build(model, shapes={"x": (4, 8), "c": (4,)}, tuning_effort=0)
+    assert any(layer.tactic == "onnxruntime" and layer.op == "Gemm" for layer in engine.plan.layers)
+    assert error(on_ort(model, feeds)[0], run(engine, feeds)[0]) < 1e-6

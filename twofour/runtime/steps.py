@@ -110,7 +110,11 @@ class FallbackStep:
         model = engine.subgraphs[step.symbol].tobytes()
         try:
             self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
+                model,
+                options,
+                providers=["CPUExecutionProvider"],
+                # It would round float weights between quantized tensors, all channels alike.
+                disabled_optimizers=["WeightBiasQuantization"],
             )
         except self._errors as e:
             raise EngineError(
