@@ -56,7 +56,7 @@ def faster(engine: Engine, whole: Callable[[str], Engine], cache: TimingCache) -
             return engine
         cache.times_us |= dict(zip(keys, times_us, strict=True))
     ours_us, theirs_us = (cache.times_us[key] for key in keys)
-    said = f"{_ms(ours_us)} with kernels, {_ms(theirs_us)} all on ONNX Runtime"
+    said = f"{_ms(ours_us)} with kernels, {_ms(theirs_us)} for the same file on ONNX Runtime"
     if theirs_us * CLEARLY >= ours_us:
         note = f"whole runs: {said} ({theirs_us / ours_us:.2f} times as fast)"
         plan = replace(engine.plan, notes=(*engine.plan.notes, note))
