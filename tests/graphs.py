@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from twofour.compiler import ops
 from twofour.compiler.passes import rewrite, text
+from twofour.compiler.settle import infer
 
 
 def graph(body: str, opset: int = 18, **weights: np.ndarray) -> ir.Model:
@@ -26,7 +27,7 @@ def graph(body: str, opset: int = 18, **weights: np.ndarray) -> ir.Model:
     model = ir.serde.deserialize_model(proto)
     for node in model.graph:
         node.name = node.outputs[0].name
-    common.ShapeInferencePass()(model)
+    infer(model)
     return model
 
 

@@ -183,7 +183,7 @@ def test_dumps_and_the_given_model(tmp_path):
     fused = pipeline.run_passes(model, dump=tmp_path / "dump")
     assert text.graph_text(model) == before, "the given model must not change"
     files = sorted(path.name for path in (tmp_path / "dump").iterdir())
-    assert files[:2] == ["00_imported.txt", "01_canonical_quantize.txt"]
+    assert files[:2] == ["00_imported.txt", "01_unfuse_conv.txt"]
     assert len(files) == 1 + len(pipeline.PIPELINE)
     assert (tmp_path / "dump" / files[0]).read_text() == before
     assert (tmp_path / "dump" / files[-1]).read_text() == text.graph_text(fused.model)

@@ -7,7 +7,8 @@ import onnx_ir as ir
 
 from tests.graphs import graph
 from twofour.compiler.passes import pipeline
-from twofour.compiler.schedule import Schedule, reads, schedule
+from twofour.compiler.schedule import Schedule, schedule
+from twofour.compiler.units import reads
 
 W = np.random.default_rng(0).normal(size=(16, 16, 1, 1)).astype(np.float32)
 X = "(float[1,16,6,6] x) => (float[1,16,6,6] y)"
@@ -51,7 +52,7 @@ def test_native_operators_stay_together() -> None:
 
 def test_a_graph_that_begins_with_a_fallback() -> None:
     _, order = scheduled(f"{X} {{ s = Sin (x) b = Conv (x, w) c = Mean (s, b) y = Neg (c) }}", w=W)
-    assert kinds(order) == [(False, ["Sin"]), (True, ["Conv"]), (False, ["Mean", "Neg"])]
+    assert kinds(order) == [(True, ["Conv"]), (False, ["Sin", "Mean", "Neg"])]
 
 
 def test_native_operators_without_a_convolution_join_the_fallback() -> None:
@@ -77,7 +78,7 @@ def test_a_graph_without_native_operators_is_one_fallback() -> None:
 def test_bodies_wait_for_what_they_read_however_deep() -> None:
     """The If is among the first nodes that are no kernels, but an inner body reads the Conv."""
     body = (
-        "(float[1,16,6,6] x, bool b) => (float[1,16,6,6] y) { p = Sin (x) c = Conv (x, w)"
+        "(float[1,16,6,6] x, bool b) => (float[1,16,6,6] y) { p = Sin (x) c = Conv (p, w)"
         " y = If <then_branch = g1 () => (float[1,16,6,6] t) {"
         "   t = If <then_branch = g2 () => (float[1,16,6,6] t2) { t2 = Sigmoid (c) },"
         "           else_branch = g3 () => (float[1,16,6,6] t3) { t3 = Neg (p) }> (b) },"
@@ -94,3 +95,46 @@ def test_an_empty_graph() -> None:
     for node in list(model.graph):
         model.graph.remove(node)
     assert schedule(model.graph).stretches == ()
+
+
+PARTS = "p = SplitToSequence <axis = 1> (a, n) "
+
+
+def test_what_no_engine_passes_on_stays_in_one_step() -> None:
+    """The convolution needs the sequence, and the second reader of the sequence needs it."""
+    _, found = scheduled(
+        "(float[1,16,6,6] x) => (float[1,16,6,6] y, float[1,16,6,6] z)"
+        f"<int64 n = {{16}}, int64 i = {{0}}> {{ a = Conv (x, w) {PARTS} q = SequenceAt (p, i)"
+        " c = Reshape (q, s) d = Conv (c, w) r = SequenceInsert (p, d) y = SequenceAt (r, i)"
+        " e = Reshape (y, s) z = Conv (e, w) }",
+        w=W,
+        s=np.array([1, 16, 6, 6]),
+    )
+    assert [(native, len(ops)) for native, ops in kinds(found)] == [
+        (True, 1),
+        (False, 6),
+        (True, 2),
+    ]
+    (reason,) = [text for node, text in found.reasons.items() if node.outputs[0].name == "d"]
+    assert "between nodes whose values no engine passes on" in reason
+
+
+def test_sequences_that_need_each_other_are_one_step() -> None:
+    _, found = scheduled(
+        "(float[1,16,6,6] x) => (float[1,16,6,6] y)"
+        f"<int64 n = {{8}}, int64 i = {{0}}> {{ a = Conv (x, w) {PARTS}"
+        " g = SequenceAt (p, i) h = Concat <axis = 1> (g, g) s = SequenceConstruct (h, a)"
+        " b = SequenceAt (s, i) t = SequenceInsert (p, b) e = SequenceAt (t, i)"
+        " y = Concat <axis = 1> (e, e) }",
+        w=W,
+    )
+    assert [native for native, _ in kinds(found)] == [True, False]
+
+
+def test_the_kind_to_begin_with_is_what_gives_fewer_steps() -> None:
+    _, found = scheduled(
+        "(float[1,16,6,6] x, float[1,16,6,6] u) => (float[1,16,6,6] y, float[1,16,6,6] z)"
+        "{ a = Conv (x, w) s = Sin (u) y = Conv (s, w) z = Add (a, y) }",
+        w=W,
+    )
+    assert [native for native, _ in kinds(found)] == [False, True]

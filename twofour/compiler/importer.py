@@ -11,8 +11,10 @@
     notes of the exporter        -> dropped: they hold source lines and paths
     nodes without a name         -> named after their weight or their first output
 
-Every value that can be inferred has a static shape afterwards. Operators inside the bodies of If,
-Loop and Scan are left as they are.
+    operators of ONNX Runtime    -> standard ones, where a pass of `UNFUSE` knows how
+
+Every value that can be inferred has a static shape afterwards, by the onnx package or by ONNX
+Runtime. Operators inside the bodies of If, Loop and Scan are left as they are.
 """
 
 from __future__ import annotations
@@ -21,20 +23,19 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-import onnxscript.optimizer
 
+from twofour.compiler.settle import infer, settle
 from twofour.core.errors import InputError, UnsupportedError
 
 MIN_OPSET = 17
 IR_VERSION = 10
 ASSUMED_KEY = "twofour.assumed_dims"  # metadata: JSON, symbolic dimension -> the number it became
-_MAX_FOLDED_ELEMENTS = 1 << 26
-_MAX_FILLED_ELEMENTS = 1 << 12
+FOREIGN = ("LayerNormalization", "SimplifiedLayerNormalization")
+"""Operators that ONNX Runtime writes into the standard domain of opsets that lack them."""
 _WINDOWED = ("AveragePool", "Conv", "LpPool", "MaxPool")
 _GENERATED = re.compile(r"(node(_.*)?)?")  # by torch's newer exporter, or by onnx-ir
 _NAMELESS = re.compile(r"(node(_\d+)?)?")
@@ -97,6 +98,8 @@ def bind_inputs(graph: ir.Graph, shapes: Shapes) -> dict[str, int]:
         _bind_given(inputs[name], tuple(shape), symbols)
     assumed = {}
     for name, value in inputs.items():
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            continue  # refused by its kind, later
         if value.shape is None:
             raise InputError(
                 f"input {name!r} has no shape in the model",
@@ -151,33 +154,46 @@ def _dims(shape: Iterable[int | ir.SymbolicDim | None]) -> str:
 
 def _upgrade(model: ir.Model) -> ir.Model:
     """The model at opset 17 or newer."""
-    opset = model.graph.opset_imports.get("")
-    if opset is None or opset >= MIN_OPSET:
-        model.graph.opset_imports.setdefault("", MIN_OPSET)
+    opset = model.graph.opset_imports.setdefault("", MIN_OPSET)
+    _move_foreign(model, opset)
+    if opset >= MIN_OPSET:
         return model
+    what = f"the model cannot be converted from opset {opset} to {MIN_OPSET}"
+    fix = f"export it again with opset {MIN_OPSET} or newer"
     try:
         proto = onnx.version_converter.convert_version(ir.serde.serialize_model(model), MIN_OPSET)
     except (RuntimeError, ValueError) as error:
-        raise UnsupportedError(
-            f"the model cannot be converted from opset {opset} to {MIN_OPSET}",
-            [str(error).strip().splitlines()[0].rpartition("failed: ")[2]],
-            fix=f"export it again with opset {MIN_OPSET} or newer",
-        ) from error
-    return ir.serde.deserialize_model(proto)
+        reason = str(error).strip().splitlines()[0].rpartition("failed: ")[2]
+        raise UnsupportedError(what, [reason], fix) from error
+    converted = ir.serde.deserialize_model(proto)
+    if (found := _ends(converted)) != (wanted := _ends(model)):
+        reason = f"its inputs and outputs would change from {wanted} to {found}"
+        raise UnsupportedError(what, [reason], fix)
+    return converted
+
+
+def _ends(model: ir.Model) -> list[str]:
+    """Inputs with their shapes, and outputs."""
+    inputs = [f"{value.name} {_dims(value.shape or ())}" for value in model.graph.inputs]
+    return [*inputs, *(value.name or "" for value in model.graph.outputs)]
+
+
+def _move_foreign(model: ir.Model, opset: int) -> None:
+    """Takes operators out of the standard domain that it does not have.
+
+    ONNX Runtime writes them there, whatever the opset; the pass unfuse_norm spells them anew.
+    """
+    foreign = [op_type for op_type in FOREIGN if not onnx.defs.has(op_type, opset)]
+    for node in model.graph.all_nodes():
+        if node.domain == "" and node.op_type in foreign:
+            node.domain = "com.microsoft"
+            model.graph.opset_imports.setdefault(node.domain, 1)
 
 
 def _clean(model: ir.Model) -> None:
     """Shapes, folding and removal of what is not needed."""
-    declared = _forget_shapes(model.graph)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    onnxscript.optimizer.fold_constants_ir(
-        model,
-        onnx_shape_inference=True,
-        input_size_limit=_MAX_FOLDED_ELEMENTS,
-        output_size_limit=_MAX_FOLDED_ELEMENTS,
-        should_fold=_should_fold,
-    )
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ranks = _forget_shapes(model.graph)
+    settle(model)
     _drop_identities(model.graph)
     for step in (
         common.RemoveUnusedNodesPass(),
@@ -190,21 +206,11 @@ def _clean(model: ir.Model) -> None:
     ):
         step(model)
     _compute_outputs(model.graph)
-    for value, shape in zip(model.graph.outputs, declared, strict=True):
-        if value.shape is None:
-            value.shape = shape
+    for value, rank in zip(model.graph.outputs, ranks, strict=True):
+        if value.shape is None and rank is not None:
+            value.shape = ir.Shape([None] * rank)
     _check(model)
-    common.ShapeInferencePass()(model)
-
-
-def _should_fold(node: ir.Node) -> bool | None:
-    """False for quantizers, True for a small ConstantOfShape, else None: as folding decides."""
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        return False
-    if node.op_type == "ConstantOfShape":
-        shape = node.inputs[0].const_value if node.inputs[0] is not None else None
-        return shape is not None and int(np.prod(shape.numpy())) <= _MAX_FILLED_ELEMENTS
-    return None
+    infer(model)
 
 
 def _drop_identities(graph: ir.Graph) -> None:
@@ -236,13 +242,17 @@ def _compute_outputs(graph: ir.Graph) -> None:
         graph.outputs[index] = y
 
 
-def _forget_shapes(graph: ir.Graph) -> list[ir.Shape | None]:
-    """Drops the recorded shapes, which hold the old symbols; returns those of the outputs."""
-    declared = [value.shape for value in graph.outputs]
+def _forget_shapes(graph: ir.Graph) -> list[int | None]:
+    """Drops the recorded shapes: they hold old symbols, and may be wrong.
+
+    Returns:
+        The number of dimensions of each output, as recorded.
+    """
+    ranks = [None if value.shape is None else len(value.shape) for value in graph.outputs]
     for node in graph:
         for value in node.outputs:
             value.shape = None
-    return declared
+    return ranks
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from twofour.compiler.native import NativeOp
 from twofour.compiler.native_nd import BROADCAST, Look, NdOp, NdValue, Part
 from twofour.compiler.parts import is_join
-from twofour.compiler.schedule import Schedule, Stretch, reads
+from twofour.compiler.schedule import Schedule, Stretch
+from twofour.compiler.units import reads
 from twofour.core.sizes import most
 
 Index = NDArray[np.int64]

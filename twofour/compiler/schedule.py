@@ -1,8 +1,9 @@
 """The order of execution, and which stretches run natively.
 
 Nodes are taken in an order that keeps native operators together: all native ones that are ready,
-then all others that are ready, and so on. A native stretch without a convolution or matrix product
-is not worth the change of layout and joins the fallback around it.
+then all others that are ready, and so on, or the other way round if those are fewer stretches. What
+must run in one step stays together (units.py). A native stretch without a convolution or matrix
+product is not worth the change of layout and joins the fallback around it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from twofour.compiler import (
 )
 from twofour.compiler.native import ConvOp, NativeOp, NotNative
 from twofour.compiler.ops import is_fused, parse_op
+from twofour.compiler.units import Unit, reads, units
 
 Reader = Callable[[ir.Node], NativeOp | str]
 _FUSED = {**native_fused.READERS, **native_rows.FUSED}
@@ -66,8 +68,13 @@ def schedule(graph: ir.Graph, reader: Reader | None = None) -> Schedule:
             reasons[node] = found
         else:
             ops[node] = found
+    found_units = units(graph, lambda node: node in ops)
+    for node in (n for unit in found_units if len(unit) > 1 for n in unit):
+        if ops.pop(node, None) is not None:
+            reasons[node] = "it lies between nodes whose values no engine passes on"
     while True:
-        stretches = _order(graph, lambda node: node in ops)
+        orders = [_order(found_units, lambda node: node in ops, kind) for kind in (True, False)]
+        stretches = min(orders, key=len)
         idle = [s for s in stretches if s.native and all(_is_idle(ops[n], n) for n in s.nodes)]
         if not idle:
             return Schedule(tuple(stretches), ops, reasons)
@@ -118,36 +125,33 @@ def _readers(node: ir.Node) -> list[Callable[[ir.Node], NativeOp]]:
     return [reader for reader in found if reader is not None]
 
 
-def _order(graph: ir.Graph, native: Callable[[ir.Node], bool]) -> list[Stretch]:
-    """Ready nodes of one kind, as many as there are, then of the other kind."""
-    waiting = list(graph)
+def _order(found: Sequence[Unit], native: Callable[[ir.Node], bool], kind: bool) -> list[Stretch]:
+    """Ready units of one kind, as many as there are, then of the other kind.
+
+    Args:
+        found: the units, each after those that it reads from.
+        native: whether kernels run a node.
+        kind: what to begin with.
+    """
+    waiting = list(found)
     done: set[ir.Node] = set()
     stretches: list[Stretch] = []
-    kind = native(waiting[0]) if waiting else True
     while waiting:
         taken: list[ir.Node] = []
-        for node in waiting:  # in topological order, so one sweep takes whole chains
-            ready = all(p is None or p in done for p in _producers(node))
-            if native(node) is kind and ready:
-                taken.append(node)
-                done.add(node)
+        left: list[Unit] = []
+        for unit in waiting:  # in topological order, so one sweep takes whole chains
+            if native(unit[0]) is kind and _is_ready(unit, done):
+                taken += unit
+                done.update(unit)
+            else:
+                left.append(unit)
         if taken:
             stretches.append(Stretch(kind, tuple(taken)))
-            waiting = [n for n in waiting if n not in done]
-        kind = not kind
+        waiting, kind = left, not kind
     return stretches
 
 
-def _producers(node: ir.Node) -> list[ir.Node | None]:
-    """The nodes whose results it reads, in subgraphs too."""
-    return [v.producer() for v in reads(node)]
-
-
-def reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads from its graph, in its subgraphs too, however deep."""
-    found = [v for v in node.inputs if v is not None]
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            inner = attribute.as_graph()
-            found += [v for n in inner for v in reads(n) if v.graph is not inner]
-    return found
+def _is_ready(unit: Unit, done: set[ir.Node]) -> bool:
+    """Whether all that the unit reads from other ones is computed."""
+    sources = [value.producer() for node in unit for value in reads(node)]
+    return all(p is None or p in done or p in unit for p in sources)

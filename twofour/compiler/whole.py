@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from twofour.compiler.assemble import CODE
 from twofour.compiler.fit import Fit
@@ -54,6 +55,7 @@ def whole_engine(
         UnsupportedError: an input or output is of a kind that engines do not pass on.
     """
     source = ir.external_data.load_to_model(source.clone())
+    common.RemoveInitializersFromInputsPass()(source)
     subgraphs: dict[str, Bytes] = {}
     profiles, layers = [], []
     for index, request in enumerate(requests):
@@ -125,7 +127,8 @@ def _outputs(model: ir.Model) -> tuple[TensorInfo, ...]:
 
 
 def _numbers(shape: ir.Shape | None) -> tuple[int, ...]:
-    return () if shape is None else shape.numpy()
+    """The dimensions of an input; of what is no tensor, and so refused, none."""
+    return shape.numpy() if shape is not None and shape.is_static() else ()
 
 
 def _info(value: ir.Value, dims: Sequence[Count] | None) -> TensorInfo:

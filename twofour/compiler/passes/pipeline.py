@@ -49,6 +49,11 @@ from twofour.compiler.passes import (
     rewrite,
     split_projections,
     text,
+    unfuse_conv,
+    unfuse_gelu,
+    unfuse_gemm,
+    unfuse_norm,
+    unfuse_qlinear,
 )
 from twofour.core.errors import Error
 
@@ -81,7 +86,17 @@ class Fused:
     refusals: tuple[rewrite.Refusal, ...]
 
 
+UNFUSE = (
+    Pass(unfuse_conv.NAME, unfuse_conv.rule, "shapes and constants of what follows depend on it"),
+    Pass(unfuse_gemm.NAME, unfuse_gemm.rule, "likewise"),
+    Pass(unfuse_gelu.NAME, unfuse_gelu.rule, "likewise"),
+    Pass(unfuse_norm.NAME, unfuse_norm.rule, "likewise"),
+    Pass(unfuse_qlinear.NAME, unfuse_qlinear.rule, "likewise"),
+)
+"""Runs at import; that it stands in the list again tells why an operator was left."""
+
 PIPELINE = (
+    *UNFUSE,
     Pass(canonical_quantize.NAME, canonical_quantize.rule, "every later rule reads one spelling"),
     Pass(fold_weight_quantize.NAME, fold_weight_quantize.rule, "weights become constants"),
     Pass(canonical_conv_transpose.NAME, canonical_conv_transpose.rule, "what it makes is a Conv"),

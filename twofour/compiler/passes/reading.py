@@ -89,6 +89,11 @@ def float_attribute(node: ir.Node, name: str, default: float) -> float:
     return node.attributes[name].as_float() if name in node.attributes else default
 
 
+def floats_attribute(node: ir.Node, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """A list of floats attribute."""
+    return tuple(node.attributes[name].as_floats()) if name in node.attributes else default
+
+
 def string_attribute(node: ir.Node, name: str, default: str) -> str:
     """A string attribute."""
     return node.attributes[name].as_string() if name in node.attributes else default
@@ -111,3 +116,29 @@ def precedes(first: ir.Node, second: ir.Node) -> bool:
         if node is first or node is second:
             return node is first
     raise ValueError(f"{first.name!r} is in no graph")
+
+
+def is_contrib(node: ir.Node, *op_types: str) -> bool:
+    """Whether the node is one of these operators of ONNX Runtime's own domain."""
+    return node.domain == "com.microsoft" and node.op_type in op_types
+
+
+def made(op_type: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Value:
+    """The result of a new standard node; what it leaves open, shape inference fills in."""
+    return ir.node(op_type, inputs, attributes).outputs[0]
+
+
+def nodes_behind(value: ir.Value, known: tuple[ir.Value, ...]) -> tuple[ir.Node, ...]:
+    """The nodes that compute the value from known ones, in order."""
+    found: dict[ir.Node, None] = {}
+
+    def visit(value: ir.Value | None) -> None:
+        node = value.producer() if value is not None else None
+        if node is None or value in known or node in found:
+            return
+        for source in node.inputs:
+            visit(source)
+        found[node] = None
+
+    visit(value)
+    return tuple(found)
