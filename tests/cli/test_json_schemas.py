@@ -34,6 +34,7 @@ BLAMED = (*DATA, "--metric", "top1", "--blame", "--runs", "8", "--source", "int8
 CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("doctor/1", ("doctor",)),
     ("prune/1", ("prune", "model.onnx", "-o", "sparse.onnx", "--skip", "linear")),
+    ("quantize/1", ("quantize", "sparse.onnx", "-o", "part.onnx", *DATA, "--exclude", "linear")),
     ("quantize/1", ("quantize", "sparse.onnx", "-o", "int8.onnx", *DATA)),
     ("inspect.model/1", ("inspect", "model.onnx")),
     ("inspect.model/1", ("inspect", "int8.onnx")),

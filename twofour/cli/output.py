@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
@@ -34,6 +34,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 PLAIN_WIDTH = 100
 """Columns of a line where the output goes to no terminal."""
 _SIGINT_EXIT, _SIGPIPE_EXIT = 130, 141
+_MOST_NAMES = 12
 
 
 class _Terminal(Console):
@@ -52,6 +53,23 @@ def printable(text: str) -> Text:
 
 def _clean(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def by_reason(title: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Each reason once, with the names it holds for.
+
+    Args:
+        title: what the reasons are of.
+        pairs: reason, name; of many names the first are shown.
+    """
+    found: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        found.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in found.items():
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        lines.append(f"{title}: {reason}\n  {', '.join(names[:_MOST_NAMES])}{more}")
+    return lines
 
 
 @dataclass(frozen=True)

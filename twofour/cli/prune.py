@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from twofour.cli.options import require_writable
-from twofour.cli.output import Json, Output, Quiet
+from twofour.cli.output import Json, Output, Quiet, by_reason, printable
 
 if TYPE_CHECKING:
     from twofour.onnx_tools.prune import Pruned
+
+_WIDE = 80
+_NAMELESS = re.compile(r"(node(_\d+)?)?")  # as `load_model` fills in
 
 
 def prune(
@@ -46,13 +52,40 @@ def prune(
             "choose another --pattern or fewer --skip",
         )
     save_model(pruned, output)
-    out.show("\n".join(_line(entry) for entry in report), f"{output}")
+    left = [(entry.reason, _name(entry)) for entry in report if entry.reason]
+    out.show(
+        _table(report, out.width),
+        *by_reason("left as it was", left),
+        _summary(report, pattern, output),
+    )
     layers = [{**vars(entry), "pruned": not entry.reason} for entry in report]
     out.data("prune/1", {"model": str(output), "pattern": pattern, "layers": layers})
 
 
-def _line(entry: Pruned) -> str:
-    """One layer in words."""
-    if entry.reason:
-        return f"left    {entry.node}: {entry.reason}"
-    return f"pruned  {entry.node}: {100 * entry.energy_kept:.1f} % of the energy kept"
+def _table(report: Sequence[Pruned], width: int) -> Table:
+    """The weights that were pruned; where the terminal is narrow, without their names."""
+    caption = "energy: the sum of the squares of a weight's numbers"
+    table = Table(title="pruned", title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("layer", overflow="fold")
+    if width >= _WIDE:
+        table.add_column("weight", overflow="fold")
+    table.add_column("energy kept", justify="right", no_wrap=True)
+    for entry in report:
+        if not entry.reason:
+            names = (entry.node, entry.weight) if width >= _WIDE else (entry.node,)
+            table.add_row(*map(printable, names), f"{100 * entry.energy_kept:.1f} %")
+    return table
+
+
+def _name(entry: Pruned) -> str:
+    """What people know the layer by: its own name, or its weight's where it has none."""
+    return entry.weight if _NAMELESS.fullmatch(entry.node) else entry.node
+
+
+def _summary(report: Sequence[Pruned], pattern: str, output: Path) -> str:
+    done = [entry for entry in report if not entry.reason]
+    kept = min(entry.energy_kept for entry in done)
+    return (
+        f"{output}: {len(done)} of {len(report)} weights pruned to {pattern}, each with "
+        f"{100 * kept:.0f} % of its energy or more; accuracy has to be regained by fine-tuning"
+    )

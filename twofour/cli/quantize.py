@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from twofour.cli.options import require_writable
-from twofour.cli.output import Json, Output, Quiet
+from twofour.cli.output import Json, Output, Quiet, by_reason
 
 
 class Method(StrEnum):
@@ -61,6 +62,7 @@ def quantize(
 
     Example: twofour quantize resnet20.onnx -o resnet20_int8.onnx --data samples.npz
     """
+    from twofour.onnx_tools.eligible import count_integer, float_layers
     from twofour.onnx_tools.inspect import patterns_of, require_patterns
     from twofour.onnx_tools.load import load_model, save_model
     from twofour.onnx_tools.options import QuantizeOptions
@@ -77,8 +79,16 @@ def quantize(
     patterns = patterns_of(source)
     require_patterns(quantized, patterns)
     save_model(quantized, output)
-    kept = f", the patterns of {len(patterns)} layers kept" if patterns else ""
-    out.show(f"{output}: {output.stat().st_size / 1e3:.0f} kB{kept}")
-    document = {"model": str(output), "size_bytes": output.stat().st_size, "patterns": patterns}
+    left = float_layers(quantized, options.exclude)
+    layers = count_integer(quantized)
+    size_bytes = output.stat().st_size
+    out.show(
+        f"{output}: {size_bytes / 1e3:.0f} kB instead of {model.stat().st_size / 1e3:.0f}, "
+        f"{layers} of {layers + len(left)} layers with weights in int8"
+        + (f", the patterns of {len(patterns)} kept" if patterns else ""),
+        *by_reason("float", ((layer.reason, f"{layer.node} ({layer.op})") for layer in left)),
+    )
+    document = {"model": str(output), "size_bytes": size_bytes, "patterns": patterns}
     chosen = {"method": method.value, "activation": activation.value}
-    out.data("quantize/1", {**document, **chosen})
+    found = {"int8_layers": layers, "float_layers": [asdict(layer) for layer in left]}
+    out.data("quantize/1", {**document, **chosen, **found})

@@ -88,6 +88,17 @@ def float_layers(model: ir.Model, exclude: Iterable[str] = ()) -> tuple[FloatLay
     return tuple(found)
 
 
+def count_integer(model: ir.Model) -> int:
+    """How many layers of a quantized model read a weight stored as integers."""
+    weights = (operand(node, 1) for node in model.graph if is_standard(node, *LAYERS))
+    makers = (weight.producer() for weight in weights if weight is not None)
+    return sum(
+        is_standard(maker, "DequantizeLinear") and constant(maker.inputs[0]) is not None
+        for maker in makers
+        if maker is not None
+    )
+
+
 def require_float(model: ir.Model) -> None:
     """Refuses a model that computes with integers already.
 
