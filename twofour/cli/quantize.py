@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,15 +80,25 @@ def quantize(
     require_patterns(quantized, patterns)
     save_model(quantized, output)
     left = float_layers(quantized, options.exclude)
-    layers = count_integer(quantized)
-    size_bytes = output.stat().st_size
-    out.show(
-        f"{output}: {size_bytes / 1e3:.0f} kB instead of {model.stat().st_size / 1e3:.0f}, "
-        f"{layers} of {layers + len(left)} layers with weights in int8"
-        + (f", the patterns of {len(patterns)} kept" if patterns else ""),
-        *by_reason("float", ((layer.reason, f"{layer.node} ({layer.op})") for layer in left)),
+    document = {
+        "model": str(output),
+        "size_bytes": output.stat().st_size,
+        "patterns": patterns,
+        "method": method.value,
+        "activation": activation.value,
+        "int8_layers": count_integer(quantized),
+        "float_layers": [asdict(layer) for layer in left],
+    }
+    out.show(_summary(document, model.stat().st_size))
+    out.show(*by_reason("float", ((each.reason, f"{each.node} ({each.op})") for each in left)))
+    out.data("quantize/1", document)
+
+
+def _summary(document: dict[str, Any], source_bytes: int) -> str:
+    size_bytes, layers = document["size_bytes"], document["int8_layers"]
+    patterns = len(document["patterns"])
+    return (
+        f"{document['model']}: {size_bytes / 1e3:.0f} kB instead of {source_bytes / 1e3:.0f}, "
+        f"{layers} of {layers + len(document['float_layers'])} layers with weights in int8"
+        + (f", the patterns of {patterns} kept" if patterns else "")
     )
-    document = {"model": str(output), "size_bytes": size_bytes, "patterns": patterns}
-    chosen = {"method": method.value, "activation": activation.value}
-    found = {"int8_layers": layers, "float_layers": [asdict(layer) for layer in left]}
-    out.data("quantize/1", {**document, **chosen, **found})
