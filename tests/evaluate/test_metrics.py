@@ -10,7 +10,7 @@ import pytest
 
 from twofour.core.data import Batch
 from twofour.core.errors import InputError
-from twofour.evaluate.metrics import METRICS, Metric, Scorer, find_metric
+from twofour.evaluate.metrics import METRICS, Kept, Metric, Scorer, find_metric
 
 RNG = np.random.default_rng(0)
 
@@ -21,7 +21,7 @@ def score(metric: Metric | str, y: np.ndarray, labels: np.ndarray, batch: int = 
     for start in range(0, len(y), batch):
         part = slice(start, start + batch)
         scorer.add({"y": y[part]}, Batch({"x": y[part]}, labels[part], start))
-    return scorer.result()
+    return scorer.result().figure
 
 
 def test_top_k() -> None:
@@ -64,6 +64,17 @@ def test_correlations() -> None:
     a, b = [2, 3.5, 3.5, 5, 6, 1], [1.5, 4, 3, 5, 6, 1.5]
     assert score("spearman", x, labels) == pytest.approx(np.corrcoef(a, b)[0, 1])
     assert score("spearman", np.exp(x), labels) == score("spearman", x, labels)
+
+
+def test_the_error_of_a_gain_is_that_of_paired_samples() -> None:
+    """Of 400 samples 30 become right and 10 wrong: variance (30 + 10) / n^2, less the mean's."""
+    before = np.repeat([True, False, True, False], [300, 30, 10, 60])
+    after = np.repeat([True, True, False, False], [300, 30, 10, 60])
+    labels = np.zeros(400, np.int64)
+    kept = [Kept({"right": right}, labels, 100 * right.mean()) for right in (before, after)]
+    expected = 100 * np.sqrt(40 / 400 - 0.05**2) / np.sqrt(400)
+    assert METRICS["top1"].error(*kept) == pytest.approx(expected, rel=0.2)
+    assert METRICS["top1"].error(kept[0], kept[0]) == 0.0
 
 
 def test_errors_are_better_when_less() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from twofour.cli.output import Json, Output, Quiet, printable
+from twofour.cli.output import Json, Output, Quiet, printable, short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _NAMED = 3  # layers of a group that are named
 _BAR = 10
+_NAME = 30
 _TYPES = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -141,6 +142,8 @@ def _scores(scores: Scores) -> str:
         change = "no difference"
     else:
         change = f"{abs(scores.drop):.4g} {'worse' if scores.drop > 0 else 'better'}"
+    if scores.drop_error is not None:
+        change += f" (standard error {scores.drop_error:.2g})"
     return (
         f"{scores.name}{less}: model {scores.reference:.4f}{unit}, "
         f"engine {scores.engine:.4f}{unit}: {change}"
@@ -162,8 +165,8 @@ def _layers(found: Layers) -> list[Table | str]:
     for index, row in enumerate(found.rows):
         lost = "" if row.lost_db is None else f"{row.lost_db:.1f} dB"
         table.add_row(
-            printable(row.layer),
-            printable(row.value),
+            printable(short(row.layer, _NAME)),
+            printable(short(row.value, _NAME)),
             _TYPES.get(row.precision, row.precision),
             _decibels(row.sqnr_db),
             _bar(row.sqnr_db),
@@ -173,8 +176,7 @@ def _layers(found: Layers) -> list[Table | str]:
         )
     worst = sorted(guilty, key=lambda i: -(found.rows[i].lost_db or 0.0))
     words = [
-        f"- {found.rows[i].value} loses {found.rows[i].lost_db:.1f} dB in {found.rows[i].layer}"
-        for i in worst
+        f"- {short(found.rows[i].value, _NAME)} loses {found.rows[i].lost_db:.1f} dB" for i in worst
     ]
     notes = [f"- {text}" for text in found.without]
     head = f"{len(notes)} tensors of the engine cannot be compared"
@@ -197,6 +199,8 @@ def _blame(found: Blame, scores: Scores | None) -> list[Table | str]:
         f"{found.runs} engines built and judged; the one built again agrees with the given one: "
         f"{_decibels(found.agreement_db)}"
     )
+    if any(row.gain_error for row in (*found.int8, *found.sparse)):
+        parts.append("±: standard error; a gain below twice of it may be chance")
     return [*parts, *(f"- {note}" for note in found.notes)]
 
 
@@ -216,15 +220,22 @@ def _add_blamed(table: Table, text: str, row: Blamed) -> None:
     table.add_row(
         printable(text),
         row.kind,
-        "" if row.gain is None else f"{row.gain:+.4g}",
+        _gain(row),
         f"{row.sqnr_gain_db:+.1f} dB",
         f"{row.price_us:+.2f} us",
         f"{row.guess:.1e}",
     )
 
 
+def _gain(row: Blamed) -> str:
+    if row.gain is None:
+        return ""
+    error = "" if row.gain_error is None else f" ±{row.gain_error:.2g}"
+    return f"{row.gain:+.4g}{error}"
+
+
 def _layer_text(row: Blamed) -> str:
     if len(row.layers) == 1:
-        return f"{row.layers[0]} ({row.ops[0]})"
-    shown = ", ".join(row.layers[:_NAMED])
+        return f"{short(row.layers[0], _NAME)} ({row.ops[0]})"
+    shown = ", ".join(short(name, _NAME // 2) for name in row.layers[:_NAMED])
     return f"{len(row.layers)} together: {shown}{', ...' if row.layers[_NAMED:] else ''}"

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from twofour.cli.options import Shapes, is_engine, parse_shapes
-from twofour.cli.output import Json, Output, Quiet, printable
+from twofour.cli.output import Json, Output, Quiet, printable, short
 
 if TYPE_CHECKING:
     from twofour.compiler.survey import OperatorInfo, Survey
@@ -86,13 +86,6 @@ def _tensor(info: ModelTensor) -> str:
     return f"{info.name}: {info.dtype} {dims}"
 
 
-def _short(name: str, most: int) -> str:
-    """Its begin and its end, which tell more than its middle."""
-    if len(name) <= most:
-        return name
-    return f"{name[: most // 2 - 2]}...{name[len(name) - most + most // 2 + 1 :]}"
-
-
 def _bytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
@@ -117,7 +110,7 @@ def _alike_weights(weights: Sequence[WeightInfo]) -> Table:
         alike.setdefault(key, []).append(each)
     for (op_type, dims, dtype, pattern, x, _), group in alike.items():
         ends = [group[0].node, group[-1].node][: len(group)]
-        names = " ... ".join(_short(name, _NAME // len(ends)) for name in ends)
+        names = " ... ".join(short(name, _NAME // len(ends)) for name in ends)
         low, high = (pick(w.zeros for w in group) for pick in (min, max))
         zeros = f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low:.0%}-{high:.0%}"
         row = (str(len(group)), f"{op_type} {dims}", dtype, zeros, pattern, x)
@@ -198,7 +191,7 @@ def _fallbacks(operators: Sequence[OperatorInfo]) -> Table:
     for each in operators:
         alike.setdefault((each.op_type, each.reason), []).append(each.name)
     for (op_type, reason), names in alike.items():
-        shown = _short(names[0], _NAME - 10) + (", ..." if len(names) > 1 else "")
+        shown = short(names[0], _NAME - 10) + (", ..." if len(names) > 1 else "")
         table.add_row(printable(shown), str(len(names)), printable(op_type), printable(reason))
     return table
 

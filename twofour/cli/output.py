@@ -72,6 +72,13 @@ def by_reason(title: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
     return lines
 
 
+def short(name: str, most: int) -> str:
+    """The begin and the end of a name, which tell more than its middle."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2 - 2]}...{name[len(name) - most + most // 2 + 1 :]}"
+
+
 @dataclass(frozen=True)
 class Output:
     """Where a command's words go.

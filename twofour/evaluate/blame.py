@@ -10,6 +10,7 @@ or with others, and nothing is left unsaid.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ class Blamed:
         layers: names of the source model's nodes; several where they were tried together.
         ops: their operators.
         gain: of the metric; positive is better; None without a metric.
+        gain_error: its standard error; None without a metric, and for one of the user's own.
         sqnr_gain_db: of the judged output against the model.
         price_us: how much longer all layers take, as timed at build; negative where they take less.
         guess: the error energy that gave the layers their turn.
@@ -52,6 +54,7 @@ class Blamed:
     layers: tuple[str, ...]
     ops: tuple[str, ...]
     gain: float | None
+    gain_error: float | None
     sqnr_gain_db: float
     price_us: float
     guess: float
@@ -213,14 +216,16 @@ class _Trials:
         engine = self._workshop.engine(switches)
         with Session(engine) as session:
             found = judge(self._task, self._expected, engine_predictor(session))
-        gain = None
-        if self._task.metric and self._base.engine is not None and found.engine is not None:
-            gain = self._task.metric.gain(self._base.engine, found.engine)
+        gain, error = None, None
+        if (metric := self._task.metric) and self._base.engine and found.engine:
+            gain = metric.gain(self._base.engine.figure, found.engine.figure)
+            error = metric.error(self._base.engine, found.engine)
         return Blamed(
             switches[0].kind,
             names,
             tuple(each.op for each in switches),
             gain,
+            error,
             _more(self._sqnr(self._base), self._sqnr(found)),
             time_us(engine.plan) - self._base_us,
             sum(self._guesses[each] for each in switches),
@@ -309,10 +314,9 @@ def _notes(workshop: Workshop) -> Iterable[str]:
             f"no dense weights for {len(found.without_dense)} layers with a pattern, such as "
             f"{found.without_dense[0]}: give them with --dense FILE"
         )
-    shared: dict[tuple[str, str], list[str]] = {}
-    for switch in found.rounded:
-        for pair in switch.roundings:
-            shared.setdefault(pair, []).append(switch.layer)
-    for (name, _), layers in shared.items():
-        if len(layers) > 1:
-            yield f"{' and '.join(layers)} read {name}: either of them switched back frees both"
+    readers = Counter(pair for switch in found.rounded for pair in switch.roundings)
+    if shared := [name for (name, _), count in readers.items() if count > 1]:
+        yield (
+            f"{len(shared)} tensors are read by several layers, such as {shared[0]}: either of "
+            "those, switched back, frees all of them from its rounding"
+        )

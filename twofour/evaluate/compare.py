@@ -86,6 +86,7 @@ class Scores:
         reference: of the model.
         engine: of the engine.
         drop: by how much the engine is worse; negative where it is better.
+        drop_error: standard error of the drop; None for a metric of the user's own.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Scores:
     reference: float
     engine: float
     drop: float
+    drop_error: float | None
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,13 @@ def _metric_output(outputs: tuple[str, ...], wanted: str | None) -> str:
 def _scores(metric: Metric | None, found: Judgement) -> Scores | None:
     if metric is None or found.reference is None or found.engine is None:
         return None
-    drop = metric.gain(found.engine, found.reference)
-    scale = metric.name, metric.unit, metric.higher_is_better
-    return Scores(*scale, found.reference, found.engine, drop)
+    before, after = found.reference, found.engine
+    return Scores(
+        metric.name,
+        metric.unit,
+        metric.higher_is_better,
+        before.figure,
+        after.figure,
+        metric.gain(after.figure, before.figure),
+        metric.error(before, after),
+    )

@@ -14,7 +14,7 @@ from twofour.core.feeds import Form, Run, runs
 from twofour.core.progress import Report, silent
 from twofour.evaluate.differences import Array, Difference, Sums
 from twofour.evaluate.feeding import Predictor
-from twofour.evaluate.metrics import Metric, Scorer
+from twofour.evaluate.metrics import Kept, Metric, Scorer
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Judgement:
     Attributes:
         samples: how many were judged.
         outputs: the difference of each output.
-        reference: metric of the reference; None without a metric.
-        engine: metric of the other.
+        reference: what the metric says of the reference; None without a metric.
+        engine: of the other.
     """
 
     samples: int
     outputs: tuple[Difference, ...]
-    reference: float | None
-    engine: float | None
+    reference: Kept | None
+    engine: Kept | None
 
 
 def judge(

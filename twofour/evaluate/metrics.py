@@ -36,6 +36,7 @@ from twofour.core.errors import InputError
 
 Array = NDArray[Any]
 Rows = Mapping[str, Array]
+_DRAWS, _MANY = 200, 2_000_000
 _FIX = "name a function (outputs: dict, labels: array) -> float"
 
 
@@ -49,6 +50,7 @@ class Metric:
         score: what was kept of all samples, and the labels [S, ...] -> the figure.
         higher_is_better: whether more of it is better.
         unit: "%" or "".
+        resampled: whether samples are independent, so that drawing them anew tells what is chance.
     """
 
     name: str
@@ -56,10 +58,47 @@ class Metric:
     score: Callable[[Rows, Array], float]
     higher_is_better: bool = True
     unit: str = ""
+    resampled: bool = True
 
     def gain(self, before: float, after: float) -> float:
         """By how much `after` is better; negative where it is worse."""
         return after - before if self.higher_is_better else before - after
+
+    def error(self, before: Kept, after: Kept) -> float | None:
+        """Standard error of the gain: how far chance, in choosing the samples, may have moved it.
+
+        The samples are drawn anew, the same for both (a paired bootstrap).
+        Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993.
+        """
+        if not self.resampled:
+            return None
+        count = len(before.labels)
+        large = sum(array.size for array in before.rows.values()) > _MANY
+        draw = np.random.default_rng(0)
+        gains = []
+        for _ in range(_DRAWS // 10 if large else _DRAWS):
+            index = draw.integers(0, count, count)
+            figures = [
+                self.score({k: v[index] for k, v in each.rows.items()}, each.labels[index])
+                for each in (before, after)
+            ]
+            gains.append(self.gain(*figures))
+        return float(np.std(gains))
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a metric needs of one network, of all samples.
+
+    Attributes:
+        rows: arrays [S, ...].
+        labels: [S, ...].
+        figure: the metric.
+    """
+
+    rows: Rows
+    labels: Array
+    figure: float
 
 
 def find_metric(name: str) -> Metric:
@@ -107,11 +146,11 @@ class Scorer:
         rows = self._metric.rows(outputs, self._output, batch)
         self._rows.append(rows | {_LABELS: batch.labels})
 
-    def result(self) -> float:
-        """The figure of all that was added."""
+    def result(self) -> Kept:
+        """Of all that was added."""
         rows = {k: np.concatenate([part[k] for part in self._rows]) for k in self._rows[0]}
         labels = rows.pop(_LABELS)
-        return float(self._metric.score(rows, labels))
+        return Kept(rows, labels, float(self._metric.score(rows, labels)))
 
 
 _LABELS = " labels"  # no output has a blank in front
@@ -237,7 +276,8 @@ def _own(name: str, function: Callable[..., Any]) -> Metric:
             raise InputError(f"metric {name} returned no number", got, _FIX)
         return float(found)
 
-    return Metric(name, rows, score, not getattr(function, "lower_is_better", False))
+    less = getattr(function, "lower_is_better", False)
+    return Metric(name, rows, score, not less, resampled=False)
 
 
 def _mismatch(output: str, expected: str, values: Array, labels: Array) -> InputError:
