@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 from typer.testing import CliRunner, Result
 
 from tests.sample_models import conv_model
@@ -55,3 +56,41 @@ def test_bad_calibration_data_is_an_error_and_leaves_no_file(tmp_path: Path) -> 
         result = twofour("quantize", model, "-o", tmp_path / "q.onnx", "--data", data)
         assert result.exit_code == 2
         assert not (tmp_path / "q.onnx").exists()
+
+
+def test_operators_of_onnx_runtime_are_pruned_and_quantized(tmp_path: Path) -> None:
+    body = """<ir_version: 9, opset_import: ["": 17, "com.microsoft": 1]>
+    agraph (float[n,4,8,8] x) => (float[n,8,8,8] y) {
+        y = com.microsoft.FusedConv <activation = "Relu", kernel_shape = [1, 1]> (x, w)
+    }"""
+    proto = onnx.parser.parse_model(body)
+    w = np.random.default_rng(0).standard_normal((8, 4, 1, 1)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=X)
+    pruned = twofour("prune", tmp_path / "m.onnx", "-o", tmp_path / "s.onnx", "--json")
+    assert [layer["pruned"] for layer in json.loads(pruned.stdout)["layers"]] == [True]
+    arguments = ("-o", tmp_path / "q.onnx", "--data", tmp_path / "data.npz", "--json")
+    quantized = json.loads(twofour("quantize", tmp_path / "m.onnx", *arguments).stdout)
+    assert quantized["int8_layers"] == 1
+    assert quantized["float_layers"] == []
+
+
+def test_what_stays_float_is_told_with_the_reason(tmp_path: Path) -> None:
+    model, data = conv_model(tmp_path / "m.onnx"), tmp_path / "data.npz"
+    np.savez(data, x=X)
+    arguments = ("-o", tmp_path / "q.onnx", "--data", data, "--exclude", "linear")
+    result = twofour("quantize", model, *arguments)
+    assert result.exit_code == 0
+    assert "layers with weights in int8" in result.stdout
+    assert "float: excluded by name" in result.stdout
+    assert "linear (Gemm)" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_what_was_pruned_and_what_was_not(tmp_path: Path) -> None:
+    model = conv_model(tmp_path / "m.onnx")
+    result = twofour("prune", model, "-o", tmp_path / "s.onnx", "--skip", "linear")
+    assert "left as it was: excluded by name" in result.stdout
+    assert "% of its energy or more" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100

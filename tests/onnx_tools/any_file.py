@@ -9,7 +9,7 @@ import onnx_ir as ir
 from tests.compiler.engines import reference
 from tests.onnx_tools.networks import weights
 from twofour.compiler.build import build
-from twofour.compiler.importer import import_graph
+from twofour.compiler.importer import import_graph, standardized
 from twofour.core.data import as_data
 from twofour.core.feeds import runs
 from twofour.onnx_tools.calibrate import input_form
@@ -74,7 +74,7 @@ def run(engine, feeds: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
 def check_int8(model: ir.Model, data: dict[str, np.ndarray]) -> ir.Model:
     """Quantizes: near the float model on ONNX Runtime, and no further away as an engine."""
     feeds = feeds_of(model, data)
-    want, quantized = on_ort(model, feeds), quantize(model, data)
+    want, quantized = on_ort(model, feeds), quantize(standardized(model), data)
     onnx.checker.check_model(ir.to_proto(quantized))
     rounded = on_ort(quantized, feeds)
     engine = quick(model, data, int8=True, data=data)
@@ -97,7 +97,7 @@ def check_pruned(model: ir.Model, data: dict[str, np.ndarray]) -> list[str]:
     want = on_ort(pruned, feeds)
     for exact, got in zip(want, run(quick(model, data, sparsity="force"), feeds), strict=True):
         assert error(exact, got) < 1e-4
-    rounded, _ = prune(quantize(model, data))
+    rounded, _ = prune(quantize(standardized(model), data))
     both = quick(model, data, sparsity="force", int8=True, data=data)
     for exact, got in zip(on_ort(rounded, feeds), run(both, feeds), strict=True):
         assert error(exact, got) < 2 * FLOOR

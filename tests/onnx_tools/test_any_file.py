@@ -217,8 +217,11 @@ CONTRIB = """agraph (float[n,16,6,6] x) => (float[n,8,6,6] y) {
 def test_tensors_behind_operators_that_onnx_does_not_know():
     arrays = {"v": weights(v=(16, 16, 3, 3))["v"], "w": LISTED["w"]}
     model = proto(CONTRIB, '"": 17, "com.microsoft": 1', **arrays)
-    quantized = check_int8(model, X)
+    quantized, feeds = quantize(model, X), feeds_of(model, X)
     assert "b_scale" in quantized.graph.initializers
+    assert float_layers(quantized)[0].reason == "FusedConv is not quantized"
+    assert error(on_ort(model, feeds)[0], on_ort(quantized, feeds)[0]) < FLOOR
+    assert float_layers(check_int8(model, X)) == ()
     check_pruned(model, X)
 
 

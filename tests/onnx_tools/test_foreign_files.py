@@ -17,7 +17,7 @@ import pytest
 from tests.onnx_tools.any_file import error, feeds_of, joined, on_ort, quick, run
 from tests.onnx_tools.foreign_inputs import FILES, cifar10, samples
 from twofour.compiler.build import build
-from twofour.compiler.importer import import_graph
+from twofour.compiler.importer import import_graph, standardized
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
@@ -62,7 +62,7 @@ def no_further(exact: list[np.ndarray], model: ir.Model, feeds: Feeds, ours: lis
 def test_int8(name: str, data_folder: Path):
     model, data = load_model(data_folder / "onnx" / f"{name}.onnx"), samples(data_folder, name)
     feeds = feeds_of(model, data)
-    exact, quantized = on_ort(model, feeds), quantize(model, data)
+    exact, quantized = on_ort(model, feeds), quantize(standardized(model), data)
     for want, got in zip(exact, on_ort(quantized, feeds), strict=True):
         assert cosine(want, got) >= CLOSE.get(name, USUALLY)
     engine = quick(model, data, int8=True, data=data)
@@ -87,7 +87,8 @@ def test_pruned(name: str, data_folder: Path):
 def test_pruned_int8(name: str, data_folder: Path):
     model, data = load_model(data_folder / "onnx" / f"{name}.onnx"), samples(data_folder, name)
     feeds = feeds_of(model, data)
-    exact, (quantized, _) = on_ort(prune(model)[0], feeds), prune(quantize(model, data))
+    plain = standardized(model)
+    exact, (quantized, _) = on_ort(prune(plain)[0], feeds), prune(quantize(plain, data))
     engine = quick(model, data, sparsity="force", int8=True, data=data)
     no_further(exact, quantized, feeds, run(engine, feeds))
 

@@ -36,6 +36,7 @@ def prune(
 
     Example: twofour prune resnet20.onnx -o sparse.onnx --skip conv1 --skip linear
     """
+    from twofour.compiler.importer import standardized
     from twofour.core.errors import InputError
     from twofour.onnx_tools.load import load_model, save_model
     from twofour.onnx_tools.prune import prune as prune_model
@@ -43,7 +44,8 @@ def prune(
     out = Output(as_json, quiet)
     require_writable(output)
     with out.stage("pruning"):
-        pruned, report = prune_model(load_model(model), pattern, skip or ())
+        source = standardized(load_model(model))
+        pruned, report = prune_model(source, pattern, skip or ())
     if not any(not entry.reason for entry in report):
         reasons = [f"{entry.node}: {entry.reason}" for entry in report]
         raise InputError(

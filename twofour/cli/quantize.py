@@ -62,6 +62,7 @@ def quantize(
 
     Example: twofour quantize resnet20.onnx -o resnet20_int8.onnx --data samples.npz
     """
+    from twofour.compiler.importer import standardized
     from twofour.onnx_tools.eligible import count_integer, float_layers
     from twofour.onnx_tools.inspect import patterns_of, require_patterns
     from twofour.onnx_tools.load import load_model, save_model
@@ -73,7 +74,7 @@ def quantize(
     options = QuantizeOptions(
         method.value, activation.value, add_inputs.value, attention, tuple(exclude or ())
     )
-    source = load_model(model)
+    source = standardized(load_model(model))
     with out.stage("calibrating") as report:
         quantized = quantize_model(source, data, options, report)
     patterns = patterns_of(source)

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from twofour.compiler.assemble import Assembler, Compiled, Progress
 from twofour.compiler.emit import Emitter
 from twofour.compiler.explain import is_sparse
-from twofour.compiler.importer import import_graph
+from twofour.compiler.importer import import_graph, standardized
 from twofour.compiler.join_moves import join_moves
 from twofour.compiler.lower import lower
 from twofour.compiler.open_graph import OpenGraph
@@ -204,7 +204,7 @@ def _quantized(
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """The quantized model; or the model as it is, and why it stays so."""
     try:
-        return quantize(source, data, progress=progress), ()
+        return quantize(standardized(source), data, progress=progress), ()
     except (NothingToQuantizeError, UnsupportedError) as error:
         why = "; ".join(error.reasons)
         return source, (f"not quantized, the data was not used: {error.what} ({why})",)

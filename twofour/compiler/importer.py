@@ -33,6 +33,7 @@ from twofour.core.errors import InputError, UnsupportedError
 
 MIN_OPSET = 17
 IR_VERSION = 10
+CONTRIB = "com.microsoft"
 ASSUMED_KEY = "twofour.assumed_dims"  # metadata: JSON, symbolic dimension -> the number it became
 FOREIGN = ("LayerNormalization", "SimplifiedLayerNormalization")
 """Operators that ONNX Runtime writes into the standard domain of opsets that lack them."""
@@ -70,6 +71,26 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     _clean(model)
     _name_nodes(model.graph)
     _check_windows(model.graph)
+    return model
+
+
+def standardized(model: ir.Model) -> ir.Model:
+    """The model with ONNX Runtime's operators written as standard ones, as far as a pass knows how.
+
+    What is quantized before import has to be found first: a FusedConv becomes Conv and Relu. Open
+    dimensions stay open, and the given model is not changed.
+
+    Raises:
+        UnsupportedError: the opset cannot be converted.
+    """
+    if not any(node.domain == CONTRIB for node in model.graph.all_nodes()):
+        return model
+    model = ir.external_data.load_to_model(model.clone())
+    common.RemoveInitializersFromInputsPass()(model)
+    common.InlinePass()(model)
+    model.functions.clear()
+    model = _upgrade(model)
+    settle(model)
     return model
 
 
@@ -186,7 +207,7 @@ def _move_foreign(model: ir.Model, opset: int) -> None:
     foreign = [op_type for op_type in FOREIGN if not onnx.defs.has(op_type, opset)]
     for node in model.graph.all_nodes():
         if node.domain == "" and node.op_type in foreign:
-            node.domain = "com.microsoft"
+            node.domain = CONTRIB
             model.graph.opset_imports.setdefault(node.domain, 1)
 
 
