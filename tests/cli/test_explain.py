@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.graphs import graph
 from tests.sample_engines import sample_engine
 from twofour.cli import app
 from twofour.compiler import explain
+from twofour.compiler.build import build
 from twofour.core.errors import InputError
 from twofour.core.target import host_target
 from twofour.engine import Candidate, Engine, Layer, Step
@@ -203,3 +207,92 @@ def test_the_roofline_of_another_machine_is_refused(engine: Path) -> None:
     assert result.exit_code == 2
     assert "no roofline for an engine of another machine" in result.stderr
     assert "measured on A CPU" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of kernels around one of ONNX Runtime, on two threads."""
+    folder = tmp_path_factory.mktemp("built")
+    model = graph(
+        "(float[1,8,6,6] x) => (float[1,8,6,6] y) {"
+        " a = Conv <pads = [1,1,1,1]> (x, w) d = Det (a) u = Unsqueeze (d, last)"
+        " v = Unsqueeze (u, last) c = Add (a, v) b = Relu (c)"
+        " y = Conv <pads = [1,1,1,1]> (b, w) }",
+        last=np.array([-1]),
+        w=np.ones((8, 8, 3, 3), np.float32),
+    )
+    np.save(folder / "x.npy", np.ones((1, 8, 6, 6), np.float32))
+    return build(model, tuning_effort=1, threads=2).save(folder / "e.engine")
+
+
+def test_a_summary_comes_first(engine: Path, built: Path) -> None:
+    text = invoke(engine, width=300).stdout.splitlines()
+    assert text[1].startswith("of the time: sparse products 64% (12.5 us, 1 layer), dense products")
+    said = invoke(built, width=300).stdout
+    assert "next: " in said
+    assert "runs on ONNX Runtime (Det" in said
+    assert "not in INT8: twofour quantize, or build --bf16" in said
+
+
+def test_conversions_and_who_caused_them(engine: Path, built: Path) -> None:
+    assert "no conversions" in invoke(engine, "--conversions").stdout
+    text = invoke(built, "--conversions", width=200).stdout
+    assert "the model's input 'x' is NCHW float32; a reads float32 channels-last" in text
+    assert "ONNX Runtime step with Det reads float32" in text
+    found = json.loads(invoke(built, "--conversions", "--json").stdout)["conversions"]
+    times = [each["time_us"] for each in found]
+    assert times == sorted(times, reverse=True)
+
+
+def test_one_layer_says_where_it_comes_from_and_what_it_writes(built: Path) -> None:
+    text = invoke(built, "--layer", "y", width=200).stdout
+    assert "computes y\n" in text
+    assert "writes y: float32 1x8x6x6" in text
+    text = invoke(built, "--layer", "x/native", width=200).stdout
+    assert "computes nothing of the source model: a conversion" in text
+    assert "caused by: the model's input" in text
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_trace_of_real_runs(given: bool, built: Path, tmp_path: Path) -> None:
+    """Events of a thread do not overlap; those of thread 0 are the run; nothing is left out."""
+    file = tmp_path / "t.json"
+    inputs = ["--input", f"x={built.parent / 'x.npy'}"] if given else []
+    result = invoke(built, "--trace", file, "--runs", "3", *inputs, "--json")
+    said = json.loads(result.stdout)
+    document = json.loads(file.read_text())
+    events = document["traceEvents"]
+    assert (said["events"], len(said["run_us"])) == (len(events), 3)
+    assert {event["ph"] for event in events} == {"X", "M"}
+    complete = [event for event in events if event["ph"] == "X"]
+    assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in complete)
+    for thread in (0, 1):
+        own = sorted((e for e in complete if e["tid"] == thread), key=lambda e: e["ts"])
+        assert {e["cat"] for e in own} >= {"dense", "conversion"}
+        for before, after in itertools.pairwise(own):
+            assert before["ts"] + before["dur"] <= after["ts"] + 1e-3
+    runs = [event for event in complete if event["cat"] == "run"]
+    for number, (event, run_us) in enumerate(zip(runs, said["run_us"], strict=True)):
+        assert event["dur"] == pytest.approx(run_us)
+        own = [e for e in complete if e["tid"] == 0 and e["args"]["run"] == number]
+        covered = sum(e["dur"] + e["args"].get("waits_us", 0.0) for e in own)
+        assert covered == pytest.approx(run_us, rel=0.05, abs=20)  # 20 us: an interruption
+    plan = Engine.load(built).plan
+    names = {event["name"] for event in complete if event["tid"] == 0}
+    assert {layer.name for layer in plan.layers if layer.tactic != "onnxruntime"} <= names
+    first = [event for event in complete if event["tid"] == 0 and event["args"]["run"] == 0]
+    (fallback,) = [event for event in first if event["cat"] == "onnxruntime"]
+    assert "Det" in fallback["args"]["op"]
+    (last,) = [event for event in first if event["name"] == "y"]
+    assert last["args"]["source"] == ["y"]
+    assert last["args"]["moved_bytes"] == 2 * 4 * 8 * 36
+
+
+def test_a_trace_that_cannot_be_written(built: Path, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "none" / "t.json")
+    result = CliRunner().invoke(app, ["explain", str(built), "--trace", nowhere])
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr
+    result = CliRunner().invoke(app, ["explain", str(built), "--trace", "t", "--input", "x"])
+    assert result.exit_code == 2
+    assert "expected NAME=FILE.npy" in result.stderr

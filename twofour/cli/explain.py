@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from twofour.cli.output import Json, Output, Quiet, printable
+from twofour.cli import layers as views
+from twofour.cli.output import Json, Output, Quiet
 from twofour.cli.roofline import Measures, gap_table, measured, rates_data, summary
+from twofour.cli.trace import write_trace
 
 if TYPE_CHECKING:
-    from twofour.compiler.explain import Explained, Total
-    from twofour.engine import Layer, Plan
-
-_WIDE = 110
+    from twofour.compiler.explain import Explained
+    from twofour.engine import Plan
 
 
 class Sort(StrEnum):
@@ -40,6 +39,17 @@ def explain(
         bool,
         typer.Option("--roofline", help="Measure this machine's rates; --sort gap implies it."),
     ] = False,
+    conversions: Annotated[
+        bool, typer.Option("--conversions", help="What changes layout or type, and who caused it.")
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Run it, and write a trace for ui.perfetto.dev to FILE.json."),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="For --trace: NAME=FILE.npy, else random.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="For --trace: how many.")] = 5,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -47,24 +57,35 @@ def explain(
 
     Example: twofour explain resnet20.engine --layer layer1.0.conv1
     Example: twofour explain resnet20.engine --sort gap
+    Example: twofour explain resnet20.engine --trace resnet20.json --input x=x.npy
     """
     from twofour.compiler import explain as explaining
+    from twofour.compiler import summary as explained
     from twofour.engine import Engine
 
     out = Output(as_json, quiet)
-    plan = Engine.load(engine).plan
+    loaded = Engine.load(engine)
+    plan = loaded.plan
+    if trace is not None:
+        write_trace(loaded, profile, trace, (inputs or [], runs), out)
+        return
     if layer:
         one = explaining.find_layer(plan, layer, profile)
-        out.show(*_detail(one))
+        out.show(*views.detail(one))
         out.data("explain.layer/1", dataclasses.asdict(one))
         return
     rows = explaining.explain(plan, profile)
     out.show(_heading(plan), *_profile(plan, profile))
+    out.show(*views.summary(explained.parts(plan, profile), explained.advice(plan, profile)))
+    if conversions:
+        out.show(*views.conversion_table(explained.conversions(plan, profile)))
+        out.data("explain/1", _document(plan, profile, list(range(len(rows))), None))
+        return
     measures = measured(plan, profile, out) if roofline or sort is Sort.GAP else None
     order = _order(rows, measures, sort)
     if measures is None:
-        out.show(_layers([rows[i] for i in order], out.width), *_reasons(rows))
-        out.show(_totals(explaining.totals(plan, profile)), *_fallbacks(rows))
+        out.show(views.layer_table([rows[i] for i in order], out.width), *views.reasons(rows))
+        out.show(views.total_table(explaining.totals(plan, profile)), *views.fallbacks(rows))
     else:
         named = [(measures.gaps[i], rows[i].runs_as) for i in order]
         out.show(*gap_table(named, out.width), *summary(measures, plan.threads))
@@ -76,13 +97,24 @@ def _document(
 ) -> dict[str, Any]:
     """All that is known of the layers, as plain data in the order of the table."""
     from twofour.compiler import explain as explaining
+    from twofour.compiler import summary as explained
 
     rows, found = explaining.explain(plan, profile), explaining.layers_of(plan, profile)
     layers = [
         {**dataclasses.asdict(found[i]), "explained": dataclasses.asdict(rows[i])} for i in order
     ]
     totals = [dataclasses.asdict(total) for total in explaining.totals(plan, profile)]
-    document = {"engine": _identity(plan), "layers": layers, "totals": totals}
+    document = {
+        "engine": _identity(plan),
+        "summary": {
+            "parts": [dataclasses.asdict(part) for part in explained.parts(plan, profile)],
+            "advice": list(explained.advice(plan, profile)),
+            "free": list(plan.free),
+        },
+        "layers": layers,
+        "totals": totals,
+        "conversions": [dataclasses.asdict(c) for c in explained.conversions(plan, profile)],
+    }
     if measures is not None:
         document["rates"] = rates_data(measures.rates)
         for index, shown in zip(order, layers, strict=True):
@@ -132,94 +164,3 @@ def _profile(plan: Plan, number: int) -> list[str]:
     usual = ", ".join(f"{symbol.name} {symbol.usual}" for symbol in profile.symbols)
     timed = f"; shapes and times: {usual}" if usual else ""
     return [f"profile {number} of {len(plan.profiles)}: {takes}{timed}"]
-
-
-def _layers(rows: Sequence[Explained], width: int) -> Table:
-    """A narrow terminal shows fewer columns, never broken numbers."""
-    wide = width >= _WIDE
-    table = Table(
-        caption="us: measured at build. dense, sparse: the best candidate of each kind, "
-        "gain: their ratio; a kind that its first candidate left behind was not tried further.",
-        caption_justify="left",
-    )
-    for header in ("layer", "operator", "shape") if wide else ("layer",):
-        table.add_column(header, overflow="fold")
-    table.add_column("runs as", overflow="fold")
-    for header in ("us", "share", "dense", "sparse", "gain"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for row in rows:
-        middle = [printable(row.op), printable(row.shape)] if wide else []
-        table.add_row(
-            printable(row.name),
-            *middle,
-            printable(row.runs_as),
-            _number(row.time_us, "{:.2f}"),
-            _number(row.share, "{:.0%}"),
-            _number(row.best_dense_us, "{:.2f}"),
-            _number(row.best_sparse_us, "{:.2f}"),
-            _number(row.gain, "{:.2f}x"),
-        )
-    return table
-
-
-def _reasons(rows: tuple[Explained, ...]) -> list[str]:
-    """Each reason once, with the layers it holds for."""
-    layers: dict[str, list[str]] = {}
-    for row in rows:
-        for reason in row.why:
-            layers.setdefault(reason, []).append(row.name)
-    lines = [f"- {reason}\n  {', '.join(names)}" for reason, names in layers.items()]
-    return ["why some layers are not sparse, not integer, or not our own", *lines] if lines else []
-
-
-def _totals(totals: tuple[Total, ...]) -> Table:
-    table = Table(title="by tactic", title_justify="left")
-    table.add_column("tactic")
-    for header in ("layers", "us", "share", "million multiply-adds"):
-        table.add_column(header, justify="right")
-    for total in totals:
-        table.add_row(
-            printable(total.tactic),
-            str(total.layers),
-            _number(total.time_us, "{:.1f}"),
-            _number(total.share if total.time_us else None, "{:.0%}"),
-            f"{total.macs / 1e6:.2f}",
-        )
-    return table
-
-
-def _fallbacks(rows: tuple[Explained, ...]) -> list[str]:
-    names = [f"{row.name} ({row.op})" for row in rows if row.fallback]
-    if not names:
-        return ["every layer runs on a kernel of its own; none on ONNX Runtime"]
-    return [f"on ONNX Runtime, for want of a kernel: {', '.join(names)}"]
-
-
-def _detail(layer: Layer) -> list[Table | str]:
-    from twofour.compiler.explain import verdict
-
-    facts = (
-        f"{layer.name}: {layer.op}, {layer.shape or 'no shape'}\n"
-        f"runs as {layer.tactic} {layer.precision} {layer.config}".rstrip()
-        + f"\nweights: {layer.pattern or 'none'}, {layer.weight_bytes} bytes packed, "
-        f"{layer.macs} multiply-adds"
-    )
-    table = Table(title="candidates", title_justify="left")
-    for header in ("tactic", "configuration"):
-        table.add_column(header, overflow="fold")
-    table.add_column("us", justify="right")
-    table.add_column("verdict", overflow="fold", ratio=1)
-    best_first = sorted(layer.candidates, key=lambda c: (c.time_us is None, c.time_us or 0.0))
-    for candidate in best_first:
-        table.add_row(
-            printable(candidate.tactic),
-            printable(candidate.config),
-            _number(candidate.time_us, "{:.2f}"),
-            printable(verdict(candidate, layer)),
-        )
-    notes = [f"note: {note}" for note in layer.notes]
-    return [facts, *([table] if layer.candidates else []), *notes]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)

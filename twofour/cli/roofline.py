@@ -56,14 +56,14 @@ def gap_table(rows: list[tuple[Gap, str]], width: int) -> list[Table | str]:
     wide, wider = width >= _WIDE, width >= _WIDER
     table = Table(
         caption="us: measured at build. ideal: its multiply-adds at the peak of their kind of "
-        "kernel, or else its bytes, copied within L2. gap: what it took beyond; of gap: its share "
-        "of all gaps.",
+        "kernel, or else its bytes, copied within L2; of roof: its share of us. gap: what it took "
+        "beyond; of gap: its share of all gaps.",
         caption_justify="left",
     )
     table.add_column("layer", overflow="fold")
     if wider:
         table.add_column("runs as", overflow="fold")
-    for header in ("us", "ideal", "gap", "of gap"):
+    for header in ("us", "ideal", "of roof", "gap", "of gap"):
         table.add_column(header, justify="right", no_wrap=True)
     if wide:
         table.add_column("why (each by itself; two may overlap)", overflow="fold", ratio=1)
@@ -73,6 +73,7 @@ def gap_table(rows: list[tuple[Gap, str]], width: int) -> list[Table | str]:
             *([printable(runs_as)] if wider else []),
             _number(gap.time_us),
             _number(gap.ideal_us),
+            f"{gap.ideal_us / gap.time_us:.0%}" if gap.ideal_us and gap.time_us else "",
             _number(gap.gap_us),
             f"{gap.share:.0%}",
             *([printable("\n".join(loss.text for loss in gap.losses))] if wide else []),

@@ -16,6 +16,7 @@ from twofour.compiler.fallback import subgraph
 from twofour.compiler.lower import Lowered, Placed, Section
 from twofour.compiler.passes.pipeline import Fused
 from twofour.compiler.profile import Placement
+from twofour.compiler.reasons import Reasons
 from twofour.compiler.schedule import Schedule
 from twofour.compiler.writes import Recorder, SourceNames
 from twofour.core.abi import BINDINGS
@@ -48,6 +49,7 @@ class Compiled:
         operators: how many the model had.
         names: the source model's own.
         symbols: its open dimensions.
+        bf16: whether bfloat16 was asked for.
     """
 
     fused: Fused
@@ -56,6 +58,7 @@ class Compiled:
     operators: int
     names: SourceNames
     symbols: tuple[Symbol, ...] = ()
+    bf16: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -77,6 +80,11 @@ class Compiled:
         """Records what its layers write."""
         return Recorder(self.fused.model.graph, self.order, self.lowered, self.names)
 
+    @cached_property
+    def reasons(self) -> Reasons:
+        """Why its layers are not integer, and who caused its conversions."""
+        return Reasons(self.fused, self.order, self.bf16)
+
     def fallback_layer(self, node: ir.Node, section: Section) -> Layer:
         """A node that stays on ONNX Runtime, with all known reasons."""
         name = node.name or node.op_type
@@ -92,9 +100,13 @@ class Compiled:
         )
 
     def recorded(self, layer: Layer, placed: Placed) -> Layer:
-        """A native layer with what it computes and writes."""
+        """A native layer with what it computes and writes, and what only the graph tells of it."""
         return replace(
-            layer, source=self.recorder.nodes(placed), writes=self.recorder.writes(placed)
+            layer,
+            notes=(*layer.notes, *self.reasons.notes(placed, layer)),
+            source=self.recorder.nodes(placed),
+            writes=self.recorder.writes(placed),
+            cause=self.reasons.cause(placed),
         )
 
     def profile(self, steps: Sequence[Step]) -> Profile:

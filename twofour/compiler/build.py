@@ -249,7 +249,10 @@ class _Compilation:
         """The network for each profile, where these products stay float32."""
         passes = passes_for(self.target, self.options.bf16, floats)
         forced = self.options.sparsity == "force"
-        return [_network(self.source, each, passes, forced, dump) for each in self.requests]
+        return [
+            replace(_network(self.source, each, passes, forced, dump), bf16=self.options.bf16)
+            for each in self.requests
+        ]
 
     def attempt(self, networks: Sequence[Compiled]) -> tuple[Engine, dict[str, str]]:
         """The engine of these networks; and which further products should be float32, and why."""
@@ -281,11 +284,12 @@ def _network(
 ) -> Compiled:
     """The network for one profile; `forced` prunes weights that have no pattern."""
     operators: list[int] = []
-    names = SourceNames.of(source.graph)
+    names = [SourceNames.of(source.graph)]
 
     def imported(shapes: Mapping[str, Shape]) -> ir.Model:
         graph = import_graph(source, shapes)
         operators.append(len(graph.graph))
+        names.append(names[0].with_imported(graph.graph))
         return prune(graph, keep=("4:8",))[0] if forced else graph
 
     def fused(graph: ir.Model) -> Fused:
@@ -295,14 +299,14 @@ def _network(
         static = fused(imported(request.shapes_at(())))
         order = join_moves(schedule(static.model.graph), static.model.graph)
         lowered = lower(static.model.graph, order)
-        return Compiled(static, order, lowered, operators[0], names)
+        return Compiled(static, order, lowered, operators[0], names[-1])
     found = OpenGraph.of(request, imported, fused)
     graph = found.fused.model.graph
     order = schedule(graph, found.read)
     for node in order.reasons:
         found.require_plain(node)
     lowered = lower(graph, order, found.dims)
-    return Compiled(found.fused, order, lowered, operators[0], names, request.symbols)
+    return Compiled(found.fused, order, lowered, operators[0], names[-1], request.symbols)
 
 
 def _source(model: Model) -> tuple[ir.Model, str, str]:

@@ -15,6 +15,10 @@ from twofour.core.plan import IN_FLOAT32
 from twofour.engine import Candidate, Layer, Plan
 
 FALLBACK = "onnxruntime"
+SPARSE, DENSE, OTHER, CONVERSION = "sparse", "dense", "other", "conversion"
+KINDS = (SPARSE, DENSE, OTHER, CONVERSION, FALLBACK)
+"""Of layers: products that skip zeros, products that do not, other kernels, conversions."""
+
 _SPARSE = re.compile(r"\d+:\d+")
 
 
@@ -34,6 +38,12 @@ class Explained:
         gain: times as fast as the best dense candidate the best sparse one is; None without both.
         why: why it is not sparse, not integer or not a kernel of ours, the weightiest first.
         fallback: whether it runs on ONNX Runtime.
+        kind: one of KINDS.
+        precision: of its operands.
+        moved_bytes: of the activations it reads and writes, and of its weights; 0 where not known.
+        source: the nodes of the source model that it computes.
+        cause: of a conversion, who made it necessary.
+        step: that it runs in, counted within the profile; ONNX Runtime times a whole one.
     """
 
     name: str
@@ -47,6 +57,12 @@ class Explained:
     gain: float | None
     why: tuple[str, ...]
     fallback: bool
+    kind: str
+    precision: str
+    moved_bytes: int
+    source: tuple[str, ...]
+    cause: str
+    step: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,8 @@ def explain(plan: Plan, profile: int = 1) -> tuple[Explained, ...]:
     """Every layer of a profile, in the order it runs in."""
     shown = layers_of(plan, profile)
     whole = _sum(layer.time_us for layer in shown) or 0.0
-    return tuple(_explained(layer, whole) for layer in shown)
+    steps = [n for n, step in enumerate(plan.profiles[profile - 1].steps) for _ in step.layers]
+    return tuple(_explained(*each, whole) for each in zip(shown, steps, strict=True))
 
 
 def totals(plan: Plan, profile: int = 1) -> tuple[Total, ...]:
@@ -141,7 +158,18 @@ def is_sparse(tactic: str) -> bool:
     return _SPARSE.match(tactic) is not None
 
 
-def _explained(layer: Layer, whole_us: float) -> Explained:
+def kind_of(layer: Layer) -> str:
+    """Which of KINDS a layer is."""
+    if layer.tactic == FALLBACK:
+        return FALLBACK
+    if layer.cause:
+        return CONVERSION
+    if is_sparse(layer.tactic):
+        return SPARSE
+    return DENSE if layer.pattern else OTHER
+
+
+def _explained(layer: Layer, step: int, whole_us: float) -> Explained:
     own = [c for c in layer.candidates if not c.tactic.endswith(IN_FLOAT32)]
     dense = _best(c for c in own if not is_sparse(c.tactic))
     sparse = _best(c for c in own if is_sparse(c.tactic))
@@ -158,6 +186,12 @@ def _explained(layer: Layer, whole_us: float) -> Explained:
         dense / sparse if dense and sparse else None,
         _why(layer, dense, sparse),
         layer.tactic == FALLBACK,
+        kind_of(layer),
+        layer.precision,
+        layer.work.moved_bytes + layer.weight_bytes,
+        layer.source,
+        layer.cause,
+        step,
     )
 
 
@@ -167,7 +201,7 @@ def _why(layer: Layer, dense: float | None, sparse: float | None) -> tuple[str, 
     if dense and sparse and dense <= sparse:
         reasons.append(f"dense is faster: {dense:.2f} us, the best sparse kernel {sparse:.2f}")
     reasons += layer.notes
-    if sparse is None:
+    if sparse is None and not is_sparse(layer.tactic):
         refused = (c for c in layer.candidates if is_sparse(c.tactic) and c.reason)
         for candidate in refused:
             if not any(candidate.reason in reason for reason in reasons):

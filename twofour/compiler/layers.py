@@ -115,6 +115,6 @@ def _show(place: Place) -> str:
 
 
 def precision_of(place: Place) -> str:
-    """Of the elements: "float32", "bfloat16" or "int8"."""
+    """Of the elements: "float32", "bfloat16", "int8", or another type's name."""
     kind = place.kind if isinstance(place, Tensor) else place.dtype
-    return kind if kind in ("float32", "bfloat16") else "int8"
+    return "int8" if kind in ("u8", "uint8") else kind

@@ -8,7 +8,7 @@ that only moves bytes keeps them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -50,13 +50,26 @@ class SourceNames:
         inputs = [value.name for value in graph.inputs if value.name]
         return SourceNames(frozenset((*inputs, *nodes)), nodes)
 
+    def with_imported(self, graph: ir.Graph) -> SourceNames:
+        """Knows also what the import made: the inside of a function, what a newer opset asks for.
+
+        Such a node is part of the source's node that its result goes into.
+        """
+        nodes = dict(self.nodes)
+        for node in reversed(list(graph)):
+            readers = [use.node.outputs[0].name or "" for v in node.outputs for use in v.uses()]
+            known = next((nodes[name] for name in readers if name in nodes), None)
+            if known is not None:
+                nodes |= {v.name: known for v in node.outputs if v.name and v.name not in nodes}
+        return replace(self, nodes=nodes)
+
     @property
     def all(self) -> tuple[str, ...]:
         """Every node."""
         return tuple(dict.fromkeys(self.nodes.values()))
 
     def nodes_of(self, results: Iterable[str]) -> tuple[str, ...]:
-        """The nodes that compute these values; one that the import made goes by its result."""
+        """The nodes that compute these values."""
         return tuple(dict.fromkeys(self.nodes.get(name, name) for name in results))
 
     def free(self, layers: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

@@ -185,6 +185,7 @@ class Layer:
         work: what its kernel does.
         source: the nodes of the source model that it computes.
         writes: what it writes, where.
+        cause: of a conversion, who made it necessary; "" for a layer that the model means.
     """
 
     name: str
@@ -202,6 +203,7 @@ class Layer:
     work: Work = Work()
     source: tuple[str, ...] = ()
     writes: tuple[Write, ...] = ()
+    cause: str = ""
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,8 @@ class Workers:
             None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
         )(code.address("run"))
         words = self.sync.view(np.int64)
-        words[SYNC["last"] // 8] = ALL_CALLS
+        self._window = words[SYNC["first"] // 8 :][:3]  # first, last, stamps
+        self._window[:] = 0, ALL_CALLS, 0
         words[SYNC["clock"] // 8] = time.CLOCK_MONOTONIC
         for name in ("sched_yield", "sem_wait", "sem_post", "clock_gettime"):
             if hasattr(libc, name):
@@ -189,13 +190,11 @@ class Workers:
             calls: which ones, one after the other: at least one of those that it has.
             stamps: int64 [calls.stop, threads, 8], where their times go; None for nowhere.
         """
-        words = self.sync.view(np.int64)
-        places = [SYNC[name] // 8 for name in ("first", "last", "stamps")]
-        words[places] = calls.start, calls.stop, 0 if stamps is None else address(stamps)
+        self._window[:] = calls.start, calls.stop, 0 if stamps is None else address(stamps)
         try:
             self.run(program, args)
         finally:
-            words[places] = 0, ALL_CALLS, 0
+            self._window[:] = 0, ALL_CALLS, 0
 
     def stamps(self, calls: int) -> Stamps:
         """Room for the times of a program of so many calls, zeros."""

@@ -29,6 +29,7 @@ from twofour.runtime.cpu import Code, Workers
 from twofour.runtime.shapes import Bound, bind
 from twofour.runtime.steps import FallbackStep, Machine, NativeStep
 from twofour.runtime.taps import Tap, read
+from twofour.runtime.timeline import Timeline, now_ns, timeline
 
 Array = NDArray[Any]
 Key = tuple[tuple[int, ...], ...]
@@ -151,6 +152,32 @@ class Session:
                     self._require_open()
                     native.run_calls(range(call, call + 1))
                 yield from self._taps((layer,), machine, tensors, bound)
+
+    def timeline(self, inputs: Mapping[str, Array]) -> Timeline:
+        """One run with the time of every layer on every thread.
+
+        Args:
+            inputs: as for `run`.
+
+        Raises:
+            InputError: as `run`.
+        """
+        tensors, bound = self._checked(inputs)
+        profile, ready = self.engine.plan.profiles[bound.profile], self._steps[bound.profile]
+        stamps = [self._workers.stamps(len(step.layers)) for step in profile.steps]
+        times: list[tuple[int, int]] = []
+        with self._lock:
+            self._require_open()
+            self._enter(bound)
+            for step, room in zip(ready, stamps, strict=True):
+                begin = now_ns()
+                if isinstance(step, NativeStep):
+                    step.bind(tensors, bound)
+                    step.run_calls(range(len(room)), room)
+                else:
+                    step.run(tensors, bound)
+                times.append((begin, now_ns()))
+        return timeline(profile, times, stamps)
 
     def _taps(
         self,
