@@ -19,6 +19,7 @@ from twofour.core.errors import InputError
 from twofour.engine import TensorInfo
 
 OPEN = ModelInput("x", "float32", ("batch", 3, 32, 32))
+IMAGE = ModelInput("x", "float32", ("n", 3, "h", "w"))
 WIDE = ModelInput("x", "float32", ("batch", 3, None, "w"))
 FIXED = ModelInput("x", "float32", (2, 3))
 
@@ -51,6 +52,7 @@ def test_open_sizes_get_numbers(
     ("declared", "shapes", "batch", "message"),
     [
         (WIDE, {}, None, "has open sizes"),
+        (IMAGE, {}, None, "as --shapes x:1x3x224x224"),
         (FIXED, {}, 3, "cannot have shape 3x3"),
         (FIXED, {"x": [2, 4]}, None, "cannot have shape 2x4"),
         (FIXED, {"x": [2]}, None, "cannot have shape 2"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,7 @@ def test_help_lists_the_commands() -> None:
     assert result.returncode == 0
     for name in COMMANDS:
         assert f" {name} " in result.stdout
+    assert "..." not in result.stdout.partition("Commands:")[2], "the first sentence of a command is short"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -219,3 +222,16 @@ def test_a_terminal_of_few_characters(engine: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "layer1.0.conv1" in result.stdout
     assert result.stdout.isascii()
+
+
+def test_long_lines_hang_below_their_begin() -> None:
+    text = "- why\n  " + ", ".join(f"layer{i}" for i in range(12))
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "40")
+        Output().show(text, "a very long sentence that goes on beyond the end of its line")
+    first, *lines = printed.getvalue().splitlines()
+    assert first == "- why"
+    assert all(line.startswith("  layer") for line in lines[:-2])
+    assert lines[-1] == "the end of its line"
+    assert max(map(len, lines)) <= 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.graphs import graph
-from twofour.compiler.requests import read_request
+from twofour.compiler.requests import became_one, read_request
 from twofour.core.errors import InputError
 from twofour.core.sizes import Symbol
 
@@ -62,3 +62,10 @@ def test_more_symbols_than_there_is_room_for() -> None:
     many = graph(f"(float[{dims}] x) => (float[{dims}] y) {{ y = Relu(x) }}").graph
     with pytest.raises(InputError, match="9 dimensions are open"):
         read_request(many, {"x": ((1,) * 9, (2,) * 9, (3,) * 9)})
+
+
+def test_open_sizes_that_nobody_gave_are_told() -> None:
+    both = graph("(float[n,3] x, float[n,m] y, float[2] z) => (float[n,3] r) { r = Identity(x) }")
+    assert became_one(both.graph, ()) == "open sizes became 1, as none were given: x[0], y[0], y[1]"
+    assert became_one(both.graph, ("x",)).endswith(": y[1]"), "n is known by x"
+    assert became_one(both.graph, ("x", "y")) == ""

@@ -90,9 +90,15 @@ def _static(declared: ModelInput, shape: Sequence[int] | None, batch: int | None
         raise InputError(
             f"input {declared.name!r} has open sizes",
             [f"the file says {_show(dims)}"],
-            f"give them: --shapes {declared.name}:{_show(filled).replace('?', 'N')}",
+            f"give them, as --shapes {declared.name}:{_example(filled)}",
         )
     return TensorInfo(declared.name, declared.dtype, sizes)
+
+
+def _example(dims: Sequence[int | str | None]) -> str:
+    """Sizes for open ones such as networks often have: of an image, or of a text."""
+    usual = 224 if len(dims) == 4 else 128
+    return "x".join(str(dim) if isinstance(dim, int) else str(usual) for dim in dims)
 
 
 def _contradiction(declared: ModelInput, got: Sequence[int | str | None]) -> InputError:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from twofour.cli.bench_engine import Request, Stored, Wanted, bench_engine
-from twofour.cli.options import Shapes, Threads, parse_percent, parse_shapes, read_arrays
+from twofour.cli.options import Inputs, Shapes, Threads, parse_percent, parse_shapes, read_arrays
 from twofour.cli.output import Json, Output, Quiet
 from twofour.cli.suite import SuiteRequest, bench_suite
 
@@ -32,10 +32,7 @@ def bench(
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Of an .onnx with open batch.")] = None,
     shapes: Shapes = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", help="NAME=FILE.npy, not random values; once for each input."),
-    ] = None,
+    inputs: Inputs = None,
     duration: Annotated[float, typer.Option(help="Timed seconds, shared by all.")] = 5.0,
     save: Annotated[Path | None, typer.Option(help="Store the result, as a baseline.")] = None,
     baseline: Annotated[
@@ -52,7 +49,9 @@ def bench(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure latency and throughput; peers run the same input, taking turns.
+    """Measure latency and throughput, beside others if asked for.
+
+    They run the same input, taking turns.
 
     Example: twofour bench resnet20.engine --vs onnxruntime,openvino
     Example: twofour bench resnet20.engine --concurrency 4 --duration 10

@@ -68,7 +68,7 @@ def build(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compile an ONNX file into an engine whose kernels were timed on this machine.
+    """Compile an ONNX file into an engine timed on this machine.
 
     Example: twofour build resnet20.onnx -o resnet20.engine --int8 --data samples.npz
     """

@@ -63,7 +63,9 @@ def compare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare an engine with the model on your data: outputs, and the metric of the task.
+    """Compare an engine with its model on your data.
+
+    Outputs side by side, the metric of the task, and the layers to blame.
 
     Example: twofour compare resnet20.onnx resnet20.engine --data test.npz --metric top1
     """

@@ -19,7 +19,9 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train, prune, fine-tune, quantize, compile and judge a small network, in about a minute.
+    """Take a small network through the whole flow in about a minute.
+
+    It is trained, pruned, fine-tuned, quantized, compiled, timed and judged.
 
     Example: twofour demo --output-dir twofour-demo
     """

@@ -47,7 +47,7 @@ def doctor(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what this machine can run and how fast, and what is missing for more.
+    """Show what this machine can run, how fast, and what it lacks.
 
     Example: twofour doctor
     Example: twofour doctor --measure

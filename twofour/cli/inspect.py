@@ -34,9 +34,10 @@ def inspect(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show operators and where they run, sizes, and each weight's 2:4 and Q/DQ state.
+    """Show what a model or engine holds, and where it would run.
 
-    Of an engine: its inputs, sizes and layers.
+    Operators, sizes, and each weight's 2:4 and Q/DQ state; of an engine its inputs, sizes and
+    layers.
 
     Example: twofour inspect resnet20.onnx
     """

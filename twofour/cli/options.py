@@ -20,14 +20,25 @@ _SHAPE = re.compile(rf"(?P<name>.+?):(?P<dims>{_DIMS}(?::{_DIMS}:{_DIMS})?)")
 
 Shapes = Annotated[
     list[str] | None,
-    typer.Option("--shapes", help="NAME:1x3x224x224, once for each input with open sizes."),
+    typer.Option(
+        "--shapes",
+        metavar="NAME:SHAPE",
+        help="NAME:1x3x224x224, once for each input with open sizes.",
+    ),
 ]
 Ranges = Annotated[
     list[str] | None,
     typer.Option(
         "--shapes",
+        metavar="NAME:SHAPE",
         help="NAME:1x3x224x224, or NAME:MIN:OPT:MAX such as ids:1x16:8x128:32x512, once for each "
         "input with open sizes. Naming an input again begins the next profile.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", metavar="NAME=FILE.npy", help="An array for an input; once for each input."
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="At most so many threads compute.")]

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,21 @@ class _Terminal(Console):
 def printable(text: str) -> Text:
     """Text from a file as it may be printed: no control characters, no markup."""
     return Text(_clean(text))
+
+
+def _hanging(text: str, width: int) -> Text:
+    """Long lines go on as far to the right as they begin, those of a list ("- ") behind it."""
+    lines = []
+    for line in _clean(text).split("\n"):
+        indent = len(line) - len(line.lstrip(" -"))
+        lines += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=" " * min(indent, width // 2),
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        ) or [""]
+    return Text("\n".join(lines))
 
 
 def _clean(text: str) -> str:
@@ -102,7 +118,7 @@ class Output:
             return
         console = _console(sys.stdout)
         for part in parts:
-            console.print(printable(part) if isinstance(part, str) else part)
+            console.print(_hanging(part, console.width) if isinstance(part, str) else part)
 
     def data(self, schema: str, document: dict[str, Any]) -> None:
         """Prints the document for programs, if that is what was asked for.

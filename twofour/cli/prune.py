@@ -30,7 +30,7 @@ def prune(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Set the smallest weights of an ONNX file to zero, without training: for measuring speed.
+    """Set the smallest weights to zero without training, to try speed.
 
     Accuracy falls; to keep it, prune and fine-tune in PyTorch (twofour.train).
 

@@ -58,7 +58,9 @@ def quantize(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize an ONNX file after training; every runtime that reads Q/DQ can run the result.
+    """Quantize an ONNX file to INT8, calibrated on samples.
+
+    Every runtime that reads Q/DQ can run the result.
 
     Example: twofour quantize resnet20.onnx -o resnet20_int8.onnx --data samples.npz
     """

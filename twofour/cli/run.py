@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twofour.cli.options import read_arrays
+from twofour.cli.options import Inputs, read_arrays
 from twofour.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 def run(
     engine: Annotated[Path, typer.Argument(help="An .engine file.")],
-    inputs: Annotated[
-        list[str], typer.Option("--input", help="NAME=FILE.npy, once for each input.")
-    ],
+    inputs: Inputs = None,
     output_dir: Annotated[
         Path, typer.Option(help="Folder for one NAME.npy an output; made if need be.")
     ] = Path("."),

@@ -29,7 +29,7 @@ from twofour.compiler.open_graph import OpenGraph
 from twofour.compiler.passes.pipeline import Fused, Pass, run_passes
 from twofour.compiler.precision import passes_for, target_of, why_float
 from twofour.compiler.profile import with_times
-from twofour.compiler.requests import Request, Requested, Shape, read_request
+from twofour.compiler.requests import Request, Requested, Shape, became_one, read_request
 from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
 from twofour.compiler.tune import TimingCache, Tuner
@@ -171,6 +171,8 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     if options.int8 and options.data is not None:
         source, notes = _quantized(source, options.data, progress)
     requests = [read_request(source.graph, p) for p in options.profiles or (options.shapes or {},)]
+    given = options.profiles[0] if options.profiles else options.shapes or {}
+    notes += tuple(filter(None, [became_one(source.graph, given)]))
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
     compilation = _Compilation(source, tuple(requests), options, target, cache, progress)

@@ -9,7 +9,7 @@ model are one symbol, in whichever inputs they stand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -42,6 +42,28 @@ class Request:
             name: tuple(-axis if axis < 0 else values[axis] for axis in axes)
             for name, axes in self.axes.items()
         }
+
+
+def became_one(graph: ir.Graph, given: Collection[str]) -> str:
+    """A remark on the open dimensions that nobody gave a size; "" if there are none.
+
+    Args:
+        graph: of the model as loaded.
+        given: names of the inputs whose shapes the user gave.
+    """
+    dims = [
+        (value.name, axis, dim)
+        for value in graph.inputs
+        for axis, dim in enumerate(value.shape or ())
+        if not isinstance(dim, int)
+    ]
+    known = {dim.value for name, _, dim in dims if name in given} - {None}
+    taken = [
+        f"{name}[{axis}]"
+        for name, axis, dim in dims
+        if name not in given and dim.value not in known
+    ]
+    return f"open sizes became 1, as none were given: {', '.join(taken)}" if taken else ""
 
 
 def read_request(graph: ir.Graph, shapes: Requested) -> Request:

@@ -26,7 +26,7 @@ from twofour.core.memory import allocate, with_slack
 from twofour.core.target import check_runs_here
 from twofour.engine import Engine, Profile, Step, TensorInfo
 from twofour.runtime.cpu import Code, Workers
-from twofour.runtime.shapes import Bound, bind
+from twofour.runtime.shapes import Bound, bind, shape_text
 from twofour.runtime.steps import FallbackStep, Machine, NativeStep
 from twofour.runtime.taps import Tap, read
 from twofour.runtime.timeline import Timeline, now_ns, timeline
@@ -254,6 +254,10 @@ class Session:
         if self._closed:
             raise InputError("this session is closed", [], "open a new Session")
 
+    def _wanted(self, info: TensorInfo) -> str:
+        """An input in words, as the first profile takes it."""
+        return f"{info.name} {info.dtype} {shape_text(info, self.engine.plan.profiles[0])}"
+
     def _refusal(self, name: str, inputs: Mapping[str, Array]) -> InputError:
         """What is wrong with the inputs.
 
@@ -265,7 +269,7 @@ class Session:
             return InputError(
                 "the inputs given are not those of the engine",
                 [
-                    f"expected {', '.join(t.name for t in self.inputs)}",
+                    f"expected {', '.join(map(self._wanted, self.inputs))}",
                     f"got {', '.join(map(str, inputs)) or 'none'}",
                 ],
                 "name each array as the model names its input",
