@@ -56,7 +56,7 @@ def test_help_lists_the_commands() -> None:
     assert result.returncode == 0
     for name in COMMANDS:
         assert f" {name} " in result.stdout
-    assert "..." not in result.stdout.partition("Commands:")[2], "the first sentence of a command is short"
+    assert "..." not in result.stdout.partition("Commands:")[2], "a first sentence is short"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
