@@ -1,0 +1,187 @@
+"""The forms that a model can take on before anybody pruned or calibrated it: pattern x precision.
+
+    form        weights                          activations
+    f32         as they are                      float32
+    bf16        as they are                      bfloat16, where the compiler finds it faster
+    int8        rounded                          Q/DQ with made-up ranges
+
+Each also pruned to a pattern, by magnitude. Such an engine computes nothing of use, but takes the
+time that the real one will take: times depend on patterns, never on values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx
+import onnx_ir as ir
+
+from twofour.compiler.assemble import Progress
+from twofour.compiler.build import BuildOptions, Model, compile_model
+from twofour.compiler.importer import import_graph
+from twofour.compiler.requests import Shape
+from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.patterns import is_pattern
+from twofour.core.target import Target, why_no_bf16
+from twofour.engine import Engine
+from twofour.kernels.cpu.tactic import tactics
+from twofour.onnx_tools.load import load_model
+from twofour.onnx_tools.placeholder import is_quantized, placeholder_quantize
+from twofour.onnx_tools.prune import Pruned, prune
+from twofour.onnx_tools.weights import layer_weights
+
+F32, BF16, INT8 = "f32", "bf16", "int8"
+PRECISIONS = (F32, BF16, INT8)
+PATTERNS = ("2:4", "2:4/pair")
+WORDS = {F32: "float32", BF16: "bfloat16", INT8: "INT8"}
+_DTYPES = {F32: "float32", BF16: "bfloat16", INT8: "int8"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form.
+
+    Attributes:
+        precision: "f32", "bf16" or "int8".
+        pattern: of the weights; "" for dense.
+    """
+
+    precision: str
+    pattern: str = ""
+
+    def __str__(self) -> str:
+        """In words: `INT8 2:4/pair`."""
+        return f"{WORDS[self.precision]} {self.pattern or 'dense'}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A Conv, Gemm or MatMul with a constant weight, as the compiler names it.
+
+    Attributes:
+        name: of the node.
+        skip: what `twofour prune --skip` calls it: the node's name in the file, else its weight's.
+        pruned: whether its weight is 2:4 already.
+    """
+
+    name: str
+    skip: str
+    pruned: bool
+
+
+@dataclass(frozen=True)
+class Forms:
+    """A model in its dense forms, ready to be pruned and built.
+
+    Attributes:
+        bases: the model of each precision, dense unless it came pruned.
+        layers: what could be pruned.
+        notes: what was found that the user should know, such as why a precision is left out.
+    """
+
+    bases: Mapping[str, ir.Model]
+    layers: tuple[Layer, ...]
+    notes: tuple[str, ...]
+    _reports: dict[str, tuple[Pruned, ...]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        model: Model, shapes: Mapping[str, Shape], precisions: Sequence[str], target: Target
+    ) -> Forms:
+        """Reads a model and makes what its precisions need.
+
+        Args:
+            model: an ONNX file, or a model in memory; not changed.
+            shapes: of inputs by name; dimensions left open become 1.
+            precisions: those wanted.
+            target: what to build for.
+
+        Raises:
+            InputError: the model or a shape is not usable, or no precision is left.
+        """
+        source = _loaded(model)
+        graph = import_graph(source, shapes)
+        layers = _layers(source, graph)
+        notes = []
+        if had := sum(layer.pruned for layer in layers):
+            notes.append(f"{had} of {len(layers)} weights are 2:4 already; dense: as if they were not")
+        bases = {}
+        for precision in precisions:
+            try:
+                bases[precision] = _base(graph, precision, target)
+            except (InputError, UnsupportedError) as e:
+                notes.append(f"no {WORDS[precision]}: {e.what}")
+                notes += [f"  {reason}" for reason in e.reasons]
+        if not bases:
+            raise InputError("nothing is left to forecast", notes, "ask for another --precision")
+        return Forms(bases, layers, tuple(notes))
+
+    def list(self, patterns: Sequence[str]) -> tuple[Form, ...]:
+        """All forms: of each precision the dense one first, then the patterns that have kernels."""
+        return tuple(
+            Form(precision, pattern)
+            for precision in self.bases
+            for pattern in ("", *(p for p in patterns if p in _with_kernels(precision)))
+        )
+
+    def build(
+        self, form: Form, options: BuildOptions, progress: Progress | None = None
+    ) -> Engine:
+        """The engine of a form.
+
+        Args:
+            form: one of `list`.
+            options: how to build; what the form decides is overruled.
+            progress: told about each layer.
+
+        Raises:
+            UnsupportedError: the model cannot be compiled.
+        """
+        base = self.bases[form.precision]
+        if form.pattern:
+            base, self._reports[form.pattern] = prune(base, form.pattern)
+        sparsity = "enable" if form.pattern else "disable"
+        bf16 = form.precision == BF16
+        return compile_model(base, replace(options, sparsity=sparsity, bf16=bf16), progress)
+
+    def refusals(self, pattern: str) -> dict[str, str]:
+        """Why layers could not be pruned to a pattern that was built, by their names."""
+        held = {layer.name for layer in self.layers if layer.pruned}
+        report = self._reports.get(pattern, ())
+        return {e.node: e.reason for e in report if e.reason and e.node not in held}
+
+
+def _loaded(model: Model) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model
+    return ir.from_proto(model) if isinstance(model, onnx.ModelProto) else load_model(model)
+
+
+def _base(graph: ir.Model, precision: str, target: Target) -> ir.Model:
+    """The dense model of a precision."""
+    if is_quantized(graph):
+        if precision == INT8:
+            return graph
+        raise InputError("the model has Q/DQ already, which decides what is INT8 in it")
+    if precision == BF16 and (reason := why_no_bf16(target)):
+        raise UnsupportedError(reason)
+    return placeholder_quantize(graph) if precision == INT8 else graph
+
+
+def _layers(source: ir.Model, graph: ir.Model) -> tuple[Layer, ...]:
+    """The prunable layers of an imported model, with the names they have in its file."""
+    names = {node.name for node, _ in layer_weights(source)}
+    return tuple(
+        Layer(
+            node.name or "",
+            (node.name if node.name in names else weight.name) or "",
+            is_pattern(weight.values, "2:4"),
+        )
+        for node, weight in layer_weights(graph)
+    )
+
+
+def _with_kernels(precision: str) -> set[str]:
+    """The patterns that have kernels of their own."""
+    return {tactic.pattern for tactic in tactics() if tactic.dtype == _DTYPES[precision]}

@@ -1,0 +1,146 @@
+"""Each layer of a model in all its forms: what its dense and its sparse kernels take.
+
+The plans of the forms name layers alike. A layer that several nodes of the file became, as the
+three projections before an attention, or that one node was split into, is traced to these nodes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from twofour.compiler.explain import FALLBACK, is_sparse
+from twofour.compiler.forms import Form
+from twofour.compiler.passes.merge_projections import joined_name
+from twofour.core.plan import IN_FLOAT32
+from twofour.engine import Layer, Plan, Work
+
+Plans = Mapping[Form, Plan]
+_PART = re.compile(r"(.+)\.\d+-\d+")
+_MOST_JOINED = 8
+
+
+@dataclass(frozen=True)
+class Times:
+    """A layer's kernels in one precision.
+
+    Attributes:
+        precision: of the model's form: "f32", "bf16" or "int8".
+        computes_in: what the layer really computes in there: "float32", "bfloat16" or "int8".
+        dense_us: of its best dense kernel; None where none was timed.
+        sparse_us: of the best sparse kernel for each pattern that has one.
+        chosen_us: of what its engine takes, for each pattern; that of a dense kernel where sparse
+            ones are slower.
+    """
+
+    precision: str
+    computes_in: str
+    dense_us: float | None
+    sparse_us: dict[str, float]
+    chosen_us: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """A layer of the model.
+
+    Attributes:
+        name: as plans call it.
+        nodes: of the imported model that it computes.
+        op: the fused operator in the first form.
+        shape: in words.
+        share: of the time of all layers in the first form, 0 to 1; None if it was not timed.
+        times: for each precision that it has kernels in.
+        work: what its dense kernel does, for each precision of `times`.
+        fallback: why it runs on ONNX Runtime; "" if it does not.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    op: str
+    shape: str
+    share: float | None
+    times: tuple[Times, ...]
+    work: dict[str, Work]
+    fallback: str = ""
+
+    def at(self, precision: str) -> Times | None:
+        """Its times in a precision."""
+        return next((times for times in self.times if times.precision == precision), None)
+
+
+def layer_times(plans: Plans, nodes: Sequence[str]) -> tuple[LayerTimes, ...]:
+    """Every layer with a weight, in the order of the first form.
+
+    Args:
+        plans: of all forms that were built; those of one precision begin with the dense one.
+        nodes: names of the prunable nodes, in order.
+    """
+    first = next(iter(plans.values()))
+    whole_us = sum(layer.time_us or 0.0 for layer in first.layers)
+    sought = set(nodes)
+    shown = [layer for layer in first.layers if layer.pattern or layer.name in sought]
+    traced = _traced([layer.name for layer in shown], nodes)
+    by_name = {form: {layer.name: layer for layer in plan.layers} for form, plan in plans.items()}
+    return tuple(
+        LayerTimes(
+            layer.name,
+            traced[layer.name],
+            layer.op,
+            layer.shape,
+            layer.time_us / whole_us if layer.time_us is not None and whole_us else None,
+            tuple(_times(layer.name, by_name)),
+            {
+                form.precision: layers[layer.name].work
+                for form, layers in by_name.items()
+                if not form.pattern and layer.name in layers
+            },
+            _reason(layer) if layer.tactic == FALLBACK else "",
+        )
+        for layer in shown
+    )
+
+
+def _reason(layer: Layer) -> str:
+    return "; ".join(layer.notes) or "no kernel takes it"
+
+
+def _times(name: str, by_name: Mapping[Form, Mapping[str, Layer]]) -> Iterable[Times]:
+    """In each precision that has a time."""
+    for precision in dict.fromkeys(form.precision for form in by_name):
+        forms = {
+            form.pattern: layers[name]
+            for form, layers in by_name.items()
+            if form.precision == precision and name in layers
+        }
+        if "" not in forms or forms[""].tactic == FALLBACK:
+            continue
+        dense = forms.pop("")
+        sparse = {p: best for p, layer in forms.items() if (best := _best_sparse(layer))}
+        chosen = {p: layer.time_us for p, layer in forms.items() if layer.time_us is not None}
+        yield Times(precision, dense.precision, dense.time_us, sparse, chosen)
+
+
+def _best_sparse(layer: Layer) -> float | None:
+    """Of the kernels that skip zeros."""
+    own = [c for c in layer.candidates if not c.tactic.endswith(IN_FLOAT32)]
+    times = [c.time_us for c in own if is_sparse(c.tactic) and c.time_us is not None]
+    return min(times, default=None)
+
+
+def _traced(layers: Sequence[str], nodes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Layer -> the nodes it computes."""
+    present = set(layers)
+    rest = [node for node in nodes if node not in present]
+    joined = {
+        joined_name(rest[i : i + size]): tuple(rest[i : i + size])
+        for size in range(2, _MOST_JOINED + 1)
+        for i in range(len(rest) - size + 1)
+    }
+    found = {}
+    for name in layers:
+        part = _PART.fullmatch(name)
+        whole = part[1] if part and (part[1] in rest or part[1] in joined) else name
+        found[name] = joined.get(whole, (whole,) if whole in nodes else ())
+    return found
