@@ -28,6 +28,7 @@ LEVELS = {
     "evaluate": 4,
     "bench": 4,
     "demo": 5,
+    "predict": 5,
     "cli": 6,
     "": 7,  # twofour/__init__.py
 }

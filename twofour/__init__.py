@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from twofour.core.errors import Error
     from twofour.core.version import __version__
     from twofour.engine import Engine
+    from twofour.predict.forecast import forecast
     from twofour.runtime.session import Session, load
 
 _HOMES = {
@@ -28,9 +29,10 @@ _HOMES = {
     "Session": "twofour.runtime.session",
     "load": "twofour.runtime.session",
     "build": "twofour.compiler.build",
+    "forecast": "twofour.predict.forecast",
 }
 
-__all__ = ["Engine", "Error", "Session", "__version__", "build", "load"]
+__all__ = ["Engine", "Error", "Session", "__version__", "build", "forecast", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -105,7 +105,9 @@ class Forms:
         layers = _layers(source, graph)
         notes = []
         if had := sum(layer.pruned for layer in layers):
-            notes.append(f"{had} of {len(layers)} weights are 2:4 already; dense: as if they were not")
+            notes.append(
+                f"{had} of {len(layers)} weights are 2:4 already; dense: as if they were not"
+            )
         bases = {}
         for precision in precisions:
             try:
@@ -125,9 +127,7 @@ class Forms:
             for pattern in ("", *(p for p in patterns if p in _with_kernels(precision)))
         )
 
-    def build(
-        self, form: Form, options: BuildOptions, progress: Progress | None = None
-    ) -> Engine:
+    def build(self, form: Form, options: BuildOptions, progress: Progress | None = None) -> Engine:
         """The engine of a form.
 
         Args:

@@ -53,6 +53,7 @@ class LayerTimes:
         share: of the time of all layers in the first form, 0 to 1; None if it was not timed.
         times: for each precision that it has kernels in.
         work: what its dense kernel does, for each precision of `times`.
+        depthwise: each output channel reads one input channel.
         fallback: why it runs on ONNX Runtime; "" if it does not.
     """
 
@@ -63,7 +64,8 @@ class LayerTimes:
     share: float | None
     times: tuple[Times, ...]
     work: dict[str, Work]
-    fallback: str = ""
+    depthwise: bool
+    fallback: str
 
     def at(self, precision: str) -> Times | None:
         """Its times in a precision."""
@@ -96,6 +98,7 @@ def layer_times(plans: Plans, nodes: Sequence[str]) -> tuple[LayerTimes, ...]:
                 for form, layers in by_name.items()
                 if not form.pattern and layer.name in layers
             },
+            layer.tactic.startswith("depthwise"),
             _reason(layer) if layer.tactic == FALLBACK else "",
         )
         for layer in shown
