@@ -11,6 +11,7 @@ time that the real one will take: times depend on patterns, never on values.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +20,7 @@ import onnx_ir as ir
 
 from twofour.compiler.assemble import Progress
 from twofour.compiler.build import BuildOptions, Model, compile_model
-from twofour.compiler.importer import import_graph
+from twofour.compiler.importer import ASSUMED_KEY, import_graph
 from twofour.compiler.requests import Shape
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.patterns import is_pattern
@@ -93,17 +94,18 @@ class Forms:
 
         Args:
             model: an ONNX file, or a model in memory; not changed.
-            shapes: of inputs by name; dimensions left open become 1.
+            shapes: of inputs by name; an open first dimension left out becomes 1.
             precisions: those wanted.
             target: what to build for.
 
         Raises:
-            InputError: the model or a shape is not usable, or no precision is left.
+            InputError: the model or a shape is not usable, a size beside the batch is open, or no
+                precision is left.
         """
         source = _loaded(model)
         graph = import_graph(source, shapes)
         layers = _layers(source, graph)
-        notes = []
+        notes = _assumed(graph)
         if had := sum(layer.pruned for layer in layers):
             notes.append(
                 f"{had} of {len(layers)} weights are 2:4 already; dense: as if they were not"
@@ -156,6 +158,22 @@ def _loaded(model: Model) -> ir.Model:
     if isinstance(model, ir.Model):
         return model
     return ir.from_proto(model) if isinstance(model, onnx.ModelProto) else load_model(model)
+
+
+def _assumed(graph: ir.Model) -> list[str]:
+    """A note about first dimensions that became 1 unasked; others are refused."""
+    assumed = json.loads(graph.metadata_props[ASSUMED_KEY])
+    for value in graph.graph.inputs:
+        dims = list(value.shape or ())
+        opened = [f"{value.name}[{axis}]" in assumed for axis in range(len(dims))]
+        if any(opened[1:]):
+            sizes = "x".join("N" if o else str(d) for d, o in zip(dims, opened, strict=True))
+            raise InputError(
+                f"input {value.name!r} has open sizes",
+                [f"a forecast is for one shape, and it leaves open {', '.join(assumed)}"],
+                f"give them: --shapes {value.name}:{sizes}",
+            )
+    return [f"{', '.join(assumed)}: open in the model, forecast for 1"] if assumed else []
 
 
 def _base(graph: ir.Model, precision: str, target: Target) -> ir.Model:

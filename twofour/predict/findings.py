@@ -92,9 +92,10 @@ class Findings:
         """Layers whose sparse kernel lost in the engine of a form."""
         for layer in self.layers:
             times = layer.at(form.precision)
-            sparse = times.sparse_us.get(form.pattern) if times else None
-            if times and sparse and times.chosen_us.get(form.pattern, sparse) < sparse:
-                yield layer.name
+            pruned = times.to(form.pattern) if times else None
+            if pruned and pruned.sparse_us and pruned.chosen_us:
+                if pruned.chosen_us < pruned.sparse_us:
+                    yield layer.name
 
     def _where_it_pays(self, court: Court, run_us: float) -> tuple[float, tuple[str, ...], int]:
         """The run where only those layers are pruned, those left dense, and how many are not."""
@@ -105,7 +106,7 @@ class Findings:
             if verdict.pays or not times or verdict.sparse_us is None:
                 continue
             left.append(layer.name)
-            chosen = times.chosen_us.get(court.form.pattern)
+            chosen = times.to(court.form.pattern).chosen_us
             if times.dense_us is not None and chosen is not None:
                 run_us += max(times.dense_us - chosen, 0.0)
         return run_us, tuple(left), pays

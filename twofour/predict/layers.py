@@ -22,6 +22,21 @@ _MOST_JOINED = 8
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """A layer with a pattern, in one precision.
+
+    Attributes:
+        pattern: "2:4" or "2:4/pair".
+        sparse_us: of its best sparse kernel; None where it has none.
+        chosen_us: of what its engine takes: a dense kernel where sparse ones are slower.
+    """
+
+    pattern: str
+    sparse_us: float | None
+    chosen_us: float | None
+
+
+@dataclass(frozen=True)
 class Times:
     """A layer's kernels in one precision.
 
@@ -29,16 +44,18 @@ class Times:
         precision: of the model's form: "f32", "bf16" or "int8".
         computes_in: what the layer really computes in there: "float32", "bfloat16" or "int8".
         dense_us: of its best dense kernel; None where none was timed.
-        sparse_us: of the best sparse kernel for each pattern that has one.
-        chosen_us: of what its engine takes, for each pattern; that of a dense kernel where sparse
-            ones are slower.
+        pruned: with each pattern that was built.
     """
 
     precision: str
     computes_in: str
     dense_us: float | None
-    sparse_us: dict[str, float]
-    chosen_us: dict[str, float]
+    pruned: tuple[Pruned, ...]
+
+    def to(self, pattern: str) -> Pruned:
+        """With a pattern; without times where it was not built."""
+        none = Pruned(pattern, None, None)
+        return next((each for each in self.pruned if each.pattern == pattern), none)
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ class LayerTimes:
         op: the fused operator in the first form.
         shape: in words.
         share: of the time of all layers in the first form, 0 to 1; None if it was not timed.
-        times: for each precision that it has kernels in.
+        times: for each precision that it has kernels of ours in.
         work: what its dense kernel does, for each precision of `times`.
         depthwise: each output channel reads one input channel.
         fallback: why it runs on ONNX Runtime; "" if it does not.
@@ -120,9 +137,8 @@ def _times(name: str, by_name: Mapping[Form, Mapping[str, Layer]]) -> Iterable[T
         if "" not in forms or forms[""].tactic == FALLBACK:
             continue
         dense = forms.pop("")
-        sparse = {p: best for p, layer in forms.items() if (best := _best_sparse(layer))}
-        chosen = {p: layer.time_us for p, layer in forms.items() if layer.time_us is not None}
-        yield Times(precision, dense.precision, dense.time_us, sparse, chosen)
+        pruned = (Pruned(p, _best_sparse(layer), layer.time_us) for p, layer in forms.items())
+        yield Times(precision, dense.precision, dense.time_us, tuple(pruned))
 
 
 def _best_sparse(layer: Layer) -> float | None:

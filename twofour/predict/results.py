@@ -92,6 +92,8 @@ class Forecast:
     def to_json(self) -> dict[str, Any]:
         """Plain data: dicts, lists, strings, numbers."""
         plain = asdict(self)
-        for layer in plain["layers"]:
+        verdicts = plain.pop("verdicts") or [None] * len(self.layers)
+        for layer, verdict in zip(plain["layers"], verdicts, strict=True):
             del layer["work"]
+            layer["verdict"] = verdict
         return {**plain, "worth": list(self.worth), "commands": list(self.commands())}

@@ -59,7 +59,7 @@ class Court:
         """Whether a layer is worth pruning."""
         times = layer.at(self.form.precision)
         dense = times.dense_us if times else None
-        sparse = times.sparse_us.get(self.form.pattern) if times else None
+        sparse = times.to(self.form.pattern).sparse_us if times else None
         saves = max(dense - sparse, 0.0) / self.run_us if dense and sparse else 0.0
         reason = self._refusal(layer, sparse)
         if not reason and dense and sparse:
