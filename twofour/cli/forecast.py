@@ -15,7 +15,7 @@ from twofour.cli.options import Shapes, Threads, parse_shapes
 from twofour.cli.output import Json, Output, Quiet, printable
 
 if TYPE_CHECKING:
-    from twofour.predict.layers import LayerTimes, Times
+    from twofour.predict.layers import LayerTimes
     from twofour.predict.results import Forecast, Run
     from twofour.predict.verdicts import Verdict
 
