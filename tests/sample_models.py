@@ -35,3 +35,25 @@ def conv_model(path: Path, batch: str | int = "batch", scale: float = 1.0) -> Pa
     opset = [helper.make_opsetid("", 18)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), str(path))
     return path
+
+
+def plain_model(path: Path, shape: list[int], kernel: list[int]) -> Path:
+    """x -> Conv -> Conv -> y, of 8 channels and as many spatial axes as the kernel has."""
+    random = np.random.default_rng(0)
+    sizes = {"w1": (8, shape[1], *kernel), "w2": (8, 8, *kernel)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w1"], ["c"], "first"),
+            helper.make_node("Conv", ["c", "w2"], ["y"], "second"),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(shape))],
+        [
+            numpy_helper.from_array(random.standard_normal(size).astype(np.float32), name)
+            for name, size in sizes.items()
+        ],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), str(path))
+    return path

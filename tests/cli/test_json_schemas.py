@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from tests.cli.structure import GOLDEN, compare, merged, structure
 from tests.sample_engines import sample_engine
 from tests.sample_machines import KNOWN, UNKNOWN, plant_machine
-from tests.sample_models import conv_model
+from tests.sample_models import conv_model, plain_model
 from twofour.cli import app
 from twofour.cli.output import PLAIN_WIDTH
 from twofour.core.gpus import Gpu
@@ -40,6 +40,10 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("inspect.model/1", ("inspect", "int8.onnx")),
     ("inspect.model/1", ("inspect", "nearly.onnx", "--all")),
     ("inspect.model/1", ("inspect", "model.onnx", "--shapes", "x:1x9x8x8")),
+    ("forecast/1", ("forecast", "image.onnx", *QUICK, "--precision", "f32")),
+    ("forecast/1", ("forecast", "int8.onnx", *QUICK, "--pattern", "2:4")),
+    ("forecast/1", ("forecast", "volume.onnx", *QUICK, "--precision", "f32")),
+    ("forecast/1", ("forecast", "image.onnx", "--precision", "f32", "--pattern", "2:4/pair")),
     ("build/1", ("build", "int8.onnx", "-o", "int8.engine", "--int8", *DATA, *QUICK)),
     ("build/1", ("build", "model.onnx", "-o", "f32.engine", *QUICK, "--shapes", "x:1x4x8x8")),
     ("inspect.engine/1", ("inspect", "int8.engine")),
@@ -67,6 +71,7 @@ MAPS: dict[str, tuple[str, ...]] = {
     "quantize/1": ("patterns",),
     "inspect.model/1": ("operators",),
     "explain/1": ("rates.peak_gmacs",),
+    "forecast/1": ("inputs",),
     "run/1": ("outputs",),
     "bench/1": ("inputs",),
 }
@@ -87,6 +92,8 @@ def twofour(*arguments: str, width: int | None = None) -> Result:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("schemas")
     conv_model(folder / "model.onnx", scale=0.2)
+    plain_model(folder / "image.onnx", [1, 3, 8, 8], [3, 3])
+    plain_model(folder / "volume.onnx", [1, 4, 8, 8, 8], [3, 3, 3])
     sample_engine().save(folder / "sample.engine")
     save_model(nearly_sparse(load_model(folder / "model.onnx")), folder / "nearly.onnx")
     x = np.random.default_rng(0).standard_normal((8, 4, 8, 8)).astype(np.float32)

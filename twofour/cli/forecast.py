@@ -187,11 +187,13 @@ def _runs(runs: Sequence[Run]) -> Table:
         caption_justify="left",
     )
     table.add_column("the whole model in", overflow="fold")
-    for header in ("ms", "vs float32", "vs INT8", "dense"):
+    versus = {"vs float32": [r.vs_f32 for r in runs], "vs INT8": [r.vs_int8 for r in runs]}
+    versus = {header: ratios for header, ratios in versus.items() if any(ratios)}
+    for header in ("ms", *versus, "dense"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("by", no_wrap=True)
-    for run in runs:
-        ratios = [f"{r:.2f}x" if r else "" for r in (run.vs_f32, run.vs_int8)]
+    for index, run in enumerate(runs):
+        ratios = [f"{each[index] or 0.0:.2f}x" for each in versus.values()]
         left = str(len(run.dense)) if run.pattern else ""
         how = "a run" if run.measured else "its layers"
         table.add_row(run.name, f"{run.time_us / 1e3:.3f}", *ratios, left, how)

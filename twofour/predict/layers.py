@@ -1,24 +1,21 @@
 """Each layer of a model in all its forms: what its dense and its sparse kernels take.
 
-The plans of the forms name layers alike. A layer that several nodes of the file became, as the
-three projections before an attention, or that one node was split into, is traced to these nodes.
+The plans of the forms name layers alike. A form that ONNX Runtime runs faster as a whole has no
+layers: what is known of its kernels then comes from the other forms.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from twofour.compiler.explain import FALLBACK, is_sparse
 from twofour.compiler.forms import Form
-from twofour.compiler.passes.merge_projections import joined_name
+from twofour.compiler.whole import OP_TYPE
 from twofour.core.plan import IN_FLOAT32
 from twofour.engine import Layer, Plan, Work
 
 Plans = Mapping[Form, Plan]
-_PART = re.compile(r"(.+)\.\d+-\d+")
-_MOST_JOINED = 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class LayerTimes:
         shape: in words.
         share: of the time of all layers in the first form, 0 to 1; None if it was not timed.
         times: for each precision that it has kernels of ours in.
-        work: what its dense kernel does, for each precision of `times`.
+        work: what its kernel does in each precision, a dense one where that is known.
         depthwise: each output channel reads one input channel.
         fallback: why it runs on ONNX Runtime; "" if it does not.
     """
@@ -90,36 +87,43 @@ class LayerTimes:
 
 
 def layer_times(plans: Plans, nodes: Sequence[str]) -> tuple[LayerTimes, ...]:
-    """Every layer with a weight, in the order of the first form.
+    """Every layer with a weight, in the order they run in.
 
     Args:
         plans: of all forms that were built; those of one precision begin with the dense one.
         nodes: names of the prunable nodes, in order.
     """
-    first = next(iter(plans.values()))
+    own = {form: plan for form, plan in plans.items() if not _is_whole(plan)}
+    by_name = {form: {layer.name: layer for layer in plan.layers} for form, plan in own.items()}
+    if not own:
+        why = _reason(next(iter(plans.values())).layers[0])
+        return tuple(LayerTimes(n, (n,), "", "", None, (), {}, False, why) for n in nodes)
+    first = next(iter(own.values()))
     whole_us = sum(layer.time_us or 0.0 for layer in first.layers)
-    sought = set(nodes)
-    shown = [layer for layer in first.layers if layer.pattern or layer.name in sought]
-    traced = _traced([layer.name for layer in shown], nodes)
-    by_name = {form: {layer.name: layer for layer in plan.layers} for form, plan in plans.items()}
+    shown = [layer for layer in first.layers if layer.pattern or layer.name in nodes]
     return tuple(
         LayerTimes(
             layer.name,
-            traced[layer.name],
+            tuple(name for name in layer.source if name in nodes),
             layer.op,
             layer.shape,
             layer.time_us / whole_us if layer.time_us is not None and whole_us else None,
             tuple(_times(layer.name, by_name)),
             {
                 form.precision: layers[layer.name].work
-                for form, layers in by_name.items()
-                if not form.pattern and layer.name in layers
+                for form, layers in reversed(by_name.items())
+                if layer.name in layers
             },
             layer.tactic.startswith("depthwise"),
             _reason(layer) if layer.tactic == FALLBACK else "",
         )
         for layer in shown
     )
+
+
+def _is_whole(plan: Plan) -> bool:
+    """Whether ONNX Runtime runs all of it as one layer."""
+    return [layer.op for layer in plan.layers] == [OP_TYPE]
 
 
 def _reason(layer: Layer) -> str:
@@ -134,32 +138,21 @@ def _times(name: str, by_name: Mapping[Form, Mapping[str, Layer]]) -> Iterable[T
             for form, layers in by_name.items()
             if form.precision == precision and name in layers
         }
-        if "" not in forms or forms[""].tactic == FALLBACK:
+        if not forms or any(layer.tactic == FALLBACK for layer in forms.values()):
             continue
-        dense = forms.pop("")
-        pruned = (Pruned(p, _best_sparse(layer), layer.time_us) for p, layer in forms.items())
-        yield Times(precision, dense.precision, dense.time_us, tuple(pruned))
+        any_ = next(iter(forms.values()))
+        # Dense kernels compete in every form: where the dense one runs on ONNX Runtime, there.
+        dense_us = forms[""].time_us if "" in forms else _best(any_, sparse=False)
+        pruned = (
+            Pruned(pattern, _best(layer, sparse=True), layer.time_us)
+            for pattern, layer in forms.items()
+            if pattern
+        )
+        yield Times(precision, any_.precision, dense_us, tuple(pruned))
 
 
-def _best_sparse(layer: Layer) -> float | None:
-    """Of the kernels that skip zeros."""
+def _best(layer: Layer, *, sparse: bool) -> float | None:
+    """Of the kernels that skip zeros, or of the others."""
     own = [c for c in layer.candidates if not c.tactic.endswith(IN_FLOAT32)]
-    times = [c.time_us for c in own if is_sparse(c.tactic) and c.time_us is not None]
+    times = [c.time_us for c in own if is_sparse(c.tactic) == sparse and c.time_us is not None]
     return min(times, default=None)
-
-
-def _traced(layers: Sequence[str], nodes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Layer -> the nodes it computes."""
-    present = set(layers)
-    rest = [node for node in nodes if node not in present]
-    joined = {
-        joined_name(rest[i : i + size]): tuple(rest[i : i + size])
-        for size in range(2, _MOST_JOINED + 1)
-        for i in range(len(rest) - size + 1)
-    }
-    found = {}
-    for name in layers:
-        part = _PART.fullmatch(name)
-        whole = part[1] if part and (part[1] in rest or part[1] in joined) else name
-        found[name] = joined.get(whole, (whole,) if whole in nodes else ())
-    return found

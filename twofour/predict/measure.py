@@ -22,7 +22,7 @@ from twofour.core.progress import Report, Stage
 from twofour.engine import Plan
 from twofour.runtime.session import Session
 
-SCHEDULE = Schedule(duration_s=1.0, min_rounds=9)
+SCHEDULE = Schedule(duration_s=0.6, min_rounds=9)
 
 
 @dataclass(frozen=True)

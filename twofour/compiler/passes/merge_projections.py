@@ -109,7 +109,7 @@ def _joined(nodes: list[ir.Node]) -> Replacement:
             inputs[name] = reading.constant(f"{stem}_joined", np.concatenate(each))
     variant = ops.parse_type(first.op_type)
     product = ops.make_node(variant, inputs, first.attributes, nodes[0])
-    product.name = joined_name([op.name for op in parsed])
+    product.name = _joined_name([op.name for op in parsed])
     wide = product.outputs[0]
     wide.type = first.output.type
     shape = reading.shape_of(first.output)
@@ -126,7 +126,7 @@ def _joined(nodes: list[ir.Node]) -> Replacement:
     return Replacement(*pairs[0], nodes=(product, split), more=pairs[1:])
 
 
-def joined_name(names: list[str]) -> str:
+def _joined_name(names: list[str]) -> str:
     """`layer.0.query` and `layer.0.key` become `layer.0.query+key`."""
     parts = [re.split(r"([./])", name) for name in names]
     before = _same_parts(parts)
