@@ -46,7 +46,7 @@ _ROUNDS = (0, 5, 9, 27)  # of timing, for each effort
 _SHARED = 3  # choices of one thread that are tried on several
 _PROMISING = 1.25  # a tactic whose best guess takes longer than that times the best is left there
 _MOST_WAITING = 1.15  # a split less even than this is not worth timing, where there is a better one
-_STEADY, _TRIES = 1.25, 3  # beyond it a change is not the machine's pace, but one kernel's bad luck
+_STEADY, _TRIES = 1.25, 3  # of the machine's pace between two measurements
 # Threads that share panels read what the others wrote, before and after: half of each tensor, at
 # 27 ns for a line of 64 bytes from another core. Threads that share rows have them in their cache.
 _HANDOVER_US = 27e-3 / 64 / 2
@@ -353,16 +353,28 @@ class Tuner:
         timers = self._timers(trial, options)
         if rival is not None and rival.key in trial.timers:
             timers[rival.key] = trial.timers[rival.key]
+        times, change = self._in_pace(timers, rival)
+        self.cache.times_us |= {o.key: times[o.key] * change for o in options}
+        if options[0].by_panels is None:  # worker threads end with their timers
+            trial.timers |= timers
+
+    def _in_pace(
+        self, timers: dict[str, Timer], rival: Option | None
+    ) -> tuple[dict[str, float], float]:
+        """Times, and the machine's pace when the rival's was taken: the earlier one over this.
+
+        A pace far from 1 may be one kernel's bad luck, so that is tried again; the nearest counts.
+        """
+        tries: list[tuple[float, dict[str, float]]] = []
         for _ in range(_TRIES):
             times = interleaved(timers, _ROUNDS[self.effort])
             before = times.get(rival.key) if rival is not None else None
             change = self._us(rival) / before if rival is not None and before else 1.0
+            tries.append((change, times))
             if 1 / _STEADY < change < _STEADY:
                 break
-        change = min(max(change, 1 / _STEADY), _STEADY)
-        self.cache.times_us |= {o.key: times[o.key] * change for o in options}
-        if options[0].by_panels is None:  # worker threads end with their timers
-            trial.timers |= timers
+        change, times = min(tries, key=lambda each: abs(math.log(each[0])))
+        return times, change
 
     def _timers(self, trial: Trial, options: Sequence[Option]) -> dict[str, Timer]:
         """The candidates, built and checked."""
