@@ -21,6 +21,8 @@ import onnx_ir.passes.common as common_passes
 from google.protobuf.message import DecodeError
 
 from twofour.core.errors import InputError
+from twofour.onnx_tools import guard
+from twofour.onnx_tools.sparse import make_dense
 from twofour.onnx_tools.stored import (
     MAX_MODEL_BYTES,
     Bytes,
@@ -41,14 +43,16 @@ _INVALID = (
     ValueError,
     TypeError,
     KeyError,
+    MemoryError,  # std::bad_alloc
 )
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
     """Reads and checks an ONNX file.
 
-    External tensors are read into memory. Initializers that are listed as graph inputs too, as
-    files older than IR version 4 do, are taken off the inputs. Nodes without a name get one.
+    External tensors are read into memory, sparse initializers become plain ones. Initializers that
+    are listed as graph inputs too, as files older than IR version 4 do, are taken off the inputs.
+    Nodes without a name get one.
 
     Args:
         path: of a file with one ONNX ModelProto, at most 2 GiB with its external tensors.
@@ -127,6 +131,8 @@ def _read(path: Path) -> bytes:
                 ["expected an ONNX file"],
                 "name the .onnx file inside it",
             )
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is a device or a pipe", ["expected a file"], "copy it to one")
         size_bytes = path.stat().st_size
         if size_bytes > MAX_MODEL_BYTES:
             raise too_large(str(path), size_bytes)
@@ -152,14 +158,16 @@ def _parse(path: Path, outline: bytes, data: bytes) -> onnx.ModelProto:
     return proto
 
 
-def _checked(path: Path, proto: onnx.ModelProto, apart: Mapping[int, Bytes]) -> ir.Model:
+def _checked(path: Path, proto: onnx.ModelProto, apart: dict[int, Bytes]) -> ir.Model:
     """The model, whose initializers that lie apart have no content yet.
 
     The checks see those as inputs, so that a large model costs no more than a small one.
     """
-    problems = tensor_problems(proto, apart)
-    if problems:
-        raise InputError(f"{path} holds tensors that are damaged", problems, _FIX_EXPORT)
+    if problems := guard.problems(proto):
+        raise InputError(f"{path} is not a valid ONNX model", problems, _FIX_EXPORT)
+    if damaged := tensor_problems(proto, apart):
+        raise InputError(f"{path} holds tensors that are damaged", damaged, _FIX_EXPORT)
+    make_dense(proto, apart)
     outline = _without(proto, apart)
     try:
         onnx.checker.check_model(outline)
@@ -178,9 +186,15 @@ def _checked(path: Path, proto: onnx.ModelProto, apart: Mapping[int, Bytes]) -> 
 
 
 def _without(proto: onnx.ModelProto, apart: Mapping[int, Bytes]) -> onnx.ModelProto:
-    """A copy whose initializers that lie apart are inputs."""
+    """A copy whose initializers that lie apart are inputs, without outputs that have no shape.
+
+    Runtimes take those; the checker does not.
+    """
     outline = onnx.ModelProto()
     outline.CopyFrom(proto)
+    for info in list(outline.graph.output):
+        if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape"):
+            outline.graph.output.remove(info)
     tensors = [outline.graph.initializer[index] for index in apart]
     names = {info.name for info in outline.graph.input}
     for tensor in (tensor for tensor in tensors if tensor.name not in names):

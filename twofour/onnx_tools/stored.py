@@ -85,23 +85,30 @@ def tensor_problems(proto: onnx.ModelProto, apart: Mapping[int, Bytes]) -> list[
     return found[:_SHOWN]
 
 
-def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Those of the graph, its subgraphs and functions; first the graph's initializers, in order."""
+def all_graphs(proto: onnx.ModelProto) -> list[onnx.GraphProto]:
+    """The graph, then its subgraphs and those of functions, however deep."""
     graphs = [proto.graph]
     nodes = [node for function in proto.functions for node in function.node]
-    while graphs or nodes:
-        for graph in graphs:
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-            nodes.extend(graph.node)
-        attributes = [attribute for node in nodes for attribute in node.attribute]
-        graphs, nodes = [], []
-        for attribute in attributes:
-            yield from _attribute_tensors(attribute)
+    for graph in graphs:  # grows while it is walked
+        nodes.extend(graph.node)
+        for attribute in (attribute for node in nodes for attribute in node.attribute):
             graphs.extend(attribute.graphs)
             if attribute.HasField("g"):
                 graphs.append(attribute.g)
+        nodes = []
+    return graphs
+
+
+def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Those of the graph, its subgraphs and functions; first the graph's initializers, in order."""
+    graphs = all_graphs(proto)
+    for graph in graphs:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    nodes = [node for owner in (*graphs, *proto.functions) for node in owner.node]
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from _attribute_tensors(attribute)
 
 
 def too_large(what: str, size_bytes: int) -> UnsupportedError:

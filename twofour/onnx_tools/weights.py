@@ -15,6 +15,7 @@ import onnx_ir as ir
 from twofour.core import numerics
 from twofour.onnx_tools.edit import Array, constant, is_standard, operand
 
+_MOST_FOLLOWED = 16
 LAYERS = ("Conv", "Gemm", "MatMul")
 
 
@@ -80,7 +81,7 @@ def find_weight(layer: ir.Node) -> Weight | None:
     return found if dims < 2 else found.turned((0, dims - 2, *range(1, dims - 2), dims - 1))
 
 
-def _resolve(value: ir.Value | None) -> Weight | None:
+def _resolve(value: ir.Value | None, most: int = _MOST_FOLLOWED) -> Weight | None:
     array = constant(value)
     if value is not None and array is not None:
         # Types that numpy does not know, such as int4 and bfloat16, are exact as float32.
@@ -90,9 +91,9 @@ def _resolve(value: ir.Value | None) -> Weight | None:
     if value is None:
         return None
     node = value.producer()
-    if node is None or not is_standard(node, *_FOLLOWED):
+    if node is None or not most or not is_standard(node, *_FOLLOWED):
         return None
-    source = _resolve(operand(node, 0))
+    source = _resolve(operand(node, 0), most - 1)
     if source is None or node.op_type == "Identity":
         return source
     if node.op_type == "Transpose":

@@ -1,0 +1,108 @@
+"""What the onnx package must not be given: it would never end, or fill the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+
+from twofour.onnx_tools.stored import all_graphs
+
+MAX_OPERATORS = 100_000
+"""Of a model once each call of a function is replaced by its body."""
+
+_SHOWN = 8
+_COUNTS = ("num_outputs", "num_scan_inputs")  # attributes that inference allocates for
+_STANDARD = ("", "ai.onnx")
+_Key = tuple[str, str, str]
+
+
+def problems(proto: onnx.ModelProto) -> list[str]:
+    """What is wrong, one line each.
+
+    Functions that call each other more often than memory holds, or without end; counts beyond what
+    a node has; negative dimensions; inputs without a shape; texts that are none.
+
+    Args:
+        proto: as parsed.
+    """
+    found = _calls(proto)
+    graphs = all_graphs(proto)
+    for node in (node for owner in (*graphs, *proto.functions) for node in owner.node):
+        found.extend(_attributes(node))
+    for graph in graphs:
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            dims = [d.dim_value for d in info.type.tensor_type.shape.dim if d.HasField("dim_value")]
+            if any(dim < 0 for dim in dims):
+                found.append(f"{info.name!r} has a negative dimension: {dims}")
+    for info in proto.graph.input:
+        if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape"):
+            found.append(f"input {info.name!r} has no shape, not even a number of dimensions")
+    return found[:_SHOWN]
+
+
+def _calls(proto: onnx.ModelProto) -> list[str]:
+    """Whether calls of functions end, and after how many operators."""
+    bodies = {(f.domain, f.name, f.overload): f.node for f in proto.functions}
+    sizes: dict[_Key, int] = {}
+    waiting: list[tuple[_Key, bool]] = [(key, False) for key in bodies]
+    inside: set[_Key] = set()
+    while waiting:  # each function twice: before and after those that it calls
+        key, called = waiting.pop()
+        if key in sizes:
+            continue
+        if called:
+            inside.discard(key)
+            sizes[key] = _expanded(bodies[key], sizes)
+            continue
+        if key in inside:
+            return [f"function {key[0]}.{key[1]} calls itself"]
+        inside.add(key)
+        waiting.append((key, True))
+        callees = {_key(node) for node in _all_nodes(bodies[key])}.intersection(bodies)
+        if callees & inside:
+            return [f"function {key[0]}.{key[1]} calls itself"]
+        waiting += [(callee, False) for callee in callees if callee not in sizes]
+    total = _expanded(proto.graph.node, sizes)
+    if total > MAX_OPERATORS:
+        return [f"expected at most {MAX_OPERATORS} operators, functions included; got {total}"]
+    return []
+
+
+def _expanded(nodes: Iterable[onnx.NodeProto], sizes: dict[_Key, int]) -> int:
+    return sum(sizes.get(_key(node), 1) for node in _all_nodes(nodes))
+
+
+def _key(node: onnx.NodeProto) -> _Key:
+    return node.domain, node.op_type, node.overload
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """These and those of their subgraphs."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                waiting.extend(graph.node)
+
+
+def _attributes(node: onnx.NodeProto) -> Iterator[str]:
+    where = f"{node.op_type} {node.name!r}"
+    for attribute in node.attribute:
+        if attribute.name in _COUNTS and attribute.i > len(node.input) + len(node.output):
+            ends = f"{len(node.input)} inputs and {len(node.output)} outputs"
+            yield f"{where}: {attribute.name} is {attribute.i}, but it has {ends}"
+        if node.domain in _STANDARD and node.op_type != "Constant":
+            for text in (attribute.s, *attribute.strings):
+                if not _is_text(text):
+                    yield f"{where}: attribute {attribute.name!r} is not UTF-8: {text[:20]!r}"
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
