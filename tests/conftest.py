@@ -15,6 +15,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write tests/golden from what is computed now"
     )
+    parser.addoption(
+        "--fuzz-seconds", type=float, default=0, help="for how long; by default about a minute"
+    )
+    parser.addoption("--fuzz-seed", type=int, default=0, help="the first one")
 
 
 @pytest.fixture
@@ -35,9 +39,15 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture(scope="session")
-def data_folder() -> Path:
-    """The folder with real data sets; where it is absent, the test is skipped and says so."""
+def data_folder_or_none() -> Path | None:
+    """The folder with real data sets, where it is."""
     folder = Path(os.environ.get("TWOFOUR_DATA", TESTS.parent.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no data folder {folder}: set TWOFOUR_DATA to run this test")
-    return folder
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def data_folder(data_folder_or_none: Path | None) -> Path:
+    """The folder with real data sets; where it is absent, the test is skipped and says so."""
+    if data_folder_or_none is None:
+        pytest.skip("no data folder: set TWOFOUR_DATA to run this test")
+    return data_folder_or_none

@@ -28,6 +28,7 @@ import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from twofour.compiler.bounds import require_fits
 from twofour.compiler.settle import infer, settle
 from twofour.core.errors import InputError, UnsupportedError
 
@@ -230,8 +231,10 @@ def _clean(model: ir.Model) -> None:
     for value, rank in zip(model.graph.outputs, ranks, strict=True):
         if value.shape is None and rank is not None:
             value.shape = ir.Shape([None] * rank)
+    require_fits(model.graph)
     _check(model)
     infer(model)
+    require_fits(model.graph)
 
 
 def _drop_identities(graph: ir.Graph) -> None:

@@ -26,6 +26,8 @@ from twofour.kernels.cpu.program import Call, Operand
 from twofour.runtime.cpu import Code
 from twofour.runtime.session import Session
 
+LONGEST_S = 60.0
+"""A model that runs for longer is not timed; some never end."""
 _ROUNDS = 5
 _ROUND_US = 200.0
 
@@ -116,7 +118,9 @@ def _time_fallbacks(engine: Engine, layers: list[Layer], cache: TimingCache) -> 
             try:
                 cache.times_us |= _measured(engine, profile)
             except InputError as error:  # the model needs inputs of a certain kind
-                why = f"not timed, it does not take ones: {'; '.join(error.reasons)}"
+                why = (
+                    f"not timed, it does not take ones or runs too long: {'; '.join(error.reasons)}"
+                )
                 for step in steps:
                     _note(layers, step.layers[0], why)
                 continue
@@ -131,7 +135,7 @@ def _measured(engine: Engine, profile: Profile) -> dict[str, float]:
     """Microseconds of the fallback steps of one profile, by their keys."""
     inputs = {t.name: np.ones(t.usual_shape, t.dtype) for t in profile.inputs}
     alone = replace(engine, plan=replace(engine.plan, profiles=(profile,)))
-    with Session(alone) as session:
+    with Session(alone) as session, session.within(LONGEST_S):
         times_us = session.step_times_us(inputs, _ROUNDS)
     return {
         _step_key(engine, profile, step): time_us

@@ -11,14 +11,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-import onnxscript.optimizer
 
+from twofour.compiler.bounds import lists_numbers
 from twofour.compiler.passes import rewrite
 from twofour.compiler.passes.pipeline import UNFUSE
 from twofour.compiler.second_opinion import told
-from twofour.core.errors import UnsupportedError
+from twofour.onnx_tools.folding import fold_constants
 
-_MAX_FOLDED_ELEMENTS = 1 << 26
 _MAX_FILLED_ELEMENTS = 1 << 12
 _MAX_READ_ELEMENTS = 1 << 10  # of constants that tell a shape
 
@@ -34,7 +33,7 @@ def settle(model: ir.Model) -> None:
         for entry in UNFUSE:
             rewrite.apply(entry.name, entry.rule, model.graph)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        _fold(model)
+        fold_constants(model, _should_fold)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         _ask(model)
 
@@ -44,6 +43,7 @@ def infer(model: ir.Model) -> None:
 
     A model that contradicts itself is left as it is.
     """
+    follow = not lists_numbers(model.graph)
     outline = model.clone()
     for value in list(outline.graph.initializers.values()):
         if value.const_value is not None and value.const_value.size > _MAX_READ_ELEMENTS:
@@ -51,7 +51,7 @@ def infer(model: ir.Model) -> None:
             outline.graph.inputs.append(value)
     try:
         proto = onnx.shape_inference.infer_shapes(
-            ir.to_proto(outline), check_type=True, strict_mode=True, data_prop=True
+            ir.to_proto(outline), check_type=True, strict_mode=True, data_prop=follow
         )
     except onnx.shape_inference.InferenceError:
         return
@@ -61,22 +61,6 @@ def infer(model: ir.Model) -> None:
             if name in found and found[name].type is not None:
                 value.type = found[name].type
                 value.shape = value.shape if found[name].shape is None else found[name].shape
-
-
-def _fold(model: ir.Model) -> None:
-    """Computes what depends on no input, and infers shapes on the way."""
-    try:
-        onnxscript.optimizer.fold_constants_ir(
-            model,
-            onnx_shape_inference=True,
-            input_size_limit=_MAX_FOLDED_ELEMENTS,
-            output_size_limit=_MAX_FOLDED_ELEMENTS,
-            should_fold=_should_fold,
-        )
-    except RuntimeError as error:  # it has evaluators of its own, which do not take all there is
-        raise UnsupportedError(
-            "constants of the model cannot be folded", str(error).strip().splitlines()[:1]
-        ) from error
 
 
 def _ask(model: ir.Model) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.compiler.profile import with_times
+from twofour.compiler.profile import LONGEST_S, with_times
 from twofour.compiler.tune import TimingCache
 from twofour.core.errors import EngineError, InputError, UnsupportedError
 from twofour.engine import Engine
@@ -84,7 +84,12 @@ def _keys(engine: Engine) -> tuple[str, str]:
 def _raced(ours: Engine, theirs: Engine) -> tuple[float, float]:
     """Microseconds of a run of each on ones, in turns; zeros could be divisors."""
     feeds = {t.name: np.ones(t.usual_shape, t.dtype) for t in ours.plan.inputs}
-    with Session(ours) as first, Session(theirs) as second:
+    with (
+        Session(ours) as first,
+        Session(theirs) as second,
+        first.within(LONGEST_S),
+        second.within(LONGEST_S),
+    ):
         calls = [_slice(session, feeds) for session in (first, second)]
         best = [call() for call in calls]
         for done in range(1, _ROUNDS[1]):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import mmap
+import os
+import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from twofour.core.errors import UnsupportedError
+
+if sys.platform != "win32":
+    import resource
 
 Bytes = NDArray[np.uint8]
 # Private: after a fork neither process sees what the other computes. Windows has no flags.
@@ -22,11 +29,30 @@ def allocate(size_bytes: int, *, huge: bool = False) -> Bytes:
     Args:
         size_bytes: how much.
         huge: advise the system to back it with huge pages (fewer TLB misses on large weights).
+
+    Raises:
+        UnsupportedError: there is not so much.
     """
-    mapping = mmap.mmap(-1, max(size_bytes, 1), **_PRIVATE)
+    try:
+        mapping = mmap.mmap(-1, max(size_bytes, 1), **_PRIVATE)
+    except (OSError, OverflowError) as error:
+        raise UnsupportedError(
+            f"cannot get {size_bytes:,} bytes of memory",
+            [str(error)],
+            "give smaller inputs, or run where there is more memory",
+        ) from error
     if huge and hasattr(mmap, "MADV_HUGEPAGE") and size_bytes >= _HUGE_BYTES:
         mapping.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(mapping, np.uint8)
+
+
+def limit_bytes() -> int:
+    """The most memory that this process may ever use: what the machine has, or its limit."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return most if soft == resource.RLIM_INFINITY else min(most, soft)
 
 
 def address(array: NDArray[Any]) -> int:

@@ -8,7 +8,7 @@ import onnx
 
 from twofour.onnx_tools.stored import all_graphs
 
-MAX_OPERATORS = 100_000
+MAX_OPERATORS = 50_000
 """Of a model once each call of a function is replaced by its body."""
 
 _SHOWN = 8

@@ -14,12 +14,12 @@ import onnx
 import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
-import onnxscript.optimizer
 from numpy.typing import NDArray
 
 from twofour.core import numerics
 from twofour.core.errors import UnsupportedError
 from twofour.onnx_tools.edit import Editor, bypass, constant, is_standard, operand, sole_use
+from twofour.onnx_tools.folding import fold_constants
 from twofour.onnx_tools.infer import infer_shapes
 
 Array = NDArray[Any]
@@ -27,7 +27,6 @@ Array = NDArray[Any]
 LEAST_OPSET = 13
 """The first with an axis in DequantizeLinear."""
 UPGRADE_TO = 17
-_FOLD_LIMIT_BYTES = 2**31 - 1
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -40,11 +39,7 @@ def prepare(model: ir.Model) -> ir.Model:
     common_passes.RemoveInitializersFromInputsPass()(model)
     common_passes.InlinePass()(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    onnxscript.optimizer.fold_constants(
-        model,
-        input_size_limit=_FOLD_LIMIT_BYTES,
-        output_size_limit=_FOLD_LIMIT_BYTES,
-    )
+    fold_constants(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _drop_identities(model.graph)
     fold_quantizers(model)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -116,6 +117,27 @@ class Session:
                     step.run(tensors, bound)
                     times.append((time.perf_counter_ns() - start) / 1e3)
         return [float(np.median(times[1:])) for times in samples]
+
+    @contextmanager
+    def within(self, most_s: float) -> Iterator[None]:
+        """Runs inside that go on for longer are errors, and so are all that come after them.
+
+        A step on ONNX Runtime ends after the operator it is at; generated code always ends.
+
+        Args:
+            most_s: seconds, of all runs together.
+        """
+        watch = threading.Timer(most_s, self._stop)
+        watch.start()
+        try:
+            yield
+        finally:
+            watch.cancel()
+
+    def _stop(self) -> None:
+        for step in (step for steps in self._steps for step in steps):
+            if isinstance(step, FallbackStep):
+                step.stop()
 
     def walk(self, inputs: Mapping[str, Array]) -> Iterator[Tap]:
         """Runs layer by layer, and gives what each wrote before anything takes its place.

@@ -121,12 +121,17 @@ class FallbackStep:
                 f"ONNX Runtime refuses step {step.symbol!r}", [str(e)], "rebuild the engine"
             ) from e
         self._inputs, self._outputs, self._symbol = step.inputs, step.outputs, step.symbol
+        self._options = onnxruntime.RunOptions()
+
+    def stop(self) -> None:
+        """Makes this run, and all later ones, errors: from another thread, where one never ends."""
+        self._options.terminate = True
 
     def run(self, tensors: dict[str, Array], bound: Bound) -> None:
         """Feeds and runs the subgraph."""
         feeds = {name: tensors[name] for name in self._inputs}
         try:
-            results = self._session.run(list(self._outputs), feeds)
+            results = self._session.run(list(self._outputs), feeds, self._options)
         except self._errors as e:
             raise InputError(f"ONNX Runtime failed in step {self._symbol!r}", [str(e)]) from e
         for name, value in zip(self._outputs, results, strict=True):

@@ -43,6 +43,8 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
     bias = bias_constant(node, w_shape[0])
     if isinstance(bias, str):
         return Refused(bias)
+    if reading.int_attribute(node, "group", 1) < 1:
+        return Refused(f"its group is {reading.int_attribute(node, 'group', 1)}")
     attributes: dict[str, int | tuple[int, ...]] = {
         "strides": reading.ints_attribute(node, "strides", (1, 1)),
         "pads": windows.explicit_pads(node, w_shape[2:], shape[2:]),
