@@ -56,7 +56,9 @@ def require_fits(graph: ir.Graph) -> None:
 
 def _value_bytes(value: ir.Value) -> int:
     """0 where the type or the shape is not known."""
-    return 0 if value.dtype is None else _elements(value) * value.dtype.bitwidth // 8
+    if value.dtype in (None, ir.DataType.UNDEFINED, ir.DataType.STRING):
+        return 0
+    return _elements(value) * (value.dtype.bitwidth if value.dtype else 0) // 8
 
 
 def _elements(value: ir.Value) -> int:

@@ -52,12 +52,13 @@ def make_dense(proto: onnx.ModelProto, apart: dict[int, Bytes]) -> None:
 
 
 def _dense_bytes(sparse: onnx.SparseTensorProto) -> int:
+    reason = ""
     if any(dim < 0 for dim in sparse.dims):
-        raise InputError(
-            f"sparse initializer {sparse.values.name!r} is damaged",
-            [f"dimensions {list(sparse.dims)} are not all at least 0"],
-            _FIX,
-        )
+        reason = f"dimensions {list(sparse.dims)} are not all at least 0"
+    elif sparse.values.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+        reason = "its values are no numbers"
+    if reason:
+        raise InputError(f"sparse initializer {sparse.values.name!r} is damaged", [reason], _FIX)
     count: int = math.prod(sparse.dims)
     return count * ir.DataType(sparse.values.data_type).bitwidth // 8
 
