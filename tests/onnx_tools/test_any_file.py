@@ -7,6 +7,7 @@ against ONNX Runtime on the same model, where each node runs by itself.
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import pytest
@@ -31,6 +32,7 @@ from twofour.compiler.build import build
 from twofour.core.errors import InputError
 from twofour.core.patterns import is_pattern
 from twofour.onnx_tools.eligible import NothingToQuantizeError, float_layers
+from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.prepare import prepare
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
@@ -322,3 +324,22 @@ def test_prepare_leaves_nothing_of_the_exporter_behind():
         graph(f"{HEAD} {{ y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }}", **LISTED)
     )
     assert [node.op_type for node in prepare(model).graph] == ["Conv"]
+
+
+def test_a_file_of_the_first_days(tmp_path):
+    """IR version 3: initializers have to be inputs, until they are taken off them."""
+    body = """<ir_version: 3, opset_import: ["": 7]>
+    agraph (float[n,8] x, float[8,8] w, float[8] b) => (float[n,8] y) {
+        c = Gemm <transB = 1> (x, w, b)
+        y = Relu (c)
+    }"""
+    old = onnx.parser.parse_model(body)
+    arrays = {"w": SQUARE["w"], "b": np.zeros(8, np.float32)}
+    old.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
+    onnx.save(old, tmp_path / "old.onnx")
+    model, data = load_model(tmp_path / "old.onnx"), {"x": floats(8, 8)}
+    check_int8(model, data)
+    assert check_pruned(model, data) == []
+    for changed in (quantize(model, data), prune(model)[0]):
+        again = load_model(save_model(changed, tmp_path / "new.onnx"))
+        assert error(on_ort(changed, [data])[0], on_ort(again, [data])[0]) == 0

@@ -23,6 +23,7 @@ from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
 from twofour.runtime.session import Session
 
+pytestmark = pytest.mark.slow
 FLOOR = 0.005
 # The least cosine with the float model on ONNX Runtime, calibrated from 8 samples.
 CLOSE = {"basic_pitch_nmp": 0.93, "fastestdet": 0.92, "ppocrv2_det": 0.96}

@@ -33,6 +33,7 @@ from twofour.onnx_tools.stored import (
 from twofour.onnx_tools.typecheck import type_conflicts
 from twofour.onnx_tools.wire import skeleton
 
+_IR_OF_PLAIN_INITIALIZERS = 4
 _FIX_EXPORT = "export the model again"
 
 # What the onnx and onnx_ir packages raise on a damaged model.
@@ -113,10 +114,15 @@ def save_model(model: ir.Model, path: str | os.PathLike[str]) -> Path:
 def model_bytes(model: ir.Model) -> bytes:
     """The model as the content of an ONNX file.
 
+    Before IR version 4 initializers have to be inputs as well: where they are not, it becomes 4.
+
     Raises:
         UnsupportedError: it is larger than 2 GiB.
     """
     proto = ir.to_proto(model)
+    inputs = {value.name for value in proto.graph.input}
+    if any(tensor.name not in inputs for tensor in proto.graph.initializer):
+        proto.ir_version = max(proto.ir_version, _IR_OF_PLAIN_INITIALIZERS)
     if proto.ByteSize() > MAX_MODEL_BYTES:
         raise too_large("the model", proto.ByteSize())
     data: bytes = proto.SerializeToString()

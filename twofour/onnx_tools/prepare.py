@@ -27,6 +27,7 @@ Array = NDArray[Any]
 LEAST_OPSET = 13
 """The first with an axis in DequantizeLinear."""
 UPGRADE_TO = 17
+_UPGRADE_IR = 8  # of the same release; before 4, initializers have to be inputs too
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -35,8 +36,9 @@ def prepare(model: ir.Model) -> ir.Model:
     Raises:
         UnsupportedError: the opset is below 13 and cannot be converted.
     """
-    model = upgrade(model.clone())
+    model = model.clone()
     common_passes.RemoveInitializersFromInputsPass()(model)
+    model = upgrade(model)
     common_passes.InlinePass()(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     fold_constants(model)
@@ -51,7 +53,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
 
 def upgrade(model: ir.Model) -> ir.Model:
-    """Converts a model older than opset 13 to opset 17; returns others as they are.
+    """Converts a model older than opset 13, in place or as a new one; returns others as they are.
 
     Raises:
         UnsupportedError: the onnx package has no conversion for an operator.
@@ -59,6 +61,7 @@ def upgrade(model: ir.Model) -> ir.Model:
     opset = model.opset_imports.get("", LEAST_OPSET)
     if opset >= LEAST_OPSET:
         return model
+    model.ir_version = max(model.ir_version or 0, _UPGRADE_IR)
     try:
         converted = onnx.version_converter.convert_version(ir.to_proto(model), UPGRADE_TO)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
@@ -67,9 +70,7 @@ def upgrade(model: ir.Model) -> ir.Model:
             [str(error)],
             f"export it with opset {UPGRADE_TO}",
         ) from error
-    model = ir.from_proto(converted)
-    common_passes.RemoveInitializersFromInputsPass()(model)
-    return model
+    return ir.from_proto(converted)
 
 
 def fold_batchnorm(model: ir.Model) -> int:
