@@ -19,6 +19,7 @@ from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed, images_of
 from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NormOp, PoolOp
 from twofour.compiler.native_nd import NdOp
+from twofour.compiler.native_resize import ResizeOp
 from twofour.compiler.rivals import FloatForm, Rivals
 from twofour.compiler.row_problems import (
     attention_macs,
@@ -42,6 +43,7 @@ from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_m
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_average, pack_mean
 from twofour.kernels.cpu.problem import ConvProblem, Strides, activation_of, merge_groups
 from twofour.kernels.cpu.program import Call, Operand
+from twofour.kernels.cpu.resize import ResizeProblem, emit_resize, pack_resize
 from twofour.kernels.cpu.tactic import Tactic
 
 Array = NDArray[Any]
@@ -115,6 +117,8 @@ class Emitter:
             kernel = self._pool(op, placed)
         elif isinstance(op, NormOp):
             kernel = self._norm(op, placed)
+        elif isinstance(op, ResizeOp):
+            kernel = self._resize(op, placed)
         elif isinstance(op, AttentionOp):
             kernel = self._attention(op, placed)
         else:
@@ -234,6 +238,14 @@ class Emitter:
         self.layers.append(plain_layer(op, placed, "pool"))
         pieces = problem.pieces // x.batch * x.count
         return _Kernel(symbol, constants, pieces, problem.blocks, x.at())
+
+    def _resize(self, op: ResizeOp, placed: Placed) -> _Kernel:
+        x, y = tensor(placed.x), tensor(placed.y)
+        problem = ResizeProblem(x.batch, y.height, y.width, x.channels, x.strides, y.strides)
+        symbol = self._kernel(emit_resize("kernel", problem))
+        self.layers.append(plain_layer(op, placed, "resize"))
+        constants = pack_resize(problem, op.rows, op.columns)
+        return _Kernel(symbol, constants, x.count * y.height, 1, x.at())
 
     def _map(self, op: MapOp, placed: Placed) -> _Kernel:
         before, after = op.channel_pads

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from twofour.compiler.native import NotNative, constant, shape
+from twofour.compiler.native import NotNative, constant
 from twofour.compiler.native_nd import (
     BROADCAST,
     Look,
@@ -24,6 +24,7 @@ from twofour.compiler.native_nd import (
     whole,
 )
 from twofour.compiler.native_nd_pad import read_pad
+from twofour.compiler.native_resize import read_nearest
 from twofour.core.sizes import Count
 
 Axes = tuple[tuple[int, Count], ...]
@@ -170,68 +171,6 @@ def _tile(node: ir.Node) -> NdOp:
     return _move(node, dims, (source, _origin(x)), to)
 
 
-def _resize(node: ir.Node) -> NdOp:
-    """Nearest neighbours where each axis repeats its elements, or takes every k-th."""
-    x, y = _ends(node)
-    if node.attributes.get_string("mode", "nearest") != "nearest":
-        raise NotNative("native resizing takes the nearest neighbour")
-    dims: list[int] = []
-    source: list[tuple[int, int]] = []
-    to: list[tuple[int, int]] = []
-    start = [0] * len(x.shape)
-    for axis, (before, after) in enumerate(zip(x.shape, y.shape, strict=True)):
-        rows = _nearest(node, axis, before, after)
-        factor = after // before
-        if factor and (rows == np.arange(after) // factor).all():
-            dims += [before, factor]
-            source += [(axis, 1), BROADCAST]
-            to += [(axis, factor), (axis, 1)]
-        elif len(steps := {*np.diff(rows)}) <= 1:
-            dims.append(after)
-            start[axis] = int(rows[0])
-            source.append((axis, int(steps.pop()) if steps else 1))
-            to.append((axis, 1))
-        else:
-            raise NotNative(f"axis {axis} is not resized by a whole factor")
-    return _move(node, dims, (tuple(source), tuple(start)), tuple(to))
-
-
-def _nearest(node: ir.Node, axis: int, before: int, after: int) -> Any:
-    """Which element of the axis each element of the result is."""
-    get = node.attributes
-    if get.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise NotNative("native resizing does not keep an aspect ratio")
-    scale, i = _scale(node, axis, before, after), np.arange(after, dtype=np.float64)
-    centres = (i + 0.5) / scale - 0.5
-    mode = get.get_string("coordinate_transformation_mode", "half_pixel")
-    places = {
-        "half_pixel": centres,
-        "pytorch_half_pixel": centres if after > 1 else 0 * i,
-        "asymmetric": i / scale,
-        "align_corners": i * ((before - 1) / max(after - 1, 1)),
-    }.get(mode or "")
-    if places is None:
-        raise NotNative(f"native resizing has no coordinates {mode}")
-    rounding = get.get_string("nearest_mode", "round_prefer_floor")
-    rounded = {
-        "round_prefer_floor": np.ceil(places - 0.5),
-        "round_prefer_ceil": np.floor(places + 0.5),
-        "floor": np.floor(places),
-        "ceil": np.ceil(places),
-    }[rounding or ""]
-    return np.clip(rounded, 0, before - 1).astype(np.int64)
-
-
-def _scale(node: ir.Node, axis: int, before: int, after: int) -> float:
-    """How much longer the axis gets."""
-    if not _given(node, 2) or not constant(node.inputs[2]).size:
-        return after / before
-    scales = constant(node.inputs[2]).reshape(-1)
-    rank = len(shape(node.outputs[0]))
-    axes = [int(a) % rank for a in node.attributes.get_ints("axes", tuple(range(rank))) or ()]
-    return float(scales[axes.index(axis)]) if axis in axes else 1.0
-
-
 def _depth_to_space(node: ir.Node) -> NdOp:
     x, y = _ends(node)
     size, channels = node.attributes["blocksize"].as_int(), y.shape[1]
@@ -319,7 +258,7 @@ READERS: dict[str, Callable[[ir.Node], NdOp]] = {
     "Squeeze": _reshape,
     "Unsqueeze": _reshape,
     "Tile": _tile,
-    "Resize": _resize,
+    "Resize": read_nearest,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
     "Softmax": _softmax,

@@ -23,6 +23,7 @@ from twofour.compiler.native import (
     stored,
     window_of,
 )
+from twofour.compiler.native_resize import read_linear
 from twofour.compiler.passes import activations, windows
 from twofour.core.functions import Activation
 from twofour.kernels.cpu.pointwise import MapConstants
@@ -188,6 +189,7 @@ READERS = {
     "ReduceMean": _mean,
     "MaxPool": _max,
     "AveragePool": _average,
+    "Resize": read_linear,
     "Reshape": _alias,
     "Flatten": _alias,
     "Squeeze": _alias,
