@@ -12,9 +12,9 @@ from twofour.compiler.build import build
 from twofour.compiler.importer import import_graph, standardized
 from twofour.core.data import as_data
 from twofour.core.feeds import runs
-from twofour.onnx_tools.calibrate import input_form
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
+from twofour.onnx_tools.reference import input_form
 from twofour.runtime.session import Session
 
 # Rounded to 8 bits twice or three times: each rounding is off by 1/255 of the range at most, about

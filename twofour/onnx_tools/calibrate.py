@@ -14,15 +14,15 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from twofour.core.data import Batch, Data, DataLike, as_data
 from twofour.core.errors import InputError, UnsupportedError
-from twofour.core.feeds import Form, runs
+from twofour.core.feeds import runs
 from twofour.core.progress import Report
 from twofour.onnx_tools.histogram import Histogram, Range, choose_range
 from twofour.onnx_tools.load import model_bytes
 from twofour.onnx_tools.options import QuantizeOptions
+from twofour.onnx_tools.reference import REFUSED, add_outputs, input_form
 
 BATCH_BYTES = 128 * 2**20
 """The most that the tensors of one batch should take."""
@@ -31,14 +31,6 @@ BATCH_IF_UNKNOWN = 4
 """Where the shapes do not tell."""
 
 Array = NDArray[Any]
-_ORT_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 def calibrate(
@@ -83,17 +75,6 @@ def calibrate(
     return {name: choose_range(histogram, options) for name, histogram in histograms.items()}
 
 
-def input_form(value: ir.Value) -> Form:
-    """What the model says of an input."""
-    dims = None if value.shape is None else [_dim(dim) for dim in value.shape]
-    dtype = "" if value.dtype is None else value.dtype.numpy().name
-    return Form(str(value.name), dtype, None if dims is None else tuple(dims))
-
-
-def _dim(dim: int | ir.SymbolicDim) -> int | str:
-    return dim if isinstance(dim, int) else dim.value or "?"
-
-
 class _Runner:
     """The model in ONNX Runtime, with the wanted tensors as its outputs."""
 
@@ -107,7 +88,7 @@ class _Runner:
         try:
             content = _with_outputs(model, self._inner)
             self._session = ort.InferenceSession(content, settings, ["CPUExecutionProvider"])
-        except _ORT_ERRORS as error:
+        except REFUSED as error:
             raise UnsupportedError(
                 "ONNX Runtime cannot load the model for calibration",
                 [str(error)],
@@ -119,7 +100,7 @@ class _Runner:
         try:
             # With no name given, ONNX Runtime would return all outputs.
             found = self._session.run(self._inner, inputs) if self._inner else []
-        except _ORT_ERRORS as error:
+        except REFUSED as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
             raise InputError(
                 "the model fails on the calibration data",
@@ -132,15 +113,11 @@ class _Runner:
 
 def _with_outputs(model: ir.Model, tensors: Sequence[str]) -> bytes:
     clone = model.clone()
-    values = {value.name: value for node in clone.graph for value in node.outputs}
-    present = {value.name for value in clone.graph.outputs}
-    for name in tensors:
-        if name not in values:
-            raise InputError(f"no tensor {name!r} to calibrate", [], "name one of the main graph")
-        if name not in present:
-            value = values[name]
-            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-            clone.graph.outputs.append(value)
+    missing = set(tensors) - set(add_outputs(clone, tensors))
+    if missing:
+        raise InputError(
+            f"no tensor {min(missing)!r} to calibrate", [], "name one of the main graph"
+        )
     return model_bytes(clone)
 
 

@@ -8,7 +8,6 @@ would not tell whose it is.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
@@ -16,10 +15,11 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.feeds import Form
 from twofour.onnx_tools.edit import Array
 from twofour.onnx_tools.load import model_bytes
 
-_REFUSED = (
+REFUSED = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
@@ -27,19 +27,7 @@ _REFUSED = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
-
-
-@dataclass(frozen=True)
-class Declared:
-    """An input as the file declares it.
-
-    Attributes:
-        name: of the input.
-        dims: its sizes; None where one is open. None where the file does not say.
-    """
-
-    name: str
-    dims: tuple[int | None, ...] | None
+"""What ONNX Runtime raises where it does not take a model or its inputs."""
 
 
 class Reference:
@@ -57,11 +45,12 @@ class Reference:
 
     def __init__(self, model: ir.Model, tensors: Sequence[str] = (), threads: int = 0) -> None:
         """Loads the model with the tensors as further outputs."""
-        self.inputs = tuple(_declared(value) for value in model.graph.inputs)
+        self.inputs = tuple(input_form(value) for value in model.graph.inputs)
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
         self._graph = model.graph
         clone = model.clone()
-        self.tensors = _add_outputs(clone, tensors)
+        common_passes.ShapeInferencePass()(clone)
+        self.tensors = add_outputs(clone, tensors)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
@@ -70,7 +59,7 @@ class Reference:
         try:
             content = model_bytes(clone)
             self._session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
-        except _REFUSED as error:
+        except REFUSED as error:
             raise UnsupportedError(
                 "ONNX Runtime cannot load the model that is the reference",
                 [str(error)],
@@ -90,7 +79,7 @@ class Reference:
         names = names or self.outputs
         try:
             found = self._session.run(list(names), dict(inputs))
-        except (*_REFUSED, ValueError) as error:
+        except (*REFUSED, ValueError) as error:
             shapes = ", ".join(f"{name} {a.dtype} {list(a.shape)}" for name, a in inputs.items())
             raise InputError(
                 "the model fails on the data",
@@ -123,16 +112,27 @@ def _above(value: ir.Value, ends: Collection[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _declared(value: ir.Value) -> Declared:
-    dims = None
-    if value.shape is not None:
-        dims = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
-    return Declared(str(value.name), dims)
+def input_form(value: ir.Value) -> Form:
+    """What the model says of an input."""
+    dims = None if value.shape is None else [_dim(dim) for dim in value.shape]
+    dtype = "" if value.dtype is None else value.dtype.numpy().name
+    return Form(str(value.name), dtype, None if dims is None else tuple(dims))
 
 
-def _add_outputs(model: ir.Model, tensors: Sequence[str]) -> tuple[str, ...]:
-    """Makes inner values outputs; returns those that there are, outputs and inputs among them."""
-    common_passes.ShapeInferencePass()(model)
+def _dim(dim: int | ir.SymbolicDim) -> int | str:
+    return dim if isinstance(dim, int) else dim.value or "?"
+
+
+def add_outputs(model: ir.Model, tensors: Sequence[str]) -> tuple[str, ...]:
+    """Makes values of the main graph outputs, too.
+
+    Args:
+        model: changed.
+        tensors: names of values; those that no node computes are passed over.
+
+    Returns:
+        The names of those that are outputs now.
+    """
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     given = {str(value.name) for value in model.graph.outputs}
     for name in tensors:
