@@ -68,6 +68,8 @@ def compare(
     Outputs side by side, the metric of the task, and the layers to blame.
 
     Example: twofour compare resnet20.onnx resnet20.engine --data test.npz --metric top1
+    Example: twofour compare resnet20.onnx resnet20.engine --data test.npz --layers
+    Example: twofour compare r20.onnx r20.engine --data test.npz --blame --source r20_int8.onnx
     """
     from twofour.core.errors import GateError, InputError
     from twofour.evaluate import BlameOptions, CompareOptions
