@@ -288,6 +288,20 @@ def test_a_trace_of_real_runs(given: bool, built: Path, tmp_path: Path) -> None:
     assert last["args"]["moved_bytes"] == 2 * 4 * 8 * 36
 
 
+def test_a_model_that_takes_no_random_inputs(tmp_path: Path) -> None:
+    model = graph(
+        "(float[1,8] x, int64[2,2] at) => (float[2] y) { a = MatMul (x, k) y = GatherND (a, at) }",
+        k=np.ones((8, 8), np.float32),
+    )
+    path = build(model, tuning_effort=0).save(tmp_path / "e.engine")
+    arguments = ["explain", str(path), "--trace", str(tmp_path / "t.json")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "takes no random inputs" in result.stderr
+    assert "--input NAME=FILE.npy" in result.stderr
+    assert not (tmp_path / "t.json").exists()
+
+
 def test_a_trace_that_cannot_be_written(built: Path, tmp_path: Path) -> None:
     nowhere = str(tmp_path / "none" / "t.json")
     result = CliRunner().invoke(app, ["explain", str(built), "--trace", nowhere])

@@ -30,6 +30,7 @@ def write_trace(
     """
     from twofour.compiler.chrome import trace
     from twofour.compiler.explain import layers_of
+    from twofour.core.errors import InputError
     from twofour.runtime.session import Session
 
     layers_of(engine.plan, profile)  # refuses a profile that is none
@@ -38,7 +39,13 @@ def write_trace(
     texts, count = what
     feeds = read_arrays(texts) or _random(chosen)
     with out.stage("running"), Session(alone) as session:
-        session.timeline(feeds)  # what a first run finds cold is not of interest
+        try:
+            session.timeline(feeds)  # what a first run finds cold is not of interest
+        except InputError as e:
+            if texts:
+                raise
+            fix = "give inputs that it takes: --input NAME=FILE.npy"
+            raise InputError("the model takes no random inputs", [e.what, *e.reasons], fix) from e
         runs = [session.timeline(feeds) for _ in range(count)]
     document = trace(engine.plan, runs)
     _write(document, file)

@@ -47,7 +47,7 @@ def _of_run(plan: Plan, run: Timeline, number: int, begin: int) -> Iterator[dict
         yield _event(f"run {number}", "run", _RUNS, whole, begin)
     for span in _between(run):
         yield {**_event("session", "session", 0, span, begin), "args": {"run": number}}
-    for span in run.layers:
+    for span in filter(lambda span: span.layers, run.layers):
         layers = [plan.layers[index] for index in span.layers]
         event = _event(layers[0].name, kind_of(layers[0]), span.thread, span, begin)
         if len(layers) > 1:
@@ -59,8 +59,9 @@ def _between(run: Timeline) -> Iterator[Span]:
     """What the session takes around the layers of a step: binding, starting, returning."""
     for step in run.steps:
         own = [span for span in run.layers if span.step == step.step and span.thread == 0]
-        yield replace(step, end_ns=own[0].begin_ns)
-        yield replace(step, begin_ns=own[-1].met_ns)
+        if own:
+            yield replace(step, end_ns=own[0].begin_ns)
+            yield replace(step, begin_ns=own[-1].met_ns)
 
 
 def _arguments(layers: Sequence[Layer], span: Span) -> dict[str, Any]:
