@@ -104,7 +104,8 @@ class Program:
 
     def run(self, x: np.ndarray) -> np.ndarray:
         y = np.full(CELLS, -1, np.int32)
-        self.workers.run(self.symbol, address(self.args(x, y)))
+        args = self.args(x, y)
+        self.workers.run(self.symbol, address(args))
         return y
 
     def args(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -174,7 +175,8 @@ def test_times_of_calls(code, threads) -> None:
     y = np.empty(CELLS, np.int32)
     stamps = program.workers.stamps(STEPS + 1)
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    program.workers.run_calls(program.symbol, address(program.args(x, y)), range(1, STEPS), stamps)
+    args = program.args(x, y)
+    program.workers.run_calls(program.symbol, address(args), range(1, STEPS), stamps)
     after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     assert not stamps[0].any()
     assert not stamps[STEPS].any()
