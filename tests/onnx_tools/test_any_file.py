@@ -343,3 +343,15 @@ def test_a_file_of_the_first_days(tmp_path):
     for changed in (quantize(model, data), prune(model)[0]):
         again = load_model(save_model(changed, tmp_path / "new.onnx"))
         assert error(on_ort(changed, [data])[0], on_ort(again, [data])[0]) == 0
+
+
+def test_operators_that_onnx_runtime_wrote_into_an_old_opset():
+    body = """agraph (float[n,8] x) => (float[n,8] y) {
+        a = Gemm <transB = 1> (x, w, b)
+        m = LayerNormalization (a, g, b)
+        y = Gemm <transB = 1> (m, v, b)
+    }"""
+    model = proto(body, '"": 12', g=np.ones(8, np.float32), b=np.zeros(8, np.float32), **SQUARE)
+    data = {"x": floats(8, 8)}
+    assert float_layers(check_int8(model, data)) == ()
+    assert check_pruned(model, data) == []

@@ -133,7 +133,7 @@ def test_an_old_opset_that_cannot_be_converted():
     body = '(float[2,4] x) => (float[2,4] y) { y = Upsample <mode = "nearest"> (x, s) }'
     model = graph(body, opset=9, s=np.ones(2, np.float32))
     model.opset_imports[""] = 6
-    with pytest.raises(UnsupportedError, match="cannot convert the model from opset 6 to 17"):
+    with pytest.raises(UnsupportedError, match="cannot be converted from opset 6 to 17"):
         prepare(model)
 
 

@@ -24,20 +24,16 @@ import re
 from collections.abc import Iterable, Mapping
 
 import onnx
-import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from twofour.compiler.bounds import require_fits
 from twofour.compiler.settle import infer, settle
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.onnx_tools.upgrade import move_foreign, upgrade
 
-MIN_OPSET = 17
 IR_VERSION = 10
-CONTRIB = "com.microsoft"
 ASSUMED_KEY = "twofour.assumed_dims"  # metadata: JSON, symbolic dimension -> the number it became
-FOREIGN = ("LayerNormalization", "SimplifiedLayerNormalization")
-"""Operators that ONNX Runtime writes into the standard domain of opsets that lack them."""
 _WINDOWED = ("AveragePool", "Conv", "LpPool", "MaxPool")
 _GENERATED = re.compile(r"(node(_.*)?)?")  # by torch's newer exporter, or by onnx-ir
 _NAMELESS = re.compile(r"(node(_\d+)?)?")
@@ -66,7 +62,8 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     assumed = bind_inputs(model.graph, shapes or {})
     common.InlinePass()(model)
     model.functions.clear()
-    model = _upgrade(model)
+    move_foreign(model)
+    model = upgrade(model)
     common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props[ASSUMED_KEY] = json.dumps(assumed)
     _clean(model)
@@ -84,13 +81,14 @@ def standardized(model: ir.Model) -> ir.Model:
     Raises:
         UnsupportedError: the opset cannot be converted.
     """
-    if not any(node.domain == CONTRIB for node in model.graph.all_nodes()):
-        return model
-    model = ir.external_data.load_to_model(model.clone())
+    source, model = model, model.clone()
+    if not move_foreign(model):
+        return source
+    model = ir.external_data.load_to_model(model)
     common.RemoveInitializersFromInputsPass()(model)
     common.InlinePass()(model)
     model.functions.clear()
-    model = _upgrade(model)
+    model = upgrade(model)
     settle(model)
     return model
 
@@ -172,44 +170,6 @@ def _dims(shape: Iterable[int | ir.SymbolicDim | None]) -> str:
     """A shape as users write it: 1x3x32x32."""
     dims = (dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in shape)
     return "x".join(str(dim if dim is not None else "?") for dim in dims)
-
-
-def _upgrade(model: ir.Model) -> ir.Model:
-    """The model at opset 17 or newer."""
-    opset = model.graph.opset_imports.setdefault("", MIN_OPSET)
-    _move_foreign(model, opset)
-    if opset >= MIN_OPSET:
-        return model
-    what = f"the model cannot be converted from opset {opset} to {MIN_OPSET}"
-    fix = f"export it again with opset {MIN_OPSET} or newer"
-    try:
-        proto = onnx.version_converter.convert_version(ir.serde.serialize_model(model), MIN_OPSET)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rpartition("failed: ")[2]
-        raise UnsupportedError(what, [reason], fix) from error
-    converted = ir.serde.deserialize_model(proto)
-    if (found := _ends(converted)) != (wanted := _ends(model)):
-        reason = f"its inputs and outputs would change from {wanted} to {found}"
-        raise UnsupportedError(what, [reason], fix)
-    return converted
-
-
-def _ends(model: ir.Model) -> list[str]:
-    """Inputs with their shapes, and outputs."""
-    inputs = [f"{value.name} {_dims(value.shape or ())}" for value in model.graph.inputs]
-    return [*inputs, *(value.name or "" for value in model.graph.outputs)]
-
-
-def _move_foreign(model: ir.Model, opset: int) -> None:
-    """Takes operators out of the standard domain that it does not have.
-
-    ONNX Runtime writes them there, whatever the opset; the pass unfuse_norm spells them anew.
-    """
-    foreign = [op_type for op_type in FOREIGN if not onnx.defs.has(op_type, opset)]
-    for node in model.graph.all_nodes():
-        if node.domain == "" and node.op_type in foreign:
-            node.domain = CONTRIB
-            model.graph.opset_imports.setdefault(node.domain, 1)
 
 
 def _clean(model: ir.Model) -> None:

@@ -10,24 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from twofour.core import numerics
-from twofour.core.errors import UnsupportedError
 from twofour.onnx_tools.edit import Editor, bypass, constant, is_standard, operand, sole_use
 from twofour.onnx_tools.folding import fold_constants
 from twofour.onnx_tools.infer import infer_shapes
+from twofour.onnx_tools.upgrade import upgrade
 
 Array = NDArray[Any]
 
 LEAST_OPSET = 13
 """The first with an axis in DequantizeLinear."""
-UPGRADE_TO = 17
-_UPGRADE_IR = 8  # of the same release; before 4, initializers have to be inputs too
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -38,7 +34,7 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     model = model.clone()
     common_passes.RemoveInitializersFromInputsPass()(model)
-    model = upgrade(model)
+    model = upgrade(model, LEAST_OPSET)
     common_passes.InlinePass()(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     fold_constants(model)
@@ -50,27 +46,6 @@ def prepare(model: ir.Model) -> ir.Model:
     common_passes.NameFixPass()(model)
     infer_shapes(model)
     return model
-
-
-def upgrade(model: ir.Model) -> ir.Model:
-    """Converts a model older than opset 13, in place or as a new one; returns others as they are.
-
-    Raises:
-        UnsupportedError: the onnx package has no conversion for an operator.
-    """
-    opset = model.opset_imports.get("", LEAST_OPSET)
-    if opset >= LEAST_OPSET:
-        return model
-    model.ir_version = max(model.ir_version or 0, _UPGRADE_IR)
-    try:
-        converted = onnx.version_converter.convert_version(ir.to_proto(model), UPGRADE_TO)
-    except (RuntimeError, onnx.version_converter.ConvertError) as error:
-        raise UnsupportedError(
-            f"cannot convert the model from opset {opset} to {UPGRADE_TO}",
-            [str(error)],
-            f"export it with opset {UPGRADE_TO}",
-        ) from error
-    return ir.from_proto(converted)
 
 
 def fold_batchnorm(model: ir.Model) -> int:

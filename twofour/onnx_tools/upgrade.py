@@ -1,0 +1,68 @@
+"""A model's opset raised to one that the rest of the project reads."""
+
+from __future__ import annotations
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+
+from twofour.core.errors import UnsupportedError
+
+UPGRADE_TO = 17
+CONTRIB = "com.microsoft"
+FOREIGN = ("LayerNormalization", "SimplifiedLayerNormalization")
+"""Operators that ONNX Runtime writes into the standard domain of opsets that lack them."""
+_IR_VERSION = 8  # of the same release; before 4, initializers have to be inputs too
+
+
+def upgrade(model: ir.Model, least: int = UPGRADE_TO) -> ir.Model:
+    """Converts a model older than opset `least` to opset 17; returns others as they are.
+
+    Args:
+        model: its initializers are no inputs; changed, or not used any more.
+        least: at most 17.
+
+    Raises:
+        UnsupportedError: the onnx package has no conversion for an operator, or one that would
+            change the inputs or outputs.
+    """
+    opset = model.graph.opset_imports.setdefault("", UPGRADE_TO)
+    if opset >= least:
+        return model
+    move_foreign(model)
+    model.ir_version = max(model.ir_version or 0, _IR_VERSION)
+    what = f"the model cannot be converted from opset {opset} to {UPGRADE_TO}"
+    fix = f"export it again with opset {UPGRADE_TO} or newer"
+    try:
+        proto = onnx.version_converter.convert_version(ir.to_proto(model), UPGRADE_TO)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rpartition("failed: ")[2]
+        raise UnsupportedError(what, [reason], fix) from error
+    converted = ir.from_proto(proto)
+    if (found := _ends(converted)) != (wanted := _ends(model)):
+        reason = f"its inputs and outputs would change from {wanted} to {found}"
+        raise UnsupportedError(what, [reason], fix)
+    return converted
+
+
+def move_foreign(model: ir.Model) -> bool:
+    """Takes operators out of the standard domain that it does not have in the model's opset.
+
+    ONNX Runtime writes them there, whatever the opset.
+
+    Returns:
+        Whether the model has operators of ONNX Runtime, moved or its own.
+    """
+    opset = model.graph.opset_imports.get("", UPGRADE_TO)
+    foreign = [op_type for op_type in FOREIGN if not onnx.defs.has(op_type, opset)]
+    for node in model.graph.all_nodes():
+        if node.domain == "" and node.op_type in foreign:
+            node.domain = CONTRIB
+            model.graph.opset_imports.setdefault(node.domain, 1)
+    return any(node.domain == CONTRIB for node in model.graph.all_nodes())
+
+
+def _ends(model: ir.Model) -> list[str]:
+    """Inputs with their shapes, and outputs."""
+    inputs = [f"{value.name} {value.shape}" for value in model.graph.inputs]
+    return [*inputs, *(value.name or "" for value in model.graph.outputs)]
