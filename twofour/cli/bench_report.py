@@ -122,7 +122,9 @@ def _table(rows: list[Result], samples: int, width: int) -> Table:
             "min": timing.min_us,
             "CPU": timing.cpu_us,
         }
-        versus = f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})" if ratio else ""
+        versus = (
+            f"{_times(ratio.median)} ({_times(ratio.low)}-{_times(ratio.high)})" if ratio else ""
+        )
         table.add_row(
             printable(f"{row.name} {row.version}"),
             *(_number(scale * cells[header]) for header in shown),
@@ -130,6 +132,11 @@ def _table(rows: list[Result], samples: int, width: int) -> Table:
             *([versus] if several else []),
         )
     return table
+
+
+def _times(ratio: float) -> str:
+    """Three digits are enough."""
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
 
 
 def _number(value: float) -> str:
