@@ -12,40 +12,27 @@ not taken as it should be is kept in the folder that the failure names, and fail
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.fuzz.judge import ROOT, Judge, judging
 from tests.fuzz.models import generated
 from tests.fuzz.mutate import mutate
 
-ROOT = Path(__file__).parents[2]
 SEEDS, SECONDS = 450, 60.0  # of the short run, whichever ends first
 _LARGEST_BYTES = 700_000  # real files beyond are slow to build
 _ALLOWED = ("passed", "refused")
 
-Judge = Callable[[Path], dict[str, Any]]
-
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    """How a case ends, told by one worker process for all of them."""
-    command = [sys.executable, "-m", "tests.fuzz.worker"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as worker:  # type: ignore[call-overload]
-
-        def ask(path: Path) -> dict[str, Any]:
-            worker.stdin.write(f"{path}\n")
-            worker.stdin.flush()
-            found: dict[str, Any] = json.loads(worker.stdout.readline())
-            return found
-
+    """How a case ends."""
+    with judging() as ask:
         yield ask
 
 

@@ -1,7 +1,7 @@
 """Packages that others import and few commands use are read when they are first used.
 
 `onnx_ir` imports sympy for its symbolic dimensions: 0.2 s, a fifth of what `twofour inspect` may
-take, and most models have none.
+take, and most models have none. `onnxscript` imports all operators of the reference evaluator.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import LazyLoader
 from types import ModuleType
 
-MODULES = frozenset({"sympy", "onnx_ir._symbolic_shapes"})
+MODULES = frozenset({"sympy", "onnx_ir._symbolic_shapes", "onnx.reference.ops"})
 """The second reads the first at once, so both wait."""
 
 
