@@ -46,6 +46,8 @@ def mutate(data: bytes, seed: int) -> bytes:
 
 def _bytes(data: bytes, chance: random.Random) -> bytes:
     """Flips, cuts, repeats."""
+    if not data:
+        return data
     damaged = bytearray(data)
     kind = chance.randrange(4)
     if kind == 0:
