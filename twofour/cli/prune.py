@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +48,8 @@ def prune(
         source = standardized(load_model(model))
         pruned, report = prune_model(source, pattern, skip or ())
     if not any(not entry.reason for entry in report):
-        reasons = [f"{entry.node}: {entry.reason}" for entry in report]
+        counts = Counter(entry.reason for entry in report)
+        reasons = [f"{count} of {len(report)}: {reason}" for reason, count in counts.items()]
         raise InputError(
             f"no weight of {model} was pruned",
             reasons or ["expected a Conv, Gemm or MatMul with constant weights"],
