@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from twofour.compiler import ops
 from twofour.compiler.passes import rewrite, text
-from twofour.compiler.settle import infer
+from twofour.onnx_tools.infer import infer_shapes
 
 
 def graph(body: str, opset: int = 18, **weights: np.ndarray) -> ir.Model:
@@ -27,7 +27,7 @@ def graph(body: str, opset: int = 18, **weights: np.ndarray) -> ir.Model:
     model = ir.serde.deserialize_model(proto)
     for node in model.graph:
         node.name = node.outputs[0].name
-    infer(model)
+    infer_shapes(model)
     return model
 
 

@@ -129,7 +129,7 @@ def test_what_the_model_does_not_have_is_listed(folder: Path, tmp_path: Path) ->
 
 def test_marks_are_few_and_large() -> None:
     lost = [None, 4.0, 9.0, 2.9, -5.0, 3.0]
-    rows = [LayerDifference("v", "l", "o", "int8", "int8", 1, 1, 1, 1, (), each) for each in lost]
+    rows = [LayerDifference("v", "l", "o", "int8", 1, 1, 1, 1, (), each) for each in lost]
     assert marked(rows) == {1, 2, 5}
     assert marked(rows, most=1) == {2}
 

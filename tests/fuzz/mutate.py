@@ -117,7 +117,7 @@ def contents_of_a_tensor(model: onnx.ModelProto, chance: random.Random) -> None:
                   for i in range(0, count, 8)]  # fmt: skip
         values[chance.randrange(len(values))] = chance.choice(SIZES)
         tensor.raw_data = b"".join(v.to_bytes(8, "little", signed=True) for v in values)
-    elif kind == onnx.TensorProto.FLOAT and count >= 4:
+    elif kind == onnx.TensorProto.FLOAT and count:
         data = bytearray(tensor.raw_data)
         struct.pack_into("<f", data, chance.randrange(count // 4) * 4, chance.choice(FLOATS))
         tensor.raw_data = bytes(data)
@@ -245,7 +245,7 @@ def attribute_of_a_node(model: onnx.ModelProto, chance: random.Random) -> None:
     if kind == 0:
         node.attribute.remove(attribute)
     elif kind == 1:
-        attribute.type = chance.choice(range(15)) if chance.random() < 0.5 else 7
+        attribute.type = chance.choice((*range(15), 99)) if chance.random() < 0.5 else 7
     elif kind == 2:
         attribute.name = chance.choice((*NAMES, "axis", "pads", "group"))
     elif attribute.ints and kind == 3:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _NAMED = 3  # layers of a group that are named
 _BAR = 10
-_NAME = 38
+_NAME = 30
+_TYPES = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def compare(
@@ -160,15 +161,17 @@ def _layers(found: Layers) -> list[Table | str]:
         caption="lost: SQNR less than that of the worst tensor that the layer reads.",
         caption_justify="left",
     )
-    table.add_column("tensor", overflow="fold")
-    for header in ("stored as", "SQNR", "", "cosine", "lost"):
+    for header in ("layer", "tensor"):
+        table.add_column(header, overflow="fold")
+    for header in ("type", "SQNR", "", "cosine", "lost"):
         table.add_column(header, justify="left" if header == "" else "right", no_wrap=True)
     guilty = marked(found.rows)
     for index, row in enumerate(found.rows):
         lost = "" if row.lost_db is None else f"{row.lost_db:.1f} dB"
         table.add_row(
+            printable(short(row.layer, _NAME)),
             printable(short(row.value, _NAME)),
-            row.stored,
+            _TYPES.get(row.precision, row.precision),
             _decibels(row.sqnr_db),
             _bar(row.sqnr_db),
             f"{row.cosine:.5f}",
@@ -177,9 +180,7 @@ def _layers(found: Layers) -> list[Table | str]:
         )
     worst = sorted(guilty, key=lambda i: -(found.rows[i].lost_db or 0.0))
     words = [
-        f"- {short(found.rows[i].value, _NAME)} loses {found.rows[i].lost_db:.1f} dB "
-        f"({found.rows[i].op}, {found.rows[i].precision})"
-        for i in worst
+        f"- {short(found.rows[i].value, _NAME)} loses {found.rows[i].lost_db:.1f} dB" for i in worst
     ]
     notes = [f"- {text}" for text in found.without]
     head = f"{len(notes)} tensors of the engine cannot be compared"

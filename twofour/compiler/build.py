@@ -45,6 +45,7 @@ from twofour.onnx_tools.eligible import NothingToQuantizeError
 from twofour.onnx_tools.load import load_model, model_bytes
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
+from twofour.onnx_tools.sparse import densified
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 _NEAR_BYTES = 1 << 20  # weights of a whole network that an L2 may hold from run to run
@@ -317,7 +318,7 @@ def _source(model: Model) -> tuple[ir.Model, str, str]:
         loaded = load_model(model)
         return loaded, Path(model).name, hashlib.sha256(Path(model).read_bytes()).hexdigest()
     if isinstance(model, onnx.ModelProto):
-        model = ir.from_proto(model)
+        model = ir.from_proto(densified(model))
     return model, model.graph.name or "model", hashlib.sha256(model_bytes(model)).hexdigest()
 
 

@@ -27,9 +27,10 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from twofour.compiler.bounds import require_fits
-from twofour.compiler.settle import infer, settle
+from twofour.compiler.bounds import lists_numbers, require_fits
+from twofour.compiler.settle import settle
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.onnx_tools.infer import infer_shapes
 from twofour.onnx_tools.upgrade import move_foreign, upgrade
 
 IR_VERSION = 10
@@ -193,7 +194,7 @@ def _clean(model: ir.Model) -> None:
             value.shape = ir.Shape([None] * rank)
     require_fits(model.graph)
     _check(model)
-    infer(model)
+    infer_shapes(model, follow=not lists_numbers(model.graph))
     require_fits(model.graph)
 
 

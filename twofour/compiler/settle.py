@@ -8,18 +8,15 @@ shapes that onnx cannot infer   -> as ONNX Runtime infers them
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from twofour.compiler.bounds import lists_numbers
 from twofour.compiler.passes import rewrite
 from twofour.compiler.passes.pipeline import UNFUSE
 from twofour.compiler.second_opinion import told
 from twofour.onnx_tools.folding import fold_constants
 
 _MAX_FILLED_ELEMENTS = 1 << 12
-_MAX_READ_ELEMENTS = 1 << 10  # of constants that tell a shape
 
 
 def settle(model: ir.Model) -> None:
@@ -27,8 +24,8 @@ def settle(model: ir.Model) -> None:
 
     Each may need what the other finds: shapes of what stands behind, constants.
     """
-    before: list[tuple[str, int]] = []
-    while (now := [(node.op_type, len(node.inputs)) for node in model.graph]) != before:
+    before: list[tuple[str, int, int]] = []
+    while (now := _state(model.graph)) != before:
         before = now
         for entry in UNFUSE:
             rewrite.apply(entry.name, entry.rule, model.graph)
@@ -38,29 +35,17 @@ def settle(model: ir.Model) -> None:
         _ask(model)
 
 
-def infer(model: ir.Model) -> None:
-    """Infers the types and shapes of all values, in place.
+def _state(graph: ir.Graph) -> list[tuple[str, int, int]]:
+    """Of each node its operator, how much it reads, and how many of its results are known."""
+    return [
+        (node.op_type, len(node.inputs), sum(not _is_unknown(value) for value in node.outputs))
+        for node in graph
+    ]
 
-    A model that contradicts itself is left as it is.
-    """
-    follow = not lists_numbers(model.graph)
-    outline = model.clone()
-    for value in list(outline.graph.initializers.values()):
-        if value.const_value is not None and value.const_value.size > _MAX_READ_ELEMENTS:
-            del outline.graph.initializers[value.name or ""]  # so that no weight is copied
-            outline.graph.inputs.append(value)
-    try:
-        proto = onnx.shape_inference.infer_shapes(
-            ir.to_proto(outline), check_type=True, strict_mode=True, data_prop=follow
-        )
-    except onnx.shape_inference.InferenceError:
-        return
-    for graph, inferred in zip(model.graphs(), ir.from_proto(proto).graphs(), strict=True):
-        found = ir.convenience.create_value_mapping(inferred)
-        for name, value in ir.convenience.create_value_mapping(graph).items():
-            if name in found and found[name].type is not None:
-                value.type = found[name].type
-                value.shape = value.shape if found[name].shape is None else found[name].shape
+
+def _is_unknown(value: ir.Value) -> bool:
+    """Whether its type or its shape is not known."""
+    return value.dtype is None or value.shape is None or not value.shape.is_static()
 
 
 def _ask(model: ir.Model) -> None:
@@ -68,7 +53,7 @@ def _ask(model: ir.Model) -> None:
     if all(node.domain == "" for node in model.graph):
         return
     values = [value for node in model.graph for value in node.outputs if value.name]
-    unknown = [v for v in values if v.dtype is None or v.shape is None or not v.shape.is_static()]
+    unknown = [value for value in values if _is_unknown(value)]
     if not unknown:
         return
     found = told(ir.to_proto(model), [value.name or "" for value in unknown])

@@ -25,7 +25,6 @@ from twofour.evaluate.judge import Task
 from twofour.onnx_tools.reference import Reference
 from twofour.runtime.session import Session
 
-_EXACT_DB = 100.0  # what sums of floats in another order are above
 CHUNK_BYTES = 128 << 20
 """Of tensors that the model gives at a time."""
 
@@ -38,22 +37,20 @@ class LayerDifference:
         value: its name in the model.
         layer: name of the engine's layer, the model's name of its main node.
         op: fused operator.
-        precision: that the layer computes in.
-        stored: type of the tensor as it was written.
+        precision: of the layer.
         sqnr_db: against the model's tensor.
         cosine: likewise.
         max_abs: largest difference.
         reference_max_abs: largest value of the model's tensor.
         reads: the nearest tensors above that the engine writes, too, or takes as input.
         lost_db: how much less the SQNR is than the least of what it reads; None where all of that
-            is exact, up to the rounding of floats.
+            is exact.
     """
 
     value: str
     layer: str
     op: str
     precision: str
-    stored: str
     sqnr_db: float
     cosine: float
     max_abs: float
@@ -163,15 +160,13 @@ class _Walk:
 
     def rows(self) -> Iterator[LayerDifference]:
         """What was found, in the order of the engine."""
-        for (index, name), (sums, source) in self._sums.items():
+        for (index, _), (sums, source) in self._sums.items():
             layer, found = self._plan.layers[index], sums.result()
-            stored = {write.tensor.name: write.tensor.dtype for write in layer.writes}
             yield LayerDifference(
                 source,
                 layer.name,
                 layer.op,
                 layer.precision,
-                stored[name],
                 found.sqnr_db,
                 found.cosine,
                 found.max_abs,
@@ -214,9 +209,13 @@ def _with_losses(rows: Iterator[LayerDifference], model: Reference) -> Iterator[
     for row in every:
         reads = (row.value,) if row.value in seen else sources.get(row.value, ())
         before = min((seen.get(name, math.inf) for name in reads), default=math.inf)
-        lost = None if before >= _EXACT_DB else before - row.sqnr_db
+        lost = None if before == math.inf else _less(before, row.sqnr_db)
         seen[row.value] = row.sqnr_db
         yield replace(row, reads=reads, lost_db=lost)
+
+
+def _less(before_db: float, after_db: float) -> float:
+    return 0.0 if before_db == after_db else before_db - after_db
 
 
 def marked(rows: Sequence[LayerDifference], most: int = 5, least_db: float = 3.0) -> set[int]:

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
-_OF_NO_TENSORS = ("Sequence", "Optional")
+_MAX_READ_ELEMENTS = 1 << 10  # of constants that tell a shape
 
 
-def infer_shapes(model: ir.Model) -> None:
-    """Fills in what can be inferred, in place; the rest stays open.
+def infer_shapes(model: ir.Model, follow: bool = True) -> None:
+    """Infers the types and shapes of all values, in place.
 
-    Sequences and optional values get their own type: onnx_ir gives them that of their elements, and
-    no runtime takes such a model.
+    A model that contradicts itself is left as it is.
+
+    Args:
+        model: the model.
+        follow: whether shapes that are computed are followed through the operators that do it.
     """
-    others = _types_of_no_tensors(model)
-    common_passes.ShapeInferencePass()(model)
-    for value in (value for node in model.graph for value in node.outputs):
-        if (found := others.get(value.name or "")) is not None:
-            value.type, value.shape = found, None
-
-
-def _types_of_no_tensors(model: ir.Model) -> dict[str, ir.TypeProtocol]:
-    """Name of each value of the main graph that is no tensor -> its type."""
-    if not any(word in node.op_type for node in model.graph.all_nodes() for word in _OF_NO_TENSORS):
-        return {}
-    inferred = onnx.shape_inference.infer_shapes(ir.to_proto(model))
-    return {
-        info.name: kind
-        for info in inferred.graph.value_info
-        if not info.type.HasField("tensor_type")
-        and (kind := ir.serde.deserialize_type_proto_for_type(info.type)) is not None
-    }
+    outline = model.clone()
+    for value in list(outline.graph.initializers.values()):
+        if value.const_value is not None and value.const_value.size > _MAX_READ_ELEMENTS:
+            del outline.graph.initializers[value.name or ""]  # so that no weight is copied
+            outline.graph.inputs.append(value)
+    try:
+        proto = onnx.shape_inference.infer_shapes(
+            ir.to_proto(outline), check_type=True, strict_mode=True, data_prop=follow
+        )
+    except onnx.shape_inference.InferenceError:
+        return
+    for graph, inferred in zip(model.graphs(), ir.from_proto(proto).graphs(), strict=True):
+        found = ir.convenience.create_value_mapping(inferred)
+        for name, value in ir.convenience.create_value_mapping(graph).items():
+            if name in found and found[name].type is not None:
+                value.type = found[name].type
+                value.shape = value.shape if found[name].shape is None else found[name].shape

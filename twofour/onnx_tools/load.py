@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from twofour.core.errors import InputError
 from twofour.onnx_tools import guard
+from twofour.onnx_tools.dialect import set_aside
 from twofour.onnx_tools.sparse import make_dense
 from twofour.onnx_tools.stored import (
     MAX_MODEL_BYTES,
@@ -175,6 +176,7 @@ def _checked(path: Path, proto: onnx.ModelProto, apart: dict[int, Bytes]) -> ir.
         raise InputError(f"{path} holds tensors that are damaged", damaged, _FIX_EXPORT)
     make_dense(proto, apart)
     outline = _without(proto, apart)
+    set_aside(outline)
     try:
         onnx.checker.check_model(outline)
         conflicts = type_conflicts(ir.from_proto(onnx.shape_inference.infer_shapes(outline)))

@@ -1,4 +1,4 @@
-"""Sparse initializers, which hold only what is not zero, become plain ones."""
+"""Sparse constants, which hold only what is not zero, become plain ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIX = "export the model again, with plain initializers"
 
 
 def make_dense(proto: onnx.ModelProto, apart: dict[int, Bytes]) -> None:
-    """Replaces the sparse initializers of a model and its subgraphs.
+    """Replaces the sparse constants of a model, its subgraphs and functions.
 
     Args:
         proto: changed; its tensors are as large as they say.
@@ -27,20 +27,12 @@ def make_dense(proto: onnx.ModelProto, apart: dict[int, Bytes]) -> None:
         InputError: values and indices do not fit each other or the dense shape, or all of them
             together are more than 256 MiB.
     """
-    total = 0
+    left = _MOST_BYTES
     for graph in all_graphs(proto):
         for sparse in graph.sparse_initializer:
             name = sparse.values.name
-            total += _dense_bytes(sparse)
-            if total > _MOST_BYTES:
-                reason = f"expected at most {_MOST_BYTES} bytes in all, got {total}"
-                raise InputError(f"sparse initializer {name!r} is too large", [reason], _FIX)
-            try:
-                dense = _dense(sparse)
-            except (ValueError, IndexError, TypeError) as error:
-                raise InputError(
-                    f"sparse initializer {name!r} is damaged", [str(error)], _FIX
-                ) from error
+            dense = _within(sparse, name, left)
+            left -= dense.nbytes
             tensor = graph.initializer.add(
                 name=name, dims=sparse.dims, data_type=sparse.values.data_type
             )
@@ -49,6 +41,43 @@ def make_dense(proto: onnx.ModelProto, apart: dict[int, Bytes]) -> None:
             else:
                 tensor.raw_data = dense.tobytes()
         del graph.sparse_initializer[:]
+    nodes = [node for graph in all_graphs(proto) for node in graph.node]
+    nodes += [node for function in proto.functions for node in function.node]
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        if attribute.HasField("sparse_tensor"):  # the sparse_value of a Constant
+            sparse = attribute.sparse_tensor
+            dense = _within(sparse, "of a Constant", left)
+            left -= dense.nbytes
+            tensor = numpy_helper.from_array(dense.reshape(tuple(sparse.dims)))
+            attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
+
+
+def densified(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with plain initializers; itself where it has no sparse one."""
+    if not proto.graph.sparse_initializer:
+        return proto
+    copy, apart = onnx.ModelProto(), dict[int, Bytes]()
+    copy.CopyFrom(proto)
+    make_dense(copy, apart)
+    for index, data in apart.items():
+        copy.graph.initializer[index].raw_data = bytes(data)
+    return copy
+
+
+def _within(
+    sparse: onnx.SparseTensorProto, name: str, left: int
+) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
+    """All values in one row, of at most `left` bytes."""
+    size_bytes = _dense_bytes(sparse)
+    if size_bytes > left:
+        reason = (
+            f"expected at most {_MOST_BYTES} bytes in all, got {_MOST_BYTES - left + size_bytes}"
+        )
+        raise InputError(f"sparse constant {name!r} is too large", [reason], _FIX)
+    try:
+        return _dense(sparse)
+    except (ValueError, IndexError, TypeError) as error:
+        raise InputError(f"sparse constant {name!r} is damaged", [str(error)], _FIX) from error
 
 
 def _dense_bytes(sparse: onnx.SparseTensorProto) -> int:
@@ -58,7 +87,7 @@ def _dense_bytes(sparse: onnx.SparseTensorProto) -> int:
     elif sparse.values.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
         reason = "its values are no numbers"
     if reason:
-        raise InputError(f"sparse initializer {sparse.values.name!r} is damaged", [reason], _FIX)
+        raise InputError(f"sparse constant {sparse.values.name!r} is damaged", [reason], _FIX)
     count: int = math.prod(sparse.dims)
     return count * ir.DataType(sparse.values.data_type).bitwidth // 8
 

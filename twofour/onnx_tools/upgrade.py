@@ -7,11 +7,13 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from twofour.core.errors import UnsupportedError
+from twofour.onnx_tools.edit import constant, operand
 
 UPGRADE_TO = 17
 CONTRIB = "com.microsoft"
 FOREIGN = ("LayerNormalization", "SimplifiedLayerNormalization")
 """Operators that ONNX Runtime writes into the standard domain of opsets that lack them."""
+_RESIZE_HAS_WAYS = 11  # the first opset whose Resize says which pixels it reads
 _IR_VERSION = 8  # of the same release; before 4, initializers have to be inputs too
 
 
@@ -39,10 +41,34 @@ def upgrade(model: ir.Model, least: int = UPGRADE_TO) -> ir.Model:
         reason = str(error).strip().splitlines()[0].rpartition("failed: ")[2]
         raise UnsupportedError(what, [reason], fix) from error
     converted = ir.from_proto(proto)
+    if opset < _RESIZE_HAS_WAYS:
+        _keep_resizing(converted, what, fix)
     if (found := _ends(converted)) != (wanted := _ends(model)):
         reason = f"its inputs and outputs would change from {wanted} to {found}"
         raise UnsupportedError(what, [reason], fix)
     return converted
+
+
+def _keep_resizing(model: ir.Model, what: str, fix: str) -> None:
+    """Says what a Resize or Upsample of old meant; the converter leaves it at today's default.
+
+    Then a pixel came from its place divided by the scale, and the nearest one was that rounded
+    down, or, as ONNX Runtime has it where the image shrinks, up.
+    """
+    for node in model.graph.all_nodes():
+        if node.domain != "" or node.op_type != "Resize":
+            continue
+        scales = constant(operand(node, 2))
+        node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+            "coordinate_transformation_mode", "asymmetric"
+        )
+        if node.attributes.get_string("mode", "nearest") != "nearest":
+            continue
+        if scales is None or (scales.min(initial=1) < 1 < scales.max(initial=1)):
+            reason = f"which pixel is nearest depends on the scales of Resize {node.name!r}"
+            raise UnsupportedError(what, [reason], fix)
+        rounding = "ceil" if scales.min(initial=1) < 1 else "floor"
+        node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", rounding)
 
 
 def move_foreign(model: ir.Model) -> bool:
