@@ -46,7 +46,7 @@ def test_a_dense_form_has_no_sparse_kernel_and_a_pruned_one_has(precision: str) 
 def test_of_a_quantized_model_only_int8_is_left() -> None:
     found = forms(placeholder_quantize(option_a()))
     assert list(found.bases) == ["int8"]
-    assert any("Q/DQ already" in note for note in found.notes)
+    assert any("quantized already" in note for note in found.notes)
     with pytest.raises(InputError, match="nothing is left to forecast"):
         forms(placeholder_quantize(option_a()), precisions=("f32",))
 

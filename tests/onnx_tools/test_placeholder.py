@@ -5,7 +5,8 @@ import onnx_ir as ir
 
 from tests.onnx_tools.networks import option_a, samples
 from twofour.compiler.build import build
-from twofour.onnx_tools.placeholder import is_quantized, placeholder_quantize
+from twofour.onnx_tools.eligible import is_quantized
+from twofour.onnx_tools.placeholder import placeholder_quantize
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
 

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from twofour.cli.options import Shapes, Threads, parse_shapes
-from twofour.cli.output import Json, Output, Quiet, printable
+from twofour.cli.output import Json, Output, Quiet, by_reason, printable, short
 
 if TYPE_CHECKING:
     from twofour.predict.layers import LayerTimes
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twofour.predict.verdicts import Verdict
 
 _WIDE = 96
+_NAME, _LONG = 34, 60  # characters of a name, in the table and in lists
 _Row = tuple["LayerTimes", "Verdict | None"]
 
 
@@ -120,7 +121,7 @@ def _layers(found: Forecast, rows: Sequence[Sequence[_Row]], width: int) -> Tabl
     for group in rows:
         layer, verdict = group[0]
         table.add_row(
-            printable(f"{layer.name}\n  {layer.shape or layer.op}"),
+            printable(f"{short(layer.name, _NAME)}\n  {layer.shape or layer.op}"),
             str(len(group)),
             _share(sum(each.share or 0.0 for each, _ in group)),
             *(cell for p, names in shown.items() for cell in _cells(group, p, names)),
@@ -206,25 +207,21 @@ def _advice(found: Forecast) -> list[str]:
         return []
     many = f"{len(found.worth)} of {len(found.layers)} layers"
     lines = [f"worth pruning, to {found.judged}: {many}"]
-    lines += [f"  {', '.join(found.worth)}"] if found.worth else []
-    reasons: dict[str, list[str]] = {}
-    for verdict in found.verdicts:
-        if not verdict.pays:
-            reasons.setdefault(verdict.reason, []).append(_with_times(verdict))
-    if reasons:
-        lines.append("not worth it")
-        lines += [f"- {reason}\n  {', '.join(names)}" for reason, names in reasons.items()]
-    commands = found.commands()
-    if commands:
-        measure, train = commands
-        lines += [f"measure it: {measure}", f"train it, where modules are so named: {train}"]
-    else:
-        lines.append("pruning does not pay on this machine")
-    return lines
+    lines += [f"  {', '.join(short(name, _LONG) for name in found.worth)}"] if found.worth else []
+    left = [(v.reason, _with_times(v)) for v in found.verdicts if not v.pays]
+    lines += by_reason("not worth it", left)
+    if not found.worth:
+        return [*lines, "pruning does not pay here"]
+    measure, train = found.commands()
+    return [
+        *lines,
+        f"measure it:  {measure}",
+        f"train it, if its modules are named like this:  {train}",
+    ]
 
 
 def _with_times(verdict: Verdict) -> str:
     if verdict.dense_us is None or verdict.sparse_us is None:
-        return verdict.layer
+        return short(verdict.layer, _LONG)
     dense, sparse = map(_microseconds, (verdict.dense_us, verdict.sparse_us))
-    return f"{verdict.layer} ({dense} us, sparse {sparse})"
+    return f"{short(verdict.layer, _LONG)} ({dense} us, sparse {sparse})"

@@ -27,8 +27,9 @@ from twofour.core.patterns import is_pattern
 from twofour.core.target import Target, why_no_bf16
 from twofour.engine import Engine
 from twofour.kernels.cpu.tactic import tactics
+from twofour.onnx_tools.eligible import is_quantized
 from twofour.onnx_tools.load import load_model
-from twofour.onnx_tools.placeholder import is_quantized, placeholder_quantize
+from twofour.onnx_tools.placeholder import placeholder_quantize
 from twofour.onnx_tools.prune import Pruned, prune
 from twofour.onnx_tools.weights import layer_weights
 
@@ -181,7 +182,7 @@ def _base(graph: ir.Model, precision: str, target: Target) -> ir.Model:
     if is_quantized(graph):
         if precision == INT8:
             return graph
-        raise InputError("the model has Q/DQ already, which decides what is INT8 in it")
+        raise InputError("the model is quantized already, which decides what is INT8 in it")
     if precision == BF16 and (reason := why_no_bf16(target)):
         raise UnsupportedError(reason)
     return placeholder_quantize(graph) if precision == INT8 else graph

@@ -99,6 +99,11 @@ def count_integer(model: ir.Model) -> int:
     )
 
 
+def is_quantized(model: ir.Model) -> bool:
+    """Whether the model computes with integers already."""
+    return any(_computes_integers(node) for node in model.graph.all_nodes())
+
+
 def require_float(model: ir.Model) -> None:
     """Refuses a model that computes with integers already.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from twofour.onnx_tools.edit import is_standard
 from twofour.onnx_tools.histogram import Range
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.placement import place
@@ -18,11 +17,6 @@ from twofour.onnx_tools.prepare import prepare
 from twofour.onnx_tools.quantize import insert
 
 _WIDTH, _STEP = 4.0, 1 / 1024
-
-
-def is_quantized(model: ir.Model) -> bool:
-    """Whether the main graph has Q/DQ nodes."""
-    return any(is_standard(n, "QuantizeLinear", "DequantizeLinear") for n in model.graph)
 
 
 def placeholder_quantize(model: ir.Model, options: QuantizeOptions | None = None) -> ir.Model:
