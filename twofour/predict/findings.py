@@ -43,7 +43,11 @@ class Findings:
             if pattern := _best_pattern(us, precision):
                 form = Form(precision, pattern)
                 refusals = forms.refusals(pattern)
-                courts.append(Court(form, us[Form(precision)], refusals, copy_gbps))
+                dense = plans[Form(precision)]
+                # On a busy machine a run takes longer than its layers, which were timed at best.
+                whole_us = sum(layer.time_us or 0.0 for layer in dense.layers)
+                run_us = whole_us or us[Form(precision)]
+                courts.append(Court(form, run_us, refusals, copy_gbps))
         return Findings(forms, measured, layers, tuple(courts))
 
     def forecast(self, model: str) -> Forecast:
@@ -100,6 +104,8 @@ class Findings:
     def _where_it_pays(self, court: Court, run_us: float) -> tuple[float, tuple[str, ...], int]:
         """The run where only those layers are pruned, those left dense, and how many are not."""
         left, pays = [], 0
+        us = {each.form: each.time_us for each in self.measured}
+        pace = us[Form(court.form.precision)] / court.run_us
         for layer, verdict in zip(self.layers, map(court.judge, self.layers), strict=True):
             times = layer.at(court.form.precision)
             pays += verdict.pays
@@ -108,7 +114,7 @@ class Findings:
             left.append(layer.name)
             chosen = times.to(court.form.pattern).chosen_us
             if times.dense_us is not None and chosen is not None:
-                run_us += max(times.dense_us - chosen, 0.0)
+                run_us += pace * max(times.dense_us - chosen, 0.0)
         return run_us, tuple(left), pays
 
     def _skip(self, court: Court, verdicts: Sequence[Verdict]) -> Iterator[str]:

@@ -45,7 +45,7 @@ class Court:
 
     Attributes:
         form: that the model is to have.
-        run_us: of its dense form.
+        run_us: of the layers of its dense form together.
         refusals: why nodes cannot be pruned to its pattern, by name.
         copy_gbps: bytes in and out together that a core moves within L2.
     """
