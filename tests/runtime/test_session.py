@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.graphs import graph
+from tests.sample_models import conv_model
 from twofour.compiler.build import build
 from twofour.core.abi import MAX_THREADS
 from twofour.core.errors import EngineError, InputError, UnsupportedError
@@ -302,3 +303,11 @@ def test_load_opens_a_file(engine, expected, tmp_path) -> None:
             assert (session.run({"x": X})["y"] == expected).all()
     with pytest.raises(InputError, match="no engine at"):
         load(tmp_path / "missing.engine")
+
+
+def test_a_view_that_does_not_fit_is_not_copied(tmp_path):
+    """Of 2**50 floats, all of them one."""
+    engine = build(conv_model(tmp_path / "m.onnx", batch=1), tuning_effort=0)
+    view = np.broadcast_to(np.float32(1), (1 << 50, 4, 8, 8))
+    with Session(engine) as session, pytest.raises(InputError, match="do not fit the engine"):
+        session.run({"x": view})

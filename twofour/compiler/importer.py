@@ -35,6 +35,7 @@ from twofour.onnx_tools.upgrade import move_foreign, upgrade
 
 IR_VERSION = 10
 ASSUMED_KEY = "twofour.assumed_dims"  # metadata: JSON, symbolic dimension -> the number it became
+_INVALID = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 _WINDOWED = ("AveragePool", "Conv", "LpPool", "MaxPool")
 _GENERATED = re.compile(r"(node(_.*)?)?")  # by torch's newer exporter, or by onnx-ir
 _NAMELESS = re.compile(r"(node(_\d+)?)?")
@@ -314,7 +315,7 @@ def _check(model: ir.Model) -> None:
     """Raises UnsupportedError where the checks of the onnx package do not let the model pass."""
     try:
         common.CheckerPass(full_check=True)(model)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (*_INVALID, ValueError) as error:  # the last of types that are none
         raise UnsupportedError(
             "the model is not valid ONNX",
             str(error).strip().splitlines()[:3],

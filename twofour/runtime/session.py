@@ -247,7 +247,7 @@ class Session:
             array = inputs.get(name)
             if not isinstance(array, np.ndarray) or array.dtype != dtype:
                 raise self._refusal(name, inputs)
-            tensors[name] = array if array.flags.c_contiguous else array.copy()
+            tensors[name] = array
         if len(inputs) != len(tensors):
             raise self._refusal("", inputs)
         key = tuple([array.shape for array in tensors.values()])
@@ -257,6 +257,9 @@ class Session:
                 self._bounds.clear()
             shapes = {name: array.shape for name, array in tensors.items()}
             bound = self._bounds[key] = bind(self.engine.plan, shapes)
+        for name, array in tensors.items():  # a view may stand for more than memory holds
+            if not array.flags.c_contiguous:
+                tensors[name] = array.copy()
         return tensors, bound
 
     def _step(self, step: Step, profile: Profile) -> NativeStep | FallbackStep:
