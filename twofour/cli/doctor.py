@@ -75,7 +75,25 @@ def doctor(
     out.show(*gpu_lines(gpus), package_table(packages))
     probes = _probes(out) if measure else []
     out.show(*gain_lines(probes))
-    document = {
+    found = {
+        "machine": dataclasses.asdict(machine),
+        "noise": noise,
+        "speed": dataclasses.asdict(speed),
+        "gpus": [dataclasses.asdict(each) for each in gpus],
+        "packages": packages,
+        "probes": [dataclasses.asdict(each) for each in probes],
+    }
+    out.data("doctor/1", {**_identity(), **found})
+
+
+def _identity() -> dict[str, Any]:
+    """This version, and what CPU and target it runs on."""
+    from twofour.core.features import features_of
+    from twofour.core.target import detect_host, host_target
+    from twofour.core.version import __version__
+
+    host, target = detect_host(), host_target()
+    return {
         "version": __version__,
         "python": platform.python_version(),
         "cpu": host.model,
@@ -86,17 +104,10 @@ def doctor(
         "features": sorted(host.features),
         "kernels": [
             {"feature": each.name, "here": each.here(host.features), "gives": each.gives}
-            for each in features
+            for each in features_of(host.arch)
         ],
         "missing_features": _missing_features(),
-        "machine": dataclasses.asdict(machine),
-        "noise": noise,
-        "speed": dataclasses.asdict(speed),
-        "gpus": [dataclasses.asdict(each) for each in gpus],
-        "packages": packages,
-        "probes": [dataclasses.asdict(each) for each in probes],
     }
-    out.data("doctor/1", document)
 
 
 def _missing_features() -> dict[str, list[str]]:
