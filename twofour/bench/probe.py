@@ -71,9 +71,8 @@ def _probe(precision: str, pattern: str) -> list[Probe]:
     def layer_of(sparsity: str) -> Layer:
         """Each kind is tuned alone: beside a faster one it would not be tuned to the end."""
         model = _convolution(pattern)
-        kind = {"int8": int8, "data": data, "bf16": bf16, "sparsity": sparsity}
-        plan = build(model, race=False, **kind).plan
-        return max(plan.layers, key=lambda layer: layer.macs)
+        engine = build(model, int8=int8, data=data, bf16=bf16, sparsity=sparsity, race=False)
+        return max(engine.plan.layers, key=lambda layer: layer.macs)
 
     dense, sparse = layer_of("disable"), layer_of("force")
     if dense.time_us is None or sparse.time_us is None or not is_sparse(sparse.tactic):
