@@ -26,7 +26,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from twofour.core.errors import Error, GateError
+from twofour.core.errors import Error, GateError, UnsupportedError
 from twofour.core.progress import Report, silent
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -215,6 +215,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except Error as e:
             _print_error(e, as_json=arguments.get("as_json", False))
             raise typer.Exit(e.exit_code) from e
+        except MemoryError as e:
+            full = UnsupportedError("not enough memory", [str(e)], "give smaller inputs")
+            _print_error(full, as_json=arguments.get("as_json", False))
+            raise typer.Exit(full.exit_code) from e
         except KeyboardInterrupt as e:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(_SIGINT_EXIT) from e

@@ -160,7 +160,12 @@ def build(model: Model, *, progress: Progress | None = None, **options: Any) -> 
             f"build has no option {min(unknown)!r}",
             [f"expected some of {', '.join(sorted(known))}"],
         )
-    return compile_model(model, BuildOptions(**options), progress)
+    try:
+        return compile_model(model, BuildOptions(**options), progress)
+    except MemoryError as error:
+        raise UnsupportedError(
+            "the build ran out of memory", [f"{error}"], "build for smaller inputs"
+        ) from error
 
 
 def compile_model(model: Model, options: BuildOptions, progress: Progress | None = None) -> Engine:

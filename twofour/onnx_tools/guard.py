@@ -28,8 +28,13 @@ def problems(proto: onnx.ModelProto) -> list[str]:
     """
     found = _calls(proto)
     graphs = all_graphs(proto)
+    ends = {_key_of(f): (len(f.input), len(f.output)) for f in proto.functions}
     for node in (node for owner in (*graphs, *proto.functions) for node in owner.node):
         found.extend(_attributes(node))
+        most = ends.get(_key(node))
+        if most is not None and (len(node.input) > most[0] or len(node.output) > most[1]):
+            has = f"{len(node.input)} inputs and {len(node.output)} outputs"
+            found.append(f"{node.op_type} {node.name!r}: the function takes {most}, it has {has}")
     for graph in graphs:
         for info in (*graph.input, *graph.output, *graph.value_info):
             dims = [d.dim_value for d in info.type.tensor_type.shape.dim if d.HasField("dim_value")]
@@ -43,7 +48,7 @@ def problems(proto: onnx.ModelProto) -> list[str]:
 
 def _calls(proto: onnx.ModelProto) -> list[str]:
     """Whether calls of functions end, and after how many operators."""
-    bodies = {(f.domain, f.name, f.overload): f.node for f in proto.functions}
+    bodies = {_key_of(f): f.node for f in proto.functions}
     sizes: dict[_Key, int] = {}
     waiting: list[tuple[_Key, bool]] = [(key, False) for key in bodies]
     inside: set[_Key] = set()
@@ -71,6 +76,10 @@ def _calls(proto: onnx.ModelProto) -> list[str]:
 
 def _expanded(nodes: Iterable[onnx.NodeProto], sizes: dict[_Key, int]) -> int:
     return sum(sizes.get(_key(node), 1) for node in _all_nodes(nodes))
+
+
+def _key_of(function: onnx.FunctionProto) -> _Key:
+    return function.domain, function.name, function.overload
 
 
 def _key(node: onnx.NodeProto) -> _Key:

@@ -98,7 +98,7 @@ def _resolve(value: ir.Value | None, most: int = _MOST_FOLLOWED) -> Weight | Non
         return source
     if node.op_type == "Transpose":
         perm = node.attributes.get_ints("perm", tuple(reversed(range(source.values.ndim))))
-        return source.turned(perm)
+        return source.turned(perm) if sorted(perm) == list(range(source.values.ndim)) else None
     return _through_quantization(node, source)
 
 
@@ -109,6 +109,10 @@ def _through_quantization(node: ir.Node, source: Weight) -> Weight | None:
     scale, zero_point = constant(operand(node, 1)), constant(operand(node, 2))
     given = operand(node, 2) is not None
     if scale is None or (given and zero_point is None) or scale.ndim > 1:
+        return None
+    shape, axis = source.values.shape, node.attributes.get_int("axis", 1)
+    size = shape[axis] if -len(shape) <= axis < len(shape) else 1
+    if any(array is not None and array.size not in (1, size) for array in (scale, zero_point)):
         return None
     if node.op_type == "DequantizeLinear":
         if zero_point is None or not zero_point.any():
