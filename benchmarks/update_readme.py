@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from twofour.bench.suite.page import markdown_ratios as ratios
 from twofour.bench.table import markdown
@@ -31,7 +32,35 @@ def section(path: Path) -> str:
         link = f"[{path.stem}.md](benchmarks/{path.stem}.md)"
         words = f"Times as fast as the fastest peer of the same precision; all figures: {link}"
         return f"{head}{ratios(summary)}\n{words}\n"
+    if "baseline" not in summary:
+        return head + foreign(summary)
     return head + markdown(summary["rows"], summary["baseline"])
+
+
+def foreign(summary: dict[str, Any]) -> str:
+    """Files that others wrote: what falls back, and how both precisions do."""
+    lines = [
+        "| file | on ONNX Runtime | steps | f32 | INT8 | cosine, f32 | cosine, INT8 |",
+        "| --- | --- | --: | --: | --: | --: | --: |",
+    ]
+    for row in summary["rows"]:
+        cosine, built, speed = row["cosine"], row["engines"]["f32"], row["ratio"]
+        cells = [
+            row["name"],
+            ", ".join(built["on_onnxruntime"]) or "nothing",
+            str(built["steps"]),
+            f"{speed['f32']:.2f}x",
+            f"{speed['int8']:.2f}x" if "int8" in speed else row["not_quantized"],
+            f"{cosine['f32']:.6f}",
+            f"{cosine['int8']:.4f} ({cosine['onnxruntime int8']:.4f})" if "int8" in cosine else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    words = (
+        "f32, INT8: times as fast as ONNX Runtime, in INT8 on whichever of two files it runs "
+        "faster; cosine with the float file on ONNX Runtime, in brackets that of ONNX Runtime on "
+        "the INT8 file; all figures: [foreign.md](benchmarks/foreign.md)"
+    )
+    return "\n".join([*lines, "", words, ""])
 
 
 def figures(folder: Path) -> str:

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     random = np.random.default_rng(0)
     conv_model(tmp_path / "model.onnx", scale=0.2)
     samples = random.standard_normal((64, 4, 8, 8)).astype(np.float32)
-    np.savez(tmp_path / "samples.npz", x=samples)
+    np.savez(tmp_path / "samples.npz", x=samples, labels=random.integers(0, 10, 64))
     np.save(tmp_path / "x.npy", samples[:1])
     program = f'#!/bin/sh\nexec {sys.executable} -c "from twofour.cli import main; main()" "$@"\n'
     (tmp_path / "bin").mkdir()
