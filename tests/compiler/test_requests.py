@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.graphs import graph
-from twofour.compiler.requests import became_one, read_request
+from twofour.compiler.build import build
+from twofour.compiler.requests import became_one, read_request, shapes_of_data
 from twofour.core.errors import InputError
 from twofour.core.sizes import Symbol
 
@@ -69,3 +71,18 @@ def test_open_sizes_that_nobody_gave_are_told() -> None:
     assert became_one(both.graph, ()) == "open sizes became 1, as none were given: x[0], y[0], y[1]"
     assert became_one(both.graph, ("x",)).endswith(": y[1]"), "n is known by x"
     assert became_one(both.graph, ("x", "y")) == ""
+
+
+def test_open_sizes_are_those_of_a_calibration_sample() -> None:
+    """Not one, where the data shows better: with one step nothing would be left to convolve."""
+    model = graph(
+        "(float[n,4,t] x, float[2,n,3] s) => (float[n,5,u] y) { y = Conv (x, w) }",
+        w=np.ones((5, 4, 3), np.float32),
+    )
+    x = np.random.default_rng(0).normal(size=(6, 1, 4, 9)).astype(np.float32)
+    data = {"x": x, "s": np.ones((6, 2, 1, 3), np.float32)}
+    assert shapes_of_data(model.graph, data) == {"x": (1, 4, 9), "s": (2, 1, 3)}
+    assert shapes_of_data(model.graph, iter([data])) == {}, "it could not be read again"
+    engine = build(model, int8=True, data=data, tuning_effort=0)
+    assert [info.shape for info in engine.plan.inputs] == [(1, 4, 9), (2, 1, 3)]
+    assert not any("became 1" in note for note in engine.plan.notes)

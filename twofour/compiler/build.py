@@ -29,7 +29,14 @@ from twofour.compiler.open_graph import OpenGraph
 from twofour.compiler.passes.pipeline import Fused, Pass, run_passes
 from twofour.compiler.precision import passes_for, target_of, why_float
 from twofour.compiler.profile import with_times
-from twofour.compiler.requests import Request, Requested, Shape, became_one, read_request
+from twofour.compiler.requests import (
+    Request,
+    Requested,
+    Shape,
+    became_one,
+    read_request,
+    shapes_of_data,
+)
 from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
 from twofour.compiler.tune import TimingCache, Tuner
@@ -71,7 +78,8 @@ class BuildOptions:
             CPU cannot, or float32 is faster, they stay float32, and `explain` says so.
         data: calibration batches, as `twofour quantize` takes them.
         shapes: input name -> shape, or (smallest, usual, largest) shape: the engine then runs any
-            shape in between. Dimensions left open become 1.
+            shape in between. Dimensions left open are those of one calibration sample where there
+            is data and no shape is given, else 1.
         profiles: several of such mappings, instead of `shapes`: the engine runs what fits one of
             them, and the first that does.
         threads: to tune for.
@@ -174,11 +182,13 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     check_runs_here(target)
     source, name, digest = _source(model)
     notes: tuple[str, ...] = ()
+    profiles = options.profiles or (options.shapes or {},)
     if options.int8 and options.data is not None:
+        if not any(profiles):
+            profiles = (shapes_of_data(source.graph, options.data),)
         source, notes = _quantized(source, options.data, progress)
-    requests = [read_request(source.graph, p) for p in options.profiles or (options.shapes or {},)]
-    given = options.profiles[0] if options.profiles else options.shapes or {}
-    notes += tuple(filter(None, [became_one(source.graph, given)]))
+    requests = [read_request(source.graph, profile) for profile in profiles]
+    notes += tuple(filter(None, [became_one(source.graph, profiles[0])]))
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
     compilation = _Compilation(source, tuple(requests), options, target, cache, progress)

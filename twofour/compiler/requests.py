@@ -9,14 +9,18 @@ model are one symbol, in whichever inputs they stand.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from twofour.core.abi import MAX_SYMBOLS
+from twofour.core.data import DataLike, as_data
 from twofour.core.errors import InputError
+from twofour.core.feeds import runs
 from twofour.core.sizes import Symbol
+from twofour.onnx_tools.reference import input_form
 
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]
@@ -64,6 +68,26 @@ def became_one(graph: ir.Graph, given: Collection[str]) -> str:
         if name not in given and dim.value not in known
     ]
     return f"open sizes became 1, as none were given: {', '.join(taken)}" if taken else ""
+
+
+def shapes_of_data(graph: ir.Graph, data: DataLike) -> dict[str, Shape]:
+    """The shapes of a run on one sample, for the inputs with open sizes.
+
+    Args:
+        graph: of the model as loaded.
+        data: calibration data; {} where it can be gone through only once.
+
+    Raises:
+        InputError: it does not fit the model.
+    """
+    forms = [input_form(value) for value in graph.inputs]
+    opened = [form.name for form in forms if not all(isinstance(d, int) for d in form.dims or "?")]
+    if not opened or not isinstance(data, (str, os.PathLike, Mapping, Sequence)):
+        return {}
+    source = as_data(data, [form.name for form in forms])
+    first = next(iter(runs(source, forms, 1, 1)), None)
+    shapes = {} if first is None else {name: first.feeds[name].shape for name in opened}
+    return {name: shape for name, shape in shapes.items() if all(shape)}
 
 
 def read_request(graph: ir.Graph, shapes: Requested) -> Request:
