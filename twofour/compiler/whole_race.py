@@ -32,6 +32,7 @@ CLEARLY = 1.04
 _ROUNDS = (3, 9)  # where the outcome is plain, and where it is not
 _PLAIN = 1.3
 _ROUND_US = 300.0
+_MS_US = 1000.0
 
 Feeds = Mapping[str, NDArray[Any]]
 Refused = (EngineError, InputError, UnsupportedError)
@@ -56,7 +57,7 @@ def faster(engine: Engine, whole: Callable[[str], Engine], cache: TimingCache) -
             return engine
         cache.times_us |= dict(zip(keys, times_us, strict=True))
     ours_us, theirs_us = (cache.times_us[key] for key in keys)
-    said = f"{_ms(ours_us)} with kernels, {_ms(theirs_us)} for the same file on ONNX Runtime"
+    said = f"{_time(ours_us)} with kernels, {_time(theirs_us)} for the same file on ONNX Runtime"
     if theirs_us * CLEARLY >= ours_us:
         note = f"whole runs: {said} ({theirs_us / ours_us:.2f} times as fast)"
         plan = replace(engine.plan, notes=(*engine.plan.notes, note))
@@ -117,5 +118,5 @@ def _microseconds(session: Session, feeds: Feeds, count: int) -> float:
     return least
 
 
-def _ms(us: float) -> str:
-    return f"{us / 1e3:.3g} ms"
+def _time(us: float) -> str:
+    return f"{us / 1e3:.3g} ms" if us >= _MS_US else f"{us:.3g} us"

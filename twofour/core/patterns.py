@@ -113,6 +113,8 @@ def ineligible(shape: Sequence[int], pattern: str | Pattern) -> str | None:
         return f"a weight of shape {_show(shape)} has no input channel axis"
     if 0 in shape:
         return f"a weight of shape {_show(shape)} is empty"
+    if shape[1] == 1:
+        return "each filter has a single input channel"
     if shape[1] % pattern.m:
         return f"{shape[1]} input channels are not a multiple of {pattern.m}"
     return None
