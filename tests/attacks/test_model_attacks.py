@@ -119,6 +119,8 @@ BOMBS = {
 }  # fmt: skip
 
 CONTRADICTIONS = {
+    "negative result": (model("p = Pad (x, a) y = Slice (p, b, e) }",
+                              a=[0, -9, 0, 0], b=[0, 0], e=[1, 1]), "'p' has a negative"),
     "cycle": (model("a = Add (x, b) b = Relu (a) y = Relu (b) }"), "node_a"),
     "dangling": (model("y = Add (x, nowhere) }"), "node_y"),
     "twice": (model("y = Relu (x) y = Relu (x) }"), "'y' has been used"),

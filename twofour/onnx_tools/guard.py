@@ -46,6 +46,29 @@ def problems(proto: onnx.ModelProto) -> list[str]:
     return found[:_SHOWN]
 
 
+def negative_shapes(proto: onnx.ModelProto) -> list[str]:
+    """Values with a negative dimension before the first Slice, one line each.
+
+    The inference of Slice ends the process where its input has one.
+
+    Args:
+        proto: that the checker took.
+    """
+    outline = onnx.ModelProto()
+    outline.CopyFrom(proto)
+    slices = [n for n in outline.graph.node if n.op_type == "Slice" and n.domain in _STANDARD]
+    if not slices:
+        return []
+    for node in slices:
+        node.domain = "left.out"
+    found = []
+    for info in onnx.shape_inference.infer_shapes(outline).graph.value_info:
+        dims = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        if any(dim < 0 for dim in dims):
+            found.append(f"{info.name!r} has a negative dimension: {dims}")
+    return found[:_SHOWN]
+
+
 def _calls(proto: onnx.ModelProto) -> list[str]:
     """Whether calls of functions end, and after how many operators."""
     bodies = {_key_of(f): f.node for f in proto.functions}

@@ -179,6 +179,8 @@ def _checked(path: Path, proto: onnx.ModelProto, apart: dict[int, Bytes]) -> ir.
     set_aside(outline)
     try:
         onnx.checker.check_model(outline)
+        if problems := guard.negative_shapes(outline):
+            raise ValueError("\n".join(problems))
         conflicts = type_conflicts(ir.from_proto(onnx.shape_inference.infer_shapes(outline)))
         ir.to_proto(ir.from_proto(outline))  # refuses texts that are no UTF-8; reading lets them
         model = ir.from_proto(proto)
