@@ -59,6 +59,7 @@ def negative_shapes(proto: onnx.ModelProto) -> list[str]:
     slices = [n for n in outline.graph.node if n.op_type == "Slice" and n.domain in _STANDARD]
     if not slices:
         return []
+    outline.opset_import.add(domain="left.out", version=1)
     for node in slices:
         node.domain = "left.out"
     found = []
