@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from twofour.compiler import build as building
 
 TESTS = Path(__file__).parent
 
@@ -19,6 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz-seconds", type=float, default=0, help="for how long; by default about a minute"
     )
     parser.addoption("--fuzz-seed", type=int, default=0, help="the first one")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_race() -> Iterator[None]:
+    """Builds take kernels, however fast ONNX Runtime is: `test_whole_race.py` is about that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "faster", lambda engine, whole, cache: engine)
+        yield
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from tests.kernels.bf16 import needs_bf16
 from tests.networks import ResNet18, export, images, with_statistics
 from twofour.compiler import rivals
 from twofour.compiler.build import build
-from twofour.compiler.explain import is_sparse
 from twofour.compiler.importer import import_graph
 from twofour.compiler.passes.pipeline import BF16, PIPELINE, run_passes
 from twofour.core import target
 from twofour.core.bfloat16 import ROUNDING
+from twofour.core.plan import is_sparse
 from twofour.core.target import host_target, missing_features
 from twofour.engine import Engine
 from twofour.onnx_tools.options import QuantizeOptions
@@ -172,7 +172,8 @@ def test_elsewhere_layers_stay_float32_and_say_why(monkeypatch) -> None:
         assert any("not bfloat16: bfloat16 needs" in note for note in layer.notes)
         assert not engine.plan.target.bf16
         plain = build(model, target=host_target(isa))
-        assert not any("bfloat16" in n for layer in plain.plan.layers for n in layer.notes)
+        said = {n for layer in plain.plan.layers for n in layer.notes if "bfloat16" in n}
+        assert said == {"not bfloat16: not asked for (--bf16)"}
 
 
 @needs_bf16

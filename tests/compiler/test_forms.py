@@ -7,9 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.onnx_tools.networks import option_a
 from twofour.compiler.build import BuildOptions
-from twofour.compiler.explain import is_sparse
 from twofour.compiler.forms import PATTERNS, PRECISIONS, Form, Forms
 from twofour.core.errors import InputError
+from twofour.core.plan import is_sparse
 from twofour.core.target import ISAS, Target, detect_host, host_target, why_no_bf16
 from twofour.onnx_tools.placeholder import placeholder_quantize
 from twofour.onnx_tools.prune import prune

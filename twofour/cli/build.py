@@ -65,10 +65,17 @@ def build(
     ] = None,
     threads: Threads = None,
     isa: Annotated[Isa | None, typer.Option(help="Force an instruction set.")] = None,
+    no_race: Annotated[
+        bool,
+        typer.Option(
+            "--no-race",
+            help="Keep kernels even where ONNX Runtime runs the whole model faster.",
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compile an ONNX file into an engine timed on this machine.
+    """Compile an ONNX file into an engine, timed here.
 
     Example: twofour build resnet20.onnx -o resnet20.engine --int8 --data samples.npz
     """
@@ -92,6 +99,7 @@ def build(
             tuning_effort=tuning_effort,
             workspace_bytes=parse_size(workspace),
             target=host_target(isa.value if isa else None),
+            race=not no_race,
         )
     engine.save(output)
     out.show(_summary(engine, output))
@@ -138,7 +146,8 @@ def _summary(engine: Engine, output: Path) -> str:
 
 
 def _document(engine: Engine, output: Path) -> dict[str, str | int | list[str]]:
-    from twofour.compiler.explain import FALLBACK, is_sparse, layers_of
+    from twofour.compiler.explain import FALLBACK, layers_of
+    from twofour.core.plan import is_sparse
 
     layers = layers_of(engine.plan, 1)
     fallback = sum(layer.tactic == FALLBACK for layer in layers)

@@ -58,7 +58,9 @@ def forecast(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what pruning 2:4 and quantizing would gain, without data, training or calibration.
+    """Measure what pruning and quantizing would gain.
+
+    Before either: without data, training or calibration.
 
     Example: twofour forecast resnet50.onnx --shapes x:1x3x224x224
     Example: twofour forecast bert.onnx --precision int8 --pattern 2:4

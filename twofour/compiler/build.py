@@ -21,7 +21,6 @@ import onnx_ir as ir
 
 from twofour.compiler.assemble import Assembler, Compiled, Progress
 from twofour.compiler.emit import Emitter
-from twofour.compiler.explain import is_sparse
 from twofour.compiler.importer import import_graph, standardized
 from twofour.compiler.join_moves import join_moves
 from twofour.compiler.lower import lower
@@ -46,6 +45,7 @@ from twofour.compiler.writes import SourceNames
 from twofour.core.abi import MAX_THREADS
 from twofour.core.data import DataLike
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.plan import is_sparse
 from twofour.core.target import Target, check_runs_here, detect_host, host_target
 from twofour.engine import Engine
 from twofour.onnx_tools.eligible import NothingToQuantizeError

@@ -6,20 +6,17 @@ beyond their sum are steps that were not timed, such as fallbacks.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from twofour.core.errors import InputError
-from twofour.core.plan import IN_FLOAT32
+from twofour.core.plan import IN_FLOAT32, is_sparse
 from twofour.engine import Candidate, Layer, Plan
 
 FALLBACK = "onnxruntime"
 SPARSE, DENSE, OTHER, CONVERSION = "sparse", "dense", "other", "conversion"
 KINDS = (SPARSE, DENSE, OTHER, CONVERSION, FALLBACK)
 """Of layers: products that skip zeros, products that do not, other kernels, conversions."""
-
-_SPARSE = re.compile(r"\d+:\d+")
 
 
 @dataclass(frozen=True)
@@ -151,11 +148,6 @@ def verdict(candidate: Candidate, chosen: Layer) -> str:
     if not chosen.time_us:
         return "not chosen"
     return f"lost: {candidate.time_us / chosen.time_us:.2f} times the chosen one's time"
-
-
-def is_sparse(tactic: str) -> bool:
-    """Whether a tactic skips the zeros of a pattern; such tactics begin with the pattern's name."""
-    return _SPARSE.match(tactic) is not None
 
 
 def kind_of(layer: Layer) -> str:

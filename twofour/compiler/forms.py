@@ -146,7 +146,9 @@ class Forms:
             base, self._reports[form.pattern] = prune(base, form.pattern)
         sparsity = "enable" if form.pattern else "disable"
         bf16 = form.precision == BF16
-        return compile_model(base, replace(options, sparsity=sparsity, bf16=bf16), progress)
+        return compile_model(
+            base, replace(options, sparsity=sparsity, bf16=bf16, race=False), progress
+        )
 
     def refusals(self, pattern: str) -> dict[str, str]:
         """Why layers could not be pruned to a pattern that was built, by their names."""

@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from twofour.compiler.explain import is_sparse
 from twofour.core.memory import address, allocate
+from twofour.core.plan import is_sparse
 from twofour.core.target import Target, host_target, why_no_bf16
 from twofour.engine import Layer
 from twofour.kernels.cpu.llvm import Function, Source, Value, compile_object, module_text

@@ -7,6 +7,7 @@ inputs, or for every shape within the ranges of its symbols. The profiles share 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +69,14 @@ class TensorInfo:
 
 IN_FLOAT32 = " in float32"
 """What the tactic of a candidate ends with that was timed beside a layer in bfloat16."""
+
+
+_SPARSE = re.compile(r"\d+:\d+")
+
+
+def is_sparse(tactic: str) -> bool:
+    """Whether a tactic skips the zeros of a pattern; such tactics begin with the pattern's name."""
+    return _SPARSE.match(tactic) is not None
 
 
 @dataclass(frozen=True)

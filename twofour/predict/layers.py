@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from twofour.compiler.explain import FALLBACK, is_sparse
+from twofour.compiler.explain import FALLBACK
 from twofour.compiler.forms import Form
 from twofour.compiler.whole import OP_TYPE
-from twofour.core.plan import IN_FLOAT32
+from twofour.core.plan import IN_FLOAT32, is_sparse
 from twofour.engine import Layer, Plan, Work
 
 Plans = Mapping[Form, Plan]
