@@ -153,8 +153,8 @@ def test_only_reshapes_that_keep_the_channels_last_are_free(shape, to, free) -> 
 REFUSALS = {
     "no kernel": (f"{X} => (float[2,16,6,6] y) {{ y = Sin (x) }}", "Sin", {},
                   "no native kernel for Sin"),
-    "1-D": ("(float[1,4,8] x) => (float[1,4,6] y) { y = Conv (x, w) }", "Conv",
-            {"w": weights(4, 4, 3)}, "no native kernel for Conv"),
+    "3-D": ("(float[1,4,8,8,8] x) => (float[1,4,6,6,6] y) { y = Conv (x, w) }", "Conv",
+            {"w": weights(4, 4, 3, 3, 3)}, "no native kernel for Conv"),
     "4-D product": ("(float[1,2,3,8] x) => (float[1,2,3,5] y) { y = MatMul (x, w) }", "Gemm",
                     {"w": weights(8, 5)}, "at most 3 dimensions"),
     "constant residual": (f"{X} => (float[2,16,6,6] y) {{ c = Conv (x, w) y = Add (c, k) }}",
