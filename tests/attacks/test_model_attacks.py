@@ -7,6 +7,7 @@ does not hold is a failure here and not the end of the test run.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -70,6 +71,32 @@ def sparse(dims: list[int], index: int = 0) -> onnx.ModelProto:
     return proto
 
 
+def sparse_constant(dims: list[int], index: int = 0) -> onnx.ModelProto:
+    proto = model("w = Constant <value_float = 1.0> () y = Add (x, w) }")
+    held = sparse(dims, index).graph.sparse_initializer[0]
+    proto.graph.node[0].attribute[0].CopyFrom(helper.make_attribute("sparse_value", held))
+    return proto
+
+
+def behind(first: str, then: str = "", functions: str = "", **constants: object) -> onnx.ModelProto:
+    """`first` makes c of an image x; s = Slice (c), then what else there is, and y."""
+    text = f"(float[1,4,h,w] x) => (float[a,b,c,d] y) {{ {first} "
+    text += then or "s = Slice (c, b, e) y = Relu (s) }"
+    kernel = np.ones((4, 4, 5, 5), np.float32)
+    given = {"k": kernel, "b": [0, 0, 0, 0], "e": [1, 1, 1, 1], **constants}
+    used = {name: value for name, value in given.items() if re.search(rf"[(,] ?{name}\b", text)}
+    return model(text, functions=functions, **used)
+
+
+def sized(proto: onnx.ModelProto, size: int) -> onnx.ModelProto:
+    """The model for images of one size."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    for axis in (2, 3):
+        fixed.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+    return fixed
+
+
 def stored(**changes: object) -> onnx.ModelProto:
     """A model whose weight says other things than it holds."""
     proto = model("y = MatMul (x, w) }", w=np.ones((4, 4), np.float32))
@@ -118,6 +145,35 @@ BOMBS = {
     "functions": (model("y = l.f39 (x) }", functions=calls(40)), "50000 operators"),
 }  # fmt: skip
 
+SHRUNK = {
+    "Conv": behind("c = Conv (x, k)"),
+    "pool": behind("c = MaxPool <kernel_shape = [5,5]> (x)"),
+    "Pad": behind("c = Pad (x, p)", p=[0, 0, -3, 0, 0, 0, 0, 0]),
+    "two": behind("c = Conv (x, z)", "s = Slice (c, b, e) t = Conv (s, k) "
+                  "u = Slice (t, b, e) y = Relu (u) }",
+                  z=np.ones((4, 4, 1, 1), np.float32), e=[1, 4, 7, 7]),
+    "GatherND": behind("c = Conv (x, k)", "t = Transpose <perm = [0,1,3,2]> (c) i = Cast <to = 7> "
+                       "(t) s = GatherND (x, i) y = Relu (s) }"),
+    "If": behind("c = Conv (x, k)", "m = ReduceMax <keepdims = 0> (x) g = Cast <to = 9> (m) "
+                 "y = If (g) < then_branch = yes () => (float[q,r,s,t] p) { p = Slice (c, b, e) }, "
+                 "else_branch = no () => (float[u,v,w,z] q) { q = Relu (c) }> }"),
+    "inside": behind("", "m = ReduceMax <keepdims = 0> (x) g = Cast <to = 9> (m) "
+                     "y = If (g) < then_branch = yes () => (float[q,r,s,t] p) "
+                     "{ c = Conv (x, k) p = Slice (c, b, e) }, "
+                     "else_branch = no () => (float[u,v,w,z] q) { q = Relu (x) }> }"),
+    "function": behind("c = Relu (x)", "y = l.shrink (c, k, b, e) }",
+                       '<domain: "l", opset_import: ["" : 17]> shrink (p, k, b, e) => (q) '
+                       "{ c = Conv (p, k) s = Slice (c, b, e) q = Relu (s) }"),
+}  # fmt: skip
+CRASHES = {
+    "axis": (model("y, m = LayerNormalization <axis = 2147483648> (x, g) }",
+                   g=np.ones(4, np.float32)), "axis is 2147483648"),
+    "batches": (model("y = GatherND <batch_dims = -3> (x, i) }", i=[[0]]), "batch_dims is -3"),
+    "outputs": (model("y = Split <num_outputs = -1099511627776> (x) }", opset=18), "num_outputs"),
+    "dimensions": (model("(float[2,4] x, int64[1099511627776] s) => (float[a,b] y) "
+                         "{ y = Expand (x, s) }"), "too many dimensions"),
+}  # fmt: skip
+
 CONTRADICTIONS = {
     "negative result": (model("p = Pad (x, a) y = Slice (p, b, e) }",
                               a=[0, -9, 0, 0], b=[0, 0], e=[1, 1]), "'p' has a negative"),
@@ -141,6 +197,7 @@ CONTRADICTIONS = {
     "negative input": (declared(dims=[-3]), "'x' has a negative dimension"),
     "sparse index": (sparse([2, 4], 8), "sparse initializer 'w'"),
     "sparse dims": (sparse([-2, 4]), "sparse initializer 'w'"),
+    "sparse value": (sparse_constant([2, 4], 8), "the sparse value of Constant 'node_w'"),
 }  # fmt: skip
 
 HARMLESS = {
@@ -183,6 +240,31 @@ def test_contradictions_are_refused_by_name(name, judge, tmp_path):
     found = ended(judge, proto, tmp_path)
     assert found["end"] == "refused", found
     assert found["stage"] in ("load", "build"), found
+    assert where in found["text"]
+
+
+@pytest.mark.parametrize("name", SHRUNK)
+@pytest.mark.parametrize("size", [None, 2], ids=["open", "declared"])
+def test_what_shrinks_to_nothing_before_a_slice_is_named(name, size, judge, tmp_path):
+    """Open height and width become 1; onnx's inference would end the process."""
+    proto = SHRUNK[name] if size is None else sized(SHRUNK[name], size)
+    found = ended(judge, proto, tmp_path)
+    assert found["end"] == "refused", found
+    assert "nothing to compute at these shapes" in found["text"]
+    assert "--shapes" in found["text"]
+
+
+@pytest.mark.parametrize("name", set(SHRUNK) - {"GatherND"})
+def test_what_does_not_shrink_to_nothing_runs(name, judge, tmp_path):
+    found = ended(judge, sized(SHRUNK[name], 9), tmp_path)
+    assert found["end"] == "passed", found
+
+
+@pytest.mark.parametrize("name", CRASHES)
+def test_what_crashes_inference_is_refused_before(name, judge, tmp_path):
+    proto, where = CRASHES[name]
+    found = ended(judge, proto, tmp_path)
+    assert (found["end"], found["stage"]) == ("refused", "load"), found
     assert where in found["text"]
 
 

@@ -9,15 +9,6 @@ import onnx_ir as ir
 from twofour.core.errors import InputError
 from twofour.core.memory import limit_bytes
 
-_LISTED_ELEMENTS = 1 << 20
-_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
-
-
-def lists_numbers(graph: ir.Graph) -> bool:
-    """Whether data propagation would enumerate a long row of integers, such as a Range."""
-    values = [value for node in graph for value in node.outputs]
-    return any(value.dtype in _INTEGERS and _elements(value) > _LISTED_ELEMENTS for value in values)
-
 
 def require_fits(graph: ir.Graph) -> None:
     """Refuses what one operator alone would fill the memory with.

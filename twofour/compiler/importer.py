@@ -27,16 +27,16 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from twofour.compiler.bounds import lists_numbers, require_fits
+from twofour.compiler.bounds import require_fits
 from twofour.compiler.settle import settle
 from twofour.core.errors import InputError, UnsupportedError
-from twofour.onnx_tools.infer import infer_shapes
+from twofour.onnx_tools.infer import infer_shapes, require_consistent
 from twofour.onnx_tools.upgrade import move_foreign, upgrade
+from twofour.onnx_tools.windows import require_windows
 
 IR_VERSION = 10
 ASSUMED_KEY = "twofour.assumed_dims"  # metadata: JSON, symbolic dimension -> the number it became
 _INVALID = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
-_WINDOWED = ("AveragePool", "Conv", "LpPool", "MaxPool")
 _GENERATED = re.compile(r"(node(_.*)?)?")  # by torch's newer exporter, or by onnx-ir
 _NAMELESS = re.compile(r"(node(_\d+)?)?")
 
@@ -55,7 +55,8 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
         A new model. Its metadata entry `ASSUMED_KEY` lists the dimensions that became 1 unasked.
 
     Raises:
-        InputError: an unknown input name, or a shape that contradicts the model.
+        InputError: an unknown input name, a shape that contradicts the model, or one at which an
+            operator has nothing to compute.
         UnsupportedError: the opset cannot be converted, or the model does not pass onnx's checks.
     """
     model = ir.external_data.load_to_model(model.clone())
@@ -70,7 +71,7 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     model.metadata_props[ASSUMED_KEY] = json.dumps(assumed)
     _clean(model)
     _name_nodes(model.graph)
-    _check_windows(model.graph)
+    require_windows(model.graph)
     return model
 
 
@@ -195,7 +196,7 @@ def _clean(model: ir.Model) -> None:
             value.shape = ir.Shape([None] * rank)
     require_fits(model.graph)
     _check(model)
-    infer_shapes(model, follow=not lists_numbers(model.graph))
+    infer_shapes(model)
     require_fits(model.graph)
 
 
@@ -258,46 +259,6 @@ def _name_nodes(graph: ir.Graph) -> None:
         taken.add(node.name)
 
 
-def _check_windows(graph: ir.Graph) -> None:
-    """Refuses windows larger than their input: nothing is left to compute.
-
-    ONNX makes such a result empty, and runtimes do not agree on it.
-    """
-    for node in graph:
-        if node.op_type not in _WINDOWED or node.domain not in ("", "ai.onnx"):
-            continue
-        x = node.inputs[0].shape if node.inputs[0] is not None else None
-        size = _window_size(node)
-        if x is None or not x.is_static() or len(size) != len(x) - 2:
-            continue
-        dims = [int(dim) for dim in x.numpy()[2:]]
-        pads = _integers(node, "pads", [0] * 2 * len(size))
-        padded = [d + pads[i] + pads[i + len(size)] for i, d in enumerate(dims)]
-        if any(reach > room for reach, room in zip(size, padded, strict=True)):
-            raise InputError(
-                f"{node.op_type} {node.name!r} has nothing to compute at these shapes",
-                [f"its window is {_dims(size)}, its input with padding {_dims(padded)}"],
-                fix="give larger inputs, as --shapes x:1x3x224x224",
-            )
-
-
-def _window_size(node: ir.Node) -> list[int]:
-    """What a window covers of each spatial axis; [] where that is not known, or padded to fit."""
-    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return []
-    kernel = _integers(node, "kernel_shape", [])
-    if not kernel and len(node.inputs) > 1 and node.inputs[1] is not None:
-        w = node.inputs[1].shape
-        kernel = [int(dim) for dim in w.numpy()[2:]] if w is not None and w.is_static() else []
-    dilations = _integers(node, "dilations", [1] * len(kernel))
-    return [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
-
-
-def _integers(node: ir.Node, name: str, default: list[int]) -> list[int]:
-    """An attribute, or what it is if not given."""
-    return list(node.attributes.get_ints(name, default))
-
-
 def _module(node: ir.Node) -> str:
     """The module whose weight a Conv, Gemm or MatMul reads, through Q/DQ and Transpose; or ""."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
@@ -314,7 +275,8 @@ def _module(node: ir.Node) -> str:
 def _check(model: ir.Model) -> None:
     """Raises UnsupportedError where the checks of the onnx package do not let the model pass."""
     try:
-        common.CheckerPass(full_check=True)(model)
+        common.CheckerPass()(model)
+        require_consistent(model)
     except (*_INVALID, ValueError) as error:  # the last of types that are none
         raise UnsupportedError(
             "the model is not valid ONNX",

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -29,6 +28,7 @@ from twofour.core.version import __version__
 from twofour.engine import DTYPES, Bytes, Engine, Layer, Plan, Profile, Step, TensorInfo, Write
 from twofour.kernels.cpu.llvm import Source, compile_object
 from twofour.kernels.cpu.program import threads_text
+from twofour.onnx_tools.infer import inferred
 from twofour.onnx_tools.load import model_bytes
 
 OP_TYPE = "Model"
@@ -114,8 +114,7 @@ def _outputs(model: ir.Model) -> tuple[TensorInfo, ...]:
         if end.type.HasField("tensor_type"):
             end.type.tensor_type.ClearField("shape")
     opinions = told(proto, [value.name or "" for value in model.graph.outputs])
-    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto)).graph
-    found = {value.name: value for value in inferred.outputs}
+    found = {value.name: value for value in ir.from_proto(inferred(proto)).graph.outputs}
     infos = []
     for value in model.graph.outputs:
         opinion = opinions.get(value.name or "")

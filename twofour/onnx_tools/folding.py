@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
-import onnxscript.optimizer
+from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
 from twofour.core.errors import UnsupportedError
+from twofour.onnx_tools.infer import is_short
+from twofour.onnx_tools.windows import require_sizes
 
 ShouldFold = Callable[[ir.Node], bool | None]
 
@@ -40,21 +42,31 @@ def fold_constants(model: ir.Model, should_fold: ShouldFold = lambda node: None)
         should_fold: False keeps a node, True folds it even if it grows; None leaves it to folding.
 
     Raises:
+        InputError: a value has a negative dimension.
         UnsupportedError: it has evaluators of its own, and one does not take what is there.
     """
     budget = _Budget(model, should_fold)
     try:
-        onnxscript.optimizer.fold_constants(
-            model,
-            onnx_shape_inference=True,
+        _Folding(
+            shape_inference=True,
             input_size_limit=_RESULT_ELEMENTS,
             output_size_limit=_RESULT_ELEMENTS,
             should_fold=budget.allows,
-        )
+        )(model)
     except RuntimeError as error:
         raise UnsupportedError(
             "constants of the model cannot be folded", str(error).strip().splitlines()[:1]
         ) from error
+
+
+class _Folding(FoldConstantsPass):
+    """Folding that refuses negative dimensions: the inference of what reads them may crash."""
+
+    def _do_inference(self, node: ir.Node) -> None:
+        if node.op_type == "Expand" and not is_short(node.inputs[1]):
+            return
+        super()._do_inference(node)
+        require_sizes([node])
 
 
 class _Budget:

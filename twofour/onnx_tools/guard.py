@@ -13,6 +13,8 @@ MAX_OPERATORS = 50_000
 
 _SHOWN = 8
 _COUNTS = ("num_outputs", "num_scan_inputs")  # attributes that inference allocates for
+_AXES = ("axis", "batch_dims")
+_MOST_AXES = 1 << 16
 _STANDARD = ("", "ai.onnx")
 _Key = tuple[str, str, str]
 
@@ -43,30 +45,6 @@ def problems(proto: onnx.ModelProto) -> list[str]:
     for info in proto.graph.input:
         if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape"):
             found.append(f"input {info.name!r} has no shape, not even a number of dimensions")
-    return found[:_SHOWN]
-
-
-def negative_shapes(proto: onnx.ModelProto) -> list[str]:
-    """Values with a negative dimension before the first Slice, one line each.
-
-    The inference of Slice ends the process where its input has one.
-
-    Args:
-        proto: that the checker took.
-    """
-    outline = onnx.ModelProto()
-    outline.CopyFrom(proto)
-    slices = [n for n in outline.graph.node if n.op_type == "Slice" and n.domain in _STANDARD]
-    if not slices:
-        return []
-    outline.opset_import.add(domain="left.out", version=1)
-    for node in slices:
-        node.domain = "left.out"
-    found = []
-    for info in onnx.shape_inference.infer_shapes(outline).graph.value_info:
-        dims = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-        if any(dim < 0 for dim in dims):
-            found.append(f"{info.name!r} has a negative dimension: {dims}")
     return found[:_SHOWN]
 
 
@@ -127,7 +105,14 @@ def _attributes(node: onnx.NodeProto) -> Iterator[str]:
         if attribute.name in _COUNTS and attribute.i > len(node.input) + len(node.output):
             ends = f"{len(node.input)} inputs and {len(node.output)} outputs"
             yield f"{where}: {attribute.name} is {attribute.i}, but it has {ends}"
-        if node.domain in _STANDARD and node.op_type != "Constant":
+        if node.domain not in _STANDARD:
+            continue
+        if attribute.name == "num_outputs" and attribute.i != len(node.output):
+            yield f"{where}: num_outputs is {attribute.i}, but it has {len(node.output)} outputs"
+        lowest = 0 if attribute.name == "batch_dims" else -_MOST_AXES
+        if attribute.name in _AXES and not lowest <= attribute.i <= _MOST_AXES:
+            yield f"{where}: {attribute.name} is {attribute.i}, no tensor has such a dimension"
+        if node.op_type != "Constant":
             for text in (attribute.s, *attribute.strings):
                 if not _is_text(text):
                     yield f"{where}: attribute {attribute.name!r} is not UTF-8: {text[:20]!r}"

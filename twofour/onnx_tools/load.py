@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from twofour.core.errors import InputError
 from twofour.onnx_tools import guard
 from twofour.onnx_tools.dialect import set_aside
+from twofour.onnx_tools.infer import inferred
 from twofour.onnx_tools.sparse import make_dense
 from twofour.onnx_tools.stored import (
     MAX_MODEL_BYTES,
@@ -179,9 +180,7 @@ def _checked(path: Path, proto: onnx.ModelProto, apart: dict[int, Bytes]) -> ir.
     set_aside(outline)
     try:
         onnx.checker.check_model(outline)
-        if problems := guard.negative_shapes(outline):
-            raise ValueError("\n".join(problems))
-        conflicts = type_conflicts(ir.from_proto(onnx.shape_inference.infer_shapes(outline)))
+        conflicts = type_conflicts(ir.from_proto(inferred(outline)))
         ir.to_proto(ir.from_proto(outline))  # refuses texts that are no UTF-8; reading lets them
         model = ir.from_proto(proto)
     except _INVALID as error:

@@ -34,8 +34,8 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     model = model.clone()
     common_passes.RemoveInitializersFromInputsPass()(model)
-    model = upgrade(model, LEAST_OPSET)
     common_passes.InlinePass()(model)
+    model = upgrade(model, LEAST_OPSET)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     fold_constants(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.feeds import Form
 from twofour.onnx_tools.edit import Array
+from twofour.onnx_tools.infer import infer_shapes
 from twofour.onnx_tools.load import model_bytes
 
 REFUSED = (
@@ -49,7 +49,7 @@ class Reference:
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
         self._graph = model.graph
         clone = model.clone()
-        common_passes.ShapeInferencePass()(clone)
+        infer_shapes(clone)
         self.tensors = add_outputs(clone, tensors)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -31,7 +31,7 @@ def make_dense(proto: onnx.ModelProto, apart: dict[int, Bytes]) -> None:
     for graph in all_graphs(proto):
         for sparse in graph.sparse_initializer:
             name = sparse.values.name
-            dense = _within(sparse, name, left)
+            dense = _within(sparse, f"sparse initializer {name!r}", left)
             left -= dense.nbytes
             tensor = graph.initializer.add(
                 name=name, dims=sparse.dims, data_type=sparse.values.data_type
@@ -43,10 +43,10 @@ def make_dense(proto: onnx.ModelProto, apart: dict[int, Bytes]) -> None:
         del graph.sparse_initializer[:]
     nodes = [node for graph in all_graphs(proto) for node in graph.node]
     nodes += [node for function in proto.functions for node in function.node]
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
+    for node, attribute in ((owner, held) for owner in nodes for held in owner.attribute):
         if attribute.HasField("sparse_tensor"):  # the sparse_value of a Constant
             sparse = attribute.sparse_tensor
-            dense = _within(sparse, "of a Constant", left)
+            dense = _within(sparse, f"the sparse value of {node.op_type} {node.name!r}", left)
             left -= dense.nbytes
             tensor = numpy_helper.from_array(dense.reshape(tuple(sparse.dims)))
             attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
@@ -65,29 +65,29 @@ def densified(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _within(
-    sparse: onnx.SparseTensorProto, name: str, left: int
+    sparse: onnx.SparseTensorProto, what: str, left: int
 ) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
     """All values in one row, of at most `left` bytes."""
-    size_bytes = _dense_bytes(sparse)
+    size_bytes = _dense_bytes(sparse, what)
     if size_bytes > left:
         reason = (
             f"expected at most {_MOST_BYTES} bytes in all, got {_MOST_BYTES - left + size_bytes}"
         )
-        raise InputError(f"sparse constant {name!r} is too large", [reason], _FIX)
+        raise InputError(f"{what} is too large", [reason], _FIX)
     try:
         return _dense(sparse)
     except (ValueError, IndexError, TypeError) as error:
-        raise InputError(f"sparse constant {name!r} is damaged", [str(error)], _FIX) from error
+        raise InputError(f"{what} is damaged", [str(error)], _FIX) from error
 
 
-def _dense_bytes(sparse: onnx.SparseTensorProto) -> int:
+def _dense_bytes(sparse: onnx.SparseTensorProto, what: str) -> int:
     reason = ""
     if any(dim < 0 for dim in sparse.dims):
         reason = f"dimensions {list(sparse.dims)} are not all at least 0"
     elif sparse.values.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
         reason = "its values are no numbers"
     if reason:
-        raise InputError(f"sparse constant {sparse.values.name!r} is damaged", [reason], _FIX)
+        raise InputError(f"{what} is damaged", [reason], _FIX)
     count: int = math.prod(sparse.dims)
     return count * ir.DataType(sparse.values.data_type).bitwidth // 8
 

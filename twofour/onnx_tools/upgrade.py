@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from twofour.core.errors import UnsupportedError
 from twofour.onnx_tools.edit import constant, operand
+from twofour.onnx_tools.infer import require_inferable
 
 UPGRADE_TO = 17
 CONTRIB = "com.microsoft"
@@ -25,6 +26,7 @@ def upgrade(model: ir.Model, least: int = UPGRADE_TO) -> ir.Model:
         least: at most 17.
 
     Raises:
+        InputError: a value has a negative dimension.
         UnsupportedError: the onnx package has no conversion for an operator, or one that would
             change the inputs or outputs.
     """
@@ -35,8 +37,10 @@ def upgrade(model: ir.Model, least: int = UPGRADE_TO) -> ir.Model:
     model.ir_version = max(model.ir_version or 0, _IR_VERSION)
     what = f"the model cannot be converted from opset {opset} to {UPGRADE_TO}"
     fix = f"export it again with opset {UPGRADE_TO} or newer"
+    proto = ir.to_proto(model)
+    require_inferable(proto)  # conversion infers
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(model), UPGRADE_TO)
+        proto = onnx.version_converter.convert_version(proto, UPGRADE_TO)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rpartition("failed: ")[2]
         raise UnsupportedError(what, [reason], fix) from error
