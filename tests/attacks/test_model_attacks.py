@@ -175,6 +175,7 @@ CRASHES = {
 }  # fmt: skip
 
 CONTRADICTIONS = {
+    "no value": (model("c = Constant () y = Add (x, c) }"), "Constant 'node_c': expected one"),
     "negative result": (model("p = Pad (x, a) y = Slice (p, b, e) }",
                               a=[0, -9, 0, 0], b=[0, 0], e=[1, 1]), "'p' has a negative"),
     "cycle": (model("a = Add (x, b) b = Relu (a) y = Relu (b) }"), "node_a"),

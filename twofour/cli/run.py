@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from twofour.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_LONGEST_NAME = 200  # characters; file systems take 255 bytes
 
 
 def run(
@@ -45,8 +48,21 @@ def run(
     out.data("run/1", {"outputs": written})
 
 
+def _file_name(name: str, taken: set[str]) -> str:
+    """A name that stays inside its folder, is not too long, and is not taken.
+
+    Args:
+        name: of an output, whatever it holds.
+        taken: names in use, in lower case: some file systems do not tell upper case from it.
+    """
+    safe = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "_" for c in name)
+    safe = safe.lstrip(".")[:_LONGEST_NAME] or "_"
+    tries = (f"{safe}_{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([safe], tries) if each.lower() not in taken)
+
+
 def _write(results: dict[str, NDArray[Any]], folder: Path) -> dict[str, Path]:
-    """One file an output, under a temporary name first; characters no file name has become _."""
+    """One file an output, under a temporary name first; what no file name has becomes _."""
     import numpy as np
 
     from twofour.core.errors import InputError
@@ -55,9 +71,8 @@ def _write(results: dict[str, NDArray[Any]], folder: Path) -> dict[str, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, array in results.items():
-            safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-            path = folder / f"{safe.lstrip('.') or '_'}.npy"
-            temporary = path.with_suffix(".npy.part")
+            path = folder / f"{_file_name(name, {p.stem.lower() for p in paths.values()})}.npy"
+            temporary = path.with_name(f"{path.name}.part")
             try:
                 with temporary.open("wb") as file:
                     np.save(file, array, allow_pickle=False)

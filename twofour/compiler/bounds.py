@@ -6,8 +6,10 @@ import math
 
 import onnx_ir as ir
 
-from twofour.core.errors import InputError
+from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.memory import limit_bytes
+
+_FIX = "check the file, and the shapes given for its inputs"
 
 
 def require_fits(graph: ir.Graph) -> None:
@@ -43,6 +45,33 @@ def require_fits(graph: ir.Graph) -> None:
                 [f"{_stacked_bytes(node):,} bytes, this process may use {most:,}"],
                 fix="make it loop less often",
             )
+
+
+def require_possible(graph: ir.Graph) -> None:
+    """Refuses what onnx's checks let pass and no runtime computes.
+
+    A Reshape to another number of elements; a Conv whose channels its groups do not divide.
+
+    Args:
+        graph: with static shapes, as far as they are known.
+
+    Raises:
+        UnsupportedError: names the operator.
+    """
+    for node in graph:
+        x = node.inputs[0] if node.inputs else None
+        if node.domain != "" or x is None or x.shape is None or not x.shape.is_static():
+            continue
+        y, what = node.outputs[0], f"{node.op_type} {node.name!r}"
+        if node.op_type == "Reshape" and y.shape is not None and y.shape.is_static():
+            if _elements(x) != _elements(y):
+                reason = f"{x.shape} has {_elements(x)} elements, {y.shape} has {_elements(y)}"
+                raise UnsupportedError(f"{what} changes the number of elements", [reason], _FIX)
+        if node.op_type == "Conv" and len(x.shape) > 1:
+            groups, channels = node.attributes.get_int("group", 1), int(x.shape.numpy()[1])
+            if groups < 1 or channels % groups:
+                reason = f"{channels} channels of {x.name!r} are not {groups} equal groups"
+                raise UnsupportedError(f"{what} cannot be computed", [reason], _FIX)
 
 
 def _value_bytes(value: ir.Value) -> int:

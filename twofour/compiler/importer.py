@@ -27,7 +27,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from twofour.compiler.bounds import require_fits
+from twofour.compiler.bounds import require_fits, require_possible
 from twofour.compiler.settle import settle
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.onnx_tools.infer import infer_shapes, require_consistent
@@ -72,6 +72,7 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     _clean(model)
     _name_nodes(model.graph)
     require_windows(model.graph)
+    require_possible(model.graph)
     return model
 
 

@@ -12,7 +12,6 @@ MAX_OPERATORS = 50_000
 """Of a model once each call of a function is replaced by its body."""
 
 _SHOWN = 8
-_COUNTS = ("num_outputs", "num_scan_inputs")  # attributes that inference allocates for
 _AXES = ("axis", "batch_dims")
 _MOST_AXES = 1 << 16
 _STANDARD = ("", "ai.onnx")
@@ -101,10 +100,11 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 def _attributes(node: onnx.NodeProto) -> Iterator[str]:
     where = f"{node.op_type} {node.name!r}"
+    if node.op_type == "Constant" and node.domain in _STANDARD and len(node.attribute) != 1:
+        yield f"{where}: expected one value, it has {len(node.attribute)}"
     for attribute in node.attribute:
-        if attribute.name in _COUNTS and attribute.i > len(node.input) + len(node.output):
-            ends = f"{len(node.input)} inputs and {len(node.output)} outputs"
-            yield f"{where}: {attribute.name} is {attribute.i}, but it has {ends}"
+        if attribute.name == "num_scan_inputs" and not 0 <= attribute.i <= len(node.input):
+            yield f"{where}: {attribute.name} is {attribute.i}, but it has {len(node.input)} inputs"
         if node.domain not in _STANDARD:
             continue
         if attribute.name == "num_outputs" and attribute.i != len(node.output):

@@ -8,6 +8,7 @@ with the places that are wanted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,13 +35,14 @@ def moved(index: reading.Array, value: ir.Value) -> reading.Array | None:
         value: a result of a node that `is_move`.
 
     Returns:
-        The places of the elements of `value`; None where the move depends on what is computed.
+        The places of the elements of `value`; None where the move depends on what is computed, or
+        is to a shape that does not hold as many.
     """
     node, shape = value.producer(), reading.shape_of(value)
     if node is None or shape is None:
         return None
     if node.op_type in _SAME_ORDER:
-        return index.reshape(shape)
+        return index.reshape(shape) if index.size == math.prod(shape) else None
     if node.op_type == "Transpose":
         return index.transpose(reading.ints_attribute(node, "perm", (*range(index.ndim),)[::-1]))
     if node.op_type == "Gather":
