@@ -67,7 +67,7 @@ def _write(results: dict[str, NDArray[Any]], folder: Path) -> dict[str, Path]:
 
     from twofour.core.errors import InputError
 
-    paths = {}
+    paths: dict[str, Path] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, array in results.items():
