@@ -168,6 +168,10 @@ SHRUNK = {
 CRASHES = {
     "axis": (model("y, m = LayerNormalization <axis = 2147483648> (x, g) }",
                    g=np.ones(4, np.float32)), "axis is 2147483648"),
+    "axis of a function": (
+        model("y = l.norm <k = 2147483648> (x, g) }", g=np.ones(4, np.float32),
+              functions='<domain: "l", opset_import: ["" : 17]> norm <k> (p, s) => (q) '
+              "{ q, m = LayerNormalization <axis: int = @k> (p, s) }"), "k is 2147483648"),
     "batches": (model("y = GatherND <batch_dims = -3> (x, i) }", i=[[0]]), "batch_dims is -3"),
     "outputs": (model("y = Split <num_outputs = -1099511627776> (x) }", opset=18), "num_outputs"),
     "dimensions": (model("(float[2,4] x, int64[1099511627776] s) => (float[a,b] y) "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
@@ -12,8 +12,8 @@ MAX_OPERATORS = 50_000
 """Of a model once each call of a function is replaced by its body."""
 
 _SHOWN = 8
-_AXES = ("axis", "batch_dims")
 _MOST_AXES = 1 << 16
+_AXES = {"axis": -_MOST_AXES, "batch_dims": 0, "num_scan_inputs": 0}  # the lowest of each
 _STANDARD = ("", "ai.onnx")
 _Key = tuple[str, str, str]
 
@@ -29,9 +29,14 @@ def problems(proto: onnx.ModelProto) -> list[str]:
     """
     found = _calls(proto)
     graphs = all_graphs(proto)
+    passed = _passed(proto)
+    for function in proto.functions:
+        found.extend(_bounds(f"function {function.name}", function.attribute_proto, passed))
     ends = {_key_of(f): (len(f.input), len(f.output)) for f in proto.functions}
     for node in (node for owner in (*graphs, *proto.functions) for node in owner.node):
         found.extend(_attributes(node))
+        if node.domain not in _STANDARD:
+            found.extend(_bounds(f"{node.op_type} {node.name!r}", node.attribute, passed))
         most = ends.get(_key(node))
         if most is not None and (len(node.input) > most[0] or len(node.output) > most[1]):
             has = f"{len(node.input)} inputs and {len(node.output)} outputs"
@@ -109,13 +114,32 @@ def _attributes(node: onnx.NodeProto) -> Iterator[str]:
             continue
         if attribute.name == "num_outputs" and attribute.i != len(node.output):
             yield f"{where}: num_outputs is {attribute.i}, but it has {len(node.output)} outputs"
-        lowest = 0 if attribute.name == "batch_dims" else -_MOST_AXES
-        if attribute.name in _AXES and not lowest <= attribute.i <= _MOST_AXES:
-            yield f"{where}: {attribute.name} is {attribute.i}, no tensor has such a dimension"
+        yield from _bounds(where, [attribute], _AXES)
         if node.op_type != "Constant":
             for text in (attribute.s, *attribute.strings):
                 if not _is_text(text):
                     yield f"{where}: attribute {attribute.name!r} is not UTF-8: {text[:20]!r}"
+
+
+def _passed(proto: onnx.ModelProto) -> dict[str, int]:
+    """Attributes that functions hand on as those of `_AXES`, each with its lowest value."""
+    found, size = dict(_AXES), 0
+    nodes = [node for function in proto.functions for node in _all_nodes(function.node)]
+    while len(found) > size:  # through functions that call each other
+        size = len(found)
+        for attribute in (attribute for node in nodes for attribute in node.attribute):
+            if attribute.ref_attr_name and attribute.name in found:
+                found.setdefault(attribute.ref_attr_name, found[attribute.name])
+    return found
+
+
+def _bounds(
+    where: str, attributes: Iterable[onnx.AttributeProto], lowest: Mapping[str, int]
+) -> Iterator[str]:
+    for attribute in attributes:
+        name, number = attribute.name, attribute.i
+        if name in lowest and not lowest[name] <= number <= _MOST_AXES:
+            yield f"{where}: {name} is {number}, no tensor has such a dimension"
 
 
 def _is_text(data: bytes) -> bool:
