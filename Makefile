@@ -16,7 +16,7 @@ test: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict twofour
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist worksteal
 
 # Measures the demo on a quiet machine, and writes all tables of benchmarks/ into the README.
 figures: .venv-demo/ready
