@@ -80,7 +80,7 @@ def shapes_of_data(graph: ir.Graph, data: DataLike) -> dict[str, Shape]:
     Raises:
         InputError: it does not fit the model.
     """
-    forms = [input_form(value) for value in graph.inputs]
+    forms = [input_form(v) for v in graph.inputs if v.name not in graph.initializers]
     opened = [form.name for form in forms if not all(isinstance(d, int) for d in form.dims or "?")]
     if not opened or not isinstance(data, (str, os.PathLike, Mapping, Sequence)):
         return {}
