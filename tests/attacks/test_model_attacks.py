@@ -259,7 +259,7 @@ def test_what_shrinks_to_nothing_before_a_slice_is_named(name, size, judge, tmp_
     assert "--shapes" in found["text"]
 
 
-@pytest.mark.parametrize("name", set(SHRUNK) - {"GatherND"})
+@pytest.mark.parametrize("name", sorted(set(SHRUNK) - {"GatherND"}))
 def test_what_does_not_shrink_to_nothing_runs(name, judge, tmp_path):
     found = ended(judge, sized(SHRUNK[name], 9), tmp_path)
     assert found["end"] == "passed", found
