@@ -86,3 +86,17 @@ def test_open_sizes_are_those_of_a_calibration_sample() -> None:
     engine = build(model, int8=True, data=data, tuning_effort=0)
     assert [info.shape for info in engine.plan.inputs] == [(1, 4, 9), (2, 1, 3)]
     assert not any("became 1" in note for note in engine.plan.notes)
+
+
+def test_an_error_at_sizes_that_became_one_asks_for_them() -> None:
+    model = graph(
+        "(float[n,4,t] x, float[2] s) => (float[n,5,u] y) { y = Conv (x, w) }",
+        w=np.ones((5, 4, 3), np.float32),
+    )
+    with pytest.raises(InputError, match="nothing to compute") as caught:
+        build(model, tuning_effort=0)
+    assert caught.value.fix == "give the sizes: --shapes x:<n>x4x<t>"
+    assert any("x[0], x[2]" in reason for reason in caught.value.reasons)
+    with pytest.raises(InputError, match="nothing to compute") as caught:
+        build(model, shapes={"x": (1, 4, 2)}, tuning_effort=0)
+    assert "<n>" not in caught.value.fix

@@ -35,6 +35,7 @@ from twofour.compiler.requests import (
     became_one,
     read_request,
     shapes_of_data,
+    with_open_sizes,
 )
 from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
@@ -194,6 +195,8 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     compilation = _Compilation(source, tuple(requests), options, target, cache, progress)
     try:
         networks = compilation.networks({})
+    except InputError as error:
+        raise with_open_sizes(error, source.graph, profiles[0]) from error
     except UnsupportedError as error:
         why = "; ".join(filter(None, (error.what, *error.reasons, error.fix)))
         engine = whole_engine(source, requests, target, options.threads, why)

@@ -70,6 +70,29 @@ def became_one(graph: ir.Graph, given: Collection[str]) -> str:
     return f"open sizes became 1, as none were given: {', '.join(taken)}" if taken else ""
 
 
+def with_open_sizes(error: InputError, graph: ir.Graph, given: Collection[str]) -> InputError:
+    """The error, and that sizes became 1 which the user may give; as it is where none did.
+
+    Args:
+        error: from a model whose open sizes became 1.
+        graph: of the model as loaded.
+        given: names of the inputs whose shapes the user gave.
+    """
+    note = became_one(graph, given)
+    if not note:
+        return error
+    shapes = [
+        f"--shapes {value.name}:" + "x".join(_placeholder(dim) for dim in value.shape)
+        for value in graph.inputs
+        if value.name not in given and value.shape is not None and not value.shape.is_static()
+    ]
+    return InputError(error.what, [*error.reasons, note], f"give the sizes: {' '.join(shapes)}")
+
+
+def _placeholder(dim: int | ir.SymbolicDim) -> str:
+    return str(dim) if isinstance(dim, int) else f"<{dim.value or 'size'}>"
+
+
 def shapes_of_data(graph: ir.Graph, data: DataLike) -> dict[str, Shape]:
     """The shapes of a run on one sample, for the inputs with open sizes.
 
