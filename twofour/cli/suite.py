@@ -84,7 +84,9 @@ def bench_suite(
     from twofour.bench.suite.merge import merged
     from twofour.bench.suite.rows import SUITES, SuiteOptions, select
     from twofour.bench.suite.run import circumstances, failures, run_suite
+    from twofour.bench.timing import Schedule
 
+    Schedule(duration_s)  # refuses what cannot be measured, before anything is made for it
     only = [name.strip() for name in asked.only.split(",") if name.strip()]
     rows = select(asked.suite, only)
     data = os.environ.get("TWOFOUR_DATA")
