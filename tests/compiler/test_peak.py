@@ -12,7 +12,7 @@ from twofour.compiler.peak import (
     SUMS,
     TURNS,
     Peaks,
-    _loop,
+    multiply_adds,
     family,
     ideal_us,
     lacks,
@@ -47,7 +47,7 @@ def test_the_loops_do_the_multiply_adds_they_are_counted_for(target: Target, nam
     target = replace(target, bf16=not why_no_bf16(target))
     if lacks(target, name):
         pytest.skip("no such kernel: there is no instruction for it")
-    function = _loop(name, 0, target.isa)
+    function = multiply_adds(name, 0, target.isa)
     code = Code([compile_object([Source(module_text([function]))], target)])
     memory = allocate(1 << 14)
     dtype = {"int8": np.uint8, "bfloat16": np.uint16, "float32": np.float32}[name.partition(" ")[0]]

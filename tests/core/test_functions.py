@@ -43,6 +43,8 @@ EXACT = {
     "hard_sigmoid": (np.clip(REAL / 6 + 0.5, 0, 1), 1, 1.2e-7),
     "hard_swish": (REAL * np.clip(REAL / 6 + 0.5, 0, 1), np.maximum(1, np.abs(REAL)), 1.2e-7),
     "relu": (np.maximum(REAL, 0), 1, 0.0),
+    "softplus": (np.logaddexp(0, REAL), LARGE, 3.0e-7),
+    "softsign": (REAL / (1 + np.abs(REAL)), 1, 1.2e-7),
 }
 
 

@@ -117,7 +117,7 @@ def contents_of_a_tensor(model: onnx.ModelProto, chance: random.Random) -> None:
                   for i in range(0, count, 8)]  # fmt: skip
         values[chance.randrange(len(values))] = chance.choice(SIZES)
         tensor.raw_data = b"".join(v.to_bytes(8, "little", signed=True) for v in values)
-    elif kind == onnx.TensorProto.FLOAT and count:
+    elif kind == onnx.TensorProto.FLOAT and count >= 4:
         data = bytearray(tensor.raw_data)
         struct.pack_into("<f", data, chance.randrange(count // 4) * 4, chance.choice(FLOATS))
         tensor.raw_data = bytes(data)

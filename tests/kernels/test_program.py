@@ -290,7 +290,8 @@ def test_sets_of_threads_end_and_leave_nothing(code) -> None:
             program.workers.close()  # twice does nothing
         del program
     gc.collect()
-    assert len(os.listdir("/proc/self/task")) == before
+    # Fewer, where a thread of another test ended meanwhile.
+    assert len(os.listdir("/proc/self/task")) <= before
 
 
 def test_sets_of_threads_side_by_side(code) -> None:
