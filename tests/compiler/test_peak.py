@@ -12,11 +12,11 @@ from twofour.compiler.peak import (
     SUMS,
     TURNS,
     Peaks,
-    multiply_adds,
     family,
     ideal_us,
     lacks,
     measure_peaks,
+    multiply_adds,
 )
 from twofour.core.bfloat16 import to_bf16
 from twofour.core.target import ISAS, Target, host_target, missing_features, why_no_bf16
