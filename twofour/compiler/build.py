@@ -330,14 +330,23 @@ def _network(
     return Compiled(found.fused, order, lowered, operators[0], names[-1], request.symbols)
 
 
+def loaded(model: Model) -> ir.Model:
+    """The model in memory.
+
+    Raises:
+        InputError: the file is not a usable model.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return load_model(model)
+    return ir.from_proto(densified(model)) if isinstance(model, onnx.ModelProto) else model
+
+
 def _source(model: Model) -> tuple[ir.Model, str, str]:
     """The model, its name for people, and the hash of its bytes."""
+    source = loaded(model)
     if isinstance(model, (str, os.PathLike)):
-        loaded = load_model(model)
-        return loaded, Path(model).name, hashlib.sha256(Path(model).read_bytes()).hexdigest()
-    if isinstance(model, onnx.ModelProto):
-        model = ir.from_proto(densified(model))
-    return model, model.graph.name or "model", hashlib.sha256(model_bytes(model)).hexdigest()
+        return source, Path(model).name, hashlib.sha256(Path(model).read_bytes()).hexdigest()
+    return source, source.graph.name or "model", hashlib.sha256(model_bytes(source)).hexdigest()
 
 
 def _cold_bytes(weights: int) -> int:

@@ -15,11 +15,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import onnx
 import onnx_ir as ir
 
 from twofour.compiler.assemble import Progress
-from twofour.compiler.build import BuildOptions, Model, compile_model
+from twofour.compiler.build import BuildOptions, Model, compile_model, loaded
 from twofour.compiler.importer import ASSUMED_KEY, import_graph
 from twofour.compiler.requests import Shape
 from twofour.core.errors import InputError, UnsupportedError
@@ -28,7 +27,6 @@ from twofour.core.target import Target, why_no_bf16
 from twofour.engine import Engine
 from twofour.kernels.cpu.tactic import tactics
 from twofour.onnx_tools.eligible import is_quantized
-from twofour.onnx_tools.load import load_model
 from twofour.onnx_tools.placeholder import placeholder_quantize
 from twofour.onnx_tools.prune import Pruned, prune
 from twofour.onnx_tools.weights import layer_weights
@@ -103,7 +101,7 @@ class Forms:
             InputError: the model or a shape is not usable, a size beside the batch is open, or no
                 precision is left.
         """
-        source = _loaded(model)
+        source = loaded(model)
         graph = import_graph(source, shapes)
         layers = _layers(source, graph)
         notes = _assumed(graph)
@@ -155,12 +153,6 @@ class Forms:
         held = {layer.name for layer in self.layers if layer.pruned}
         report = self._reports.get(pattern, ())
         return {e.node: e.reason for e in report if e.reason and e.node not in held}
-
-
-def _loaded(model: Model) -> ir.Model:
-    if isinstance(model, ir.Model):
-        return model
-    return ir.from_proto(model) if isinstance(model, onnx.ModelProto) else load_model(model)
 
 
 def _assumed(graph: ir.Model) -> list[str]:

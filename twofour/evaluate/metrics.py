@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.correlation import pearson, spearman
 from twofour.core.data import Batch, import_function
 from twofour.core.errors import InputError
 
@@ -221,24 +222,11 @@ def _pairs(outputs: Rows, output: str, batch: Batch) -> dict[str, Array]:
 
 
 def _pearson(rows: Rows, labels: Array) -> float:
-    return _correlation(rows["score"], labels.reshape(-1).astype(np.float64))
+    return pearson(rows["score"], labels.reshape(-1).astype(np.float64))
 
 
 def _spearman(rows: Rows, labels: Array) -> float:
-    return _correlation(_ranks(rows["score"]), _ranks(labels.reshape(-1)))
-
-
-def _ranks(values: Array) -> Array:
-    """1 for the smallest; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((2 * last - counts + 1) / 2)[inverse]
-
-
-def _correlation(a: Array, b: Array) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    norms = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / norms if norms else 0.0
+    return spearman(rows["score"], labels.reshape(-1))
 
 
 def _errors(power: int) -> Callable[[Rows, str, Batch], dict[str, Array]]:

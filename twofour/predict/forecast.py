@@ -12,8 +12,7 @@ needs no data, no training and no calibration: times depend on shapes and patter
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from twofour.compiler.build import EFFORTS, BuildOptions, Model
 from twofour.compiler.forms import PATTERNS, PRECISIONS, Forms
 from twofour.core.errors import InputError
-from twofour.core.progress import Report, Stage, silent
+from twofour.core.progress import Stage, unseen
 from twofour.core.target import host_target
 from twofour.predict.findings import Findings
 from twofour.predict.measure import measure
@@ -86,7 +85,7 @@ def forecast(model: Model, *, stage: Stage | None = None, **options: Any) -> For
             f"forecast has no option {min(unknown)!r}",
             [f"expected some of {', '.join(sorted(known))}"],
         )
-    asked, stage = ForecastOptions(**options), stage or _unseen
+    asked, stage = ForecastOptions(**options), stage or unseen
     with stage("reading") as report:
         report(0, None, "model")
         forms = Forms.of(model, asked.shapes or {}, asked.precisions, host_target())
@@ -103,9 +102,3 @@ def forecast(model: Model, *, stage: Stage | None = None, **options: Any) -> For
 def _require_known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
     if unknown := [each for each in given if each not in known]:
         raise InputError(f"unknown {what} {unknown[0]!r}", [f"expected some of {', '.join(known)}"])
-
-
-@contextmanager
-def _unseen(name: str) -> Iterator[Report]:
-    """A stage that nobody watches."""
-    yield silent

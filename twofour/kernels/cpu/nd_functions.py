@@ -56,11 +56,15 @@ def _elu(f: Function, x: Value, scalars: Sequence[float]) -> Value:
     return v.select(v.compare("olt", x, v.constant(0.0)), below, v.op("fmul", x, high))
 
 
-def _leaky(f: Function, x: Value, scalars: Sequence[float]) -> Value:
+def emit_prelu(f: Function, x: Value, slope: Value) -> Value:
     """np.where(x < 0, x * slope, x)."""
     v = Floats(f, 1)
-    sloped = v.op("fmul", x, v.constant(scalars[0]))
-    return v.select(v.compare("olt", x, v.constant(0.0)), sloped, x)
+    return v.select(v.compare("olt", x, v.constant(0.0)), v.op("fmul", x, slope), x)
+
+
+def _leaky(f: Function, x: Value, scalars: Sequence[float]) -> Value:
+    """np.where(x < 0, x * slope, x)."""
+    return emit_prelu(f, x, Floats(f, 1).constant(scalars[0]))
 
 
 PARAMETRIC: dict[str, Callable[[Function, Value, Sequence[float]], Value]] = {
@@ -68,9 +72,3 @@ PARAMETRIC: dict[str, Callable[[Function, Value, Sequence[float]], Value]] = {
     "leaky": _leaky,
 }
 """Functions of one float32 with constants of their own."""
-
-
-def emit_prelu(f: Function, x: Value, slope: Value) -> Value:
-    """np.where(x < 0, x * slope, x)."""
-    v = Floats(f, 1)
-    return v.select(v.compare("olt", x, v.constant(0.0)), v.op("fmul", x, slope), x)
