@@ -67,7 +67,7 @@ def _model(source: Path, shapes: dict[str, tuple[int, ...]], every: bool, out: O
     )
     if found.weights:
         out.show(_each_weight(found.weights) if every else _alike_weights(found.weights))
-    out.show(*_violations(found.weights, every), *_places(found, runs))
+    out.show(*_violations(found.weights, every), *_promises(found, every), *_places(found, runs))
     out.data("inspect.model/1", {**found.to_json(), "runs": runs.to_json()})
 
 
@@ -162,6 +162,17 @@ def _violations(weights: Iterable[WeightInfo], every: bool) -> list[str]:
     hidden = 0 if every else max(len(lines) - _SHOWN_REASONS, 0)
     more = [f"- and {hidden} more: --all"] if hidden else []
     return [*lines[: len(lines) - hidden], *more]
+
+
+def _promises(found: Inspection, every: bool) -> list[str]:
+    """Whether the weights have the patterns that the file's metadata promises."""
+    read = [each for each in found.promises.entries if each.layers]
+    broken = [f"- {each.weight} is promised {each.pattern}, broken in {each.broken}"
+              for each in read if each.broken]  # fmt: skip
+    shown = broken if every else broken[:_SHOWN_REASONS]
+    more = [f"- and {len(broken) - len(shown)} more: --all"] if shown != broken else []
+    kept = f"promised patterns: {len(read) - len(broken)} kept, {len(broken)} broken"
+    return [*([kept] if read else []), *shown, *more, *found.promises.notes]
 
 
 def _places(found: Inspection, runs: Survey) -> list[Table | str]:

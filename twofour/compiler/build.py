@@ -51,6 +51,7 @@ from twofour.core.target import Target, check_runs_here, detect_host, host_targe
 from twofour.engine import Engine
 from twofour.onnx_tools.eligible import NothingToQuantizeError
 from twofour.onnx_tools.load import load_model, model_bytes
+from twofour.onnx_tools.promises import check, without_promises
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
 from twofour.onnx_tools.sparse import densified
@@ -162,6 +163,8 @@ def build(model: Model, *, progress: Progress | None = None, **options: Any) -> 
     Raises:
         InputError: the model, the data or an option is not usable.
         UnsupportedError: an input or output is of a kind that engines do not pass on.
+        GateError: a weight does not have the pattern that the model promises; `sparsity="disable"`
+            does not look.
     """
     known = {f.name for f in fields(BuildOptions)}
     if unknown := set(options) - known:
@@ -182,7 +185,9 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     target = options.target or host_target()
     check_runs_here(target)
     source, name, digest = _source(model)
-    notes: tuple[str, ...] = ()
+    if options.sparsity == "disable":
+        source = without_promises(source)
+    notes = check(source).notes
     profiles = options.profiles or (options.shapes or {},)
     if options.int8 and options.data is not None:
         if not any(profiles):

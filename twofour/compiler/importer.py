@@ -29,8 +29,10 @@ import onnx_ir.passes.common as common
 
 from twofour.compiler.bounds import require_fits, require_possible
 from twofour.compiler.settle import settle
+from twofour.core import promises
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.onnx_tools.infer import infer_shapes, require_consistent
+from twofour.onnx_tools.promises import carry, require_kept
 from twofour.onnx_tools.upgrade import move_foreign, upgrade
 from twofour.onnx_tools.windows import require_windows
 
@@ -57,6 +59,7 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     Raises:
         InputError: an unknown input name, a shape that contradicts the model, or one at which an
             operator has nothing to compute.
+        GateError: a weight does not have the pattern that the model's metadata promises.
         UnsupportedError: the opset cannot be converted, or the model does not pass onnx's checks.
     """
     model = ir.external_data.load_to_model(model.clone())
@@ -65,6 +68,8 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     assumed = bind_inputs(model.graph, shapes or {})
     common.InlinePass()(model)
     model.functions.clear()
+    require_kept(model)
+    model.metadata_props.pop(promises.KEY, None)  # weights may change from here on
     move_foreign(model)
     model = upgrade(model)
     common.ClearMetadataAndDocStringPass()(model)
@@ -94,6 +99,7 @@ def standardized(model: ir.Model) -> ir.Model:
     model.functions.clear()
     model = upgrade(model)
     settle(model)
+    carry(source, model)
     return model
 
 

@@ -16,7 +16,7 @@ from twofour.compiler.importer import Shapes, import_graph
 from twofour.compiler.lower import lower
 from twofour.compiler.passes.pipeline import run_passes
 from twofour.compiler.schedule import schedule
-from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.errors import GateError, InputError, UnsupportedError
 
 NATIVE, FALLBACK = "native", "onnxruntime"
 
@@ -84,7 +84,7 @@ def survey(model: ir.Model, shapes: Shapes | None = None) -> Survey:
         why = "; ".join((error.what, *error.reasons))
         nodes = [OperatorInfo(n.name or "", _type(n), FALLBACK, why) for n in model.graph]
         return Survey(tuple(nodes), whole=why)
-    except InputError as error:
+    except (InputError, GateError) as error:
         return Survey((), refused=(error.what, *error.reasons))
     return Survey(_placed(imported.graph, fused.model.graph, order.reasons))
 

@@ -21,6 +21,7 @@ from twofour.core.patterns import (
     why_not,
 )
 from twofour.onnx_tools.edit import Array, constant, is_standard, operand
+from twofour.onnx_tools.promises import Promises, check
 from twofour.onnx_tools.weights import Weight, layer_weights
 
 PATTERNS = ("2:4/pair", "2:4", "4:8")
@@ -109,6 +110,7 @@ class Inspection:
         weight_zeros: share of zeros in all listed weights together.
         sparse_weights: how many of the weights are 2:4.
         quantized_layers: how many layers have a quantized weight and a quantized input.
+        promises: the patterns that the file's metadata promises, and whether they are kept.
     """
 
     ir_version: int
@@ -123,6 +125,7 @@ class Inspection:
     weight_zeros: float
     sparse_weights: int
     quantized_layers: int
+    promises: Promises
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings."""
@@ -165,6 +168,7 @@ def inspect(model: ir.Model) -> Inspection:
         quantized_layers=sum(
             info.scale is not None and info.input_scale is not None for info in weights
         ),
+        promises=check(model),
     )
 
 

@@ -26,6 +26,7 @@ from twofour.onnx_tools.histogram import Affine, Range, affine
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.placement import Placement, output_axis, place
 from twofour.onnx_tools.prepare import prepare
+from twofour.onnx_tools.promises import carry, require_kept
 
 WEIGHT_MAX = 127
 """Weights use -127..127, so that a weight and its negative are both representable."""
@@ -52,13 +53,17 @@ def quantize(
         NothingToQuantizeError: the model is quantized already, or no layer can be.
         InputError: the data does not fit (see `calibrate`).
         UnsupportedError: the opset cannot be converted, or ONNX Runtime cannot run the model.
+        GateError: a weight does not have the pattern that the model's metadata promises.
     """
     options = options or QuantizeOptions()
-    model = prepare(model)
+    require_kept(model)
+    source, model = model, prepare(model)
     placement = place(model, options)
     names = [str(value.name) for value in placement.calibrated]
     ranges = calibrate(model, names, data, options, progress)
     insert(model, placement, ranges, options)
+    carry(source, model)
+    require_kept(model, "quantization")
     return model
 
 
