@@ -24,6 +24,7 @@ from twofour.cli import app
 from twofour.cli.output import PLAIN_WIDTH
 from twofour.core.gpus import Gpu
 from twofour.onnx_tools.load import load_model, save_model
+from twofour.onnx_tools.promises import promise
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.weights import layer_weights
 
@@ -103,12 +104,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def nearly_sparse(model: ir.Model) -> ir.Model:
-    """2:4 but for one group."""
+    """2:4 but for one group, which breaks a promise; another is of a weight that is gone."""
     pruned = prune(model)[0]
     _, weight = next(layer_weights(pruned))
     values = weight.stored.copy()
     values.reshape(len(values), 4, -1)[1, :, 0] = 1
     pruned.graph.initializers[weight.name].const_value = ir.tensor(values, name=weight.name)
+    promise(pruned, {weight.name: "2:4", "gone": "4:8"})
     return pruned
 
 

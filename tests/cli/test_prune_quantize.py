@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 from tests.sample_models import conv_model
 from twofour.cli import app
 from twofour.core.patterns import is_pattern
-from twofour.onnx_tools.load import load_model
+from twofour.onnx_tools.load import load_model, save_model
+from twofour.onnx_tools.promises import promise
 from twofour.onnx_tools.weights import layer_weights
 
 X = np.random.default_rng(0).standard_normal((8, 4, 8, 8)).astype(np.float32)
@@ -94,3 +95,22 @@ def test_what_was_pruned_and_what_was_not(tmp_path: Path) -> None:
     assert "left as it was: excluded by name" in result.stdout
     assert "% of its energy or more" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_a_broken_promise_is_shown_by_inspect_and_stops_quantize_and_build(tmp_path: Path) -> None:
+    model, data, out = conv_model(tmp_path / "m.onnx"), tmp_path / "data.npz", tmp_path / "out"
+    np.savez(data, x=X)
+    dense = load_model(model)
+    promise(dense, {"w": "2:4"})
+    save_model(dense, model)
+    for command in (("quantize", model, "--data", data), ("build", model)):
+        result = twofour(*command, "-o", out)
+        assert result.exit_code == 1
+        assert "weight 'w' of Conv 'conv': output channel 0, tap (0,0), channels 0-3 hold 4" in (
+            " ".join(result.stderr.split())
+        )
+        assert not out.exists()
+    shown = twofour("inspect", model)
+    assert "promised patterns: 0 kept, 1 broken" in shown.stdout
+    assert "- w is promised 2:4, broken in Conv 'conv': output channel 0" in shown.stdout
+    assert twofour("build", model, "-o", out, "--sparsity", "disable").exit_code == 0
