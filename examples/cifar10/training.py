@@ -14,6 +14,7 @@ from cifar10.settings import DENSE_LAYERS, Network, Settings
 from twofour.cli.output import Output
 from twofour.core.progress import Report
 from twofour.train import (
+    Distiller,
     Progress,
     Sparsifier,
     evaluate,
@@ -57,8 +58,8 @@ def finetune_stage(settings: Settings, network: Network, images: Images, out: Ou
             model,
             batches,
             settings.schedule,
-            sparsifier=sparsifier,
-            teacher=load_model(settings.depth),
+            method=sparsifier,
+            loss=Distiller(model, load_model(settings.depth)),
             checkpoint=network.checkpoint,
             progress=shown,
         )

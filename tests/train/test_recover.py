@@ -8,9 +8,25 @@ import torch
 from torch import nn
 
 from twofour.core.errors import GateError, InputError
-from twofour.train import Schedule, Sparsifier, evaluate, finetune, load_checkpoint, predict
+from twofour.train import (
+    AdamW,
+    Schedule,
+    Sgd,
+    Sparsifier,
+    evaluate,
+    finetune,
+    load_checkpoint,
+    predict,
+    recover,
+)
+from twofour.train.average import Average
 
 SCHEDULE = Schedule(epochs=3, lr=0.1)
+
+
+@pytest.fixture(autouse=True)
+def _each_batch(monkeypatch):
+    monkeypatch.setattr(recover, "PROGRESS_EVERY_S", 0.0)
 
 
 def network():
@@ -33,7 +49,7 @@ def test_learns_with_the_masks_held():
     model, sparsifier = pruned()
     x, y = batches(99)[0]
     before = evaluate(model, x, y)
-    history = finetune(model, batches, SCHEDULE, sparsifier=sparsifier)
+    history = finetune(model, batches, SCHEDULE, method=sparsifier)
     assert [entry.epoch for entry in history] == [0, 1, 2]
     assert history[-1].loss < history[0].loss
     assert history[-1].accuracy > history[0].accuracy
@@ -55,9 +71,7 @@ def test_progress_counts_every_batch_and_the_rate_follows_a_cosine():
 
 def test_bf16_keeps_float32_weights():
     model, sparsifier = pruned()
-    history = finetune(
-        model, batches, dataclasses.replace(SCHEDULE, bf16=True), sparsifier=sparsifier
-    )
+    history = finetune(model, batches, dataclasses.replace(SCHEDULE, bf16=True), method=sparsifier)
     assert math.isfinite(history[-1].loss)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -68,7 +82,7 @@ class Stop(Exception):
 
 def test_stopped_in_an_epoch_and_resumed_equals_uninterrupted(tmp_path):
     straight, sparsifier = pruned()
-    expected = finetune(straight, batches, SCHEDULE, sparsifier=sparsifier)
+    expected = finetune(straight, batches, SCHEDULE, method=sparsifier)
 
     def stop(at):
         if (at.epoch, at.batch) == (1, 4):
@@ -77,9 +91,7 @@ def test_stopped_in_an_epoch_and_resumed_equals_uninterrupted(tmp_path):
     checkpoint = tmp_path / "new" / "run.pt"
     model, sparsifier = pruned()
     with pytest.raises(Stop):
-        finetune(
-            model, batches, SCHEDULE, sparsifier=sparsifier, checkpoint=checkpoint, progress=stop
-        )
+        finetune(model, batches, SCHEDULE, method=sparsifier, checkpoint=checkpoint, progress=stop)
     model, sparsifier = pruned()
     torch.manual_seed(77)  # another process would have other randomness
     epochs = []
@@ -87,7 +99,7 @@ def test_stopped_in_an_epoch_and_resumed_equals_uninterrupted(tmp_path):
         model,
         batches,
         SCHEDULE,
-        sparsifier=sparsifier,
+        method=sparsifier,
         checkpoint=checkpoint,
         progress=lambda at: epochs.append(at.epoch),
     )
@@ -104,13 +116,13 @@ def test_stopped_in_an_epoch_and_resumed_equals_uninterrupted(tmp_path):
 
 def test_finished_run_is_not_trained_again(tmp_path):
     model, sparsifier = pruned()
-    finetune(model, batches, SCHEDULE, sparsifier=sparsifier, checkpoint=tmp_path / "run.pt")
+    finetune(model, batches, SCHEDULE, method=sparsifier, checkpoint=tmp_path / "run.pt")
     seen = []
     finetune(
         model,
         batches,
         SCHEDULE,
-        sparsifier=sparsifier,
+        method=sparsifier,
         checkpoint=tmp_path / "run.pt",
         progress=seen.append,
     )
@@ -120,13 +132,13 @@ def test_finished_run_is_not_trained_again(tmp_path):
 def test_foreign_checkpoints_are_refused(tmp_path):
     model, sparsifier = pruned()
     checkpoint = tmp_path / "run.pt"
-    finetune(model, batches, SCHEDULE, sparsifier=sparsifier, checkpoint=checkpoint)
+    finetune(model, batches, SCHEDULE, method=sparsifier, checkpoint=checkpoint)
     with pytest.raises(InputError, match=r"another schedule\n  lr: 0.1 there, 0.2 here"):
         finetune(
             model,
             batches,
             dataclasses.replace(SCHEDULE, lr=0.2),
-            sparsifier=sparsifier,
+            method=sparsifier,
             checkpoint=checkpoint,
         )
     other = nn.Linear(8, 3)
@@ -144,7 +156,7 @@ def test_damaged_checkpoints_are_refused(tmp_path, keep):
         model,
         batches,
         dataclasses.replace(SCHEDULE, epochs=1),
-        sparsifier=sparsifier,
+        method=sparsifier,
         checkpoint=checkpoint,
     )
     checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
@@ -179,7 +191,7 @@ def test_a_mask_lost_while_training_is_named():
             model[3].weight.fill_(1.0)
 
     with pytest.raises(GateError, match="3: weight is not 2:4"):
-        finetune(model, batches, SCHEDULE, sparsifier=sparsifier, progress=spoil)
+        finetune(model, batches, SCHEDULE, method=sparsifier, progress=spoil)
 
 
 def test_predict_and_evaluate_by_hand():
@@ -200,18 +212,186 @@ def test_predict_and_evaluate_by_hand():
         evaluate(model, x, labels[:6])
 
 
-def test_a_teacher_is_copied_and_stays_as_it_is() -> None:
-    """Wrong labels do little harm to a model that listens to its teacher alone."""
-    teacher, _ = pruned()
-    finetune(teacher, batches, SCHEDULE)
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    wrong = [(x, (labels + 1) % 3) for x, labels in batches(0)]
-    schedule = dataclasses.replace(SCHEDULE, teacher_share=1.0, temperature=2.0)
+def flattened(value):
+    return {name: v.clone() for name, v in value.state_dict().items()}
 
-    def distance(guide) -> float:
-        model, sparsifier = pruned()
-        finetune(model, lambda _: wrong, schedule, sparsifier=sparsifier, teacher=guide)
-        return sum(float((predict(model, x) - predict(teacher, x)).norm()) for x, _ in wrong)
 
-    assert distance(teacher) < 0.5 * distance(None)
-    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+FULL = Schedule(
+    epochs=3,
+    lr=0.02,
+    warmup=0.2,
+    final_lr=0.001,
+    optimizer=AdamW(weight_decay=0.1),
+    label_smoothing=0.1,
+    clip_norm=1.0,
+    ema=0.9,
+    seed=4,
+)
+
+
+def test_everything_at_once_resumes_bit_for_bit(tmp_path):
+    def run(checkpoint=None, stop_in=None):
+        def progress(at):
+            if at.epoch == stop_in:
+                raise Stop
+
+        model = nn.Sequential(*network(), nn.BatchNorm1d(3))
+        sparsifier = Sparsifier(model).prune()
+        try:
+            history = finetune(
+                model,
+                batches,
+                FULL,
+                method=sparsifier,
+                evaluate=lambda m: evaluate(m, *batches(99)[0]),
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+        except Stop:
+            return None
+        return history, flattened(model)
+
+    history, weights = run()
+    run(tmp_path / "run.pt", stop_in=2)
+    torch.manual_seed(1234)
+    resumed, same = run(tmp_path / "run.pt")
+    assert resumed == history
+    assert all(torch.equal(same[name], value) for name, value in weights.items())
+    loaded = nn.Sequential(*network(), nn.BatchNorm1d(3))
+    Sparsifier(loaded).prune()
+    load_checkpoint(tmp_path / "run.pt", loaded)
+    assert all(torch.equal(flattened(loaded)[name], value) for name, value in weights.items())
+
+
+def test_the_average_is_evaluated_and_stays_or_goes():
+    seen = []
+
+    def figure(model):
+        assert not model.training
+        seen.append(model[0].weight.detach().clone())
+        return len(seen)
+
+    averaged, last = network(), network()
+    history = finetune(averaged, batches, FULL, evaluate=figure)
+    assert [entry.evaluated for entry in history] == [1, 2, 3]
+    assert torch.equal(averaged[0].weight, seen[-1])
+    finetune(last, batches, dataclasses.replace(FULL, ema_stays=False), evaluate=figure)
+    assert torch.equal(seen[2], seen[5]), "the average is the same"
+    plain = network()
+    finetune(plain, batches, dataclasses.replace(FULL, ema=0.0))
+    assert torch.equal(last[0].weight, plain[0].weight), "keeping an average changes no step"
+    assert not torch.equal(last[0].weight, averaged[0].weight)
+
+
+def test_the_average_by_hand():
+    model = nn.Linear(4, 1, bias=False)
+    average = Average(model, 0.5)
+    expected = model.weight.detach().clone().double()
+    for t in range(12):
+        with torch.no_grad():
+            model.weight.normal_()
+        average.update()
+        decay = min(0.5, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    last = model.weight.detach().clone()
+    with average.inside():
+        torch.testing.assert_close(model.weight.detach().double(), expected)
+    assert torch.equal(model.weight, last)
+
+
+def test_the_rate_rises_in_steps_or_a_share_and_falls_to_the_last_one():
+    schedule = Schedule(lr=1.0, warmup=4, final_lr=0.1)
+    assert [schedule.rate(i, 104) for i in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert schedule.rate(54, 104) == pytest.approx(0.55)
+    assert schedule.rate(104, 104) == pytest.approx(0.1)
+    assert Schedule(warmup=0.1).warmup_steps(200) == 20
+    model = nn.Linear(8, 3, bias=False)
+    constant = lambda model, batch: model.weight.sum()  # noqa: E731
+    before = model.weight.detach().clone()
+    plain = Schedule(2, 0.1, warmup=0.5, optimizer=Sgd(0.0, 0.0))
+    finetune(model, lambda _: batches(0), plain, loss=constant)
+    total = sum(plain.rate(i, 20) for i in range(20))
+    torch.testing.assert_close(before - model.weight, torch.full((3, 8), total))
+
+
+def test_weights_decay_but_not_the_vectors_unless_asked():
+    still = lambda model, batch: sum(p.sum() * 0 for p in model.parameters())  # noqa: E731
+    for optimizer in (Sgd(0.0, 0.5, decay_vectors=False), AdamW(weight_decay=0.5)):
+        model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+        nn.init.ones_(model[0].bias)
+        finetune(model, batches, Schedule(1, 0.1, optimizer=optimizer), loss=still)
+        assert torch.equal(model[0].bias, torch.ones(8))
+        assert torch.equal(model[1].weight, torch.ones(8))
+        vectors = dataclasses.replace(optimizer, decay_vectors=True)
+        before = model[0].weight.detach().clone()
+        finetune(model, batches, Schedule(1, 0.1, optimizer=vectors), loss=still)
+        assert model[0].weight.norm() < 0.9 * before.norm()
+        assert (model[0].bias < 0.9).all()
+        assert (model[1].weight < 0.9).all()
+
+
+def test_clipped_gradients_have_the_norm():
+    model = nn.Linear(8, 3, bias=False)
+    before = model.weight.detach().clone()
+    options = Schedule(1, 1.0, optimizer=Sgd(0.0, 0.0), clip_norm=0.01)
+    finetune(model, lambda _: batches(0)[:1], options)
+    assert float((model.weight.detach() - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_loss_of_the_users_on_mappings():
+    target = nn.Linear(8, 3)
+    model = nn.Linear(8, 3)
+    told = [{"input": x} for x, _ in batches(0)]
+    loss = lambda model, batch: (model(**batch) - target(**batch).detach()).square().mean()  # noqa: E731
+    history = finetune(model, lambda _: told, Schedule(8, 0.5), loss=loss)
+    assert history[-1].loss < 0.05 * history[0].loss
+    assert math.isnan(history[-1].accuracy)
+    with pytest.raises(InputError, match=r"needs \(x, labels\) batches\n  got a dict"):
+        finetune(model, lambda _: told, Schedule(1))
+    with pytest.raises(InputError, match="label_smoothing belongs to the default loss"):
+        finetune(model, lambda _: told, Schedule(1, label_smoothing=0.1), loss=loss)
+
+
+def test_schedules_that_cannot_be_followed():
+    with pytest.raises(InputError) as caught:
+        Schedule(epochs=-1, lr=math.nan, warmup=1.5, ema=1.0)
+    assert caught.value.reasons == (
+        "epochs: expected 0 or more; got -1",
+        "lr: expected a finite rate above 0; got nan",
+        "warmup: expected steps, 0 or more, or a share below 1.0; got 1.5",
+        "final_lr: expected 0 to lr, which is nan; got 0.0",
+        "ema: expected 0 to 1, 1 excluded; got 1.0",
+    )
+
+
+def test_another_optimizer_in_the_checkpoint_is_named(tmp_path):
+    model = network()
+    finetune(model, batches, Schedule(1), checkpoint=tmp_path / "run.pt")
+    other = Schedule(1, optimizer=Sgd(momentum=0.5))
+    with pytest.raises(InputError, match=r"optimizer\.momentum: 0\.9 there, 0\.5 here"):
+        finetune(model, batches, other, checkpoint=tmp_path / "run.pt")
+
+
+def test_an_epoch_longer_than_it_says_is_refused():
+    class Longer(list):
+        def __len__(self):
+            return 3
+
+    with pytest.raises(InputError, match="epoch 0 has more batches than its length said"):
+        finetune(network(), lambda epoch: Longer(batches(epoch)), SCHEDULE)
+
+
+def test_progress_is_rare_and_the_last_batch_is_always_told(monkeypatch):
+    monkeypatch.setattr(recover, "PROGRESS_EVERY_S", 3600.0)
+    seen = []
+    finetune(network(), batches, dataclasses.replace(SCHEDULE, epochs=2), progress=seen.append)
+    assert [(at.epoch, at.batch) for at in seen] == [(0, 10), (1, 10)]
+
+
+def test_a_compiled_model_trains_and_its_checkpoint_fits_the_plain_one(tmp_path):
+    model, sparsifier = pruned()
+    compiled = torch.compile(model, backend="eager")
+    finetune(compiled, batches, SCHEDULE, method=sparsifier, checkpoint=tmp_path / "run.pt")
+    plain, _ = pruned()
+    load_checkpoint(tmp_path / "run.pt", plain)
+    assert torch.equal(plain[0].weight, model[0].weight)

@@ -1,13 +1,19 @@
 """The PyTorch side: prune, fine-tune with the masks held, export."""
 
+from twofour.train.checkpoint import Progress, load_checkpoint
+from twofour.train.distill import Distiller
 from twofour.train.export import export_onnx
-from twofour.train.recover import Progress, Schedule, evaluate, finetune, load_checkpoint, predict
+from twofour.train.recover import evaluate, finetune, predict
+from twofour.train.schedule import AdamW, Schedule, Sgd
 from twofour.train.sparsify import LayerReport, Sparsifier
 
 __all__ = [
+    "AdamW",
+    "Distiller",
     "LayerReport",
     "Progress",
     "Schedule",
+    "Sgd",
     "Sparsifier",
     "evaluate",
     "export_onnx",

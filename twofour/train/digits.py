@@ -16,14 +16,16 @@ from sklearn.datasets import load_digits as load_scans
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twofour.train.recover import Progress, Schedule, finetune
+from twofour.train.checkpoint import Progress
+from twofour.train.recover import finetune
+from twofour.train.schedule import Schedule, Sgd
 from twofour.train.sparsify import Sparsifier
 
 TEST_SCANS = 500
 CALIBRATION_SCANS = 256
 BATCH_SIZE = 64
-TRAINING = Schedule(epochs=12, lr=0.1, weight_decay=5e-4)
-RECOVERY = Schedule(epochs=5, lr=0.02, weight_decay=5e-4)
+TRAINING = Schedule(epochs=12, lr=0.1, optimizer=Sgd(weight_decay=5e-4))
+RECOVERY = Schedule(epochs=5, lr=0.02, optimizer=Sgd(weight_decay=5e-4))
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def finetune_digits(
         sparse,
         lambda epoch: ShiftedEpoch(digits, first + epoch),
         RECOVERY,
-        sparsifier=sparsifier,
+        method=sparsifier,
         progress=progress,
     )
     return sparse, sparsifier

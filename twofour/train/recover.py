@@ -3,80 +3,47 @@
 from __future__ import annotations
 
 import math
-import os
-import pickle
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from twofour.core.errors import InputError
+from twofour.train.average import Average
+from twofour.train.batches import Batches, device_of, samples_in, to_device, unwrapped
+from twofour.train.checkpoint import Progress, Stateful, resume_run, save_run
+from twofour.train.distill import Distiller
+from twofour.train.objective import Loss, Objective, objective
+from twofour.train.schedule import Schedule
 from twofour.train.sparsify import Sparsifier
 
-
-class Batches(Protocol):
-    """A sized iterable of (x, labels), such as a `torch.utils.data.DataLoader`."""
-
-    def __len__(self) -> int:
-        """How many batches there are."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over them."""
+# How often a run reads its loss from the device and reports; reading waits for the device.
+PROGRESS_EVERY_S = 0.1
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """SGD with Nesterov momentum, its rate falling along a cosine from `lr` to 0.
+class Method(Protocol):
+    """A way to make a model sparse while it is trained: `Gradual`, `SrSte`, `Shrink`."""
 
-    Args:
-        epochs: passes over the training set.
-        lr: the rate of the first step.
-        momentum: of SGD.
-        weight_decay: on all parameters.
-        seed: of the randomness inside the model (dropout); each epoch has its own.
-        bf16: run the forward pass under bfloat16 autocast; weights and momentum stay float32.
-            Pays on CPUs with AVX512-BF16 or AMX and on GPUs, costs elsewhere.
-        temperature: both outputs are divided by it before the teacher's is copied.
-        teacher_share: of the loss, 0 to 1, where there is a teacher; the labels have the rest.
+    @property
+    def sparsifier(self) -> Sparsifier:
+        """Which weights, and the pattern they get."""
 
-    Source: Loshchilov and Hutter 2017, arXiv:1608.03983 (cosine, without restarts).
-    """
+    def attach(self, optimizer: torch.optim.Optimizer) -> object:
+        """Works around each step of this optimizer from now on."""
 
-    epochs: int = 10
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    seed: int = 0
-    bf16: bool = False
-    temperature: float = 4.0
-    teacher_share: float = 0.9
+    def finish(self) -> object:
+        """After the last step: every chosen weight is masked, and the masks are locked."""
 
-    def rate(self, step: int, steps: int) -> float:
-        """The rate of step `step` of `steps`."""
-        return 0.5 * self.lr * (1.0 + math.cos(math.pi * step / steps))
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is."""
 
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a fine-tuning run is; handed to the progress callback after each batch.
-
-    Args:
-        epoch: counted from 0.
-        batch: batches done in this epoch.
-        batches: batches in this epoch.
-        loss: mean training loss of this epoch so far.
-        accuracy: share of training samples of this epoch that were right, 0 to 1.
-    """
-
-    epoch: int
-    batch: int
-    batches: int
-    loss: float
-    accuracy: float
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
 
 
 def finetune(
@@ -84,29 +51,32 @@ def finetune(
     batches: Callable[[int], Batches],
     schedule: Schedule | None = None,
     *,
-    sparsifier: Sparsifier | None = None,
-    teacher: nn.Module | None = None,
+    method: Sparsifier | Method | None = None,
+    loss: Loss | Distiller | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: Path | str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Progress]:
     """Trains the model in place, and leaves it in eval mode.
 
-    The loss is cross entropy; with a teacher, mostly the divergence from the teacher's softened
-    outputs (Hinton et al. 2015, arXiv:1503.02531): a pruned model recovers faster when it copies
-    its dense parent than when it learns from the labels alone.
-
     With a checkpoint path, each epoch ends by replacing that file, and a run that finds the file
-    goes on after the epoch it holds. A resumed run gives the weights of an uninterrupted one, as
-    long as `batches(epoch)` depends on the epoch alone.
+    goes on after the epoch it holds. A resumed run gives the weights of an uninterrupted one, bit
+    for bit, as long as `batches(epoch)` depends on the epoch alone and the device computes the same
+    twice.
 
     Args:
-        model: maps x to logits [B, classes].
-        batches: epoch number -> its batches; the same number of them for each epoch.
+        model: any; on any device, wrapped by `torch.compile` or DistributedDataParallel or not.
+            With the default loss it maps x to logits [B, classes].
+        batches: epoch number -> its batches; the same number of them for each epoch. Tensors that
+            are not on the model's device are moved there.
         schedule: default `Schedule()`.
-        sparsifier: pruned already; its masks are held and verified at the end.
-        teacher: maps x to logits, put in eval mode; `schedule` says how its outputs count.
+        method: a sparsifier that has pruned, whose masks are held; or `Gradual`, `SrSte` or
+            `Shrink`. What it promises is verified at the end.
+        loss: (model, batch) -> a scalar; or a `Distiller`; default: cross entropy of
+            `model(x)` and labels.
+        evaluate: model in eval mode -> a figure of merit, asked after each epoch.
         checkpoint: file to resume from and to write.
-        progress: called after each batch.
+        progress: called about ten times a second, and after the last batch of each epoch.
 
     Returns:
         The last `Progress` of each epoch, resumed ones included.
@@ -116,58 +86,179 @@ def finetune(
         GateError: a pruned weight lost its pattern.
     """
     schedule = schedule or Schedule()
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=schedule.lr,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-        nesterov=schedule.momentum > 0,
-    )
-    if sparsifier is not None:
-        sparsifier.attach(optimizer)
+    run = _Run(model, schedule, objective(loss, schedule), progress)
+    parts = run.prepare(method)
     path = None if checkpoint is None else Path(checkpoint)
-    history: list[Progress] = []
-    if path is not None and path.exists():
-        history = _resume(path, model, optimizer, schedule)
+    history = resume_run(path, schedule, parts) if path is not None and path.exists() else []
     model.train()
-    if teacher is not None:
-        teacher.eval()
     for epoch in range(len(history), schedule.epochs):
-        with torch.random.fork_rng():
-            torch.manual_seed(schedule.seed * 1_000_003 + epoch)
-            history.append(
-                _train_epoch(
-                    model, optimizer, batches(epoch), _Epoch(epoch, schedule, teacher, progress)
-                )
-            )
+        with _seeded(schedule.seed * 1_000_003 + epoch, run.device):
+            entry = run.epoch(epoch, batches(epoch))
+        history.append(run.settle(entry, _sparsifier(method), evaluate))
         if path is not None:
-            _save(path, model, optimizer, schedule, history)
+            save_run(path, schedule, history, parts)
+    if run.average is not None and schedule.ema_stays:
+        run.average.exchange()
     model.eval()
-    if sparsifier is not None:
-        sparsifier.verify()
+    _hand_over(method)
     return history
 
 
-def load_checkpoint(path: Path | str, model: nn.Module) -> list[Progress]:
-    """Loads the weights and masks that `finetune` saved.
+class _Run:
+    """What a run holds between its steps."""
 
-    Args:
-        path: of the checkpoint.
-        model: pruned as it was before the fine-tuning, so that it has buffers for the masks.
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        objective: Objective,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.model, self.schedule, self.objective = model, schedule, objective
+        self.progress = progress
+        self.device = device_of(model)
+        self.optimizer = schedule.optimizer.build(model, schedule.lr)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.average = Average(model, schedule.ema) if schedule.ema else None
 
-    Returns:
-        The last `Progress` of each finished epoch.
+    def prepare(self, method: Sparsifier | Method | None) -> dict[str, Stateful]:
+        """Attaches the method; returns what a checkpoint holds."""
+        if method is not None:
+            method.attach(self.optimizer)
+        parts: dict[str, Stateful] = {"model": unwrapped(self.model), "optimizer": self.optimizer}
+        if self.average is not None:
+            parts["average"] = self.average
+        if method is not None and not isinstance(method, Sparsifier):
+            parts[type(method).__name__] = method
+        return parts
 
-    Raises:
-        InputError: the file is missing, damaged, or from another model.
+    def epoch(self, number: int, batches: Batches) -> Progress:
+        """Trains on each batch once."""
+        tally = _Tally(number, len(batches), self.device)
+        for i, batch in enumerate(batches):
+            batch = to_device(batch, self.device)
+            self._step(number * len(batches) + i, len(batches), batch, tally)
+            if tally.due() and i + 1 < len(batches):
+                self._report(tally.read())
+        return self._report(tally.read())
+
+    def _report(self, at: Progress) -> Progress:
+        if self.progress is not None:
+            self.progress(at)
+        return at
+
+    def _step(self, step: int, batches: int, batch: Any, tally: _Tally) -> None:
+        rate = self.schedule.rate(step, batches * self.schedule.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16):
+            loss, hits = self.objective(self.model, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.schedule.clip_norm:
+            nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        tally.add(loss.detach(), hits, samples_in(batch))
+
+    def settle(
+        self,
+        entry: Progress,
+        sparsifier: Sparsifier | None,
+        evaluate: Callable[[nn.Module], float] | None,
+    ) -> Progress:
+        """Masks the average, and evaluates it or else the model."""
+        with nullcontext() if self.average is None else self.average.inside():
+            if self.average is not None and sparsifier is not None:
+                sparsifier.apply()
+            if evaluate is None:
+                return entry
+            self.model.eval()
+            entry = replace(entry, evaluated=float(evaluate(self.model)))
+            self.model.train()
+        return entry
+
+
+class _Tally:
+    """Losses and hits of one epoch, kept on the device until someone asks.
+
+    Asking waits until the device has done all steps so far, so it is done rarely.
     """
-    path = Path(path)
-    state = _read(path)
-    try:
-        model.load_state_dict(state["model"])
-        return [Progress(**entry) for entry in state["history"]]
-    except (RuntimeError, TypeError) as e:
-        raise InputError(f"{path} belongs to another model", [str(e)], _fix(path)) from e
+
+    def __init__(self, epoch: int, batches: int, device: torch.device) -> None:
+        self.epoch, self.batches = epoch, batches
+        self.losses = torch.zeros(batches, device=device)
+        self.hits = torch.zeros((), dtype=torch.int64, device=device)
+        self.labelled = True
+        self.sizes: list[int] = []
+        self._known: list[float] = []
+        self._read_at_s = time.monotonic()
+
+    def add(self, loss: Tensor, hits: Tensor | None, size: int) -> None:
+        """Notes one batch; waits for nothing."""
+        at = len(self.sizes)
+        if at == self.batches:
+            raise InputError(
+                f"epoch {self.epoch} has more batches than its length said",
+                [f"expected {self.batches}"],
+                "let `batches(epoch)` return something with the right __len__",
+            )
+        self.losses[at] = loss
+        if hits is None:
+            self.labelled = False
+        else:
+            self.hits += hits
+        self.sizes.append(size)
+
+    def due(self) -> bool:
+        """Whether it is time to report."""
+        return time.monotonic() - self._read_at_s >= PROGRESS_EVERY_S
+
+    def read(self) -> Progress:
+        """The means so far.
+
+        Raises:
+            InputError: a loss was not finite.
+        """
+        known, done = len(self._known), len(self.sizes)
+        fresh = self.losses[known:done].tolist()
+        self._read_at_s = time.monotonic()
+        for i, loss in enumerate(fresh, known):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the training loss became {loss} in epoch {self.epoch}, batch {i}",
+                    fix="lower Schedule.lr, or look for NaN in the training data",
+                )
+        self._known += fresh
+        seen = sum(self.sizes) or math.nan
+        total = sum(loss * size for loss, size in zip(self._known, self.sizes, strict=True))
+        accuracy = int(self.hits) / seen if self.labelled else math.nan
+        return Progress(self.epoch, done, self.batches, total / seen, accuracy)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Randomness of this seed inside, as before afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _sparsifier(method: Sparsifier | Method | None) -> Sparsifier | None:
+    if method is None or isinstance(method, Sparsifier):
+        return method
+    return method.sparsifier
+
+
+def _hand_over(method: Sparsifier | Method | None) -> None:
+    """Ends the method and checks what it promised."""
+    if method is not None and not isinstance(method, Sparsifier):
+        method.finish()
+    sparsifier = _sparsifier(method)
+    if sparsifier is not None:
+        sparsifier.verify()
 
 
 @torch.no_grad()
@@ -208,114 +299,3 @@ def evaluate(model: nn.Module, x: Tensor, labels: Tensor, batch_size: int = 250)
         )
     hits = predict(model, x, batch_size).argmax(1) == labels
     return float(hits.float().mean())
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    number: int
-    schedule: Schedule
-    teacher: nn.Module | None
-    progress: Callable[[Progress], None] | None
-
-
-def _loss(epoch: _Epoch, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, and with a teacher the divergence from it; a scalar."""
-    hard = functional.cross_entropy(logits, labels)
-    if epoch.teacher is None:
-        return hard
-    temperature, share = epoch.schedule.temperature, epoch.schedule.teacher_share
-    with torch.no_grad():
-        wanted = functional.log_softmax(epoch.teacher(x).float() / temperature, dim=1)
-    got = functional.log_softmax(logits.float() / temperature, dim=1)
-    soft = functional.kl_div(got, wanted, log_target=True, reduction="batchmean")
-    # The gradient of the soft loss shrinks with the square of the temperature.
-    return (1 - share) * hard + share * temperature**2 * soft
-
-
-def _train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, epoch: _Epoch
-) -> Progress:
-    count = len(batches)
-    steps = count * epoch.schedule.epochs
-    loss_sum, hits, seen = 0.0, 0, 0
-    done = Progress(epoch.number, 0, count, math.nan, math.nan)
-    for i, (x, labels) in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = epoch.schedule.rate(epoch.number * count + i, steps)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=epoch.schedule.bf16):
-            logits = model(x)
-            loss = _loss(epoch, x, logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        if not math.isfinite(loss.item()):
-            raise InputError(
-                f"the training loss became {loss.item()} in epoch {epoch.number}, batch {i}",
-                fix="lower Schedule.lr, or look for NaN in the training data",
-            )
-        loss_sum += loss.item() * len(x)
-        hits += int((logits.argmax(1) == labels).sum())
-        seen += len(x)
-        done = Progress(epoch.number, i + 1, count, loss_sum / seen, hits / seen)
-        if epoch.progress is not None:
-            epoch.progress(done)
-    return done
-
-
-def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    history: list[Progress],
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    state = {
-        "schedule": asdict(schedule),
-        "history": [asdict(entry) for entry in history],
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def _resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule
-) -> list[Progress]:
-    state = _read(path)
-    differ = [
-        f"{name}: {state['schedule'].get(name)} there, {value} here"
-        for name, value in asdict(schedule).items()
-        if state["schedule"].get(name) != value
-    ]
-    if differ:
-        raise InputError(f"{path} belongs to a run with another schedule", differ, _fix(path))
-    history = load_checkpoint(path, model)
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except ValueError as e:
-        raise InputError(f"{path} belongs to another model", [str(e)], _fix(path)) from e
-    return history
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The checkpoint as plain data and tensors."""
-    missing = set()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"schedule", "history", "model", "optimizer"} - set(state)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError) as e:
-        raise InputError(
-            f"cannot read the fine-tuning checkpoint {path}", [str(e)], _fix(path)
-        ) from e
-    if missing:
-        raise InputError(
-            f"{path} is no fine-tuning checkpoint", [f"it has no {sorted(missing)}"], _fix(path)
-        )
-    return dict(state)
-
-
-def _fix(path: Path) -> str:
-    return f"delete {path} to start over, or name another checkpoint"
