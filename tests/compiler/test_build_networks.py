@@ -19,8 +19,8 @@ from tests.graphs import graph
 from tests.kernels.harness import targets
 from tests.networks import CIFAR, export, images
 from twofour.compiler.build import build
+from twofour.core.masks import magnitude_mask
 from twofour.core.numerics import Window, convolve
-from twofour.core.patterns import magnitude_mask
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.quantize import quantize
 from twofour.runtime.session import Session

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from twofour.core.patterns import magnitude_mask
+from twofour.core.masks import magnitude_mask
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.quantize import quantize
 

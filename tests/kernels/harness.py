@@ -10,8 +10,8 @@ from twofour.core.abi import SLACK_BYTES
 from twofour.core.bfloat16 import ROUNDING, from_bf16, round_bf16, to_bf16
 from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.gates import Gate
+from twofour.core.masks import magnitude_mask
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
-from twofour.core.patterns import magnitude_mask
 from twofour.core.target import Target, host_target
 from twofour.kernels.cpu.llvm import Source, compile_object
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides, activation_of

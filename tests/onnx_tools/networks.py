@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tests.graphs import graph
-from twofour.core.patterns import magnitude_mask
+from twofour.core.masks import magnitude_mask
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from twofour.compiler.build import build
-from twofour.core.patterns import magnitude_mask
+from twofour.core.masks import magnitude_mask
 from twofour.core.plan import is_sparse
 from twofour.core.progress import Report
 from twofour.core.target import host_target, why_no_bf16

@@ -1,4 +1,4 @@
-"""N:M sparsity patterns: the definition of the masks, and how a weight that breaks one is named.
+"""N:M sparsity patterns: what they demand of a weight, and how one that breaks them is named.
 
 A weight `w` has its output channels on axis 0, its input channels on axis 1, and its filter taps on
 the axes after that (`[N, C]` for a Gemm, `[N, C, kh, kw]` for a Conv). In pattern `n:m`, each group
@@ -11,9 +11,16 @@ of `m` consecutive input channels holds at most `n` nonzeros, for each output ch
 
 In `n:m/pair`, the output channels come in blocks of 32, and channels `k` and `k + 16` of a block
 share one mask: the union of their nonzeros obeys `n:m`. Output channels of a last, incomplete block
-are free `n:m`. So each `n:m/pair` weight is an `n:m` weight too.
+are free `n:m`.
 
-Source: Mishra et al. 2021, arXiv:2104.08378 (2:4 along the input channels).
+In `n:m/2d`, the groups run along the output channels as well: each group of `m` consecutive output
+channels holds at most `n` nonzeros, for each input channel and each tap. So the transposed weight,
+by which gradients go back to the layer's input, is an `n:m` weight too.
+
+Each `n:m/pair` and each `n:m/2d` weight is an `n:m` weight.
+
+Source: Mishra et al. 2021, arXiv:2104.08378 (2:4 along the input channels); Zhou et al. 2021,
+arXiv:2102.04010 (n:m); Hubara et al. 2021, arXiv:2102.08124 (both directions).
 """
 
 from __future__ import annotations
@@ -21,8 +28,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +38,7 @@ from twofour.core.errors import InputError
 
 PAIR_BLOCK = 32
 PAIR_DISTANCE = 16
-Scalar = TypeVar("Scalar", bound=np.generic)
-_NAME = re.compile(r"(\d{1,3}):(\d{1,3})(/pair)?")
+_NAME = re.compile(r"(\d{1,3}):(\d{1,3})(/pair|/2d)?")
 
 
 @dataclass(frozen=True)
@@ -43,18 +49,20 @@ class Pattern:
         n: nonzeros allowed in a group, 0 < n < m.
         m: input channels in a group.
         pair: output channels k and k + 16 of each block of 32 share one mask.
+        both: at most `n` in each `m` consecutive output channels too; not together with `pair`.
     """
 
     n: int
     m: int
     pair: bool = False
+    both: bool = False
 
     @classmethod
     def parse(cls, name: str | Pattern) -> Pattern:
-        """Reads a pattern's name, such as `2:4`, `4:8` or `2:4/pair`.
+        """Reads a pattern's name, such as `2:4`, `4:8`, `2:4/pair` or `2:4/2d`.
 
         Raises:
-            InputError: the name is not `N:M` or `N:M/pair` with 0 < N < M.
+            InputError: the name is not `N:M`, `N:M/pair` or `N:M/2d` with 0 < N < M.
         """
         if isinstance(name, Pattern):
             return name
@@ -62,14 +70,19 @@ class Pattern:
         if found is None or not 0 < int(found[1]) < int(found[2]):
             raise InputError(
                 f"unknown sparsity pattern {name!r}",
-                ["expected N:M or N:M/pair with 0 < N < M"],
-                "use 2:4, 2:4/pair or 4:8",
+                ["expected N:M, N:M/pair or N:M/2d with 0 < N < M"],
+                "use 2:4, 2:4/pair, 2:4/2d or 4:8",
             )
-        return cls(int(found[1]), int(found[2]), found[3] is not None)
+        return cls(int(found[1]), int(found[2]), found[3] == "/pair", found[3] == "/2d")
 
     def __str__(self) -> str:
         """The name that `parse` reads."""
-        return f"{self.n}:{self.m}" + ("/pair" if self.pair else "")
+        return f"{self.n}:{self.m}" + "/pair" * self.pair + "/2d" * self.both
+
+    @property
+    def free(self) -> Pattern:
+        """The same `n:m` without what ties output channels together."""
+        return Pattern(self.n, self.m)
 
 
 @dataclass(frozen=True)
@@ -78,9 +91,11 @@ class Violation:
 
     Args:
         pattern: the pattern that is broken.
-        output_channels: one channel, or two that should share their mask.
+        output_channels: one channel, two that should share their mask, or the first and last of a
+            group along the output channels.
         tap: index into the axes after the input channels; empty for a Gemm weight.
-        channels: first and last input channel of the group.
+        channels: first and last input channel of the group; the same one twice where the group
+            runs along the output channels.
         nonzeros: found there, more than `pattern.n`.
     """
 
@@ -92,13 +107,17 @@ class Violation:
 
     def __str__(self) -> str:
         """The place in words, for messages."""
+        first, last = self.channels
+        group = f"channels {first}-{last}"
         where = "output channel " + str(self.output_channels[0])
-        if len(self.output_channels) == 2:
+        if first == last:
+            where = f"input channel {first}"
+            group = "output channels {}-{}".format(*self.output_channels)
+        elif len(self.output_channels) == 2:
             where = "output channels {} and {} together".format(*self.output_channels)
         if self.tap:
             where += f", tap ({','.join(map(str, self.tap))})"
-        first, last = self.channels
-        return f"{where}, channels {first}-{last} hold {self.nonzeros} nonzeros"
+        return f"{where}, {group} hold {self.nonzeros} nonzeros"
 
 
 def ineligible(shape: Sequence[int], pattern: str | Pattern) -> str | None:
@@ -110,59 +129,37 @@ def ineligible(shape: Sequence[int], pattern: str | Pattern) -> str | None:
     """
     pattern = Pattern.parse(pattern)
     if len(shape) < 2:
-        return f"a weight of shape {_show(shape)} has no input channel axis"
+        return f"a weight of shape {show(shape)} has no input channel axis"
     if 0 in shape:
-        return f"a weight of shape {_show(shape)} is empty"
+        return f"a weight of shape {show(shape)} is empty"
     if shape[1] == 1:
         return "each filter has a single input channel"
-    if shape[1] % pattern.m:
-        return f"{shape[1]} input channels are not a multiple of {pattern.m}"
-    return None
+    sides = (("output", shape[0]), ("input", shape[1]))[0 if pattern.both else 1 :]
+    uneven = [f"{size} {side} channels" for side, size in sides if size % pattern.m]
+    return f"{' and '.join(uneven)} are not a multiple of {pattern.m}" if uneven else None
 
 
-def magnitude_mask(w: NDArray[np.generic], pattern: str | Pattern) -> NDArray[np.bool_]:
-    """True where a weight is kept: the `n` of each group whose squares are largest.
-
-    Exactly `n` of each `m` are kept. Of equal weights the one with the lowest channel index is
-    kept, so the result is the same everywhere. Pairs are ranked by the sum of their two squares.
-
-    Args:
-        w: real [N, C, ...], finite.
-        pattern: such as `2:4` or `2:4/pair`.
-
-    Returns:
-        bool, the shape of `w`.
+def require_eligible(shape: Sequence[int], pattern: Pattern) -> None:
+    """Refuses a shape that cannot have the pattern.
 
     Raises:
-        InputError: the shape cannot have the pattern, or `w` holds a value that is not finite.
-
-    Source: magnitude pruning, Mishra et al. 2021, arXiv:2104.08378, section 4.
+        InputError: with the reason that `ineligible` gives.
     """
-    pattern = Pattern.parse(pattern)
-    _require_eligible(w, pattern)
-    if not np.isfinite(w).all():
+    reason = ineligible(shape, pattern)
+    if reason is not None:
         raise InputError(
-            f"cannot rank a weight of shape {_show(w.shape)} for pattern {pattern}",
-            [f"{int(np.count_nonzero(~np.isfinite(w)))} of its values are NaN or infinite"],
-            "load a checkpoint from before training diverged",
+            f"a weight of shape {show(shape)} cannot have pattern {pattern}",
+            [reason],
+            "leave this layer dense",
         )
-    magnitude = np.abs(_groups(w, pattern.m).astype(np.float64))
-    if not pattern.pair:
-        return _ungroup(_largest(magnitude, pattern.n), w.shape)
-    keep = np.empty(magnitude.shape, dtype=np.bool_)
-    paired = _paired_rows(w.shape[0])
-    keep[:, paired:] = _largest(magnitude[:, paired:], pattern.n)
-    energy = _split_pairs(np.square(magnitude[:, :paired])).sum(axis=2)
-    shared = _largest(energy, pattern.n)
-    _split_pairs(keep[:, :paired])[...] = shared[:, :, None]
-    return _ungroup(keep, w.shape)
 
 
 def first_violation(w: NDArray[np.generic], pattern: str | Pattern) -> Violation | None:
     """The first group that holds more than `n` nonzeros, or None if the weight has the pattern.
 
-    "First" is by output channel, then tap, then input channel. In a pair pattern a channel that
-    breaks `n:m` by itself is named before any pair.
+    "First" is by output channel, then tap, then input channel. A channel that breaks `n:m` by
+    itself is named before any pair, and before any group along the output channels; those are
+    ordered by input channel, then tap.
 
     Args:
         w: real [N, C, ...].
@@ -172,22 +169,30 @@ def first_violation(w: NDArray[np.generic], pattern: str | Pattern) -> Violation
         InputError: the shape cannot have the pattern at all (see `ineligible`).
     """
     pattern = Pattern.parse(pattern)
-    _require_eligible(w, pattern)
+    require_eligible(w.shape, pattern)
     nonzero = _nonzero(w)
-    found = _first_full_group(nonzero, pattern)
-    if found is not None or not pattern.pair:
+    found = _first_full_group(nonzero, pattern.free)
+    if found is not None or pattern == pattern.free:
         return found
+    if pattern.both:
+        found = _first_full_group(nonzero.swapaxes(0, 1), pattern)
+        if found is None:
+            return None
+        channel = found.output_channels[0]
+        return replace(found, output_channels=found.channels, channels=(channel, channel))
     found = _first_full_group(_unions(nonzero), pattern)
     if found is None:
         return None
     block, row = divmod(found.output_channels[0], PAIR_DISTANCE)
     first = block * PAIR_BLOCK + row
-    rows = (first, first + PAIR_DISTANCE)
-    return Violation(pattern, rows, found.tap, found.channels, found.nonzeros)
+    return replace(found, output_channels=(first, first + PAIR_DISTANCE))
 
 
 def share_held(w: NDArray[np.generic], pattern: str | Pattern) -> float:
-    """The share of groups with at most `n` nonzeros, 0 to 1; of a pair pattern, of shared groups.
+    """The share of groups with at most `n` nonzeros, 0 to 1.
+
+    In a pair pattern the groups of a pair count as one; in a 2-D pattern those of both directions
+    count.
 
     Args:
         w: real [N, C, ...].
@@ -197,11 +202,13 @@ def share_held(w: NDArray[np.generic], pattern: str | Pattern) -> float:
         InputError: the shape cannot have the pattern at all (see `ineligible`).
     """
     pattern = Pattern.parse(pattern)
-    _require_eligible(w, pattern)
+    require_eligible(w.shape, pattern)
     nonzero = _nonzero(w)
     parts = [nonzero]
     if pattern.pair:
-        parts = [_unions(nonzero), nonzero[_paired_rows(len(w)) :]]
+        parts = [_unions(nonzero), nonzero[paired_rows(len(w)) :]]
+    if pattern.both:
+        parts = [nonzero, nonzero.swapaxes(0, 1)]
     counts = [_counts(part, pattern.m) for part in parts]
     held = sum(int(np.count_nonzero(count <= pattern.n)) for count in counts)
     return held / sum(count.size for count in counts)
@@ -233,52 +240,17 @@ def energy_kept(w: NDArray[np.generic], mask: NDArray[np.bool_]) -> float:
         w: real [N, C, ...].
         mask: bool, the shape of `w`.
     """
-    squares = np.square(w.astype(np.float64))
-    total = float(squares.sum())
-    return float(squares[mask].sum()) / total if total > 0 else 1.0
+    total = kept = 0.0
+    for row, keep in zip(w, mask, strict=True):  # a float64 copy of one row at a time
+        squares = np.square(row.astype(np.float64))
+        total += float(squares.sum())
+        kept += float(squares[keep].sum())
+    return kept / total if total > 0 else 1.0
 
 
-def _require_eligible(w: NDArray[np.generic], pattern: Pattern) -> None:
-    reason = ineligible(w.shape, pattern)
-    if reason is not None:
-        raise InputError(
-            f"a weight of shape {_show(w.shape)} cannot have pattern {pattern}",
-            [reason],
-            "leave this layer dense",
-        )
-
-
-def _groups(w: NDArray[Scalar], m: int) -> NDArray[Scalar]:
-    """[N, C, ...] -> contiguous [m, N, C/m, taps]: one plane for each place in the group."""
-    split = w.reshape(w.shape[0], w.shape[1] // m, m, -1)
-    return np.ascontiguousarray(np.moveaxis(split, 2, 0))
-
-
-def _ungroup(planes: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The inverse of `_groups`."""
-    return np.ascontiguousarray(np.moveaxis(planes, 0, 2)).reshape(shape)
-
-
-def _largest(score: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
-    """True for the n largest along axis 0, ties to the lowest index: fewer than n outrank them."""
-    m = len(score)
-    outranked_by = np.zeros(score.shape, dtype=np.uint8)
-    for low in range(m):
-        for high in range(low + 1, m):
-            low_wins = score[low] >= score[high]
-            outranked_by[high] += low_wins
-            outranked_by[low] += ~low_wins
-    return outranked_by < n
-
-
-def _paired_rows(rows: int) -> int:
+def paired_rows(rows: int) -> int:
+    """How many of the output channels have a partner: those of whole blocks."""
     return rows - rows % PAIR_BLOCK
-
-
-def _split_pairs(planes: NDArray[Scalar]) -> NDArray[Scalar]:
-    """[m, 32*B, G, T] -> view [m, B, 2, 16, G, T]; axis 2 runs over the two channels of a pair."""
-    m, rows, *rest = planes.shape
-    return planes.reshape(m, rows // PAIR_BLOCK, 2, PAIR_DISTANCE, *rest)
 
 
 def _nonzero(w: NDArray[np.generic]) -> NDArray[np.bool_]:
@@ -294,9 +266,8 @@ def _counts(nonzero: NDArray[np.bool_], m: int) -> NDArray[Any]:
         for place in range(1, m):
             total += ones[:, place::m]
         return total
-    taps = math.prod(
-        ones.shape[2:]
-    )  # sums from every place on are faster than sums of strided places
+    taps = math.prod(ones.shape[2:])
+    # Sums from every place on are faster than sums of strided places.
     total, flat = ones.flatten(), ones.reshape(-1)
     for place in range(1, m):
         total[: -place * taps] += flat[place * taps :]
@@ -306,7 +277,7 @@ def _counts(nonzero: NDArray[np.bool_], m: int) -> NDArray[Any]:
 
 def _unions(nonzero: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """[N, C, ...] -> [16 * B, C, ...]: what either channel of each pair has."""
-    paired = nonzero[: _paired_rows(len(nonzero))]
+    paired = nonzero[: paired_rows(len(nonzero))]
     halves = paired.reshape(-1, 2, PAIR_DISTANCE, *nonzero.shape[1:])
     union: NDArray[np.bool_] = halves[:, 0] | halves[:, 1]
     return union.reshape(-1, *nonzero.shape[1:])
@@ -322,7 +293,7 @@ def _first_full_group(nonzero: NDArray[np.bool_], pattern: Pattern) -> Violation
     row, *tap, group = (int(i) for i in np.unravel_index(int(by_tap.argmax()), by_tap.shape))
     first = group * pattern.m
     return Violation(
-        Pattern(pattern.n, pattern.m),
+        pattern,
         (row,),
         tuple(tap),
         (first, first + pattern.m - 1),
@@ -330,5 +301,6 @@ def _first_full_group(nonzero: NDArray[np.bool_], pattern: Pattern) -> Violation
     )
 
 
-def _show(shape: Sequence[int]) -> str:
+def show(shape: Sequence[int]) -> str:
+    """A shape in words: [64,3,3,3]."""
     return "[" + ",".join(map(str, shape)) + "]"

@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern, magnitude_mask
+from twofour.core.masks import magnitude_mask
+from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern
 from twofour.onnx_tools.edit import Array
 from twofour.onnx_tools.weights import Weight, layer_weights
 

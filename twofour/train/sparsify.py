@@ -18,6 +18,7 @@ from torch import nn
 
 from twofour.core import patterns
 from twofour.core.errors import GateError, InputError
+from twofour.core.masks import magnitude_mask
 
 MASK = "weight_mask"
 Prunable = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -200,7 +201,7 @@ class Sparsifier:
 
     def _mask(self, name: str, layer: Prunable) -> NDArray[np.bool_]:
         try:
-            return patterns.magnitude_mask(_as_array(layer.weight), self.pattern)
+            return magnitude_mask(_as_array(layer.weight), self.pattern)
         except InputError as e:
             raise InputError(f"cannot prune {name}: {e.what}", e.reasons, e.fix) from e
 
