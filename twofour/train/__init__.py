@@ -4,8 +4,9 @@ from twofour.train.checkpoint import Progress, load_checkpoint
 from twofour.train.distill import Distiller
 from twofour.train.export import export_onnx
 from twofour.train.recover import evaluate, finetune, predict
+from twofour.train.report import LayerReport
 from twofour.train.schedule import AdamW, Schedule, Sgd
-from twofour.train.sparsify import LayerReport, Sparsifier
+from twofour.train.sparsify import Sparsifier
 
 __all__ = [
     "AdamW",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from twofour.core import patterns
 from twofour.core.errors import GateError, InputError
-from twofour.train.sparsify import Prunable
+from twofour.train.layers import Prunable
 
 OPSET = 18
 PATTERNS = ("2:4/pair", "2:4", "4:8")

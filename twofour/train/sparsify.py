@@ -1,255 +1,372 @@
-"""Prunes the weights of a PyTorch model to an N:M pattern, and holds the masks while it is trained.
+"""Prunes the weights of a PyTorch model to N:M patterns, and holds the masks while it is trained.
 
 A mask is a buffer of the module it belongs to (`conv1.weight_mask`), so it moves with the model, is
-saved with it, and a loaded checkpoint brings its own masks. To resume: build the model, `prune()`,
-then load.
+saved with it and copied with it: a Sparsifier of a model that has masks takes them up. To resume,
+build the model and `restore` what was saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from twofour.core import patterns
+from twofour.core import criteria, patterns
 from twofour.core.errors import GateError, InputError
-from twofour.core.masks import magnitude_mask
+from twofour.train import holding, loading
+from twofour.train.layers import NeverPruned, WeightRef, survey
+from twofour.train.masks import mask_of
+from twofour.train.report import LayerReport, select, table
 
-MASK = "weight_mask"
-Prunable = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 CRITERIA = ("magnitude",)
 
 
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of one layer.
-
-    Args:
-        name: of the module in the model.
-        shape: of its weight.
-        pattern: the name of the pattern it has now, or "dense".
-        reason: why it was left dense; empty if it was pruned.
-        density: share of its weights that is not zero.
-        energy_kept: share of the sum of squares that the mask kept when it was made.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    pattern: str
-    reason: str
-    density: float
-    energy_kept: float
-
-    @property
-    def pruned(self) -> bool:
-        """Whether a mask holds this layer."""
-        return not self.reason
-
-
 class Sparsifier:
-    """Prunes convolutions and linear layers, and keeps them pruned.
+    """Prunes linear layers, convolutions and the projections of attention, and keeps them pruned.
 
-    A layer is pruned if it matches `include` (or there is none), does not match `exclude`, and its
-    shape allows the pattern. Names are those of `model.named_modules()`, with wildcards as in
-    `fnmatch`.
+    A weight is pruned if it matches `include` (or there is none), does not match `exclude`, and its
+    shape allows the pattern. Names are those of `WeightRef`, with wildcards as in `fnmatch`.
 
-        sparsifier = Sparsifier(model, pattern="2:4", exclude=["linear"]).prune()
+        sparsifier = Sparsifier(model).prune()
         sparsifier.attach(optimizer)       # then train as before
         sparsifier.verify()
 
     Args:
         model: pruned in place.
-        pattern: `2:4`, `4:8`, `2:4/pair` or another N:M.
+        pattern: `2:4`, `4:8`, `2:4/pair` or another N:M; or a mapping of name patterns to such, of
+            which the first that matches counts: `{"layer1.*": "2:4", "*": "2:4/pair"}`.
         criterion: how weights are ranked; `magnitude`.
-        include: patterns of module names; None means all.
-        exclude: patterns of module names that stay dense.
+        include: patterns of names; None means all.
+        exclude: patterns of names that stay dense.
+        locked: once there are masks, changing them is an error.
 
     Raises:
         InputError: an unknown pattern or criterion, or a name pattern that matches no layer.
+
+    Attributes:
+        weights: those that get masks.
+        patterns: name of each of them -> its pattern.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        pattern: str | patterns.Pattern = "2:4",
+        pattern: str | patterns.Pattern | Mapping[str, str | patterns.Pattern] = "2:4",
         criterion: str = "magnitude",
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        *,
+        locked: bool = False,
     ) -> None:
-        """Decides which layers are pruned; changes nothing yet."""
+        """Decides which weights are pruned; changes nothing yet."""
         if criterion not in CRITERIA:
             raise InputError(
                 f"unknown pruning criterion {criterion!r}", fix=f"use {' or '.join(CRITERIA)}"
             )
-        self.pattern = patterns.Pattern.parse(pattern)
+        self.model = model
         self.criterion = criterion
-        self._layers = _prunable_layers(model)
-        self._reasons = _reasons_to_skip(self._layers, self.pattern, include, exclude)
+        self._found = survey(model)
+        selection = select(self._found, pattern, include, exclude)
+        self.patterns = selection.patterns
+        self._reasons = selection.reasons
+        self.weights = [
+            entry
+            for entry in self._found
+            if isinstance(entry, WeightRef) and entry.name in self.patterns
+        ]
+        self._lock_next = locked
+        self._digests: dict[str, str] = {}  # of the masks, while they are locked
         self._energy_kept: dict[str, float] = {}
+        self._copies: list[dict[str, WeightRef]] = []
+        self._handles: list[RemovableHandle] = []
+        if locked and any(weight.mask is not None for weight in self.weights):
+            self.lock()
 
-    def prune(self) -> Sparsifier:
+    def prune(
+        self,
+        batches: Iterable[Any] | None = None,
+        *,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+    ) -> Sparsifier:
         """Chooses the masks from the weights as they are now, and applies them.
+
+        Of a model that was pruned before they are chosen anew. In a `torch.distributed` job every
+        process has to call it, and gets the masks of process 0.
+
+        Args:
+            batches: calibration data, for criteria that need it; magnitude does not.
+            forward: (model, batch) -> output.
+            loss: (output, batch) -> scalar.
 
         Returns:
             itself.
 
         Raises:
-            InputError: no layer can be pruned, or a weight holds a value that is not finite.
+            InputError: no layer can be pruned, a weight holds a value that is not finite, or the
+                masks are locked.
         """
-        if len(self._reasons) == len(self._layers):
-            reasons = [f"{name}: {reason}" for name, reason in self._reasons.items()]
+        self._require_unlocked("choose masks anew")
+        self._require_weights()
+        if any(given is not None for given in (batches, forward, loss)):
             raise InputError(
-                f"no layer of this model can have pattern {self.pattern}",
-                reasons or ["it has no convolution and no linear layer"],
-                "check include and exclude, or choose another pattern",
+                f"the criterion {self.criterion} takes no calibration data",
+                fix="call prune() without arguments",
             )
-        masks = {name: self._mask(name, layer) for name, layer in self._chosen()}
-        for name, layer in self._chosen():
-            mask = masks[name]
-            self._energy_kept[name] = patterns.energy_kept(_as_array(layer.weight), mask)
-            layer.register_buffer(MASK, torch.from_numpy(mask).to(layer.weight.device))
+        return self.set_masks({weight.name: self._choose(weight) for weight in self.weights})
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> Sparsifier:
+        """Sets the masks of some weights or all, and applies them.
+
+        Args:
+            masks: name of a weight -> bool [N, C, ...], True where it is kept.
+
+        Returns:
+            itself.
+
+        Raises:
+            InputError: a name, shape or dtype is wrong, a mask does not have the weight's pattern,
+                or the masks are locked. No mask is changed then.
+        """
+        self._require_unlocked("change masks")
+        self._require_valid(masks)
+        chosen = [weight for weight in self.weights if weight.name in masks]
+        placed = {w.name: masks[w.name].detach().to(w.parameter.device) for w in chosen}
+        placed = holding.agree(placed)
+        for weight in chosen:
+            mask = placed[weight.name]
+            self._energy_kept[weight.name] = _energy_kept(holding.whole(weight.parameter), mask)
+            holding.set_mask(weight, mask)
         self.apply()
+        if self._lock_next:
+            self.lock()
+        return self
+
+    def restore(self, state_dict: Mapping[str, Any]) -> Sparsifier:
+        """Loads a checkpoint with masks, `model.state_dict()` of a pruned one, into this model.
+
+        Names may have prefixes of wrappers (`module.`, `_orig_mod.`) that this model lacks. Where
+        the model has masks already, its own `load_state_dict` does the same.
+
+        Args:
+            state_dict: all weights, buffers and masks.
+
+        Returns:
+            itself, with the masks of the checkpoint.
+
+        Raises:
+            InputError: the checkpoint has no masks, those of another model or pattern, or lacks or
+                has tensors that the model does not; or the masks are locked. The model is left as
+                it was.
+        """
+        self._require_weights()
+        state, masks = loading.masks_in(state_dict, self.model, self.weights)
+        self._require_valid(masks)
+        changed = [
+            f"{name}: another mask than the locked one"
+            for name, mask in masks.items()
+            if self._digests and self._digests.get(name) != holding.digest(mask)
+        ]
+        if changed:
+            raise InputError("cannot load masks: they are locked", changed)
+        loading.load(self.model, self.weights, state, masks)
+        self._energy_kept = {}
+        if self._lock_next:
+            self.lock()
         return self
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Sets every masked weight to zero. `attach` does this after each optimizer step."""
-        for _, layer, mask in self._masked():
-            layer.weight.masked_fill_(~mask, 0.0)
+        """Sets what the masks remove to zero, in the model and in the copies it was attached with.
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
-        """Re-applies the masks after each step of this optimizer, to weights and to its momentum.
+        `attach` does this after each optimizer step.
+
+        Raises:
+            InputError: the model has no masks.
+        """
+        self._require_masks()
+        holding.reshard(self.model)
+        holding.hold(self.weights)
+        for copied in self._copies:
+            holding.follow(self.weights, copied)
+
+    def attach(self, optimizer: torch.optim.Optimizer, *copies: nn.Module) -> RemovableHandle:
+        """Re-applies the masks after each step of this optimizer.
+
+        They are applied to the weights, to the optimizer's states of their shape, and to the
+        copies. Call it once for each optimizer.
 
         Args:
-            optimizer: holds the parameters of the model.
+            optimizer: holds parameters of the model. Under FSDP2 make it after `fully_shard`.
+            copies: models with the same weights, such as a
+                `torch.optim.swa_utils.AveragedModel`; they get the masks as buffers too.
 
         Returns:
             A handle; its `remove()` ends this.
 
         Raises:
-            InputError: `prune()` was not called, or the optimizer holds none of the pruned weights.
+            InputError: the model has no masks, the optimizer holds none of the pruned weights, or a
+                copy lacks some.
         """
-        pruned = {id(layer.weight) for _, layer, _ in self._masked()}
+        pruned = self._require_masks()
+        holding.reshard(self.model)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if pruned.isdisjoint(held):
+        if held.isdisjoint(id(weight.parameter) for weight, _ in pruned):
             raise InputError(
                 "the optimizer holds none of the pruned weights",
-                ["it was built from another model, or from a copy of this one"],
+                ["it was built from another model, from a copy, or before fully_shard"],
                 "build the optimizer from model.parameters() of the model that was pruned",
             )
+        followers = [holding.find_copies(self.weights, copy) for copy in copies]
+        self._copies += followers
+        self.apply()
 
         @torch.no_grad()
         def hold_masks(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-            for _, layer, mask in self._masked():
-                removed = ~mask
-                layer.weight.masked_fill_(removed, 0.0)
-                for value in optimizer.state.get(layer.weight, {}).values():
-                    if isinstance(value, torch.Tensor) and value.shape == removed.shape:
-                        value.masked_fill_(removed, 0.0)
+            holding.reshard(self.model)
+            holding.hold(self.weights, optimizer)
+            for copied in followers:
+                holding.follow(self.weights, copied)
 
-        return optimizer.register_step_post_hook(hold_masks)
+        handle = optimizer.register_step_post_hook(hold_masks)
+        self._handles.append(handle)
+        return handle
 
-    def verify(self) -> None:
-        """Checks every pruned weight against the pattern.
+    def verify(self, *copies: nn.Module) -> None:
+        """Checks every pruned weight against its pattern and its mask.
+
+        Args:
+            copies: checked too, beside those that `attach` was given.
 
         Raises:
-            GateError: names the first violation in each layer that has one.
+            GateError: names the first violation in each weight that has one.
+            InputError: the model has no masks, or a copy lacks weights.
         """
+        pruned = self._require_masks()
+        given = [holding.find_copies(self.weights, copy) for copy in copies]
         broken = []
-        for name, layer, _ in self._masked():
-            violation = patterns.first_violation(_as_array(layer.weight), self.pattern)
-            if violation is not None:
-                broken.append(f"{name}: weight is not {self.pattern}: {violation}")
+        for weight, mask in pruned:
+            pattern = self.patterns[weight.name]
+            problem = holding.why_broken(weight.parameter, mask, pattern)
+            if problem is None and self._digests:
+                if self._digests.get(weight.name) != holding.digest(mask):
+                    problem = "its mask is not the one that was locked"
+            found = {"": problem}
+            for i, copied in enumerate([*self._copies, *given]):
+                follower = copied[weight.name].parameter
+                found[f"copy {i}, "] = holding.why_broken(follower, mask, pattern)
+            broken += [f"{where}{weight.name}: {why}" for where, why in found.items() if why]
         if broken:
             raise GateError(
-                f"{len(broken)} pruned layers no longer have pattern {self.pattern}",
+                f"{len(broken)} pruned weights broke their pattern",
                 broken,
                 "call Sparsifier.attach(optimizer) before training, and load weights together "
                 "with the masks they were saved with",
             )
 
+    def lock(self) -> None:
+        """From now on choosing or changing masks is an error, and `verify` finds a changed one.
+
+        Raises:
+            InputError: the model has no masks.
+        """
+        self._digests = {w.name: holding.digest(mask) for w, mask in self._require_masks()}
+        self._lock_next = True
+
     def report(self) -> list[LayerReport]:
-        """One entry for each convolution and linear layer, in the model's order."""
-        entries = []
-        for name, layer in self._layers.items():
-            weight = _as_array(layer.weight)
-            reason = self._reasons.get(name, "")
-            if not reason and name not in self._energy_kept:
-                reason = "not pruned yet"
-            entries.append(
-                LayerReport(
-                    name,
-                    weight.shape,
-                    "dense" if reason else str(self.pattern),
-                    reason,
-                    float(np.count_nonzero(weight)) / weight.size,
-                    self._energy_kept.get(name, 1.0),
-                )
-            )
-        return entries
+        """One entry for each matrix of the model, in its order: pruned, or why not."""
+        return [self._entry(entry) for entry in self._found]
+
+    def table(self) -> str:
+        """The report as text of at most 100 columns, with totals."""
+        return table(self.report())
 
     def remove(self) -> None:
         """Forgets the masks and leaves the weights; `state_dict` has its old names again."""
-        for _, layer, _ in list(self._masked()):
-            delattr(layer, MASK)
-        self._energy_kept.clear()
+        self._require_masks()
+        for handle in self._handles:
+            handle.remove()
+        for weight in (*self.weights, *(w for copied in self._copies for w in copied.values())):
+            holding.drop_mask(weight)
+        self._handles, self._copies = [], []
+        self._energy_kept, self._digests = {}, {}
 
-    def _mask(self, name: str, layer: Prunable) -> NDArray[np.bool_]:
-        try:
-            return magnitude_mask(_as_array(layer.weight), self.pattern)
-        except InputError as e:
-            raise InputError(f"cannot prune {name}: {e.what}", e.reasons, e.fix) from e
+    def _entry(self, entry: WeightRef | NeverPruned) -> LayerReport:
+        reason = self._reasons.get(entry.name, "")
+        if isinstance(entry, NeverPruned):
+            return LayerReport(entry.name, entry.shape, "dense", reason, shared=entry.shared)
+        if not reason and entry.mask is None:
+            reason = "not pruned yet"
+        weight = holding.whole(entry.parameter.detach())
+        return LayerReport(
+            entry.name,
+            entry.shape,
+            "dense" if reason else str(self.patterns[entry.name]),
+            reason,
+            int(torch.count_nonzero(weight)) / weight.numel() if weight.numel() else 1.0,
+            1.0 if reason else self._energy_kept.get(entry.name),
+            entry.shared,
+        )
 
-    def _chosen(self) -> Iterator[tuple[str, Prunable]]:
-        return ((n, layer) for n, layer in self._layers.items() if n not in self._reasons)
-
-    def _masked(self) -> Iterator[tuple[str, Prunable, torch.Tensor]]:
-        if not self._energy_kept:
-            raise InputError("the model has no masks", fix="call Sparsifier.prune() first")
-        for name, layer in self._chosen():
-            yield name, layer, layer.get_buffer(MASK)
-
-
-def _prunable_layers(model: nn.Module) -> dict[str, Prunable]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, Prunable)}
-
-
-def _reasons_to_skip(
-    layers: dict[str, Prunable],
-    pattern: patterns.Pattern,
-    include: Sequence[str] | None,
-    exclude: Sequence[str] | None,
-) -> dict[str, str]:
-    """Why each layer that stays dense does so."""
-    for name_pattern in (*(include or ()), *(exclude or ())):
-        if not any(fnmatchcase(name, name_pattern) for name in layers):
+    def _choose(self, weight: WeightRef) -> Tensor:
+        values = holding.whole(weight.parameter.detach())
+        unusable = int((~values.isfinite()).sum())
+        if unusable:
             raise InputError(
-                f"{name_pattern!r} matches no convolution or linear layer",
-                ["the layers are: " + ", ".join(layers)],
+                f"cannot prune {weight.name}",
+                [f"{unusable} of its values are NaN or infinite"],
+                "load a checkpoint from before training diverged",
             )
-    reasons = {}
-    for name, layer in layers.items():
-        excluded_by = _first_match(name, exclude or ())
-        if include is not None and _first_match(name, include) is None:
-            reasons[name] = "not matched by include"
-        elif excluded_by is not None:
-            reasons[name] = f"excluded by {excluded_by!r}"
-        else:
-            too_odd = patterns.ineligible(layer.weight.shape, pattern)
-            if too_odd is not None:
-                reasons[name] = too_odd
-    return reasons
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return mask_of(criteria.magnitude(values), self.patterns[weight.name])
+
+    def _require_valid(self, masks: Mapping[str, Tensor]) -> None:
+        """Refuses masks that the weights cannot have; all reasons at once."""
+        weights = {weight.name: weight for weight in self.weights}
+        reasons = []
+        for name, mask in masks.items():
+            if name not in weights:
+                reasons.append(f"{name}: {self._reasons.get(name, 'the model has no such weight')}")
+                continue
+            problem = holding.why_no_mask(mask, weights[name].shape, self.patterns[name])
+            if problem is not None:
+                reasons.append(f"{name}: {problem}")
+        if reasons:
+            raise InputError(
+                "these masks do not fit the model",
+                reasons,
+                "use the masks of this model, made with the same pattern, include and exclude",
+            )
+
+    def _require_unlocked(self, what: str) -> None:
+        if self._digests:
+            raise InputError(
+                f"cannot {what}: the masks are locked",
+                ["something was built on these masks: a recovery, a quantization, an export"],
+                "call remove() first, or make the Sparsifier without locked=True",
+            )
+
+    def _require_weights(self) -> None:
+        if not self.weights:
+            reasons = [f"{name}: {reason}" for name, reason in self._reasons.items()]
+            raise InputError(
+                "no layer of this model can be pruned",
+                reasons or ["it has no linear layer, convolution or attention"],
+                "check include and exclude, or choose another pattern",
+            )
+
+    def _require_masks(self) -> list[tuple[WeightRef, Tensor]]:
+        masked = [(w, mask) for w in self.weights if (mask := w.mask) is not None]
+        if not masked:
+            raise InputError("the model has no masks", fix="call Sparsifier.prune() first")
+        return masked
 
 
-def _first_match(name: str, name_patterns: Iterable[str]) -> str | None:
-    return next((p for p in name_patterns if fnmatchcase(name, p)), None)
-
-
-def _as_array(weight: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = weight.detach().to("cpu", torch.float32).numpy()
-    return array
+def _energy_kept(weight: Tensor, mask: Tensor) -> float:
+    """The share of the sum of squares that the mask keeps; of an all-zero weight, 1."""
+    squares = weight.detach().double().square()
+    total = float(squares.sum())
+    return float(squares[mask].sum()) / total if total > 0 else 1.0
