@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,7 +31,6 @@ from numpy.typing import NDArray
 
 from twofour.core import criteria, tiles
 from twofour.core.errors import InputError
-from twofour.core.machine import usable_cores
 from twofour.core.patterns import (
     PAIR_BLOCK,
     PAIR_DISTANCE,
@@ -49,7 +47,6 @@ Floats = NDArray[Any]  # float32 or float64
 # Groups of up to so many are ranked by comparing all pairs, larger ones by selection.
 MOST_COMPARED = 8
 _CHUNK = 1 << 16  # weights at once: their energies, planes and counts stay in a core's own cache
-_WORTH_THREADS = 1 << 20  # weights
 
 
 def mask_of(energy: Real, pattern: str | Pattern, search: str | None = None) -> Mask:
@@ -99,23 +96,13 @@ def _mask(
 ) -> Mask:
     """The mask, some output channels at a time; `energy_of` gives the energies of those."""
     require_eligible(source.shape, pattern)
-    runs = list(_runs(source.shape, pattern, tiles.search_of(pattern, search)))
     keep = np.empty(source.shape, dtype=np.bool_)
-
-    def fill(run: _Run) -> None:
+    for run in _runs(source.shape, pattern, tiles.search_of(pattern, search)):
         with np.errstate(over="ignore"):  # what is infinite then is refused
             energy = energy_of(source[run.rows])
         if not (energy.min() >= 0 and energy.max() < np.inf):
             raise _unrankable(source, pattern)
         keep[run.rows] = run.choose(energy)
-
-    threads = min(len(runs), usable_cores()) if source.size >= _WORTH_THREADS else 1
-    if threads == 1:
-        for run in runs:
-            fill(run)
-        return keep
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, runs))
     return keep
 
 
@@ -160,7 +147,10 @@ def _unrankable(source: Real, pattern: Pattern) -> InputError:
 
 def _floats(values: Real) -> Floats:
     """float32 if that holds each value exactly, else float64."""
-    return values.astype(np.result_type(values.dtype, np.float32), copy=False)
+    dtype = np.result_type(values.dtype, np.float32)
+    if not np.issubdtype(dtype, np.floating):
+        raise InputError(f"cannot rank {values.dtype} weights", ["expected real numbers"])
+    return values.astype(dtype, copy=False)
 
 
 def _free(energy: Floats, pattern: Pattern) -> Mask:

@@ -39,7 +39,7 @@ from twofour.core.patterns import Pattern
 SEARCHES = ("exhaustive", "greedy")
 MOST_MASKS = 2040  # of a 2:5 tile; the next, 1:7 and 2:6, have 5040 and 67950
 _LARGEST = 6  # no larger tile has as few
-_MOST_SUMS = 1 << 17  # sums at once: they stay in a core's own cache
+_AT_ONCE = 1 << 17  # sums, or steps of a greedy search: they stay in a core's own cache
 
 
 @dataclass(frozen=True)
@@ -126,30 +126,18 @@ def choose(energy: NDArray[Any], pattern: Pattern, search: str) -> NDArray[np.bo
     m, taps = pattern.m, math.prod(energy.shape[2:])
     grid = (len(energy) // m, m, energy.shape[1] // m, m, taps)
     tiles = np.ascontiguousarray(energy.reshape(grid).transpose(1, 3, 0, 2, 4)).reshape(m, m, -1)
-    all_masks = tile_masks(pattern.n, m) if search == "exhaustive" else None
-    keep = greedy(tiles, pattern.n) if all_masks is None else best(tiles, all_masks)
+    every = tile_masks(pattern.n, m) if search == "exhaustive" else None
+    step = max(64, _AT_ONCE // (4 * m * m if every is None else len(every.masks)))
+    parts = (tiles[..., i : i + step] for i in range(0, tiles.shape[2], step))
+    keep = np.concatenate(
+        [_greedy(part, pattern.n) if every is None else _best(part, every) for part in parts]
+    )
     keep = keep.reshape(grid[0], grid[2], taps, m, m).transpose(0, 3, 1, 4, 2)
     return np.ascontiguousarray(keep).reshape(energy.shape)
 
 
-def best(tiles: NDArray[Any], every: TileMasks) -> NDArray[np.bool_]:
-    """The mask with the most energy, by trying all of them.
-
-    Args:
-        tiles: float [m, m, T]: row, column, tile.
-        every: all masks of a tile.
-
-    Returns:
-        bool [T, m, m].
-    """
-    count = tiles.shape[2]
-    step = max(64, _MOST_SUMS // len(every.masks))
-    parts = [_best(tiles[..., i : i + step], every) for i in range(0, count, step)]
-    return every.masks[np.concatenate(parts)]
-
-
-def _best(tiles: NDArray[Any], every: TileMasks) -> NDArray[np.intp]:
-    """[m, m, T] -> the first of the best masks of each tile, [T]."""
+def _best(tiles: NDArray[Any], every: TileMasks) -> NDArray[np.bool_]:
+    """[m, m, T]: row, column, tile -> the first of the best masks of each tile, [T, m, m]."""
     rows = tiles[:, every.choices[:, 0]]
     for column in every.choices[:, 1:].T:
         rows += tiles[:, column]  # [m, choices, T]
@@ -158,32 +146,26 @@ def _best(tiles: NDArray[Any], every: TileMasks) -> NDArray[np.intp]:
         sums = sums[before] + row[chosen]
     places = np.arange(len(sums), 0, -1, dtype=np.uint16 if len(sums) > 255 else np.uint8)
     first = ((sums == sums.max(axis=0)) * places[:, None]).max(axis=0)
-    found: NDArray[np.intp] = len(sums) - first.astype(np.intp)
+    found: NDArray[np.bool_] = every.masks[len(sums) - first.astype(np.intp)]
     return found
 
 
-def greedy(tiles: NDArray[Any], n: int) -> NDArray[np.bool_]:
-    """The mask made by taking entries in falling order while row and column have room.
-
-    Args:
-        tiles: float [m, m, T]: row, column, tile.
-        n: kept in each row and column.
-
-    Returns:
-        bool [T, m, m].
-    """
+def _greedy(tiles: NDArray[Any], n: int) -> NDArray[np.bool_]:
+    """[m, m, T]: row, column, tile -> the mask of each tile, [T, m, m]."""
     m, _, count = tiles.shape
     flat = np.ascontiguousarray(tiles.reshape(m * m, count).T)
-    order = np.argsort(-flat, axis=1, kind="stable")
-    rows, columns = np.divmod(order, m)
-    start = np.arange(count)
-    row_room, column_room = (np.full((count, m), n, dtype=np.int16) for _ in range(2))
-    keep = np.zeros((count, m * m), dtype=np.bool_)
-    for place, row, column in zip(order.T, rows.T, columns.T, strict=True):
-        taken = (row_room[start, row] > 0) & (column_room[start, column] > 0)
-        row_room[start, row] -= taken
-        column_room[start, column] -= taken
-        keep[start, place] = taken
+    order = np.argsort(-flat, axis=1, kind="stable").T
+    first_row = np.arange(count) * m
+    places = np.ascontiguousarray(order + first_row * m)  # of all tiles, as rows and columns are
+    rows, columns = places // m, order % m + first_row
+    row_room, column_room = (np.full(count * m, n, dtype=np.int16) for _ in range(2))
+    keep = np.zeros(count * m * m, dtype=np.bool_)
+    for place, row, column in zip(places, rows, columns, strict=True):
+        in_row, in_column = row_room[row], column_room[column]
+        taken = (in_row > 0) & (in_column > 0)
+        row_room[row] = in_row - taken
+        column_room[column] = in_column - taken
+        keep[place] = taken
     keep = keep.reshape(count, m, m)
     _fill(flat.reshape(count, m, m), keep, n)
     return keep
