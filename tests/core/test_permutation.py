@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from twofour.core import permutation
 from twofour.core.errors import InputError
-from twofour.core.patterns import Pattern, magnitude_mask
+from twofour.core.masks import magnitude_mask
+from twofour.core.patterns import Pattern
 from twofour.core.permutation import canonical, kept, rows_of, search
 from twofour.core.regroup import Regroup, Swap
 

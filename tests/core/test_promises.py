@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twofour.core import promises
-from twofour.core.patterns import is_pattern, magnitude_mask
+from twofour.core.masks import magnitude_mask
+from twofour.core.patterns import is_pattern
 
 
 @given(st.dictionaries(st.text(), st.sampled_from(["2:4", "4:8", "2:4/pair", "1:16"])))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from twofour.core.errors import InputError
-from twofour.core.patterns import is_pattern, magnitude_mask
+from twofour.core.masks import magnitude_mask
+from twofour.core.patterns import is_pattern
 from twofour.core.sparsegpt import factor, sparsegpt
 
 Array = NDArray[Any]

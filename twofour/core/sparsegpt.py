@@ -34,7 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.errors import InputError
-from twofour.core.patterns import Pattern, ineligible, magnitude_mask
+from twofour.core.masks import magnitude_mask
+from twofour.core.patterns import Pattern, ineligible
 
 Float64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
