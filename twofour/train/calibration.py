@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from twofour.core.errors import InputError
+from twofour.core.progress import Report, silent
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """Batches as a list, a DataLoader or another iterable, or a function that returns one."""
@@ -107,16 +109,34 @@ def bare(model: nn.Module) -> nn.Module:
         model = inner
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What criteria that look at data are given.
+
+    Args:
+        batches: calibration data.
+        forward: runs the model on a batch.
+        loss: the same for the criterion that needs it.
+        report: told of each piece of work done.
+    """
+
+    batches: Batches | None = None
+    forward: Forward = run_batch
+    loss: Loss | None = None
+    report: Report = silent
+
+
 @contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module has its mode again, and randomness its state.
 
-    The fused attention of `nn.MultiheadAttention`, which calls no hooks, is off inside.
+    Inside, what calls no hooks is off: compiled code, and the fused attention of
+    `nn.MultiheadAttention`.
     """
     training = {module: module.training for module in model.modules()}
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     fused = torch.backends.mha.get_fastpath_enabled()
-    with torch.random.fork_rng(list(devices)):
+    with torch.random.fork_rng(list(devices)), torch.compiler.set_stance("force_eager"):
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
