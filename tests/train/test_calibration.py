@@ -47,12 +47,6 @@ def test_each_kind_of_batch_runs(batch):
     assert torch.equal(run_batch(Scaled(), batch), torch.full((2,), 3.0))
 
 
-@pytest.mark.parametrize("batch", ["text", 3, (), [None]])
-def test_other_batches_ask_for_a_forward(batch):
-    with pytest.raises(InputError, match="pass forward, a function of model and batch"):
-        run_batch(Scaled(), batch)
-
-
 def test_batches_come_from_lists_loaders_functions_and_generators():
     data = [torch.zeros(1), torch.ones(1)]
     loader = DataLoader(data, batch_size=None)

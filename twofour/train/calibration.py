@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from twofour.core.errors import InputError
 from twofour.core.progress import Report, silent
+from twofour.train.batches import forward, to_device
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """Batches as a list, a DataLoader or another iterable, or a function that returns one."""
@@ -24,30 +25,18 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
-    """The forward function where none is given, with the batch on the model's device.
-
-    A tensor is the model's one argument, a mapping its keyword arguments; of a tuple or list, such
-    as (x, labels), the first entry counts.
+    """Calls the model with a batch as `batches.forward` does, on the model's device.
 
     Args:
-        model: is called.
-        batch: tensor, mapping of names to values, or tuple or list that begins with one of these.
+        model: any.
+        batch: a tensor; a mapping, given as keyword arguments; or a tuple or list, of which the
+            first item is given (an (x, labels) pair).
 
-    Raises:
-        InputError: the batch is none of these.
+    Returns:
+        The model's outputs.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if isinstance(first, Tensor):
-        return model(first.to(device))
-    if isinstance(first, Mapping):
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in first.items()}
-        return model(**moved)
-    raise InputError(
-        f"cannot run the model on a batch of type {type(batch).__name__}",
-        ["expected a tensor, a mapping, or a tuple or list that begins with one of these"],
-        "pass forward, a function of model and batch that runs the model",
-    )
+    return forward(model, to_device(batch, device))
 
 
 def batches_of(batches: Batches | None, purpose: str) -> Iterator[Any]:

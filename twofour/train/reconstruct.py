@@ -63,7 +63,7 @@ class ReconstructOptions:
 def reconstruct(
     model: nn.Module,
     weights: Sequence[WeightRef],
-    pattern: str | Pattern,
+    patterns: Mapping[str, Pattern],
     data: Calibration,
     options: ReconstructOptions | None = None,
     *,
@@ -78,7 +78,7 @@ def reconstruct(
     Args:
         model: whose weights they are; changed in place.
         weights: that are pruned.
-        pattern: that each of their shapes can have.
+        patterns: name of each weight -> the pattern it gets, which its shape can have.
         data: batches that can be run through several times: a list, a DataLoader, or a function
             that returns an iterator.
         options: default `ReconstructOptions()`.
@@ -95,13 +95,13 @@ def reconstruct(
 
     Source: Frantar and Alistarh 2023, arXiv:2301.00774.
     """
-    pattern, options, model = Pattern.parse(pattern), options or ReconstructOptions(), bare(model)
+    options, model = options or ReconstructOptions(), bare(model)
     require_repeatable(data.batches, _NAME)
-    _require_fit(weights, pattern, options)
+    _require_fit(weights, patterns, options)
     found: dict[str, Tensor] = {}
     with as_it_was(model), torch.no_grad(), _undone_on_failure(weights):
         plan = _survey(model, weights, data)
-        solver = _Solver(pattern, options, masks)
+        solver = _Solver(patterns, options, masks)
         for group in _groups(plan, options):
             grams = _gram_sums(model, group, plan.uses, _from(data, len(found), len(weights)))
             for weight in group:
@@ -219,7 +219,7 @@ def _from(data: Calibration, pruned: int, weights: int) -> Calibration:
 class _Solver:
     """Prunes one weight after the other; those with equal inputs share the factorization."""
 
-    pattern: Pattern
+    patterns: Mapping[str, Pattern]
     options: ReconstructOptions
     masks: Mapping[str, Tensor] | None
     _gram: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
@@ -238,7 +238,7 @@ class _Solver:
                 new[rows], mask[rows] = sparsegpt(
                     old[rows],
                     self._factored(gram.cpu().numpy()),
-                    self.pattern,
+                    self.patterns[weight.name],
                     block=self.options.block,
                     mask=None if given is None else given[rows],
                 )
@@ -272,12 +272,13 @@ def _no_gram(weight: WeightRef) -> list[Tensor]:
 
 
 def _require_fit(
-    weights: Sequence[WeightRef], pattern: Pattern, options: ReconstructOptions
+    weights: Sequence[WeightRef], patterns: Mapping[str, Pattern], options: ReconstructOptions
 ) -> None:
     """Refuses what the memory or the parts of a weight rule out."""
-    together = PAIR_BLOCK if pattern.pair else pattern.m if pattern.both else 1
     problems = []
     for weight in weights:
+        pattern = patterns[weight.name]
+        together = PAIR_BLOCK if pattern.pair else pattern.m if pattern.both else 1
         needed, size = _gram_bytes(weight), weight.shape[0] // parts_of(weight)
         if needed > options.memory_bytes:
             problems.append(f"{weight.name}: its Gram matrices take {needed:,} bytes")
@@ -288,8 +289,7 @@ def _require_fit(
             )
     if problems:
         raise InputError(
-            f"{_NAME} cannot prune {len(problems)} layers to {pattern} within memory_bytes="
-            f"{options.memory_bytes:,}",
+            f"{_NAME} cannot prune these layers with memory_bytes={options.memory_bytes:,}",
             problems,
             "raise memory_bytes, exclude these layers, or prune them by another criterion",
         )
