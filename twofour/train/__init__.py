@@ -1,8 +1,10 @@
 """The PyTorch side: prune, fine-tune with the masks held, export."""
 
+from twofour.train.batchnorm import reestimate_batchnorm
 from twofour.train.checkpoint import Progress, load_checkpoint
 from twofour.train.distill import Distiller
 from twofour.train.export import export_onnx
+from twofour.train.reconstruct import ReconstructOptions
 from twofour.train.recover import evaluate, finetune, predict
 from twofour.train.report import LayerReport
 from twofour.train.schedule import AdamW, Schedule, Sgd
@@ -13,6 +15,7 @@ __all__ = [
     "Distiller",
     "LayerReport",
     "Progress",
+    "ReconstructOptions",
     "Schedule",
     "Sgd",
     "Sparsifier",
@@ -21,4 +24,5 @@ __all__ = [
     "finetune",
     "load_checkpoint",
     "predict",
+    "reestimate_batchnorm",
 ]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twofour.core.errors import InputError
-from twofour.core.patterns import PAIR_BLOCK, Pattern
+from twofour.core.patterns import PAIR_BLOCK, Pattern, energy_kept
 from twofour.core.sparsegpt import Factor, factor, sparsegpt
 from twofour.train.calibration import (
     Calibration,
@@ -38,6 +38,20 @@ from twofour.train.ranks import from_first_rank, over_all_ranks, sum_over_ranks
 from twofour.train.statistics import require_finite, require_used
 
 _NAME = "SparseGPT"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a criterion chose, by the names of the weights.
+
+    Args:
+        masks: bool, shape and device of the weight.
+        energy_kept: share of the sum of squares of the old values that the mask keeps, where the
+            criterion has changed the values.
+    """
+
+    masks: dict[str, Tensor]
+    energy_kept: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ def reconstruct(
     options: ReconstructOptions | None = None,
     *,
     masks: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
+) -> Pruned:
     """Prunes weights and changes those that stay, so that the layers' outputs change little.
 
     The model runs in eval mode; its modes and the state of the random generators stay as they were,
@@ -86,7 +100,7 @@ def reconstruct(
             stay make up for the others.
 
     Returns:
-        The mask of each weight by its name: bool, its shape, on its device.
+        The masks, and how much of the old weights they keep.
 
     Raises:
         InputError: the batches are none or can be run through only once, a weight is never used,
@@ -98,15 +112,15 @@ def reconstruct(
     options, model = options or ReconstructOptions(), bare(model)
     require_repeatable(data.batches, _NAME)
     _require_fit(weights, patterns, options)
-    found: dict[str, Tensor] = {}
+    found = Pruned({})
     with as_it_was(model), torch.no_grad(), _undone_on_failure(weights):
         plan = _survey(model, weights, data)
         solver = _Solver(patterns, options, masks)
         for group in _groups(plan, options):
-            grams = _gram_sums(model, group, plan.uses, _from(data, len(found), len(weights)))
+            grams = _gram_sums(model, group, plan.uses, _from(data, len(found.masks), len(weights)))
             for weight in group:
-                found[weight.name] = solver.prune(weight, grams[weight.name])
-                data.report(len(found), len(weights), f"{_NAME}: {weight.name}")
+                solver.prune(weight, grams[weight.name], found)
+                data.report(len(found.masks), len(weights), f"{_NAME}: {weight.name}")
     return found
 
 
@@ -225,8 +239,8 @@ class _Solver:
     _gram: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     _factor: Factor = field(default_factory=lambda: Factor(np.empty((0, 0)), 0.0))
 
-    def prune(self, weight: WeightRef, grams: Sequence[Tensor]) -> Tensor:
-        """Sets the weight's values; returns its mask."""
+    def prune(self, weight: WeightRef, grams: Sequence[Tensor], found: Pruned) -> None:
+        """Sets the weight's values, and notes its mask."""
         parameter = weight.parameter
         old = parameter.detach().float().cpu().numpy()
         new, mask = np.empty_like(old), np.empty(old.shape, np.bool_)
@@ -248,7 +262,8 @@ class _Solver:
         kept = torch.from_numpy(mask).to(parameter.device)
         from_first_rank([values, kept.view(torch.uint8)])
         parameter.copy_(values)
-        return kept
+        found.masks[weight.name] = kept
+        found.energy_kept[weight.name] = energy_kept(old, kept.cpu().numpy())
 
     def _factored(self, gram: NDArray[np.float64]) -> Factor:
         if not np.array_equal(gram, self._gram):

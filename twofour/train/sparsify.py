@@ -7,21 +7,22 @@ build the model and `restore` what was saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from twofour.core import criteria, patterns
+from twofour.core import patterns
 from twofour.core.errors import GateError, InputError
+from twofour.core.progress import Report, silent
 from twofour.train import holding, loading
+from twofour.train.calibration import Batches, Calibration, Forward, Loss, run_batch
+from twofour.train.choose import CRITERIA, choose
 from twofour.train.layers import NeverPruned, WeightRef, survey
-from twofour.train.masks import mask_of
+from twofour.train.reconstruct import ReconstructOptions
 from twofour.train.report import LayerReport, select, table
-
-CRITERIA = ("magnitude",)
 
 
 class Sparsifier:
@@ -38,7 +39,8 @@ class Sparsifier:
         model: pruned in place.
         pattern: `2:4`, `4:8`, `2:4/pair` or another N:M; or a mapping of name patterns to such, of
             which the first that matches counts: `{"layer1.*": "2:4", "*": "2:4/pair"}`.
-        criterion: how weights are ranked; `magnitude`.
+        criterion: how weights are ranked: `magnitude`, or with calibration data `wanda`, `taylor`
+            or `sparsegpt` (see `choose.py`).
         include: patterns of names; None means all.
         exclude: patterns of names that stay dense.
         locked: once there are masks, changing them is an error.
@@ -87,36 +89,42 @@ class Sparsifier:
 
     def prune(
         self,
-        batches: Iterable[Any] | None = None,
+        batches: Batches | None = None,
         *,
-        forward: Callable[[nn.Module, Any], Any] | None = None,
-        loss: Callable[[Any, Any], Tensor] | None = None,
+        forward: Forward | None = None,
+        loss: Loss | None = None,
+        report: Report = silent,
+        options: ReconstructOptions | None = None,
     ) -> Sparsifier:
         """Chooses the masks from the weights as they are now, and applies them.
 
         Of a model that was pruned before they are chosen anew. In a `torch.distributed` job every
-        process has to call it, and gets the masks of process 0.
+        process has to call it, with its own batches, and gets the masks of process 0. SparseGPT
+        changes the weights that stay, too.
 
         Args:
-            batches: calibration data, for criteria that need it; magnitude does not.
-            forward: (model, batch) -> output.
-            loss: (output, batch) -> scalar.
+            batches: calibration data, for criteria that need it; magnitude does not. For SparseGPT
+                what can be run through several times.
+            forward: (model, batch) -> anything; default `run_batch`.
+            loss: (model, batch) -> scalar, for Taylor.
+            report: told of each piece of work done.
+            options: of SparseGPT.
 
         Returns:
             itself.
 
         Raises:
-            InputError: no layer can be pruned, a weight holds a value that is not finite, or the
-                masks are locked.
+            InputError: no layer can be pruned, a weight holds a value that is not finite, the masks
+                are locked, or the calibration data is none, wrong, or for another criterion. The
+                model is left as it was.
         """
         self._require_unlocked("choose masks anew")
         self._require_weights()
-        if any(given is not None for given in (batches, forward, loss)):
-            raise InputError(
-                f"the criterion {self.criterion} takes no calibration data",
-                fix="call prune() without arguments",
-            )
-        return self.set_masks({weight.name: self._choose(weight) for weight in self.weights})
+        data = Calibration(batches, forward or run_batch, loss, report)
+        chosen = choose(self.model, self.weights, self.patterns, self.criterion, data, options)
+        self.set_masks(chosen.masks)
+        self._energy_kept |= chosen.energy_kept
+        return self
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> Sparsifier:
         """Sets the masks of some weights or all, and applies them.
@@ -310,18 +318,6 @@ class Sparsifier:
             1.0 if reason else self._energy_kept.get(entry.name),
             entry.shared,
         )
-
-    def _choose(self, weight: WeightRef) -> Tensor:
-        values = holding.whole(weight.parameter.detach())
-        unusable = int((~values.isfinite()).sum())
-        if unusable:
-            raise InputError(
-                f"cannot prune {weight.name}",
-                [f"{unusable} of its values are NaN or infinite"],
-                "load a checkpoint from before training diverged",
-            )
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        return mask_of(criteria.magnitude(values), self.patterns[weight.name])
 
     def _require_valid(self, masks: Mapping[str, Tensor]) -> None:
         """Refuses masks that the weights cannot have; all reasons at once."""
