@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from twofour.train.batches import unwrapped
+from twofour.train.calibration import bare
 
 
 class Average:
@@ -25,7 +25,7 @@ class Average:
         """Copies the values."""
         self.decay = decay
         self.updates = 0
-        state = unwrapped(model).state_dict(keep_vars=True)
+        state = bare(model).state_dict(keep_vars=True)
         self._live = {name: v.detach() for name, v in state.items() if v.is_floating_point()}
         self._values = {name: value.clone() for name, value in self._live.items()}
 

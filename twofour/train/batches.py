@@ -1,4 +1,4 @@
-"""Batches of any task: how a model is called with one, and how one reaches the model's device."""
+"""Batches to train on, of any task, and how one reaches the model's device."""
 
 from __future__ import annotations
 
@@ -17,24 +17,6 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[Any]:
         """One pass over them; a batch is a tensor, an (x, labels) pair, or a mapping of tensors."""
-
-
-def forward(model: nn.Module, batch: Any) -> Any:
-    """Calls the model with a batch.
-
-    Args:
-        model: any.
-        batch: a tensor, given as it is; a mapping, given as keyword arguments; a tuple or a list,
-            of which the first item is given (an (x, labels) pair).
-
-    Returns:
-        The model's outputs.
-    """
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return forward(model, batch[0])
-    return model(batch)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -60,22 +42,6 @@ def samples_in(batch: Any) -> int:
     if isinstance(batch, Mapping):
         batch = tuple(batch.values())
     return samples_in(batch[0]) if isinstance(batch, (tuple, list)) and batch else 1
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, DistributedDataParallel and DataParallel wrappers.
-
-    Names of its modules and of its state have no "module." or "_orig_mod." in front.
-    """
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def device_of(model: nn.Module) -> torch.device:

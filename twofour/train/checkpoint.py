@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from twofour.core.errors import InputError
-from twofour.train.batches import unwrapped
+from twofour.train.calibration import bare
 from twofour.train.schedule import Schedule
 
 # A buffer beside a weight that only training from dense needs, such as `conv1.weight_dense`.
@@ -125,7 +125,7 @@ def load_checkpoint(path: Path | str, model: nn.Module) -> list[Progress]:
     """
     path = Path(path)
     state = _read(path)
-    model = unwrapped(model)
+    model = bare(model)
     try:
         values = dict(state["parts"]["model"])
         if "average" in state["parts"] and state["schedule"]["ema_stays"]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twofour.core.errors import InputError
-from twofour.train.batches import forward as default_forward
-from twofour.train.batches import unwrapped
+from twofour.train.calibration import bare, run_batch
 
 Outputs = Literal["logits", "mse", "cosine"]
 
@@ -64,7 +63,7 @@ class Distiller:
         *,
         outputs: Outputs = "logits",
         label_smoothing: float = 0.0,
-        forward: Callable[[nn.Module, Any], Tensor] = default_forward,
+        forward: Callable[[nn.Module, Any], Tensor] = run_batch,
     ) -> None:
         """Hooks the hidden layers of both."""
         self.student, self.teacher = student, teacher
@@ -178,7 +177,7 @@ class Distiller:
 
     def _modules(self, model: nn.Module, side: str) -> dict[str, nn.Module]:
         """The hidden layers of a model."""
-        modules = dict(unwrapped(model).named_modules())
+        modules = dict(bare(model).named_modules())
         for name in self.hidden:
             if name not in modules:
                 near = get_close_matches(name, modules, cutoff=0.0)

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twofour.core.errors import InputError
-from twofour.train.batches import forward
+from twofour.train.calibration import Loss, run_batch
 from twofour.train.distill import Distiller
 from twofour.train.schedule import Schedule
 
-Loss = Callable[[nn.Module, Any], Tensor]
 Objective = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 
 
@@ -51,7 +50,7 @@ def _classification(label_smoothing: float) -> Objective:
                 [f"got a {type(batch).__name__}"],
                 "give finetune a loss: a function of (model, batch), or a Distiller",
             )
-        outputs = forward(model, x)
+        outputs = run_batch(model, x)
         hard = functional.cross_entropy(outputs, labels, label_smoothing=label_smoothing)
         return hard, _hits(outputs, labels)
 

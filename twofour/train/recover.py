@@ -8,42 +8,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from twofour.core.errors import InputError
 from twofour.train.average import Average
-from twofour.train.batches import Batches, device_of, samples_in, to_device, unwrapped
+from twofour.train.batches import Batches, device_of, samples_in, to_device
+from twofour.train.calibration import Loss, bare
 from twofour.train.checkpoint import Progress, Stateful, resume_run, save_run
 from twofour.train.distill import Distiller
-from twofour.train.objective import Loss, Objective, objective
+from twofour.train.method import Method
+from twofour.train.objective import Objective, objective
 from twofour.train.schedule import Schedule
 from twofour.train.sparsify import Sparsifier
 
 # How often a run reads its loss from the device and reports; reading waits for the device.
 PROGRESS_EVERY_S = 0.1
-
-
-class Method(Protocol):
-    """A way to make a model sparse while it is trained: `Gradual`, `SrSte`, `Shrink`."""
-
-    @property
-    def sparsifier(self) -> Sparsifier:
-        """Which weights, and the pattern they get."""
-
-    def attach(self, optimizer: torch.optim.Optimizer) -> object:
-        """Works around each step of this optimizer from now on."""
-
-    def finish(self) -> object:
-        """After the last step: every chosen weight is masked, and the masks are locked."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far it is."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
 
 
 def finetune(
@@ -125,7 +107,7 @@ class _Run:
         """Attaches the method; returns what a checkpoint holds."""
         if method is not None:
             method.attach(self.optimizer)
-        parts: dict[str, Stateful] = {"model": unwrapped(self.model), "optimizer": self.optimizer}
+        parts: dict[str, Stateful] = {"model": bare(self.model), "optimizer": self.optimizer}
         if self.average is not None:
             parts["average"] = self.average
         if method is not None and not isinstance(method, Sparsifier):
