@@ -4,21 +4,27 @@ from twofour.train.batchnorm import reestimate_batchnorm
 from twofour.train.checkpoint import Progress, load_checkpoint
 from twofour.train.distill import Distiller
 from twofour.train.export import export_onnx
+from twofour.train.gradual import Gradual
 from twofour.train.reconstruct import ReconstructOptions
 from twofour.train.recover import evaluate, finetune, predict
+from twofour.train.regularize import Shrink
 from twofour.train.report import LayerReport
 from twofour.train.schedule import AdamW, Schedule, Sgd
 from twofour.train.sparsify import Sparsifier
+from twofour.train.srste import SrSte
 
 __all__ = [
     "AdamW",
     "Distiller",
+    "Gradual",
     "LayerReport",
     "Progress",
     "ReconstructOptions",
     "Schedule",
     "Sgd",
+    "Shrink",
     "Sparsifier",
+    "SrSte",
     "evaluate",
     "export_onnx",
     "finetune",

@@ -92,6 +92,7 @@ class Method(ABC):
         self._followers = [holding.find_copies(self.sparsifier.weights, copy) for copy in copies]
         with torch.no_grad():
             self._begin()
+            self._follow()
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -179,6 +180,9 @@ class Method(ABC):
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.step += 1
         self._after_step()
+        self._follow()
+
+    def _follow(self) -> None:
         for follower in self._followers:
             holding.follow(self.sparsifier.weights, follower)
 

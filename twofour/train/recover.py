@@ -102,9 +102,11 @@ class _Run:
         self.optimizer = schedule.optimizer.build(model, schedule.lr)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.average = Average(model, schedule.ema) if schedule.ema else None
+        self.method: Sparsifier | Method | None = None
 
     def prepare(self, method: Sparsifier | Method | None) -> dict[str, Stateful]:
         """Attaches the method; returns what a checkpoint holds."""
+        self.method = method
         if method is not None:
             method.attach(self.optimizer)
         parts: dict[str, Stateful] = {"model": bare(self.model), "optimizer": self.optimizer}
@@ -116,6 +118,13 @@ class _Run:
 
     def epoch(self, number: int, batches: Batches) -> Progress:
         """Trains on each batch once."""
+        total = len(batches) * self.schedule.epochs
+        if isinstance(self.method, Method) and self.method.steps != total:
+            raise InputError(
+                f"{type(self.method).__name__} was made for {self.method.steps} steps",
+                [f"{self.schedule.epochs} epochs of {len(batches)} batches are {total}"],
+                f"make it with steps={total}",
+            )
         tally = _Tally(number, len(batches), self.device)
         for i, batch in enumerate(batches):
             batch = to_device(batch, self.device)

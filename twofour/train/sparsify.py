@@ -87,6 +87,11 @@ class Sparsifier:
         if locked and any(weight.mask is not None for weight in self.weights):
             self.lock()
 
+    @property
+    def locked(self) -> bool:
+        """Whether masks cannot be changed any more once there are some."""
+        return self._lock_next
+
     def prune(
         self,
         batches: Batches | None = None,

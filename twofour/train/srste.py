@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -94,9 +95,10 @@ class SrSte(Method):
 
     def _begin(self) -> None:
         for weight in self.sparsifier.weights:
-            values = weight.parameter.detach()
-            weight.module.register_buffer(_buffer_name(weight), values.clone())
-            holding.set_mask(weight, self._best_mask(weight, values))
+            for place in self._everywhere(weight):
+                values = place.parameter.detach().clone()
+                place.module.register_buffer(_buffer_name(weight), values)
+            holding.set_mask(weight, self._best_mask(weight, weight.parameter))
         if self.frozen:
             self._freeze()
         holding.hold(self.sparsifier.weights)
@@ -140,7 +142,13 @@ class SrSte(Method):
 
     def _end(self) -> None:
         for weight in self.sparsifier.weights:
-            delattr(weight.module, _buffer_name(weight))
+            for place in self._everywhere(weight):
+                delattr(place.module, _buffer_name(weight))
+
+    def _everywhere(self, weight: WeightRef) -> Iterator[WeightRef]:
+        """The weight in the model and in its averages, whose buffers are compared one by one."""
+        yield weight
+        yield from (copied[weight.name] for copied in self._followers)
 
 
 def _buffer_name(weight: WeightRef) -> str:

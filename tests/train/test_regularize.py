@@ -1,0 +1,91 @@
+"""The growing penalty shrinks what a mask would remove, so that removing it does little harm."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from twofour.core.errors import InputError
+from twofour.train import Schedule, Sgd, Shrink, Sparsifier, finetune
+from twofour.train.masks import mask_of
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def batches(epoch=0, count=10):
+    random = torch.Generator().manual_seed(epoch)
+    x = torch.randn(count, 32, 8, generator=random)
+    return [(part, part[:, :4].argmax(1)) for part in x]
+
+
+def test_one_step_by_hand():
+    model = nn.Linear(8, 4, bias=False)
+    before = model.weight.detach().clone()
+    shrink = Shrink(Sparsifier(model), 20, 0.5, ceiling=0.4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    shrink.attach(optimizer)
+    model.weight.grad = torch.zeros_like(before)
+    optimizer.step()
+    removed = ~mask_of(before.square(), "2:4")
+    expected = before - 0.1 * (0.4 / 10) * before * removed
+    torch.testing.assert_close(model.weight.detach(), expected)
+    assert [shrink.penalty(i) for i in (0, 9, 10)] == pytest.approx([0.04, 0.4, 0.0])
+
+
+def test_removing_what_was_shrunk_changes_little():
+    lost = {}
+    for ceiling in (1e-9, 2.0):
+        model = network()
+        shrink = Shrink(Sparsifier(model), 200, 0.75, ceiling=ceiling)
+        optimizer = Sgd(weight_decay=0.0).build(model, 0.05)
+        shrink.attach(optimizer)
+        for x, labels in batches(count=200):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x), labels).backward()
+            optimizer.step()
+        kept = [entry.energy_kept for entry in shrink.sparsifier.report()]
+        lost[ceiling] = 1 - min(kept)
+        shrink.finish().verify()
+    assert lost[2.0] < 0.02 * lost[1e-9]
+
+
+def test_in_the_loop_and_resumed_bit_for_bit(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def run(path, stop_in=None):
+        def progress(at):
+            if at.epoch == stop_in:
+                raise Stop
+
+        model = network()
+        shrink = Shrink(Sparsifier(model), 5 * 137, 0.7)
+        try:
+            finetune(
+                model,
+                lambda epoch: batches(epoch, 137),
+                Schedule(5, 0.1),
+                method=shrink,
+                checkpoint=path,
+                progress=progress,
+            )
+        except Stop:
+            return None
+        shrink.sparsifier.verify()
+        return model.state_dict()
+
+    expected = run(tmp_path / "straight.pt")
+    run(tmp_path / "run.pt", stop_in=2)
+    state = run(tmp_path / "run.pt")
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def test_refusals():
+    model = network()
+    for end, ceiling in ((0.0, 1.0), (1.5, 1.0), (0.5, 0.0)):
+        with pytest.raises(InputError, match="cannot shrink weights like this"):
+            Shrink(Sparsifier(model), 100, end, ceiling=ceiling)
