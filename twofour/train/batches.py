@@ -1,4 +1,4 @@
-"""Batches to train on, of any task, and how one reaches the model's device."""
+"""Batches of any task: how a model is called with one, and how one reaches the model's device."""
 
 from __future__ import annotations
 
@@ -17,6 +17,24 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[Any]:
         """One pass over them; a batch is a tensor, an (x, labels) pair, or a mapping of tensors."""
+
+
+def forward(model: nn.Module, batch: Any) -> Any:
+    """Calls the model with a batch.
+
+    Args:
+        model: any.
+        batch: a tensor, given as it is; a mapping, given as keyword arguments; a tuple or a list,
+            of which the first item is given (an (x, labels) pair).
+
+    Returns:
+        The model's outputs.
+    """
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return forward(model, batch[0])
+    return model(batch)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twofour.core.errors import InputError
 from twofour.core.progress import Report, silent
-from twofour.train.batches import forward, to_device
+from twofour.train.batches import device_of, forward, to_device
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """Batches as a list, a DataLoader or another iterable, or a function that returns one."""
@@ -35,8 +35,7 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     Returns:
         The model's outputs.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return forward(model, to_device(batch, device))
+    return forward(model, to_device(batch, device_of(model)))
 
 
 def batches_of(batches: Batches | None, purpose: str) -> Iterator[Any]:

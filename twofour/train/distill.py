@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twofour.core.errors import InputError
-from twofour.train.calibration import bare, run_batch
+from twofour.train.batches import forward as call
+from twofour.train.calibration import bare
 
 Outputs = Literal["logits", "mse", "cosine"]
 
@@ -63,7 +64,7 @@ class Distiller:
         *,
         outputs: Outputs = "logits",
         label_smoothing: float = 0.0,
-        forward: Callable[[nn.Module, Any], Tensor] = run_batch,
+        forward: Callable[[nn.Module, Any], Tensor] = call,
     ) -> None:
         """Hooks the hidden layers of both."""
         self.student, self.teacher = student, teacher

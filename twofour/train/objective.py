@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twofour.core.errors import InputError
-from twofour.train.calibration import Loss, run_batch
+from twofour.train.batches import forward
+from twofour.train.calibration import Loss
 from twofour.train.distill import Distiller
 from twofour.train.schedule import Schedule
 
@@ -50,7 +51,7 @@ def _classification(label_smoothing: float) -> Objective:
                 [f"got a {type(batch).__name__}"],
                 "give finetune a loss: a function of (model, batch), or a Distiller",
             )
-        outputs = run_batch(model, x)
+        outputs = forward(model, x)
         hard = functional.cross_entropy(outputs, labels, label_smoothing=label_smoothing)
         return hard, _hits(outputs, labels)
 
