@@ -261,9 +261,9 @@ class _Solver:
         values = torch.from_numpy(new).to(parameter.device)
         kept = torch.from_numpy(mask).to(parameter.device)
         from_first_rank([values, kept.view(torch.uint8)])
-        parameter.copy_(values)
         found.masks[weight.name] = kept
         found.energy_kept[weight.name] = energy_kept(old, kept.cpu().numpy())
+        parameter.copy_(values)  # and `old`, if it is a view of the weight
 
     def _factored(self, gram: NDArray[np.float64]) -> Factor:
         if not np.array_equal(gram, self._gram):
