@@ -98,11 +98,12 @@ def _mask(
     require_eligible(source.shape, pattern)
     keep = np.empty(source.shape, dtype=np.bool_)
     for run in _runs(source.shape, pattern, tiles.search_of(pattern, search)):
-        with np.errstate(over="ignore"):  # what is infinite then is refused
+        with np.errstate(over="ignore"):  # infinite energies are refused, sums of them are ties
             energy = energy_of(source[run.rows])
-        if not (energy.min() >= 0 and energy.max() < np.inf):
-            raise _unrankable(source, pattern)
-        keep[run.rows] = run.choose(energy)
+            least = energy.min()
+            if not (least >= 0 and energy.max() < np.inf):
+                raise _unrankable(source, pattern, negative=bool(least < 0))
+            keep[run.rows] = run.choose(energy)
     return keep
 
 
@@ -130,15 +131,16 @@ def _runs(shape: tuple[int, ...], pattern: Pattern, search: str) -> Iterator[_Ru
             yield _Run(slice(first, min(first + step, section.stop)), choose)
 
 
-def _unrankable(source: Real, pattern: Pattern) -> InputError:
+def _unrankable(source: Real, pattern: Pattern, negative: bool) -> InputError:
     """What is wrong with values that have no rank."""
     what = f"cannot rank a weight of shape {show(source.shape)} for pattern {pattern}"
     if bad := int(np.count_nonzero(~np.isfinite(source))):
         fix = "load a checkpoint from before training diverged"
         return InputError(what, [f"{bad} of its values are NaN or infinite"], fix)
-    if negative := int(np.count_nonzero(np.less(source, 0))):
+    if negative:
         fix = "give energies, such as w * w (twofour.core.criteria)"
-        return InputError(what, [f"{negative} of its energies are negative"], fix)
+        below = int(np.count_nonzero(np.less(source, 0)))
+        return InputError(what, [f"{below} of its energies are negative"], fix)
     largest = float(np.abs(source).max())
     return InputError(
         what, [f"its largest value is {largest:g}, whose square is infinite"], "scale it down"

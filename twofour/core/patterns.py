@@ -57,6 +57,11 @@ class Pattern:
     pair: bool = False
     both: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuses what no weight is asked to have."""
+        if self.pair and self.both:
+            raise InputError(f"pattern {self.n}:{self.m}", ["expected pair or both; got the two"])
+
     @classmethod
     def parse(cls, name: str | Pattern) -> Pattern:
         """Reads a pattern's name, such as `2:4`, `4:8`, `2:4/pair` or `2:4/2d`.

@@ -38,7 +38,6 @@ from twofour.core.patterns import Pattern
 
 SEARCHES = ("exhaustive", "greedy")
 MOST_MASKS = 2040  # of a 2:5 tile; the next, 1:7 and 2:6, have 5040 and 67950
-_LARGEST = 6  # no larger tile has as few
 _AT_ONCE = 1 << 17  # sums, or steps of a greedy search: they stay in a core's own cache
 
 
@@ -78,7 +77,8 @@ def search_of(pattern: Pattern, search: str | None = None) -> str:
         )
     if not pattern.both:
         return SEARCHES[0]
-    possible = tile_masks(pattern.n, pattern.m) is not None
+    n, m = pattern.n, pattern.m
+    possible = m < 6 or (m == 6 and n in (1, 5))
     if search == "exhaustive" and not possible:
         raise InputError(
             f"cannot try all masks of pattern {pattern}",
@@ -89,10 +89,8 @@ def search_of(pattern: Pattern, search: str | None = None) -> str:
 
 
 @lru_cache(maxsize=8)
-def tile_masks(n: int, m: int) -> TileMasks | None:
-    """All masks of an `m` by `m` tile with `n` in each row and column; None if too many."""
-    if m > _LARGEST:
-        return None
+def tile_masks(n: int, m: int) -> TileMasks:
+    """All masks of an `m` by `m` tile with `n` in each row and column; ask `search_of` before."""
     columns = np.array(list(combinations(range(m), n)), dtype=np.intp)
     rows = np.zeros((len(columns), m), dtype=np.int64)
     np.put_along_axis(rows, columns, 1, axis=1)
@@ -103,8 +101,6 @@ def tile_masks(n: int, m: int) -> TileMasks | None:
         missing = n - joined
         legal = ((missing >= 0) & (missing <= m - 1 - row)).all(axis=2)
         old, new = np.nonzero(legal)
-        if len(old) > MOST_MASKS:
-            return None
         before.append(old)
         chosen.append(new)
         counts = joined[old, new]

@@ -2,12 +2,14 @@
 
 They are equal to numpy's bit for bit, ties too: nothing is computed but comparisons and sums in the
 same order. No group is looped over; a 1-D mask is a handful of kernels, so that training can make
-one at every step.
+one at every step, and `torch.compile` takes it as part of a graph. It runs 2-D masks as they are.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -59,7 +61,8 @@ def mask_of(
         _require_ranks(energy, pattern)
     energy = energy.to(torch.promote_types(energy.dtype, torch.float32)).contiguous()
     if pattern.both:
-        return _tiled(energy, pattern, search)
+        keep: Tensor = _tiled(energy, pattern, search)
+        return keep
     paired = paired_rows(shape[0]) if pattern.pair else 0
     if not paired:
         return _free(energy, pattern)
@@ -102,27 +105,23 @@ def _paired(energy: Tensor, pattern: Pattern) -> Tensor:
     return keep.reshape(energy.shape)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _tiled(energy: Tensor, pattern: Pattern, search: str) -> Tensor:
     """A mask for each tile of `m` by `m` channels."""
     n, m = pattern.n, pattern.m
     grid = (len(energy) // m, m, energy.shape[1] // m, m, math.prod(energy.shape[2:]))
     tiled = energy.reshape(grid).permute(0, 2, 4, 1, 3).reshape(-1, m, m)
-    every = tiles.tile_masks(n, m) if search == "exhaustive" else None
-    keep = _greedy(tiled, n) if every is None else _best(tiled, every)
+    keep = _best(tiled, n) if search == "exhaustive" else _greedy(tiled, n)
     keep = keep.reshape(grid[0], grid[2], grid[4], m, m).permute(0, 3, 1, 4, 2)
-    return keep.reshape(energy.shape)
+    return keep.contiguous().reshape(energy.shape)
 
 
-def _best(tiled: Tensor, every: tiles.TileMasks) -> Tensor:
+def _best(tiled: Tensor, n: int) -> Tensor:
     """[T, m, m] -> the first of the masks with the most energy of each tile."""
-
-    def on_device(array: object) -> Tensor:
-        return torch.as_tensor(array, device=tiled.device)
-
-    choices, masks = on_device(every.choices), on_device(every.masks)
-    before, chosen = ([on_device(each) for each in table] for table in (every.before, every.chosen))
+    masks, choices, *rest = _tile_masks(n, tiled.shape[1], tiled.device)
+    before, chosen = rest[::2], rest[1::2]
     parts = []
-    for part in torch.split(tiled, max(1, _MOST_SUMS // len(every.masks))):
+    for part in torch.split(tiled, max(1, _MOST_SUMS // len(masks))):
         columns = part.permute(1, 2, 0).contiguous()  # [row, column, tile]
         rows = columns[:, choices[:, 0]]
         for column in choices[:, 1:].T:
@@ -132,6 +131,14 @@ def _best(tiled: Tensor, every: tiles.TileMasks) -> Tensor:
             sums = sums[old] + row[new]
         parts.append(sums.argmax(0))
     return masks[torch.cat(parts)]
+
+
+@lru_cache(maxsize=8)
+def _tile_masks(n: int, m: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The masks of `tiles.tile_masks`, the choices of a row, and `before` and `chosen` by turns."""
+    every = tiles.tile_masks(n, m)
+    steps = chain.from_iterable(zip(every.before, every.chosen, strict=True))
+    return tuple(torch.as_tensor(x, device=device) for x in (every.masks, every.choices, *steps))
 
 
 def _greedy(tiled: Tensor, n: int) -> Tensor:
