@@ -62,7 +62,7 @@ def reference(w: Array, gram: Array, n: int, m: int) -> tuple[Array, Array]:
 def test_it_is_what_the_paper_says(n: int, m: int, block: int) -> None:
     x, w = inputs(48), weight(5, 48)
     expected, kept = reference(w, x @ x.T, n, m)
-    new, mask = sparsegpt(w, x @ x.T, f"{n}:{m}", damping=DAMPING, block=block)
+    new, mask = sparsegpt(w, x @ x.T, f"{n}:{m}", block=block, fit=False)
     assert np.array_equal(mask, kept)
     assert new.dtype == np.float32
     # Two ways to the same numbers, in float64, then rounded: 2^-24 of each.
@@ -80,6 +80,28 @@ def test_outputs_change_less_than_by_magnitude_and_by_wanda(pattern: str, seed: 
     assert not new[~mask].any()
     assert cost(w, new, x) < 0.5 * cost(w, by_wanda, x)
     assert cost(w, new, x) < 0.5 * cost(w, by_magnitude, x)
+
+
+def test_what_stays_is_the_best_that_its_mask_allows() -> None:
+    """Row by row the least squares, solved exactly."""
+    x, w = inputs(40, seed=3), weight(12, 40)
+    found = factor(x @ x.T)
+    new, mask = sparsegpt(w, found, "2:4")
+    plain, same = sparsegpt(w, found, "2:4", fit=False)
+    assert np.array_equal(mask, same)
+
+    def error(values: Array, rows: slice = slice(None)) -> float:
+        change = (values - w.astype(np.float64))[rows]
+        return float(np.vdot(change @ found.hessian, change))
+
+    best = np.zeros(w.shape)
+    for row, kept, old in zip(best, mask, w.astype(np.float64), strict=True):
+        system = found.hessian[np.ix_(kept, kept)]
+        row[kept] = np.linalg.solve(system, found.hessian[kept] @ old)
+    assert error(best) <= error(new) < 1.001 * error(best)
+    assert error(new) < 0.8 * error(plain)
+    for row in range(len(w)):
+        assert error(new, slice(row, row + 1)) <= error(plain, slice(row, row + 1))
 
 
 @pytest.mark.parametrize("shape", [(8, 16), (40, 8), (8, 8, 3), (8, 4, 3, 3), (40, 4, 2, 2, 2)])
@@ -123,7 +145,7 @@ def test_with_a_mask_given_what_stays_makes_up() -> None:
     x, w = inputs(32), weight(8, 32)
     mask = magnitude_mask(w, "2:4")
     before = mask.copy()
-    new, same = sparsegpt(w, x @ x.T, "2:4", mask=mask)
+    new, same = sparsegpt(w, x @ x.T, "2:4", mask=mask, fit=False)
     assert np.array_equal(same, before)
     assert np.array_equal(mask, before)
     assert not new[~mask].any()
@@ -131,6 +153,8 @@ def test_with_a_mask_given_what_stays_makes_up() -> None:
     chosen = sparsegpt(w, x @ x.T, "2:4")
     again, _ = sparsegpt(w, x @ x.T, "2:4", mask=chosen[1])
     assert np.array_equal(again, chosen[0])
+    tiles = magnitude_mask(w, "2:4/2d")
+    assert is_pattern(sparsegpt(w, x @ x.T, "2:4/2d", mask=tiles)[0], "2:4/2d")
 
 
 def test_a_dead_input_loses_its_weights_first() -> None:
@@ -182,7 +206,7 @@ def test_a_factor_serves_several_weights() -> None:
     shared = factor(x @ x.T, 0.1)
     for w in (a, b):
         new, _ = sparsegpt(w, shared, "2:4")
-        assert np.array_equal(new, sparsegpt(w, x @ x.T, "2:4", damping=0.1)[0])
+        assert np.array_equal(new, sparsegpt(w, factor(x @ x.T, 0.1), "2:4")[0])
 
 
 @pytest.mark.parametrize(
@@ -212,4 +236,6 @@ def test_other_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="expected a mask bool"):
         sparsegpt(weight(4, 8), np.eye(8), "2:4", mask=np.ones((4, 4), np.bool_))
     with pytest.raises(InputError, match="damping above 0"):
-        sparsegpt(weight(4, 8), np.eye(8), "2:4", damping=0.0)
+        factor(np.eye(8), 0.0)
+    with pytest.raises(InputError, match="no groups along both axes"):
+        sparsegpt(weight(4, 8), np.eye(8), "2:4/2d")

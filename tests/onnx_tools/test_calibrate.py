@@ -6,10 +6,11 @@ import pytest
 from tests.graphs import graph, run
 from tests.onnx_tools.networks import option_a, samples
 from twofour.core.errors import InputError, UnsupportedError
-from twofour.onnx_tools import calibrate as module
+from twofour.onnx_tools import runner
 from twofour.onnx_tools.calibrate import calibrate
 from twofour.onnx_tools.histogram import Range
 from twofour.onnx_tools.options import QuantizeOptions
+from twofour.onnx_tools.runner import Runner
 
 MINMAX = QuantizeOptions(method="minmax", threads=1)
 TENSORS = ["x", "r1", "a4", "y"]
@@ -53,19 +54,19 @@ def test_deterministic_and_independent_of_the_order(method):
 
 def test_batches_are_as_large_as_memory_allows(monkeypatch):
     sizes = []
-    original = module._Runner.run
+    original = Runner.run
 
     def spy(self, inputs):
         sizes.append(len(inputs["x"]))
         return original(self, inputs)
 
-    monkeypatch.setattr(module._Runner, "run", spy)
+    monkeypatch.setattr(Runner, "run", spy)
     one_sample = 4 * 8 * 8 * 8  # r1: float32 [8, 8, 8]
-    monkeypatch.setattr(module, "BATCH_BYTES", 5 * one_sample + 1)
+    monkeypatch.setattr(runner, "BATCH_BYTES", 5 * one_sample + 1)
     calibrate(option_a(), ["r1"], {"x": samples(12)}, MINMAX)
     assert sizes == [5, 5, 2]
     sizes.clear()
-    monkeypatch.setattr(module, "BATCH_BYTES", 1)
+    monkeypatch.setattr(runner, "BATCH_BYTES", 1)
     calibrate(option_a(), ["r1"], {"x": samples(2)}, MINMAX)
     assert sizes == [1, 1]
 

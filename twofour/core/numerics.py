@@ -19,6 +19,7 @@ from twofour.core.bfloat16 import round_bf16
 from twofour.core.fma import fma
 from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.gates import Gate
+from twofour.core.unfold import Windows, unfold
 
 Array = NDArray[Any]
 
@@ -231,21 +232,9 @@ def patches(x: Array, window: Window, fill: float) -> Array:
     Returns:
         [batch, OH, OW, KH, KW, C], the dtype of `x`.
     """
-    top, left, bottom, right = window.pads
-    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
-    out_h, out_w = window.output_size(x.shape[1], x.shape[2])
-    (sh, sw), (dh, dw), (kh, kw) = window.stride, window.dilation, window.kernel
-    taps = [
-        padded[
-            :,
-            i * dh : i * dh + sh * (out_h - 1) + 1 : sh,
-            j * dw : j * dw + sw * (out_w - 1) + 1 : sw,
-        ]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    stacked = np.stack(taps, axis=3)
-    return stacked.reshape(*stacked.shape[:3], kh, kw, x.shape[3])
+    windows = Windows(window.kernel, window.stride, window.dilation, window.pads)
+    found = unfold(x, windows, fill)
+    return found.reshape(*found.shape[:3], *window.kernel, x.shape[3])
 
 
 def convolve(x: Array, w: Array, window: Window, groups: int = 1, x_zero_point: int = 0) -> Array:

@@ -1,15 +1,16 @@
-"""Prunes the weights of an ONNX file in one shot, by magnitude, without training.
+"""Prunes the weights of an ONNX file in one shot, without training.
 
-All weights that `weights.py` finds, in bodies of If, Loop and Scan too. One that several nodes read
-is pruned for all of them; where two read it along different axes, it gets the pattern along both.
+By magnitude all weights that `weights.py` finds, in bodies of If, Loop and Scan too. One that
+several nodes read is pruned for all of them; where two read it along different axes, it gets the
+pattern along both. With data (`one_shot.py`) those whose inputs can be captured; others are left as
+they were, with the reason.
 
-Good for measuring what a pattern gains in time. Accuracy is kept by fine-tuning afterwards
-(`twofour.train`), not by this.
+Everything else in the file stays as it was, but that functions are inlined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -19,7 +20,9 @@ import onnx_ir.passes.common as common_passes
 
 from twofour.core.masks import magnitude_mask
 from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern
+from twofour.onnx_tools.capture import reading_of, why_unreadable
 from twofour.onnx_tools.edit import Array
+from twofour.onnx_tools.one_shot import Calibration, Job, Outcome, prune_layers
 from twofour.onnx_tools.weights import Weight, layer_weights
 
 
@@ -31,13 +34,20 @@ class Pruned:
         node: name of the layer.
         weight: name of the initializer.
         reason: why it was left as it was; "" where it was pruned.
-        energy_kept: share of the sum of squares that is left, 0 to 1.
+        energy_kept: share of the sum of squares of the old values that is left, 0 to 1.
+        method: magnitude, wanda or sparsegpt; "" where it was left as it was.
+        output_error: how much the layer's outputs change on the samples, as a share of their norm;
+            None where the method does not tell.
+        damping: of SparseGPT, more than was asked for where the layer needed it; else None.
     """
 
     node: str
     weight: str
     reason: str = ""
     energy_kept: float = 1.0
+    method: str = ""
+    output_error: float | None = None
+    damping: float | None = None
 
 
 def prune(
@@ -45,50 +55,134 @@ def prune(
     pattern: str | Pattern = "2:4",
     skip: Iterable[str] = (),
     keep: Iterable[str | Pattern] = (),
+    include: Iterable[str] = ("*",),
+    calibration: Calibration | None = None,
 ) -> tuple[ir.Model, tuple[Pruned, ...]]:
-    """Sets the smallest weights of each group to zero.
+    """Sets weights to zero, as many in each group as the pattern wants.
+
+    Deterministic: the same model and data give the same weights.
 
     Args:
         model: float or quantized; stays as it is. In the new one functions are inlined.
         pattern: such as `2:4` or `2:4/pair`.
         skip: shell patterns of names of nodes or weights that stay dense.
         keep: patterns such as `4:8`; a weight that has one of them stays as it is.
+        include: shell patterns of names of nodes or weights; others stay dense.
+        calibration: data, and what to do with it; None for magnitude: the smallest weights go.
 
     Returns:
         A new model, and what became of each weight of a Conv, Gemm or MatMul.
 
     Raises:
-        InputError: there is no such pattern.
+        InputError: there is no such pattern, or the data is not usable (see `capture.capture`).
+        UnsupportedError: the model has to run for the data, and ONNX Runtime cannot run it.
     """
-    model, skip = model.clone(), tuple(skip)
+    model = model.clone()
     if model.functions:
         common_passes.InlinePass()(model)
     patterns = tuple(Pattern.parse(each) for each in (pattern, *keep))
-    report = []
-    for layer, weight in layer_weights(model):
+    names = _Names(tuple(include), tuple(skip))
+    if calibration is None:
+        return model, tuple(_by_magnitude(model, patterns, names))
+    return model, tuple(_by_data(model, patterns, names, calibration))
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Which layers the user means."""
+
+    include: tuple[str, ...]
+    skip: tuple[str, ...]
+
+    def why_not(self, layer: ir.Node, weight: Weight) -> str:
+        """Why a layer stays as it is; "" where it is meant."""
         names = (layer.name or "", weight.name)
-        left = any(fnmatchcase(name, glob) for name in names for glob in skip)
-        reason, kept = ("excluded by name", 1.0) if left else _prune_one(weight, patterns)
-        report.append(Pruned(*names, reason, kept))
-    return model, tuple(report)
+        if any(fnmatchcase(name, glob) for name in names for glob in self.skip):
+            return "excluded by name"
+        if not any(fnmatchcase(name, glob) for name in names for glob in self.include):
+            return "not included by name"
+        return ""
 
 
-def _prune_one(weight: Weight, patterns: tuple[Pattern, ...]) -> tuple[str, float]:
-    """Prunes the weight to the first of the patterns, unless it has one of them.
-
-    Returns:
-        The reason why not, and the energy kept.
-    """
-    pattern = patterns[0]
-    if reason := ineligible(weight.values.shape, pattern):
-        return reason, 1.0
+def _why_not(weight: Weight, patterns: Sequence[Pattern]) -> str:
+    """Why a weight cannot be pruned to the first of the patterns, or need not be; else ""."""
+    if reason := ineligible(weight.values.shape, patterns[0]):
+        return reason
     if not np.isfinite(weight.values).all():
-        return "it holds NaN or infinite values", 1.0
-    if held := [each for each in patterns if is_pattern(weight.values, each)]:
-        return f"already {held[0]}", 1.0
-    mask = magnitude_mask(weight.values, pattern)
-    _store(weight, np.where(weight.as_stored(mask), weight.stored, weight.zero))
-    return "", energy_kept(weight.values, mask)
+        return "it holds NaN or infinite values"
+    held = (each for each in patterns if is_pattern(weight.values, each))
+    return next((f"already {each}" for each in held), "")
+
+
+def _by_magnitude(model: ir.Model, patterns: Sequence[Pattern], names: _Names) -> Iterator[Pruned]:
+    """Prunes one weight after the other, as the last one left it."""
+    for layer, weight in layer_weights(model):
+        called = (layer.name or "", weight.name)
+        if reason := names.why_not(layer, weight) or _why_not(weight, patterns):
+            yield Pruned(*called, reason)
+            continue
+        mask = magnitude_mask(weight.values, patterns[0])
+        _store(weight, np.where(weight.as_stored(mask), weight.stored, weight.zero))
+        yield Pruned(*called, "", energy_kept(weight.values, mask), "magnitude")
+
+
+def _by_data(
+    model: ir.Model, patterns: Sequence[Pattern], names: _Names, calibration: Calibration
+) -> list[Pruned]:
+    """Prunes what can be captured, and says of each layer what became of it, in their order."""
+    layers = list(layer_weights(model))
+    reasons = {layer: names.why_not(layer, weight) for layer, weight in layers}
+    readers: dict[ir.Value, list[tuple[ir.Node, Weight]]] = {}
+    for layer, weight in layers:
+        if not reasons[layer]:
+            readers.setdefault(weight.source, []).append((layer, weight))
+    jobs: dict[ir.Node, Job] = {}
+    first: dict[ir.Node, ir.Node] = {}
+    for group in readers.values():
+        reason = _why_none_of(model, group, patterns)
+        reasons |= {layer: reason for layer, _ in group}
+        if not reason:
+            leader, weight = group[0]
+            readings = tuple(reading_of(*each) for each in group)
+            jobs[leader] = Job(leader.name or "", weight, readings)
+            first |= {layer: leader for layer, _ in group}
+    done = {}
+    outcomes = prune_layers(model, list(jobs.values()), patterns[0], calibration)
+    for layer, (job, outcome) in zip(jobs, outcomes, strict=True):
+        done[layer] = _applied(job, outcome, calibration.method)
+    for layer, leader in first.items():
+        reasons[layer] = done[leader].reason or f"already {patterns[0]}"
+    return [
+        done.get(layer) or Pruned(layer.name or "", weight.name, reasons[layer])
+        for layer, weight in layers
+    ]
+
+
+def _why_none_of(
+    model: ir.Model, readers: Sequence[tuple[ir.Node, Weight]], patterns: Sequence[Pattern]
+) -> str:
+    """Why a weight is not pruned by data for the layers that read it; else ""."""
+    if len({weight.axes for _, weight in readers}) > 1:
+        return "layers read it along different axes"
+    unreadable = (why_unreadable(model, layer, weight) for layer, weight in readers)
+    return _why_not(readers[0][1], patterns) or next(filter(None, unreadable), "")
+
+
+def _applied(job: Job, outcome: Outcome, method: str) -> Pruned:
+    """Writes a new weight into the model."""
+    weight = job.weight
+    if outcome.values is None or outcome.mask is None:
+        return Pruned(job.name, weight.name, outcome.reason)
+    _store(weight, weight.as_stored(outcome.values).astype(weight.stored.dtype))
+    return Pruned(
+        job.name,
+        weight.name,
+        "",
+        energy_kept(weight.values, outcome.mask),
+        method,
+        outcome.output_error,
+        outcome.damping,
+    )
 
 
 def _store(weight: Weight, array: Array) -> None:

@@ -237,7 +237,7 @@ class _Solver:
     options: ReconstructOptions
     masks: Mapping[str, Tensor] | None
     _gram: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
-    _factor: Factor = field(default_factory=lambda: Factor(np.empty((0, 0)), 0.0))
+    _factor: Factor = field(default_factory=lambda: Factor(np.empty((0, 0)), np.empty((0, 0)), 0.0))
 
     def prune(self, weight: WeightRef, grams: Sequence[Tensor], found: Pruned) -> None:
         """Sets the weight's values, and notes its mask."""
