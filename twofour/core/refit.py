@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 _MOST_STEPS = 100
-_SMALLEST_GAIN = 1e-4
+_SMALLEST_GAIN = 1e-5
 """The share of the error that a step has to take off, or it is the last one."""
 
 
