@@ -121,7 +121,7 @@ def sparsegpt(
     Args:
         w: float32 [N, C, ...], finite. Of a convolution in groups one group: [N / groups, ...].
         gram: [K, K] as `factor` takes it, K = taps * C; or its factor.
-        pattern: such as `2:4` or `2:4/pair`; one with groups in both directions only with a mask.
+        pattern: such as `2:4`, `2:4/pair` or `2:4/2d`: a group of columns holds whole pairs and tiles.
         block: columns whose changes are collected before the columns behind them see them; rounded
             down to whole groups. Changes the time, and the result by rounding only.
         mask: where weights stay, bool like `w`: then none is chosen, and what stays is updated.
@@ -240,8 +240,6 @@ def _require_gram(gram: NDArray[Any], damping: float) -> None:
 def _require_weight(w: NDArray[Any], pattern: Pattern, mask: Mask | None) -> None:
     reason = ineligible(w.shape, pattern)
     problems = [] if reason is None else [reason]
-    if pattern.both and mask is None:
-        problems.append("columns are settled one after the other: no groups along both axes")
     if not np.isfinite(w).all():
         problems.append(f"{int(np.count_nonzero(~np.isfinite(w)))} values are NaN or infinite")
     if mask is not None and (mask.shape != w.shape or mask.dtype != np.bool_):
