@@ -212,7 +212,7 @@ def _foreign(module: nn.Module, attribute: str) -> str:
             return reason
     if isinstance(module, Prunable):
         return f"{attribute} is not the weight of its layer"
-    return f"a {type(module).__name__} is no linear layer, convolution or attention"
+    return f"{type(module).__name__} is no linear layer, convolution or attention"
 
 
 def _entry(sharing: list[_Owner]) -> WeightRef | NeverPruned:

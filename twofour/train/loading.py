@@ -36,18 +36,21 @@ def masks_in(
     if wrapped and not any(key.startswith(_WRAPPER) for key in own):
         state_dict = {key.removeprefix(_WRAPPER): value for key, value in state_dict.items()}
     state = {plain_name(key, model): value for key, value in state_dict.items()}
-    paths = {module: plain_name(path, model) for path, module in model.named_modules()}
-    keys = {w.name: f"{paths[w.module]}.{w.mask_name}".lstrip(".") for w in weights}
+    paths: dict[nn.Module, list[str]] = {}  # several, if a module is used in several places
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(plain_name(path, model))
+    keys = {w.name: [f"{p}.{w.mask_name}".lstrip(".") for p in paths[w.module]] for w in weights}
+    known = own.union(*keys.values())
     unknown = [
         f"{key} is of no weight that this Sparsifier prunes"
         for key in state
-        if key.endswith("_mask") and key not in own and key not in keys.values()
+        if key.endswith("_mask") and key not in known
     ]
-    masks = {name: state[key] for name, key in keys.items() if key in state}
+    masks = {name: state[first] for name, (first, *_) in keys.items() if first in state}
     if unknown or not masks:
         raise InputError(
             "the checkpoint has not the masks of this model",
-            unknown or [f"expected {next(iter(keys.values()))} and the like, got no mask"],
+            unknown or [f"expected {next(iter(keys.values()))[0]} and the like, got no mask"],
             "make the model and the Sparsifier as they were when it was saved",
         )
     return state, masks
