@@ -8,7 +8,7 @@ import onnx_ir as ir
 from tests.graphs import graph
 from twofour.compiler.passes import pipeline
 from twofour.compiler.schedule import Schedule, schedule
-from twofour.compiler.units import reads
+from twofour.onnx_tools.edit import reads
 
 W = np.random.default_rng(0).normal(size=(16, 16, 1, 1)).astype(np.float32)
 X = "(float[1,16,6,6] x) => (float[1,16,6,6] y)"

@@ -28,8 +28,8 @@ from twofour.compiler.native import NativeOp
 from twofour.compiler.native_nd import BROADCAST, Look, NdOp, NdValue, Part
 from twofour.compiler.parts import is_join
 from twofour.compiler.schedule import Schedule, Stretch
-from twofour.compiler.units import reads
 from twofour.core.sizes import most
+from twofour.onnx_tools.edit import reads
 
 Index = NDArray[np.int64]
 Step = tuple[int, int]

@@ -30,10 +30,10 @@ from twofour.compiler.native import (
 from twofour.compiler.native_nd import NdOp, copy_op
 from twofour.compiler.parts import Parts, first_channels, is_join
 from twofour.compiler.schedule import Schedule, Stretch
-from twofour.compiler.units import reads
 from twofour.core.errors import UnsupportedError
 from twofour.core.sizes import Count, most, open_size
 from twofour.engine import DTYPES, Fill, TensorInfo
+from twofour.onnx_tools.edit import reads
 
 Place = Tensor | TensorInfo
 Dims = Mapping[str, tuple[Count, ...]]

@@ -17,8 +17,8 @@ from twofour.compiler.native import QUANTIZED, NativeOp
 from twofour.compiler.passes import fuse_integer
 from twofour.compiler.passes.pipeline import Fused
 from twofour.compiler.schedule import Schedule
-from twofour.compiler.units import reads
 from twofour.engine import Layer, TensorInfo
+from twofour.onnx_tools.edit import reads
 
 NO_BF16 = "not bfloat16: not asked for (--bf16)"
 NO_Q = "not INT8: the model has no Q/DQ (twofour quantize writes it)"

@@ -22,7 +22,8 @@ from twofour.compiler import (
 )
 from twofour.compiler.native import ConvOp, NativeOp, NotNative
 from twofour.compiler.ops import is_fused, parse_op
-from twofour.compiler.units import Unit, reads, units
+from twofour.compiler.units import Unit, units
+from twofour.onnx_tools.edit import reads
 
 Reader = Callable[[ir.Node], NativeOp | str]
 _FUSED = {**native_fused.READERS, **native_rows.FUSED}

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from twofour.compiler.native import kind_of
 from twofour.engine import DTYPES
+from twofour.onnx_tools.edit import reads
 
 Unit = tuple[ir.Node, ...]
 
@@ -38,17 +39,6 @@ def units(graph: ir.Graph, is_native: Callable[[ir.Node], bool]) -> list[Unit]:
     if joined.changed:
         _join_cycles(nodes, producers, joined)
     return _sorted(nodes, producers, joined)
-
-
-def reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads from its graph, in its subgraphs too, however deep."""
-    found = [v for v in node.inputs if v is not None]
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            inner = attribute.as_graph()
-            found += [v for n in inner for v in reads(n) if v.graph is not inner]
-            found += [v for v in inner.outputs if v.graph is not inner]
-    return found
 
 
 class _Joined:

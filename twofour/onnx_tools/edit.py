@@ -31,6 +31,22 @@ def sole_use(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
+def sole_reader(value: ir.Value) -> ir.Node | None:
+    """The node that alone takes the value, as one of its inputs; None where others do, or none."""
+    return next(iter(value.uses())).node if sole_use(value) else None
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads from its graph, in its subgraphs too, however deep."""
+    found = [v for v in node.inputs if v is not None]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            inner = attribute.as_graph()
+            found += [v for n in inner for v in reads(n) if v.graph is not inner]
+            found += [v for v in inner.outputs if v.graph is not inner]
+    return found
+
+
 def bypass(after: ir.Value, before: ir.Value) -> None:
     """Takes the node that makes `after` out of the graph; `before` serves instead.
 
@@ -80,6 +96,29 @@ class Editor:
         value = ir.val(name, tensor.dtype, array.shape, const_value=tensor)
         self.graph.register_initializer(value)
         return value
+
+    def set_constant(self, node: ir.Node, index: int, array: Array) -> None:
+        """Makes a constant an input of the node.
+
+        Args:
+            node: its input is replaced in place where nobody else reads it, else by a new
+                initializer.
+            index: of the input; one that the node does not have yet is called the bias of what
+                input 1 is called.
+            array: the constant.
+        """
+        old = operand(node, index)
+        if old is not None and old.is_initializer() and sole_use(old):
+            old.const_value = ir.tensor(array, name=old.name)
+            old.shape = ir.Shape(array.shape)
+            return
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        base = str(node.name) if old is None else str(old.name)
+        if old is None and (weight := operand(node, 1)) is not None:
+            stem, _, last = str(weight.name).rpartition(".")
+            base = f"{stem}.bias" if last == "weight" else f"{weight.name}_bias"
+        node.replace_input_with(index, self.initializer(base, array))
 
     def node(
         self,

@@ -137,23 +137,10 @@ def _fold_into_conv(editor: Editor, norm: ir.Node) -> bool:
         return False
     w, gamma, beta, mean, variance, b = floats
     factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-    _set_constant(editor, conv, 1, w * factor.reshape(-1, *[1] * (w.ndim - 1)))
-    _set_constant(editor, conv, 2, (b - mean) * factor + beta)
+    w *= factor.reshape(-1, *[1] * (w.ndim - 1))
+    editor.set_constant(conv, 1, w.astype(np.float32))
+    editor.set_constant(conv, 2, ((b - mean) * factor + beta).astype(np.float32))
     name = norm.outputs[0].name
     bypass(norm.outputs[0], between)
     between.name = name  # what it holds now
     return True
-
-
-def _set_constant(editor: Editor, conv: ir.Node, index: int, array: Array) -> None:
-    """Makes a float32 constant the node's input; keeps the name where nobody else reads it."""
-    old = operand(conv, index)
-    array = array.astype(np.float32)
-    if old is not None and old.is_initializer() and sole_use(old):
-        old.const_value = ir.tensor(array, name=old.name)
-        return
-    like = old if old is not None else conv.inputs[1]
-    base = f"{like.name if like is not None else conv.name}"
-    if index >= len(conv.inputs):
-        conv.resize_inputs(index + 1)
-    conv.replace_input_with(index, editor.initializer(base if old else f"{base}_bias", array))
