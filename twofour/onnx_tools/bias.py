@@ -44,21 +44,21 @@ class Bias:
         """The value that the bias is part of."""
         return self.node.outputs[0]
 
-    def add(self, editor: Editor, shift: Array) -> None:
-        """Changes the output by the same amount at every position.
+    def scale_and_shift(self, editor: Editor, scale: Array, shift: Array) -> None:
+        """The new bias is the old one * scale + shift.
 
         Args:
             editor: of the node's graph.
-            shift: float64 [channels].
+            scale: float64 [channels].
+            shift: float64 [channels], of the output.
         """
-        node, factor = self.node, self.factor
-        if factor == 0:  # it was multiplied away, whatever it is
-            node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-            old, factor = np.zeros(1), 1.0
-        else:
-            found = constant(operand(node, self.index))
-            old = np.zeros(1) if found is None else found
-        editor.set_constant(node, self.index, (old + shift / factor).astype(self.dtype))
+        found, factor = constant(operand(self.node, self.index)), self.factor
+        old = np.zeros(1) if found is None or not factor else found
+        if not factor:  # whatever was there, it was multiplied away
+            self.node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+            factor = 1.0
+        new = old * scale + shift / factor
+        editor.set_constant(self.node, self.index, new.astype(self.dtype))
 
 
 def find_bias(layer: ir.Node, weight: Array) -> Bias | str:

@@ -41,7 +41,7 @@ class Reading:
         groups: of a convolution: each has rows of its own.
         windows: of a convolution; None where the features are one axis of the input.
         auto_pad: as ONNX has it; but for NOTSET and VALID, it overrides the pads of `windows`.
-        turned: the features are the first axis of the input, not its last (transA).
+        axis: of the input, has the features; not of a convolution.
     """
 
     value: str
@@ -49,7 +49,7 @@ class Reading:
     groups: int = 1
     windows: Windows | None = None
     auto_pad: str = "NOTSET"
-    turned: bool = False
+    axis: int = -1
 
     def rows(self, x: Array) -> Iterator[Array]:
         """All rows of a batch, some at a time: float32 [groups, rows, features].
@@ -60,7 +60,7 @@ class Reading:
             x: the input.
         """
         if self.windows is None:
-            turned = np.moveaxis(x, 0, -1) if self.turned else x
+            turned = np.moveaxis(x, self.axis, -1)
             yield turned.astype(np.float32, copy=False).reshape(1, -1, self.features)
             return
         windows = self.windows
@@ -84,7 +84,7 @@ def reading_of(layer: ir.Node, weight: Weight) -> Reading:
     value, attributes = str(layer.inputs[0].name), layer.attributes  # type: ignore[union-attr]
     size = weight.values[0].size
     if layer.op_type != "Conv":
-        return Reading(value, size, turned=attributes.get_int("transA", 0) == 1)
+        return Reading(value, size, axis=0 if attributes.get_int("transA", 0) else -1)
     kernel = weight.values.shape[2:]
     ones, auto_pad = [1] * len(kernel), attributes.get_string("auto_pad", "NOTSET")
     pads = attributes.get_ints("pads", [0] * 2 * len(kernel))

@@ -1,39 +1,41 @@
 """What pruning shifts is shifted back, from calibration data and without training.
 
-Bias correction: a pruned layer's outputs have another mean than the dense layer's. The difference,
-one number for each output channel, is added to the bias:
+    for each layer, in the order of the data:
+        run the dense network up to its output y_d, and the pruned one, all before it corrected: y_p
+        scale = deviation(y_d) / deviation(y_p)          for each output channel
+        w, bias = w * scale, (bias - mean(y_p)) * scale + mean(y_d)
 
-    bias += E[y_dense] - E[y_pruned]
+So an output channel has the mean and the deviation again that the next layer was trained for. Rows
+of the weight are scaled: zeros stay zeros. A pruned layer sees less of its input, so its deviation
+is smaller; the next layer's is smaller still, and to correct the mean alone makes that worse where
+a Relu follows. (That, `moments=1`, is bias correction: bias += mean(y_d) - mean(y_p).)
 
-y_dense is what the dense network computes there, y_pruned what the pruned one does, on inputs that
-went through all corrected layers before. So a correction makes up for what earlier ones left, too.
+Where a BatchNormalization follows, it does this by itself if its mean and variance are those of
+what it is given: they are measured again in the pruned network, and the layer is left alone.
 
-BatchNorm re-estimation: where a BatchNormalization follows, it subtracts a mean and divides by a
-deviation that it learned from dense weights. Both are measured again:
+Layers that do not depend on each other go together. The network is run up to them, and memory holds
+sums, not samples.
 
-    mean, variance = those of what the BatchNormalization is given in the pruned network
-
-Layers go in the order of the data; those that do not depend on each other go together. For each
-such step the network is run up to there, and memory holds sums, not samples.
-
-Source: Nagel et al. 2019, arXiv:1906.04721 (bias correction, section 4.2 and appendix D); Ioffe and
-Szegedy 2015, arXiv:1502.03167, algorithm 2 (the statistics of inference, from samples).
+Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2 (bias correction, for rounded weights);
+Jordan et al. 2022, arXiv:2211.08403 (REPAIR: deviations that collapse, restored by a scale and a
+shift for each channel; for pruned networks too, in its section 6); Ioffe and Szegedy 2015,
+arXiv:1502.03167, algorithm 2 (statistics of inference from samples); Li et al. 2020,
+arXiv:2007.02491 (BatchNorm measured again after pruning).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
 
-from twofour.core.data import Data, DataLike, as_data
-from twofour.core.feeds import runs
-from twofour.core.progress import Report
+from twofour.core.progress import Report, silent
 from twofour.onnx_tools.bias import Bias, find_bias
+from twofour.onnx_tools.capture import Reading, Samples, capture
 from twofour.onnx_tools.edit import (
     Array,
     Editor,
@@ -42,14 +44,13 @@ from twofour.onnx_tools.edit import (
     operand,
     reads,
     sole_reader,
+    sole_use,
 )
 from twofour.onnx_tools.eligible import is_quantized
-from twofour.onnx_tools.infer import infer_shapes
-from twofour.onnx_tools.reference import input_form
-from twofour.onnx_tools.runner import Runner, batch_size, not_finite
-from twofour.onnx_tools.weights import layer_weights
+from twofour.onnx_tools.weights import Weight, find_weight, layer_weights
 
-BIAS, NORM = "bias", "batchnorm"
+BIAS, MOMENTS, NORM = "bias", "scale and bias", "batchnorm"
+Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class Corrected:
     Attributes:
         node: its name.
         op: its operator.
-        done: "bias" or "batchnorm"; "" where nothing was.
+        done: "scale and bias", "bias" or "batchnorm"; "" where nothing was.
         reason: why not.
-        shift: root mean square, over the channels, of what was added to the bias or the mean.
+        shift: of the mean, in deviations of the pruned output: root mean square over the channels.
+        scale: of the deviation: the mean of all channels.
     """
 
     node: str
@@ -69,74 +71,67 @@ class Corrected:
     done: str
     reason: str = ""
     shift: float = 0.0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class _Site:
-    """A place that is corrected: a bias, or the statistics of a BatchNormalization.
+    """A place that is corrected: a layer, or the statistics of a BatchNormalization.
 
     Attributes:
         node: the layer or the BatchNormalization.
-        tensor: name of the value whose statistics count.
-        axis: of its channels.
+        reading: of the value whose statistics count.
         bias: None for a BatchNormalization.
     """
 
     node: ir.Node
-    tensor: str
-    axis: int
-    bias: Bias | None
+    reading: Reading
+    bias: Bias | None = None
 
 
-@dataclass
-class _Sums:
-    """Of one tensor by channels, over all that was seen; squares are those of x - origin."""
+@dataclass(frozen=True)
+class _Moments:
+    """Mean and variance of each channel, float64 [C], and of how many values."""
 
-    origin: Array | float = 0.0
-    count: int = 0
-    total: Array | float = 0.0
-    squares: Array | float = 0.0
+    count: float
+    mean: Float64
+    variance: Float64
 
-    def add(self, x: Array, axis: int) -> None:
-        axis %= x.ndim
-        channels = x.shape[axis]
-        flat = x.reshape(math.prod(x.shape[:axis]), channels, -1) if x.size else x[:0]
-        if not x.size:
-            return
-        moved = flat - np.reshape(self.origin, (-1, 1)).astype(x.dtype)
-        self.count += flat.shape[0] * flat.shape[2]
-        self.total = self.total + moved.sum(axis=(0, 2), dtype=np.float64)
-        self.squares = self.squares + np.square(moved, out=moved).sum(axis=(0, 2), dtype=np.float64)
+    @classmethod
+    def of(cls, sums: Mapping[Reading, Float64], reading: Reading) -> _Moments:
+        """From the sums of `_powers`; all zero where nothing was seen."""
+        found = sums.get(reading)
+        count, total, squares = np.zeros((3, reading.features)) if found is None else found[0]
+        n = max(float(count[0]), 1.0)
+        mean = total / n
+        spread = np.maximum(squares / n - np.square(mean), 0.0)
+        return cls(float(count[0]), mean, spread * n / max(n - 1, 1.0))
 
-    @property
-    def mean(self) -> Array:
-        """float64 [C]."""
-        return np.asarray(self.origin + self.total / self.count)
 
-    @property
-    def variance(self) -> Array:
-        """float64 [C], that of what the samples were drawn from: divided by count - 1."""
-        spread = self.squares - np.square(self.total) / self.count
-        return np.maximum(spread, 0.0) / max(self.count - 1, 1)
+def _powers(rows: Array) -> Float64:
+    """How many, their sum and the sum of their squares: float64 [groups, 3, features]."""
+    count = np.full(rows.shape[::2], rows.shape[1], np.float64)
+    total = rows.sum(axis=1, dtype=np.float64)
+    squares = np.einsum("grk,grk->gk", rows, rows, dtype=np.float64)
+    return np.stack([count, total, squares], axis=1)
 
 
 def correct(
     dense: ir.Model,
     pruned: ir.Model,
-    data: DataLike,
-    samples: int | None = None,
-    progress: Report | None = None,
+    samples: Samples,
+    *,
+    moments: int = 2,
+    progress: Report = silent,
 ) -> tuple[ir.Model, tuple[Corrected, ...]]:
-    """Corrects biases and BatchNormalizations for what pruning shifted.
-
-    Changed are the biases of pruned layers, and BatchNormalizations that come after pruned layers.
+    """Corrects pruned layers, and the BatchNormalizations that come after pruned layers.
 
     Args:
         dense: the model before.
         pruned: the same nodes with other weights; stays as it is.
-        data: samples like those the model will see, some hundred. See `core/data.py`.
-        samples: the most that are used; None for all.
-        progress: called while running.
+        samples: what the model will see, some hundred.
+        moments: 2 for mean and deviation, 1 for the mean alone.
+        progress: called while running, with the steps done.
 
     Returns:
         A new model, and what became of each pruned layer and each such BatchNormalization.
@@ -150,75 +145,76 @@ def correct(
     if is_quantized(result):
         return result, tuple(_left(node, "the model is quantized") for node in changed)
     levels, left = _find_sites(result, changed)
-    source = as_data(data, [str(value.name) for value in result.graph.inputs])
-    biases = [site for level in levels for site in level if site.bias is not None]
-    meter = _Meter(source, samples, len(levels) + bool(biases), progress)
-    before = meter.measure(dense, biases) if biases else {}
+    layers = [site.reading for level in levels for site in level if site.bias is not None]
+    steps = len(levels) + 1
+    told = _Steps(progress, steps)
+    before = capture(dense, layers, _powers, samples, told) if layers else {}
     editor, done = Editor(result.graph), []
     for level in levels:
-        found = meter.measure(result, level)
+        told.done += 1
+        found = capture(result, [site.reading for site in level], _powers, samples, told)
         for site in level:
-            done.append(_apply(editor, site, before.get(site.tensor), found[site.tensor]))
+            now, aim = (_Moments.of(sums, site.reading) for sums in (found, before))
+            done.append(
+                _measured_again(editor, site, now)
+                if site.bias is None
+                else _corrected(editor, site.node, site.bias, (aim, now), moments)
+            )
     return result, (*done, *left)
 
 
-class _Meter:
-    """Runs models on the samples, for the sums of some of their tensors."""
+@dataclass
+class _Steps:
+    """Tells of samples within the steps that are done."""
 
-    def __init__(
-        self, source: Data, samples: int | None, passes: int, progress: Report | None
-    ) -> None:
-        self._source, self._samples, self._progress = source, samples, progress
-        count = source.count
-        self._each = count if count is None or samples is None else min(count, samples)
-        self._total = None if self._each is None else self._each * passes
-        self._done = 0
+    report: Report
+    steps: int
+    done: int = 0
 
-    def measure(self, model: ir.Model, sites: Sequence[_Site]) -> dict[str, _Sums]:
-        """The sums of the tensors of these sites."""
-        model = model.clone()
-        infer_shapes(model)
-        sums = {site.tensor: _Sums(_origin(site)) for site in sites}
-        axes = {site.tensor: site.axis for site in sites}
-        runner = Runner(model, list(sums), 0)
-        forms = [input_form(value) for value in model.graph.inputs]
-        before = self._done
-        for run in runs(self._source, forms, batch_size(model, list(sums)), self._samples):
-            for name, array in runner.run(run.feeds).items():
-                sums[name].add(array, axes[name])
-                if not np.isfinite(sums[name].squares).all():
-                    raise not_finite(name, self._source, run.batch)
-            self._done = before + run.batch.start + len(run.batch)
-            if self._progress is not None:
-                self._progress(self._done, self._total, "correcting")
-        return sums
+    def __call__(self, done: int, total: int | None, what: str) -> None:
+        of = "" if total is None else f" of {total}"
+        self.report(self.done, self.steps, f"{what} {done}{of}")
 
 
-def _origin(site: _Site) -> Array | float:
-    """Near the mean, so that squares cancel little."""
-    found = constant(operand(site.node, 3)) if site.bias is None else None
-    return 0.0 if found is None else found.astype(np.float64)
+def _corrected(
+    editor: Editor, layer: ir.Node, bias: Bias, moments: tuple[_Moments, _Moments], order: int
+) -> Corrected:
+    """Gives the output the dense one's mean, and deviation."""
+    aim, now = moments
+    weight = find_weight(layer)
+    if weight is None or now.count < 2 or aim.count < 2:
+        return _left(layer, "no sample reaches it")
+    known = (now.variance > 0) & (aim.variance > 0)
+    deviation = np.sqrt(np.where(known, now.variance, 1.0))
+    scale = np.where(known, np.sqrt(aim.variance) / deviation, 1.0)
+    scale = scale if order > 1 else np.ones_like(scale)
+    bias.scale_and_shift(editor, scale, aim.mean - now.mean * scale)
+    if order > 1:
+        along = scale.reshape(-1, *[1] * (weight.values.ndim - 1))
+        scaled = (weight.values * along).astype(weight.values.dtype)
+        weight.store(weight.as_stored(scaled))
+    shift = _rms((aim.mean - now.mean)[known] / deviation[known])
+    done = MOMENTS if order > 1 else BIAS
+    return Corrected(layer.name or "", layer.op_type, done, "", shift, float(scale.mean()))
 
 
-def _apply(editor: Editor, site: _Site, dense: _Sums | None, pruned: _Sums) -> Corrected:
-    """Corrects one place."""
-    name, op = site.node.name or "", site.node.op_type
-    if pruned.count < 2 or (dense is not None and not dense.count):
-        return Corrected(name, op, "", "the data never reaches it")
-    if site.bias is not None and dense is not None:
-        shift = dense.mean - pruned.mean
-        site.bias.add(editor, shift)
-        return Corrected(name, op, BIAS, shift=_rms(shift))
-    old = constant(operand(site.node, 3))
-    dtype = np.dtype(np.float32) if old is None else old.dtype
-    shift = pruned.mean - (0.0 if old is None else old.astype(np.float64))
-    editor.set_constant(site.node, 3, pruned.mean.astype(dtype))
-    editor.set_constant(site.node, 4, pruned.variance.astype(dtype))
-    return Corrected(name, op, NORM, shift=_rms(shift))
+def _measured_again(editor: Editor, site: _Site, now: _Moments) -> Corrected:
+    """Gives a BatchNormalization the mean and variance of what it is given."""
+    old = [constant(operand(site.node, index)) for index in (3, 4)]
+    if now.count < 2 or old[0] is None or old[1] is None:
+        return _left(site.node, "no sample reaches it")
+    mean, variance = (array.astype(np.float64) for array in old if array is not None)
+    editor.set_constant(site.node, 3, now.mean.astype(old[0].dtype))
+    editor.set_constant(site.node, 4, now.variance.astype(old[1].dtype))
+    known = (now.variance > 0) & (variance > 0)
+    deviation = np.sqrt(now.variance[known])
+    shift = _rms((now.mean - mean)[known] / deviation)
+    scale = float(np.mean(np.sqrt(variance[known]) / deviation)) if known.any() else 1.0
+    return Corrected(site.node.name or "", site.node.op_type, NORM, "", shift, scale)
 
 
 def _rms(values: Array) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
 
 
 def _plain(model: ir.Model) -> ir.Model:
@@ -229,7 +225,7 @@ def _plain(model: ir.Model) -> ir.Model:
     return model
 
 
-def _changed(dense: ir.Model, pruned: ir.Model) -> dict[ir.Node, Array]:
+def _changed(dense: ir.Model, pruned: ir.Model) -> dict[ir.Node, Weight]:
     """The layers whose weights are others now, with them."""
     before = {
         layer.outputs[0].name: weight.values
@@ -237,7 +233,7 @@ def _changed(dense: ir.Model, pruned: ir.Model) -> dict[ir.Node, Array]:
         if layer.graph is dense.graph
     }
     return {
-        layer: weight.values
+        layer: weight
         for layer, weight in layer_weights(pruned)
         if not np.array_equal(weight.values, before.get(layer.outputs[0].name, np.zeros(0)))
     }
@@ -248,7 +244,7 @@ def _left(node: ir.Node, reason: str) -> Corrected:
 
 
 def _find_sites(
-    model: ir.Model, changed: Mapping[ir.Node, Array]
+    model: ir.Model, changed: Mapping[ir.Node, Weight]
 ) -> tuple[list[list[_Site]], list[Corrected]]:
     """The places to correct, in steps of those that do not depend on each other; and the others."""
     levels: list[list[_Site]] = []
@@ -276,7 +272,7 @@ def _find_sites(
     return levels, left
 
 
-def _site_of(node: ir.Node, weight: Array | None, shifted: bool) -> _Site | str | None:
+def _site_of(node: ir.Node, weight: Weight | None, shifted: bool) -> _Site | str | None:
     """Where a node is corrected, in words why it is not, or None if there is nothing to correct.
 
     Args:
@@ -285,18 +281,26 @@ def _site_of(node: ir.Node, weight: Array | None, shifted: bool) -> _Site | str 
         shifted: whether pruned layers come before the node.
     """
     if shifted and is_standard(node, "BatchNormalization"):
-        given = operand(node, 0)
-        reason = _why_not_measured(node)
-        return reason if reason or given is None else _Site(node, str(given.name), 1, None)
+        return _why_not_measured(node) or _norm_site(node)
     if weight is None:
         return None
     reader = sole_reader(node.outputs[0])
-    if is_standard(reader, "BatchNormalization") and reader and not _why_not_measured(reader):
-        return f"BatchNormalization {reader.name!r} follows, which is measured again"
-    bias = find_bias(node, weight)
+    if reader is not None and is_standard(reader, "BatchNormalization"):
+        if not _why_not_measured(reader):
+            return f"BatchNormalization {reader.name!r} follows, which is measured again"
+    held = operand(node, 1)
+    if held is None or not sole_use(held) or not sole_use(weight.source):
+        return "others read its weight, too"
+    bias = find_bias(node, weight.values)
     if isinstance(bias, str):
         return bias
-    return _Site(node, str(bias.output.name), bias.axis, bias)
+    return _Site(node, Reading(str(bias.output.name), bias.channels, axis=bias.axis), bias)
+
+
+def _norm_site(norm: ir.Node) -> _Site:
+    mean, given = constant(operand(norm, 3)), operand(norm, 0)
+    size = 0 if mean is None else mean.size
+    return _Site(norm, Reading(str(given.name if given else ""), size, axis=1))
 
 
 def _why_not_measured(norm: ir.Node) -> str:
@@ -309,7 +313,7 @@ def _why_not_measured(norm: ir.Node) -> str:
     return ""
 
 
-def _holds(node: ir.Node, changed: Mapping[ir.Node, Array]) -> bool:
+def _holds(node: ir.Node, changed: Mapping[ir.Node, Weight]) -> bool:
     """Whether the node is one of these, or has one in a body."""
     bodies = (a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH)
     return node in changed or any(each in changed for body in bodies for each in body.all_nodes())

@@ -21,7 +21,6 @@ import onnx_ir.passes.common as common_passes
 from twofour.core.masks import magnitude_mask
 from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern
 from twofour.onnx_tools.capture import reading_of, why_unreadable
-from twofour.onnx_tools.edit import Array
 from twofour.onnx_tools.one_shot import Calibration, Job, Outcome, prune_layers
 from twofour.onnx_tools.weights import Weight, layer_weights
 
@@ -122,7 +121,7 @@ def _by_magnitude(model: ir.Model, patterns: Sequence[Pattern], names: _Names) -
             yield Pruned(*called, reason)
             continue
         mask = magnitude_mask(weight.values, patterns[0])
-        _store(weight, np.where(weight.as_stored(mask), weight.stored, weight.zero))
+        weight.store(np.where(weight.as_stored(mask), weight.stored, weight.zero))
         yield Pruned(*called, "", energy_kept(weight.values, mask), "magnitude")
 
 
@@ -173,7 +172,7 @@ def _applied(job: Job, outcome: Outcome, method: str) -> Pruned:
     weight = job.weight
     if outcome.values is None or outcome.mask is None:
         return Pruned(job.name, weight.name, outcome.reason)
-    _store(weight, weight.as_stored(outcome.values).astype(weight.stored.dtype))
+    weight.store(weight.as_stored(outcome.values).astype(weight.stored.dtype))
     return Pruned(
         job.name,
         weight.name,
@@ -183,16 +182,3 @@ def _applied(job: Job, outcome: Outcome, method: str) -> Pruned:
         outcome.output_error,
         outcome.damping,
     )
-
-
-def _store(weight: Weight, array: Array) -> None:
-    """Writes the weight to where it was read: an initializer or a Constant node."""
-    value = weight.source
-    old = ir.convenience.get_const_tensor(value)
-    dtype = None if old is None else old.dtype
-    tensor = ir.tensor(np.ascontiguousarray(array), dtype=dtype, name=weight.name)
-    producer = value.producer()
-    if producer is None:
-        value.const_value = tensor
-    else:
-        producer.attributes["value"] = ir.AttrTensor("value", tensor)

@@ -51,6 +51,21 @@ class Weight:
         """An array laid out like `values`, laid out like `stored`."""
         return array.transpose(tuple(np.argsort(self.axes)))
 
+    def store(self, array: Array) -> None:
+        """Writes the weight to where it was read: an initializer or a Constant node.
+
+        Args:
+            array: laid out like `stored`, of its type.
+        """
+        old = ir.convenience.get_const_tensor(self.source)
+        dtype = None if old is None else old.dtype
+        tensor = ir.tensor(np.ascontiguousarray(array), dtype=dtype, name=self.name)
+        producer = self.source.producer()
+        if producer is None:
+            self.source.const_value = tensor
+        else:
+            producer.attributes["value"] = ir.AttrTensor("value", tensor)
+
 
 def layer_weights(model: ir.Model) -> Iterator[tuple[ir.Node, Weight]]:
     """Each layer of the main graph and its subgraphs with its weight, in order.
