@@ -31,7 +31,7 @@ def compare(
     ],
     metric: Annotated[
         str | None,
-        typer.Option(help="top1, top5, f1, spearman, pearson, mse, mae or module:function."),
+        typer.Option(help="top1, top5, f1, loss, spearman, pearson, mse, mae or module:function."),
     ] = None,
     output: Annotated[
         str | None, typer.Option(help="The output that the metric reads; by default the first.")

@@ -75,7 +75,7 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props[ASSUMED_KEY] = json.dumps(assumed)
     _clean(model)
-    _name_nodes(model.graph)
+    name_nodes(model.graph)
     require_windows(model.graph)
     require_possible(model.graph)
     return model
@@ -249,7 +249,7 @@ def _forget_shapes(graph: ir.Graph) -> list[int | None]:
     return ranks
 
 
-def _name_nodes(graph: ir.Graph) -> None:
+def name_nodes(graph: ir.Graph) -> None:
     """Gives each node a name that is unique and, as far as the file tells, the model's own.
 
     Names that exporters number (`node_Conv_371`) say less than the weight the node reads: it is

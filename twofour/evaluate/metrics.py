@@ -4,6 +4,7 @@
                     largest, scores
     f1              percent; of class 1 where there are two classes (as GLUE has it), else the mean
                     over the classes that occur (macro)
+    loss            mean cross entropy of the labels under the softmax of the scores; less is better
     spearman        rank correlation of one score a sample with the labels, -1 to 1
     pearson         correlation of the same, -1 to 1
     mse, mae        mean squared, mean absolute difference from the labels; less is better
@@ -182,9 +183,7 @@ def _top(k: int) -> Callable[[Rows, str, Batch], dict[str, Array]]:
 
     def rows(outputs: Rows, output: str, batch: Batch) -> dict[str, Array]:
         scores, labels = _scores(outputs, output, batch)
-        if labels.min() < 0 or labels.max() >= scores.shape[1]:
-            found = [f"labels {labels.min()} to {labels.max()}, {scores.shape[1]} classes"]
-            raise InputError(f"labels are no classes of output {output!r}", found)
+        _require_classes(output, scores, labels)
         own = np.take_along_axis(scores, labels[:, None].astype(np.int64), 1)
         before = np.arange(scores.shape[1]).reshape(1, -1, *[1] * (scores.ndim - 2))
         ahead = (scores > own) | ((scores == own) & (before < labels[:, None]))
@@ -192,6 +191,22 @@ def _top(k: int) -> Callable[[Rows, str, Batch], dict[str, Array]]:
         return {"right": right}
 
     return rows
+
+
+def _losses(outputs: Rows, output: str, batch: Batch) -> dict[str, Array]:
+    scores, labels = _scores(outputs, output, batch)
+    _require_classes(output, scores, labels)
+    scores = scores.astype(np.float64)
+    scores = scores - scores.max(1, keepdims=True)
+    own = np.take_along_axis(scores, labels[:, None].astype(np.int64), 1)[:, 0]
+    error = np.log(np.exp(scores).sum(1)) - own
+    return {"error": error.reshape(len(error), -1).mean(axis=1)}
+
+
+def _require_classes(output: str, scores: Array, labels: Array) -> None:
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        found = [f"labels {labels.min()} to {labels.max()}, {scores.shape[1]} classes"]
+        raise InputError(f"labels are no classes of output {output!r}", found)
 
 
 def _predictions(outputs: Rows, output: str, batch: Batch) -> dict[str, Array]:
@@ -283,6 +298,7 @@ METRICS = {
         Metric("top1", _top(1), _share, unit="%"),
         Metric("top5", _top(5), _share, unit="%"),
         Metric("f1", _predictions, _f1, unit="%"),
+        Metric("loss", _losses, _mean, higher_is_better=False),
         Metric("spearman", _pairs, _spearman),
         Metric("pearson", _pairs, _pearson),
         Metric("mse", _errors(2), _mean, higher_is_better=False),

@@ -1,0 +1,142 @@
+"""The weights of a model, each pruned alone while the others stay as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from glob import escape
+
+import onnx_ir as ir
+
+from twofour.compiler.importer import name_nodes
+from twofour.core.errors import InputError
+from twofour.core.sensitivity import Left
+from twofour.onnx_tools.prune import Pruned, prune
+from twofour.onnx_tools.weights import layer_weights
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight, and the first layer that reads it.
+
+    Attributes:
+        name: as the compiler calls that layer.
+        skip: the layer's name in the file; of its weight where several read it or it has no name.
+        weight: its name.
+        parameters: of the weight.
+        excluded: whether the user left it out.
+        readers: how many layers read it.
+    """
+
+    name: str
+    skip: str
+    weight: str
+    parameters: int
+    excluded: bool
+    readers: int
+
+
+Try = tuple[Layer, str, Pruned]
+"""A layer, the pattern it is to have, and what pruning all layers says of it."""
+Plan = Mapping[str, Sequence[Try]]
+"""The tries of each pattern."""
+_NAMELESS = re.compile(r"(node(_\d+)?)?")  # as `load_model` fills in
+
+
+def find_layers(model: ir.Model, skip: Sequence[str]) -> Iterator[Layer]:
+    """Each constant weight of a Conv, Gemm or MatMul, once.
+
+    Args:
+        model: without functions; not changed.
+        skip: shell patterns of names of layers or weights to exclude.
+
+    Raises:
+        InputError: a pattern matches none.
+    """
+    renamed = model.clone()
+    name_nodes(renamed.graph)
+    readers: dict[str, list[_Reader]] = {}
+    pairs = zip(layer_weights(model), layer_weights(renamed), strict=True)
+    for (node, read), (named, _) in pairs:
+        reader = _Reader(node.name or "", named.name or "", read.stored.size)
+        readers.setdefault(read.name, []).append(reader)
+    known = {
+        weight: {weight, *(r.own for r in found), *(r.name for r in found)}
+        for weight, found in readers.items()
+    }
+    _require_matches(skip, known)
+    for weight, found in readers.items():
+        first = found[0]
+        alone = len(found) == 1 and not _NAMELESS.fullmatch(first.own)
+        excluded = any(fnmatchcase(name, glob) for name in known[weight] for glob in skip)
+        skip_name = first.own if alone else weight
+        yield Layer(first.name, skip_name, weight, first.parameters, excluded, len(found))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A layer that reads a weight: its name in the file, the compiler's, the weight's size."""
+
+    own: str
+    name: str
+    parameters: int
+
+
+def _require_matches(skip: Sequence[str], known: Mapping[str, set[str]]) -> None:
+    names = sorted({name for each in known.values() for name in each})
+    for glob in skip:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise InputError(
+                f"{glob!r} matches no layer",
+                [f"layers and weights are: {', '.join(names) or 'none'}"],
+                "choose some of these names",
+            )
+
+
+def tries(model: ir.Model, pattern: str, layers: Sequence[Layer]) -> Iterator[Try]:
+    """Each layer, and what pruning all of them says of it."""
+    report = {entry.weight: entry for entry in prune(model, pattern)[1]}
+    for layer in layers:
+        entry = report[layer.weight]
+        yield layer, pattern, replace(entry, reason="excluded by name") if layer.excluded else entry
+
+
+def tried(plan: Plan) -> list[Try]:
+    """Those that can be pruned."""
+    return [each for found in plan.values() for each in found if not each[2].reason]
+
+
+def left_out(model: str, plan: Plan) -> tuple[Left, ...]:
+    """Why layers are not tried.
+
+    Raises:
+        InputError: no layer can be.
+    """
+    found = [Left(layer.name, p, each.reason) for t in plan.values() for layer, p, each in t]
+    if not tried(plan):
+        reasons = [f"{each.layer}, {each.pattern}: {each.reason}" for each in found]
+        raise InputError(
+            f"no layer of {model} can be pruned",
+            reasons or ["expected a Conv, Gemm or MatMul with constant weights"],
+            "choose another --pattern or fewer --skip",
+        )
+    return tuple(each for each in found if each.reason)
+
+
+def prune_alone(model: ir.Model, weight: str, pattern: str) -> ir.Model:
+    """The model with this weight pruned, by magnitude, and no other.
+
+    Raises:
+        InputError: names cannot tell this weight from another.
+    """
+    others = {each.name for _, each in layer_weights(model)} - {weight}
+    pruned, report = prune(model, pattern, [escape(name) for name in sorted(others)])
+    if done := {entry.weight for entry in report if not entry.reason} ^ {weight}:
+        raise InputError(
+            f"cannot prune {weight!r} alone",
+            [f"a layer and a weight of another share the name {min(done)!r}"],
+            "leave it out: --skip",
+        )
+    return pruned
