@@ -21,6 +21,7 @@ from twofour.cli import (
     prune,
     quantize,
     run,
+    sensitivity,
 )
 from twofour.cli.late import import_late
 from twofour.cli.output import command, print_error_document
@@ -40,6 +41,7 @@ for function in (
     doctor.doctor,
     inspect.inspect,
     forecast.forecast,
+    sensitivity.sensitivity,
     prune.prune,
     quantize.quantize,
     build.build,

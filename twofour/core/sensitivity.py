@@ -227,10 +227,19 @@ def tradeoff(
     return Tradeoff(pattern, precision, known, tuple(steps), useless)
 
 
-def document(found: Sensitivity, tradeoffs: Sequence[Tradeoff]) -> dict[str, Any]:
-    """Both as plain data: dicts, lists, strings, numbers."""
+def document(
+    found: Sensitivity, tradeoffs: Sequence[Tradeoff], machine: str | None
+) -> dict[str, Any]:
+    """All as plain data: dicts, lists, strings, numbers.
+
+    Args:
+        found: the scan.
+        tradeoffs: of its patterns; empty where no gains are known.
+        machine: that gains were measured on; None without.
+    """
     return {
         **asdict(found),
+        "machine": machine,
         "tradeoffs": [
             {
                 "pattern": each.pattern,

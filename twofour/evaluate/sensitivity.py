@@ -94,7 +94,7 @@ def sensitivity(
         UnsupportedError: ONNX Runtime cannot run the model.
     """
     options = options or SensitivityOptions()
-    patterns = tuple(dict.fromkeys(str(Pattern.parse(each)) for each in options.patterns))
+    patterns = _patterns(options)
     cache = Cache.open(options.cache, JUDGED)
     setup = _Setup(Path(model), _lasting(data), options, _threads(options.jobs))
     with stage("the dense network") as report:
@@ -121,22 +121,38 @@ def sensitivity(
     return Sensitivity(*names, dense.figure, len(dense.labels), tuple(cases), left, notes)
 
 
-def first_shapes(
-    model: str | os.PathLike[str], data: DataLike, options: SensitivityOptions
-) -> dict[str, tuple[int, ...]]:
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a model before a scan.
+
+    Attributes:
+        shapes: of the inputs of a run with one sample, or with as many as the model fixes.
+        parameters: of each layer, by name.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    parameters: dict[str, int]
+
+
+def outline(model: str | os.PathLike[str], data: DataLike, options: SensitivityOptions) -> Outline:
     """Judges the first sample, so that what does not fit is found within a second.
 
-    Returns:
-        The shapes of the inputs of a run with one sample, or with as many as the model fixes.
-
     Raises:
-        InputError: model, data and metric do not fit each other.
+        InputError: model, data and metric do not fit each other; an unknown pattern or name.
         UnsupportedError: ONNX Runtime cannot run the model.
     """
+    _patterns(options)
+    Cache.open(options.cache, JUDGED)
     one = replace(options, samples=1)
     bench = _Bench.of(_Setup(Path(model), _lasting(data), one, 1))
     bench.judge(bench.model)
-    return {name: a.shape for run in bench.task.runs() for name, a in run.feeds.items()}
+    shapes = {name: a.shape for run in bench.task.runs() for name, a in run.feeds.items()}
+    layers = find_layers(bench.model, options.skip)
+    return Outline(shapes, {layer.name: layer.parameters for layer in layers})
+
+
+def _patterns(options: SensitivityOptions) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(Pattern.parse(each)) for each in options.patterns))
 
 
 # How it is judged.
