@@ -18,7 +18,7 @@ from twofour.cli.options import Shapes, parse_shapes, require_packages, require_
 from twofour.cli.output import Json, Output, Quiet, by_reason, printable, short
 
 if TYPE_CHECKING:
-    from twofour.core.sensitivity import Case, Sensitivity, Tradeoff
+    from twofour.core.sensitivity import Case, Sensitivity, Together, Tradeoff
     from twofour.predict.gains import Gains
 
 _NAME = 40
@@ -77,8 +77,7 @@ def sensitivity(
     Example: twofour sensitivity bert.onnx --data dev.npz --metric sts:spearman --cache scan.jsonl
     """
     from twofour.core.sensitivity import document
-    from twofour.evaluate.sensitivity import SensitivityOptions, outline
-    from twofour.evaluate.sensitivity import sensitivity as scan_layers
+    from twofour.evaluate.sensitivity import Scanner, SensitivityOptions
 
     out = Output(as_json, quiet)
     _require_outputs(output, plot)
@@ -86,14 +85,16 @@ def sensitivity(
         metric, metric_output, tuple(pattern or ("2:4",)), tuple(skip or ()), samples, jobs, cache
     )
     with out.stage("checking"):
-        first = outline(model, data, options)
-    wanted = _Wanted(model, parse_shapes(shapes) or first.shapes, forecast, precision)
-    gains = wanted.gains(first.parameters, options.patterns, out)
-    found = scan_layers(model, data, options, out.stage, out.note)
-    ways = _tradeoffs(found, gains, precision) if gains else []
+        scanner = Scanner(model, data, options)
+    wanted = _Wanted(model, parse_shapes(shapes) or scanner.shapes, forecast, precision)
+    gains = wanted.gains(scanner.parameters, options.patterns, out)
+    found = scanner.alone(out.stage, out.note)
+    orders = _tradeoffs(found, gains, precision) if gains else []
+    ways = scanner.together(orders, [_counts(way) for way in orders], out.stage)
     everything = document(found, ways, gains.machine if gains else None)
+    out.show(*_parts(found, ways))
     _write(everything, output, plot)
-    out.show(*_parts(found, ways), *_files(output, plot))
+    out.show(*_files(output, plot))
     out.data("sensitivity/1", everything)
 
 
@@ -165,6 +166,11 @@ def _tradeoffs(found: Sensitivity, gains: Gains, precision: str | None) -> list[
     return ways
 
 
+def _counts(way: Tradeoff) -> list[int]:
+    """How many layers to prune for each share of the gain, and all of them."""
+    return list(dict.fromkeys(way.step_for(share) for share in _SHARES)) if way.steps else []
+
+
 def _write(everything: dict[str, Any], output: Path | None, plot: Path | None) -> None:
     if plot is not None:
         from twofour.report.plot import plot_sensitivity
@@ -216,15 +222,19 @@ def _layers(found: Sensitivity, pattern: str, way: Tradeoff | None) -> Table:
         cells = [f"{case.parameters:,}", f"{case.energy_kept:.1%}", _drop(case)]
         if way is not None:
             gain_us, rate = way.gains.get(case.layer), rates.get(case.layer)
-            cells.append("?" if gain_us is None else f"{gain_us:.2f}")
+            cells.append(_microseconds(gain_us))
             cells.append("" if rate is None else f"{rate:.3g}")
         table.add_row(printable(short(case.layer, _NAME)), *cells)
     return table
 
 
-def _drop(case: Case) -> str:
+def _drop(case: Case | Together) -> str:
     error = "" if case.drop_error is None else f" \u00b1{case.drop_error:.2g}"
     return f"{case.drop:+.3g}{error}"
+
+
+def _microseconds(us: float | None) -> str:
+    return "?" if us is None else "<0.01" if 0 < us < 0.005 else f"{us:.2f}"
 
 
 def _advice(found: Sensitivity, way: Tradeoff) -> list[Table | str]:
@@ -232,13 +242,18 @@ def _advice(found: Sensitivity, way: Tradeoff) -> list[Table | str]:
     if not way.steps:
         return [f"no layer gains anything from {way.pattern} in {way.precision}"]
     table = Table(box=box.SIMPLE_HEAD)
-    for head in ("of the gain", "us", "pruned", "left dense", "drop, estimated"):
+    for head in ("of the gain", "us", "pruned", "left dense", "drop estimated", "measured"):
         table.add_column(head, justify="right", no_wrap=True)
-    for count in dict.fromkeys(way.step_for(share) for share in _SHARES):
-        step = way.steps[count - 1]
-        dense = len(way.steps) - count
-        numbers = f"{step.share:.0%}", f"{step.total_gain_us:.1f}", str(count), str(dense)
-        table.add_row(*numbers, f"{step.total_drop:.3g}")
+    for some in way.together:
+        step = way.steps[some.count - 1]
+        table.add_row(
+            f"{step.share:.0%}",
+            f"{step.total_gain_us:.1f}",
+            str(some.count),
+            str(len(way.steps) - some.count + len(way.useless)),
+            f"{step.total_drop:.3g}",
+            _drop(some),
+        )
     order = [short(step.layer, _NAME) for step in reversed(way.steps) if step.drop_per_us > 0]
     names = {case.layer: case.skip for case in found.at(way.pattern)}
     left = sorted({escape(names[name]) for name in way.dense(way.step_for(_ADVISED))})
@@ -246,7 +261,8 @@ def _advice(found: Sensitivity, way: Tradeoff) -> list[Table | str]:
     skips = "".join(f" --skip {shlex.quote(name)}" for name in left)
     return [
         table,
-        "estimated: the sum of the drops of layers pruned alone, those below 0 counted as 0",
+        "estimated: the sum of the drops of layers pruned alone, those below 0 counted as 0; "
+        "measured: pruned together",
         f"leave dense first: {', '.join(order) or 'no layer costs anything'}",
         f"{_ADVISED:.0%} of the gain:  twofour prune {shlex.quote(found.model)} -o sparse.onnx "
         f"--pattern {way.pattern}{skips}",

@@ -161,6 +161,35 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Together:
+    """The first layers of an order, pruned together and judged.
+
+    Attributes:
+        count: how many.
+        figure: the metric then.
+        drop: by how much that is worse than the dense network.
+        drop_error: standard error of the drop; None where it is not known.
+    """
+
+    count: int
+    figure: float
+    drop: float
+    drop_error: float | None
+
+    @staticmethod
+    def of(count: int, found: Result) -> Together:
+        """Of what a scan found: see `judged`."""
+        figure, drop = found["figure"], found["drop"]
+        nan = math.nan
+        return Together(
+            count,
+            nan if figure is None else figure,
+            nan if drop is None else drop,
+            found["drop_error"],
+        )
+
+
+@dataclass(frozen=True)
 class Tradeoff:
     """Cost against gain, for one pattern.
 
@@ -170,6 +199,7 @@ class Tradeoff:
         gains: layer -> microseconds saved; a layer that nothing is known of is missing.
         steps: layers that gain anything, in the order to prune them.
         useless: layers that gain nothing.
+        together: what some of the first steps cost, measured.
     """
 
     pattern: str
@@ -177,6 +207,7 @@ class Tradeoff:
     gains: dict[str, float]
     steps: tuple[Step, ...]
     useless: tuple[str, ...]
+    together: tuple[Together, ...] = ()
 
     def step_for(self, share: float) -> int:
         """How many layers to prune to have at least this share of the gain of all.
@@ -247,6 +278,7 @@ def document(
                 "gains": [{"layer": name, "gain_us": us} for name, us in each.gains.items()],
                 "steps": [asdict(step) for step in each.steps],
                 "useless": list(each.useless),
+                "together": [asdict(some) for some in each.together],
             }
             for each in tradeoffs
         ],

@@ -13,40 +13,25 @@ is found there, and a note says how long the rest will take.
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
-
-from twofour.compiler.importer import standardized
-from twofour.core.data import Data, DataLike, as_data, import_function
-from twofour.core.errors import InputError
+from twofour.core.data import DataLike
+from twofour.core.machine import usable_cores
 from twofour.core.patterns import Pattern
-from twofour.core.progress import Report, Stage, silent, unseen
-from twofour.core.scan import Cache, Item, Result, Work, in_words, key_of, scan
-from twofour.core.sensitivity import JUDGED, Sensitivity, case_of, judged
-from twofour.evaluate.alone import (
-    Layer,
-    Plan,
-    find_layers,
-    left_out,
-    prune_alone,
-    tried,
-    tries,
-)
-from twofour.evaluate.feeding import MOST, model_predictor
-from twofour.evaluate.judge import Task
-from twofour.evaluate.metrics import Kept, Metric, Scorer, find_metric
-from twofour.onnx_tools.load import load_model, model_bytes
-from twofour.onnx_tools.reference import Reference
+from twofour.core.progress import Report, Stage, unseen
+from twofour.core.scan import Cache, Item, Result, in_words, key_of, scan
+from twofour.core.sensitivity import JUDGED, Sensitivity, Together, Tradeoff, case_of
+from twofour.evaluate.judging import Bench, Setup, lasting, start
+from twofour.evaluate.metrics import Kept, Metric
+from twofour.evaluate.prunable import find_layers, left_out, tried, tries
 
 _FORMAT = 1  # of what a result means; part of a key
+_LONG_S = 60
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +62,6 @@ def sensitivity(
     data: DataLike,
     options: SensitivityOptions | None = None,
     stage: Stage = unseen,
-    note: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
     """Prunes each layer alone, by magnitude, and says what the metric loses.
 
@@ -86,225 +70,174 @@ def sensitivity(
         data: samples named like the model's inputs, and `labels`; gone through once for each case.
         options: what to scan.
         stage: shows the progress.
-        note: told how long it will take, before it does.
 
     Raises:
         InputError: model, data and metric do not fit each other; no layer can be pruned; the cache
             cannot be written; an unknown pattern.
         UnsupportedError: ONNX Runtime cannot run the model.
     """
-    options = options or SensitivityOptions()
-    patterns = _patterns(options)
-    cache = Cache.open(options.cache, JUDGED)
-    setup = _Setup(Path(model), _lasting(data), options, _threads(options.jobs))
-    with stage("the dense network") as report:
-        bench = _Bench.of(setup)
-        layers = tuple(find_layers(bench.model, options.skip))
-        plan = {each: tuple(tries(bench.model, each, layers)) for each in patterns}
-        left = left_out(str(model), plan)
-        began = time.monotonic()
-        dense, digest = bench.judge_dense(report)
-        seconds = time.monotonic() - began
-    setup = replace(setup, dense=dense if bench.metric.resampled else None, figure=dense.figure)
-    items = _items(plan, _identity(bench, digest))
-    _announce(items, cache, seconds, options, note)
-    with stage("layers pruned alone") as report:
-        start = functools.partial(_start, setup)
-        results = scan(items, start, cache, options.jobs, report)
-    cases = [
-        case_of((layer.name, layer.skip, layer.parameters), pattern, pruned.energy_kept, result)
-        for (layer, pattern, pruned), result in zip(tried(plan), results, strict=True)
-    ]
-    metric = bench.metric
-    names = (str(model), metric.name, metric.unit, metric.higher_is_better)
-    notes = tuple(_notes(cache, layers))
-    return Sensitivity(*names, dense.figure, len(dense.labels), tuple(cases), left, notes)
+    return Scanner(model, data, options).alone(stage)
 
 
-@dataclass(frozen=True)
-class Outline:
-    """What is known of a model before a scan.
+class Scanner:
+    """Judges a model with one layer pruned, or some. What does not fit is found at once.
+
+    Args:
+        model: an ONNX file.
+        data: samples and labels.
+        options: what to scan.
 
     Attributes:
         shapes: of the inputs of a run with one sample, or with as many as the model fixes.
         parameters: of each layer, by name.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    parameters: dict[str, int]
-
-
-def outline(model: str | os.PathLike[str], data: DataLike, options: SensitivityOptions) -> Outline:
-    """Judges the first sample, so that what does not fit is found within a second.
 
     Raises:
-        InputError: model, data and metric do not fit each other; an unknown pattern or name.
-        UnsupportedError: ONNX Runtime cannot run the model.
+        InputError, UnsupportedError: as `sensitivity`.
     """
-    _patterns(options)
-    Cache.open(options.cache, JUDGED)
-    one = replace(options, samples=1)
-    bench = _Bench.of(_Setup(Path(model), _lasting(data), one, 1))
-    bench.judge(bench.model)
-    shapes = {name: a.shape for run in bench.task.runs() for name, a in run.feeds.items()}
-    layers = find_layers(bench.model, options.skip)
-    return Outline(shapes, {layer.name: layer.parameters for layer in layers})
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        data: DataLike,
+        options: SensitivityOptions | None = None,
+    ) -> None:
+        """Reads the model, and judges the first sample."""
+        options = options or SensitivityOptions()
+        patterns = tuple(dict.fromkeys(str(Pattern.parse(each)) for each in options.patterns))
+        threads = max(1, usable_cores() // max(1, options.jobs))
+        self._model, self._options = str(model), options
+        self._dense: _Dense | None = None
+        self._cache = Cache.open(options.cache, JUDGED)
+        self._setup = Setup(
+            Path(model), lasting(data), options.metric, options.output, options.samples, threads
+        )
+        first = Bench.of(replace(self._setup, samples=1))
+        first.judge(first.model)
+        self.shapes = {n: a.shape for run in first.task.runs() for n, a in run.feeds.items()}
+        self._layers = tuple(find_layers(first.model, options.skip))
+        self.parameters = {layer.name: layer.parameters for layer in self._layers}
+        self._plan = {each: tuple(tries(first.model, each, self._layers)) for each in patterns}
+        self._left = left_out(self._model, self._plan)
+
+    def alone(self, stage: Stage = unseen, note: Note = lambda text: None) -> Sensitivity:
+        """Each layer pruned alone.
+
+        Args:
+            stage: shows the progress.
+            note: told how long it will take, before it does.
+        """
+        dense = self._judge_dense(stage)
+        chosen = tried(self._plan)
+        groups = [((layer.weight,), pattern, layer.name) for layer, pattern, _ in chosen]
+        results = self._scan("layers pruned alone", groups, stage, note)
+        cases = tuple(
+            case_of((layer.name, layer.skip, layer.parameters), pattern, pruned.energy_kept, result)
+            for (layer, pattern, pruned), result in zip(chosen, results, strict=True)
+        )
+        metric = dense.metric
+        return Sensitivity(
+            self._model,
+            metric.name,
+            metric.unit,
+            metric.higher_is_better,
+            dense.figure,
+            dense.samples,
+            cases,
+            self._left,
+            tuple(self._notes()),
+        )
+
+    def together(
+        self, ways: Sequence[Tradeoff], counts: Sequence[Sequence[int]], stage: Stage = unseen
+    ) -> tuple[Tradeoff, ...]:
+        """Prunes the first layers of each order together, and says what they really cost.
+
+        Args:
+            ways: orders to prune layers in.
+            counts: for each, how many layers to prune, one network each.
+            stage: shows the progress.
+
+        Returns:
+            The same with what was measured.
+        """
+        weights = {layer.name: layer.weight for layer in self._layers}
+        groups = [
+            (tuple(weights[s.layer] for s in way.steps[:count]), way.pattern, f"{count} layers")
+            for way, each in zip(ways, counts, strict=True)
+            for count in each
+        ]
+        results = iter(self._scan("layers pruned together", groups, stage) if groups else ())
+        return tuple(
+            replace(way, together=tuple(Together.of(count, next(results)) for count in each))
+            for way, each in zip(ways, counts, strict=True)
+        )
+
+    def _judge_dense(self, stage: Stage) -> _Dense:
+        """Once: the figure that drops are taken from, and the time that a pass takes."""
+        if self._dense is None:
+            with stage("the dense network") as report:
+                self._dense = _Dense.judge(self._setup, report)
+            kept = self._dense.kept if self._dense.metric.resampled else None
+            self._setup = replace(self._setup, dense=kept, figure=self._dense.figure)
+        return self._dense
+
+    def _scan(
+        self, name: str, groups: Sequence[_Group], stage: Stage, note: Note = lambda text: None
+    ) -> tuple[Result, ...]:
+        dense = self._judge_dense(stage)
+        items = [
+            Item(
+                f"{words} {pattern}",
+                key_of(_FORMAT, *dense.identity, *sorted(weights), pattern, "magnitude"),
+                (weights, pattern),
+            )
+            for weights, pattern, words in groups
+        ]
+        note(self._cost(items, dense.seconds))
+        with stage(name) as report:
+            jobs, work = self._options.jobs, functools.partial(start, self._setup)
+            return scan(items, work, self._cache, jobs, report)
+
+    def _cost(self, items: Sequence[Item], seconds: float) -> str:
+        left = sum(item.key not in self._cache.results for item in items)
+        known = f", {len(items) - left} more are known" if left < len(items) else ""
+        whole_s = left * seconds / max(1, min(self._options.jobs, left))
+        text = f"{left} networks to judge{known}: about {in_words(whole_s)}"
+        lost = whole_s > _LONG_S and self._cache.path is None
+        return text + "; --cache FILE would keep what is done" * lost
+
+    def _notes(self) -> Iterator[str]:
+        if damaged := self._cache.damaged:
+            yield f"{damaged} lines of {self._cache.path} could not be read and were passed over"
+        for layer in self._layers:
+            if layer.readers > 1:
+                yield f"{layer.name}: {layer.readers} layers read this weight, pruned for all"
 
 
-def _patterns(options: SensitivityOptions) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(Pattern.parse(each)) for each in options.patterns))
-
-
-# How it is judged.
+_Group = tuple[tuple[str, ...], str, str]  # weights, pattern, and what to call them
 
 
 @dataclass(frozen=True)
-class _Setup:
-    """What a process needs.
+class _Dense:
+    """The dense network, judged."""
 
-    Attributes:
-        model: the file.
-        data: the samples.
-        options: of the scan.
-        threads: of ONNX Runtime.
-        dense: what the metric keeps of the dense network; None if that tells no error.
-        figure: its metric.
-    """
-
-    model: Path
-    data: DataLike
-    options: SensitivityOptions
-    threads: int
-    dense: Kept | None = None
-    figure: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """The model and its task, ready to judge variants."""
-
-    setup: _Setup
-    model: ir.Model
     metric: Metric
-    task: Task = field(repr=False)
+    kept: Kept
+    identity: tuple[str, ...]
+    seconds: float
 
     @staticmethod
-    def of(setup: _Setup) -> _Bench:
-        """Reads the file, and opens the data."""
-        options = setup.options
-        metric = find_metric(options.metric)
-        model = standardized(load_model(setup.model))
-        if model.functions:
-            model = model.clone()
-            common_passes.InlinePass()(model)
-        dense = Reference(model, threads=setup.threads, optimized=True)
-        output = options.output or dense.outputs[0]
-        if output not in dense.outputs:
-            raise InputError(f"no output {output!r}", [f"the model has {', '.join(dense.outputs)}"])
-        data = as_data(setup.data, [each.name for each in dense.inputs])
-        task = Task(data, dense.inputs, MOST, options.samples, metric, output)
-        return _Bench(setup, model, metric, task)
-
-    def judge_dense(self, report: Report) -> tuple[Kept, str]:
-        """The metric of the model as it is, and the hash of the samples."""
-        digest = hashlib.sha256()
-        return self.judge(self.model, report, digest.update), digest.hexdigest()
-
-    def judge(
-        self,
-        model: ir.Model,
-        report: Report = silent,
-        seen: Callable[[bytes], None] = lambda content: None,
-    ) -> Kept:
-        """One pass over the samples; `seen` gets their bytes."""
-        predict = model_predictor(Reference(model, threads=self.setup.threads, optimized=True))
-        scorer = Scorer(self.metric, self.task.output)
-        for run in self.task.runs():
-            batch = run.batch
-            scorer.add(predict(run), batch)
-            for name, array in sorted(batch.inputs.items()):
-                seen(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-            if batch.labels is not None:
-                seen(f"labels {batch.labels.dtype}".encode() + batch.labels.tobytes())
-            report(batch.start + len(batch), self.task.total, "")
-        return scorer.result()
-
-    def work(self, argument: tuple[str, str]) -> Result:
-        """Judges the model with one weight pruned: what a `Case` has beside its layer."""
+    def judge(setup: Setup, report: Report) -> _Dense:
+        bench = Bench.of(setup)
         began = time.monotonic()
-        kept, setup = self.judge(prune_alone(self.model, *argument)), self.setup
-        error = self.metric.error(setup.dense, kept) if setup.dense else None
-        drop = self.metric.gain(kept.figure, setup.figure)
-        return judged(kept.figure, drop, error, time.monotonic() - began)
+        kept, digest = bench.judge_dense(report)
+        seconds = time.monotonic() - began
+        return _Dense(bench.metric, kept, bench.identity(digest), seconds)
 
+    @property
+    def figure(self) -> float:
+        return self.kept.figure
 
-def _start(setup: _Setup) -> Work:
-    return _Bench.of(setup).work
-
-
-def _threads(jobs: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // max(1, jobs))
-
-
-def _lasting(data: DataLike) -> DataLike:
-    """Data that can be gone through again: batches of a generator are kept."""
-    if isinstance(data, (str, os.PathLike, Mapping, Sequence, Data)):
-        return data
-    return list(data)
-
-
-# How results are found again.
-
-
-def _identity(bench: _Bench, digest: str) -> tuple[str, ...]:
-    """What every result depends on."""
-    return (
-        hashlib.sha256(model_bytes(bench.model)).hexdigest(),
-        digest,
-        bench.metric.name,
-        _source(bench.metric.name),
-        bench.task.output,
-    )
-
-
-def _source(metric: str) -> str:
-    """The hash of the file of a metric of the user's own."""
-    if ":" not in metric:
-        return ""
-    path = inspect.getsourcefile(import_function(metric, "metric", ""))
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
-
-
-def _items(plan: Plan, identity: tuple[str, ...]) -> list[Item]:
-    return [
-        Item(
-            f"{layer.name} {pattern}",
-            key_of(_FORMAT, *identity, layer.weight, pattern, "magnitude"),
-            (layer.weight, pattern),
-        )
-        for layer, pattern, _ in tried(plan)
-    ]
-
-
-def _announce(
-    items: Sequence[Item],
-    cache: Cache,
-    seconds: float,
-    options: SensitivityOptions,
-    note: Callable[[str], None],
-) -> None:
-    """The cost, before it is paid."""
-    left = sum(item.key not in cache.results for item in items)
-    known = f", {len(items) - left} more are known" if left < len(items) else ""
-    jobs = max(1, min(options.jobs, left))
-    text = f"{left} cases to judge{known}: about {in_words(left * seconds / jobs)}"
-    resumable = "" if cache.path or left * seconds < 60 else "; --cache FILE would keep them"
-    note(text + resumable)
-
-
-def _notes(cache: Cache, layers: Sequence[Layer]) -> Iterator[str]:
-    if cache.damaged:
-        yield f"{cache.damaged} lines of {cache.path} could not be read and were passed over"
-    for layer in layers:
-        if layer.readers > 1:
-            yield f"{layer.name}: {layer.readers} layers read this weight, pruned for all of them"
+    @property
+    def samples(self) -> int:
+        return len(self.kept.labels)

@@ -112,6 +112,16 @@ class Point:
     label: tuple[float, float, str] | None
 
 
+def ending(name: str, letters: int) -> str:
+    """The end of a long name, which tells more than its begin: from a dot on, if one is near."""
+    if len(name) <= letters:
+        return name
+    end = name[3 - letters :]
+    parts = end.split(".", 1)
+    return f"...{parts[1] if len(parts) == 2 and len(parts[0]) < _NEAR else end}"
+
+
+_NEAR = 10
 _LINE, _GLYPH = 13.0, 6.2  # height of a label, width of a letter
 
 
@@ -139,7 +149,7 @@ def _place(
     width = _GLYPH * len(name)
     to_left = x + 8 + width > right
     start = x - 8 - width if to_left else x + 8
-    for shift in (0.0, -_LINE, _LINE, -2 * _LINE, 2 * _LINE):
+    for shift in (0.0, -_LINE, _LINE):
         line = y + 4 + shift
         free = all(
             start + width < left or end < start or abs(line - other) >= _LINE

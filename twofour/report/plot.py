@@ -13,11 +13,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from twofour.core.errors import InputError
+from twofour.report.charts import ending, place_labels
 from twofour.report.sensitivity import Document, number
 
 _COST, _GAIN, _SOFT = "#c8452e", "#2b7a58", "#5d6772"
 _ROW_INCHES, _LEAST_INCHES, _MOST_INCHES = 0.17, 3.6, 40.0
 _DPI, _NAMED, _LETTERS = 130, 8, 34
+_Point = tuple[float, float, Mapping[str, Any]]
+_ZOOM = 1.6  # letters of charts.py to points of 7
 
 
 def plot_sensitivity(document: Document, path: str | os.PathLike[str]) -> None:
@@ -44,6 +47,10 @@ def plot_sensitivity(document: Document, path: str | os.PathLike[str]) -> None:
         _draw(row, document, pattern, cases)
     dense = "" if document["dense"] is None else f", dense {document['dense']:.4g}"
     figure.suptitle(f"{Path(document['model']).name}: {document['metric']}{dense}", fontsize=11)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for row, pattern, cases in zip(axes, patterns, parts, strict=True):
+        _name_worst(row[2], _points(document, pattern, cases))
     _save(figure, Path(path))
 
 
@@ -52,10 +59,10 @@ def _draw(
 ) -> None:
     """Bars of drops, bars of gains, drops over gains; the worst layer on top."""
     ways = [way for way in document["tradeoffs"] if way["pattern"] == pattern]
-    gains = {each["layer"]: each["gain_us"] for way in ways for each in way["gains"]}
+    gains = _gains(document, pattern)
     rows = sorted(cases, key=lambda case: -number(case["drop"]))
     drops, gained, both = axes
-    _bars(drops, [(_short(r["layer"]), r["drop"], r["drop_error"]) for r in rows], _COST)
+    _bars(drops, [(ending(r["layer"], _LETTERS), r["drop"], r["drop_error"]) for r in rows], _COST)
     drops.set_title(f"{pattern}: drop, each layer pruned alone", fontsize=9)
     if not gains:
         gained.set_axis_off()
@@ -63,9 +70,22 @@ def _draw(
         return
     _bars(gained, [("", gains.get(r["layer"]), None) for r in rows], _GAIN)
     gained.set_title(f"us gained in {ways[0]['precision']}", fontsize=9)
-    _scatter(both, [(gains[r["layer"]], number(r["drop"]), r) for r in rows if r["layer"] in gains])
+    _scatter(both, _points(document, pattern, cases))
     both.set_xlabel("us gained", fontsize=8)
     both.set_title("drop over gain", fontsize=9)
+
+
+def _gains(document: Document, pattern: str) -> dict[str, float]:
+    ways = [way for way in document["tradeoffs"] if way["pattern"] == pattern]
+    return {each["layer"]: each["gain_us"] for way in ways for each in way["gains"]}
+
+
+def _points(document: Document, pattern: str, cases: Sequence[Mapping[str, Any]]) -> list[_Point]:
+    """Gain, drop and layer, the worst first; those without a gain or a number left out."""
+    gains = _gains(document, pattern)
+    rows = sorted(cases, key=lambda case: -number(case["drop"]))
+    known = [(gains[r["layer"]], number(r["drop"]), r) for r in rows if r["layer"] in gains]
+    return [(x, y, row) for x, y, row in known if math.isfinite(y)]
 
 
 def _bars(axes: Axes, rows: Sequence[tuple[str, float | None, float | None]], colour: str) -> None:
@@ -82,14 +102,29 @@ def _bars(axes: Axes, rows: Sequence[tuple[str, float | None, float | None]], co
     _plain(axes)
 
 
-def _scatter(axes: Axes, rows: Sequence[tuple[float, float, Mapping[str, Any]]]) -> None:
-    finite = [(x, y, row) for x, y, row in rows if math.isfinite(y)]
-    axes.scatter([x for x, _, _ in finite], [y for _, y, _ in finite], s=16, color=_COST)
+def _scatter(axes: Axes, rows: Sequence[_Point]) -> None:
+    axes.scatter([x for x, _, _ in rows], [y for _, y, _ in rows], s=16, color=_COST)
     axes.axhline(0, color=_SOFT, linewidth=0.8)
     axes.margins(0.08, 0.1)
-    for x, y, row in finite[:_NAMED]:
-        axes.annotate(_short(row["layer"]), (x, y), (5, 3), textcoords="offset points", fontsize=7)
     _plain(axes)
+
+
+def _name_worst(axes: Axes, rows: Sequence[_Point]) -> None:
+    """Names beside the worst points, none over another; called when places are final."""
+    scale = 72 / axes.figure.dpi
+    height = axes.bbox.height * scale
+    pixels = [axes.transData.transform((x, y)) * scale for x, y, _ in rows]
+    left, bottom = axes.bbox.x0 * scale, axes.bbox.y0 * scale
+    points = [
+        (_ZOOM * (x - left), _ZOOM * (height - (y - bottom)), ending(row["layer"], _LETTERS), "")
+        for (x, y), (_, _, row) in zip(pixels, rows, strict=True)
+    ]
+    for point in place_labels(points, _NAMED, _ZOOM * axes.bbox.width * scale):
+        if point.label is not None:
+            x, y, side = point.label
+            place = (x / _ZOOM / scale / axes.bbox.width, 1 - y / _ZOOM / height)
+            align = "left" if side == "start" else "right"
+            axes.text(*place, point.name, transform=axes.transAxes, fontsize=7, ha=align)
 
 
 def _plain(axes: Axes) -> None:
@@ -98,10 +133,6 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LETTERS else f"...{name[3 - _LETTERS :]}"
 
 
 def _save(figure: Figure, path: Path) -> None:

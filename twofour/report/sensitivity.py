@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twofour.core.version import __version__
-from twofour.report.charts import bar, place_labels, scale_of
+from twofour.report.charts import bar, ending, place_labels, scale_of
 from twofour.report.page import render, write_page
 
 Document = Mapping[str, Any]
 _ROW, _TOP = 17, 34
 _DROP, _GAIN = (210.0, 600.0), (660.0, 880.0)  # left and right end of each column of bars
-_PLOT = (56.0, 610.0, 18.0, 300.0)  # left, right, top, bottom of a plot
+_PLOT = (46.0, 455.0, 18.0, 250.0)  # left, right, top, bottom of a plot
 _NAMED = 10
 _LETTERS = 32
 
@@ -62,7 +62,7 @@ def _part(document: Document, pattern: str, way: Document | None) -> dict[str, A
         "left": [each for each in document["left"] if each["pattern"] == pattern],
         "bars": _bars(rows, known=way is not None),
         "scatter": _scatter(rows) if way else None,
-        "curve": _curve(way["steps"]) if way and way["steps"] else None,
+        "curve": _curve(way) if way and way["steps"] else None,
     }
 
 
@@ -82,7 +82,7 @@ def _bars(rows: Sequence[Document], *, known: bool) -> dict[str, Any]:
         {
             "y": _TOP + _ROW * index,
             "name": row["layer"],
-            "short": _short(row["layer"]),
+            "short": ending(row["layer"], _LETTERS),
             "drop": bar(drop, number(row["drop"]), row["drop_error"], row["words"]),
             "gain": bar(gain, row["gain_us"], None, f"{row['gain_us']:.2f} us")
             if row["gain_us"] is not None
@@ -92,11 +92,6 @@ def _bars(rows: Sequence[Document], *, known: bool) -> dict[str, Any]:
     ]
     height = _TOP + _ROW * len(rows) + 8
     return {"lines": lines, "drop": drop, "gain": gain if known else None, "height": height}
-
-
-def _short(name: str) -> str:
-    """A name that fits beside the bars: its end, which tells more."""
-    return name if len(name) <= _LETTERS else f"...{name[3 - _LETTERS :]}"
 
 
 def _drop(row: Document) -> str:
@@ -121,22 +116,37 @@ def _scatter(rows: Sequence[Document]) -> dict[str, Any]:
         )
         for row in known
     ]
-    return {"x": x, "y": y, "points": place_labels(points, _NAMED, right), "plot": _PLOT}
+    return {
+        "x": x,
+        "y": y,
+        "points": place_labels(points, _NAMED, right),
+        "measured": [],
+        "plot": _PLOT,
+    }
 
 
-def _curve(steps: Sequence[Document]) -> dict[str, Any]:
-    """The estimated drop over the gain, layer by layer."""
+def _curve(way: Document) -> dict[str, Any]:
+    """The estimated drop over the gain, layer by layer, and what was measured."""
     left, right, top, bottom = _PLOT
+    steps = way["steps"]
+    drops = [number(step["total_drop"]) for step in steps]
+    measured = [number(some["drop"]) for some in way["together"]]
     x = scale_of([step["total_gain_us"] for step in steps], left, right)
-    y = scale_of([number(step["total_drop"]) for step in steps], bottom, top)
-    points = [
-        (
-            x.at(step["total_gain_us"]),
-            y.at(number(step["total_drop"])),
-            step["layer"],
-            f"{index + 1} layers: {step['total_gain_us']:.1f} us, "
-            f"{number(step['total_drop']):.3g} estimated",
-        )
-        for index, step in enumerate(steps)
+    y = scale_of([*drops, *measured], bottom, top)
+
+    def point(count: int, drop: float, words: str) -> tuple[float, float, str, str]:
+        us = steps[count - 1]["total_gain_us"]
+        return x.at(us), y.at(drop), f"{count} layers", f"{us:.1f} us, {words}"
+
+    estimated = [point(k + 1, drop, f"{drop:.3g} estimated") for k, drop in enumerate(drops)]
+    known = [
+        point(some["count"], number(some["drop"]), f"{_drop(some)} measured")
+        for some in way["together"]
     ]
-    return {"x": x, "y": y, "points": place_labels(points, 0, right), "plot": _PLOT}
+    return {
+        "x": x,
+        "y": y,
+        "points": place_labels(estimated, 0, right),
+        "measured": place_labels(known, len(known), right),
+        "plot": _PLOT,
+    }

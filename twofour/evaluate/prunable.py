@@ -1,4 +1,4 @@
-"""The weights of a model, each pruned alone while the others stay as they are."""
+"""The weights of a model, some pruned while the others stay as they are."""
 
 from __future__ import annotations
 
@@ -125,18 +125,18 @@ def left_out(model: str, plan: Plan) -> tuple[Left, ...]:
     return tuple(each for each in found if each.reason)
 
 
-def prune_alone(model: ir.Model, weight: str, pattern: str) -> ir.Model:
-    """The model with this weight pruned, by magnitude, and no other.
+def prune_only(model: ir.Model, weights: Sequence[str], pattern: str) -> ir.Model:
+    """The model with these weights pruned, by magnitude, and no others.
 
     Raises:
-        InputError: names cannot tell this weight from another.
+        InputError: names cannot tell them from others.
     """
-    others = {each.name for _, each in layer_weights(model)} - {weight}
+    others = {each.name for _, each in layer_weights(model)} - set(weights)
     pruned, report = prune(model, pattern, [escape(name) for name in sorted(others)])
-    if done := {entry.weight for entry in report if not entry.reason} ^ {weight}:
+    if wrong := {entry.weight for entry in report if not entry.reason} ^ set(weights):
         raise InputError(
-            f"cannot prune {weight!r} alone",
-            [f"a layer and a weight of another share the name {min(done)!r}"],
+            f"cannot prune {', '.join(weights)} without others",
+            [f"a layer and a weight of another share the name {min(wrong)!r}"],
             "leave it out: --skip",
         )
     return pruned

@@ -1,0 +1,146 @@
+"""A model with some of its weights pruned, judged by a metric: in this process or another."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from twofour.compiler.importer import standardized
+from twofour.core.data import Data, DataLike, as_data, import_function
+from twofour.core.errors import InputError
+from twofour.core.progress import Report, silent
+from twofour.core.scan import Result, Work
+from twofour.core.sensitivity import judged
+from twofour.evaluate.feeding import MOST, model_predictor
+from twofour.evaluate.judge import Task
+from twofour.evaluate.metrics import Kept, Metric, Scorer, find_metric
+from twofour.evaluate.prunable import prune_only
+from twofour.onnx_tools.load import load_model, model_bytes
+from twofour.onnx_tools.reference import Reference
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a process needs.
+
+    Attributes:
+        model: the file.
+        data: the samples.
+        options: of the scan.
+        threads: of ONNX Runtime.
+        dense: what the metric keeps of the dense network; None if that tells no error.
+        figure: its metric.
+    """
+
+    model: Path
+    data: DataLike
+    metric: str
+    output: str | None
+    samples: int | None
+    threads: int
+    dense: Kept | None = None
+    figure: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The model and its task, ready to judge variants.
+
+    Attributes:
+        setup: what it was made of.
+        model: without functions.
+        metric: that judges.
+        task: the samples.
+    """
+
+    setup: Setup
+    model: ir.Model
+    metric: Metric
+    task: Task = field(repr=False)
+
+    @staticmethod
+    def of(setup: Setup) -> Bench:
+        """Reads the file, and opens the data.
+
+        Raises:
+            InputError: the model or the data cannot be read, or an unknown metric or output.
+            UnsupportedError: ONNX Runtime cannot run the model.
+        """
+        metric = find_metric(setup.metric)
+        model = standardized(load_model(setup.model))
+        if model.functions:
+            model = model.clone()
+            common_passes.InlinePass()(model)
+        dense = Reference(model, threads=setup.threads, optimized=True)
+        output = setup.output or dense.outputs[0]
+        if output not in dense.outputs:
+            raise InputError(f"no output {output!r}", [f"the model has {', '.join(dense.outputs)}"])
+        data = as_data(setup.data, [each.name for each in dense.inputs])
+        task = Task(data, dense.inputs, MOST, setup.samples, metric, output)
+        return Bench(setup, model, metric, task)
+
+    def judge_dense(self, report: Report) -> tuple[Kept, str]:
+        """The metric of the model as it is, and the hash of the samples."""
+        digest = hashlib.sha256()
+        return self.judge(self.model, report, digest.update), digest.hexdigest()
+
+    def judge(
+        self,
+        model: ir.Model,
+        report: Report = silent,
+        seen: Callable[[bytes], None] = lambda content: None,
+    ) -> Kept:
+        """One pass over the samples; `seen` gets their bytes."""
+        predict = model_predictor(Reference(model, threads=self.setup.threads, optimized=True))
+        scorer = Scorer(self.metric, self.task.output)
+        for run in self.task.runs():
+            batch = run.batch
+            scorer.add(predict(run), batch)
+            for name, array in sorted(batch.inputs.items()):
+                seen(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+            if batch.labels is not None:
+                seen(f"labels {batch.labels.dtype}".encode() + batch.labels.tobytes())
+            report(batch.start + len(batch), self.task.total, "")
+        return scorer.result()
+
+    def identity(self, digest: str) -> tuple[str, ...]:
+        """What every result depends on, beside the weights: `digest` is that of the samples."""
+        model = hashlib.sha256(model_bytes(self.model)).hexdigest()
+        metric = self.metric.name
+        return model, digest, metric, _source(metric), self.task.output
+
+    def work(self, argument: tuple[Sequence[str], str]) -> Result:
+        """Judges the model with these weights pruned to a pattern, and no others."""
+        began = time.monotonic()
+        kept, setup = self.judge(prune_only(self.model, *argument)), self.setup
+        error = self.metric.error(setup.dense, kept) if setup.dense else None
+        drop = self.metric.gain(kept.figure, setup.figure)
+        return judged(kept.figure, drop, error, time.monotonic() - began)
+
+
+def start(setup: Setup) -> Work:
+    """The function of a scan: see `core/scan.py`."""
+    return Bench.of(setup).work
+
+
+def lasting(data: DataLike) -> DataLike:
+    """Data that can be gone through again: batches of a generator are kept."""
+    if isinstance(data, (str, PathLike, Mapping, Sequence, Data)):
+        return data
+    return list(data)
+
+
+def _source(metric: str) -> str:
+    """The hash of the file of a metric of the user's own."""
+    if ":" not in metric:
+        return ""
+    path = inspect.getsourcefile(import_function(metric, "metric", ""))
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
