@@ -29,6 +29,9 @@ from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.weights import layer_weights
 
 DATA, QUICK = ("--data", "data.npz"), ("--tuning-effort", "1")
+GAINS = ("--forecast", "gains.json", "--cache", "scan.jsonl", "--pattern", "2:4")
+PAGE = ("-o", "layers.html", "--plot", "layers.png")
+NONE = ("--forecast", "none")
 SHORT = ("--duration", "0.05")
 BLAMED = (*DATA, "--metric", "top1", "--blame", "--runs", "8", "--source", "int8.onnx")
 # What commands print, in an order in which each finds its files: schema -> arguments.
@@ -45,6 +48,8 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("forecast/1", ("forecast", "int8.onnx", *QUICK, "--pattern", "2:4")),
     ("forecast/1", ("forecast", "volume.onnx", *QUICK, "--precision", "f32")),
     ("forecast/1", ("forecast", "image.onnx", "--precision", "f32", "--pattern", "2:4/pair")),
+    ("sensitivity/1", ("sensitivity", "model.onnx", *DATA, *GAINS, "--pattern", "8:16", *PAGE)),
+    ("sensitivity/1", ("sensitivity", "model.onnx", *DATA, "--metric", "own_metric:low", *NONE)),
     ("build/1", ("build", "int8.onnx", "-o", "int8.engine", "--int8", *DATA, *QUICK)),
     ("build/1", ("build", "model.onnx", "-o", "f32.engine", *QUICK, "--shapes", "x:1x4x8x8")),
     ("inspect.engine/1", ("inspect", "int8.engine")),
@@ -100,7 +105,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = np.random.default_rng(0).standard_normal((8, 4, 8, 8)).astype(np.float32)
     np.save(folder / "x.npy", x[:1])
     np.savez(folder / "data.npz", x=x, labels=np.zeros(len(x), np.int64))
+    (folder / "gains.json").write_text(json.dumps(made_up_forecast({"conv": 2.0, "linear": -1.0})))
+    (folder / "scan.jsonl").write_text("damaged\n")
+    (folder / "own_metric.py").write_text("def low(outputs, labels):\n    return float('nan')\n")
     return folder
+
+
+def made_up_forecast(gains: dict[str, float]) -> dict[str, Any]:
+    """Of layers whose sparse kernels save so many microseconds."""
+    layers = [
+        {
+            "name": name,
+            "nodes": [name],
+            "times": [
+                {
+                    "precision": "int8",
+                    "dense_us": 10.0,
+                    "pruned": [{"pattern": "2:4", "sparse_us": 10.0 - us, "chosen_us": 10.0}],
+                }
+            ],
+        }
+        for name, us in gains.items()
+    ]
+    machine = {"cpu": "a CPU", "target": "cpu:vector", "threads": 1, "judged": None}
+    return {"schema": "twofour.forecast/1", "layers": layers, **machine}
 
 
 def nearly_sparse(model: ir.Model) -> ir.Model:

@@ -161,3 +161,13 @@ def test_unknown_metrics_are_refused(name: str, message: str) -> None:
 def test_a_function_that_returns_no_number_is_refused() -> None:
     with pytest.raises(InputError, match="returned no number"):
         score(find_metric("own_metric:text"), np.zeros((2, 1)), np.zeros(2))
+
+
+def test_loss_is_the_mean_cross_entropy() -> None:
+    scores = np.array([[0.0, 0.0], [1000.0, 0.0], [0.0, np.log(3)]])
+    found = METRICS["loss"]
+    rows = found.rows({"y": scores}, "y", Batch({}, np.array([0, 0, 1]), 0))
+    np.testing.assert_allclose(rows["error"], [np.log(2), 0.0, np.log(4 / 3)], atol=1e-12)
+    assert not found.higher_is_better
+    with pytest.raises(InputError, match="labels are no classes"):
+        found.rows({"y": scores}, "y", Batch({}, np.array([0, 2, 1]), 0))

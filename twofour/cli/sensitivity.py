@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from twofour.core.sensitivity import Case, Sensitivity, Together, Tradeoff
     from twofour.predict.gains import Gains
 
-_NAME = 40
+_NAME, _METRIC = 40, 16
 _SHARES = (0.5, 0.75, 0.9, 0.95, 1.0)
 _ADVISED = 0.9
 _MANY_PARAMETERS, _MANY_LAYERS = 2_000_000, 60
@@ -89,7 +89,7 @@ def sensitivity(
     wanted = _Wanted(model, parse_shapes(shapes) or scanner.shapes, forecast, precision)
     gains = wanted.gains(scanner.parameters, options.patterns, out)
     found = scanner.alone(out.stage, out.note)
-    orders = _tradeoffs(found, gains, precision) if gains else []
+    orders = _tradeoffs(found, gains, precision, scanner.parameters) if gains else []
     ways = scanner.together(orders, [_counts(way) for way in orders], out.stage)
     everything = document(found, ways, gains.machine if gains else None)
     out.show(*_parts(found, ways))
@@ -153,16 +153,17 @@ class _Wanted:
             return None
 
 
-def _tradeoffs(found: Sensitivity, gains: Gains, precision: str | None) -> list[Tradeoff]:
+def _tradeoffs(
+    found: Sensitivity, gains: Gains, precision: str | None, parameters: Mapping[str, int]
+) -> list[Tradeoff]:
     from twofour.core.sensitivity import tradeoff
 
     ways = []
     chosen = precision or gains.judged or gains.precisions[0]
     for pattern in found.patterns:
-        cases = found.at(pattern)
-        us = gains.of({case.layer: case.parameters for case in cases}, pattern, chosen)
+        us = gains.of(parameters, pattern, chosen)
         if us:
-            ways.append(tradeoff(cases, pattern, chosen, us))
+            ways.append(tradeoff(found.at(pattern), pattern, chosen, us))
     return ways
 
 
@@ -214,7 +215,7 @@ def _layers(found: Sensitivity, pattern: str, way: Tradeoff | None) -> Table:
         caption_justify="left",
     )
     table.add_column("layer", overflow="fold")
-    heads = ["parameters", "energy kept", f"{found.metric} drop"]
+    heads = ["parameters", "energy kept", f"{_metric(found)} drop"]
     for head in heads + (["us gained", "drop per us"] if way else []):
         table.add_column(head, justify="right", no_wrap=True)
     rates = {step.layer: step.drop_per_us for step in way.steps} if way else {}
@@ -226,6 +227,11 @@ def _layers(found: Sensitivity, pattern: str, way: Tradeoff | None) -> Table:
             cells.append("" if rate is None else f"{rate:.3g}")
         table.add_row(printable(short(case.layer, _NAME)), *cells)
     return table
+
+
+def _metric(found: Sensitivity) -> str:
+    """Of a function of the user's own, its name without the module's."""
+    return short(found.metric.rpartition(":")[2], _METRIC)
 
 
 def _drop(case: Case | Together) -> str:

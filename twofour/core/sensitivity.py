@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from twofour.core.records import to_plain
 from twofour.core.scan import Result
 
 
@@ -269,16 +270,16 @@ def document(
         machine: that gains were measured on; None without.
     """
     return {
-        **asdict(found),
+        **to_plain(found),
         "machine": machine,
         "tradeoffs": [
             {
                 "pattern": each.pattern,
                 "precision": each.precision,
                 "gains": [{"layer": name, "gain_us": us} for name, us in each.gains.items()],
-                "steps": [asdict(step) for step in each.steps],
+                "steps": to_plain(each.steps),
                 "useless": list(each.useless),
-                "together": [asdict(some) for some in each.together],
+                "together": to_plain(each.together),
             }
             for each in tradeoffs
         ],

@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
-
-from twofour.compiler.importer import standardized
+from twofour.compiler.prunable import Network, digest, prune_only, read_network
 from twofour.core.data import Data, DataLike, as_data, import_function
 from twofour.core.errors import InputError
 from twofour.core.progress import Report, silent
@@ -22,8 +19,6 @@ from twofour.core.sensitivity import judged
 from twofour.evaluate.feeding import MOST, model_predictor
 from twofour.evaluate.judge import Task
 from twofour.evaluate.metrics import Kept, Metric, Scorer, find_metric
-from twofour.evaluate.prunable import prune_only
-from twofour.onnx_tools.load import load_model, model_bytes
 from twofour.onnx_tools.reference import Reference
 
 
@@ -34,10 +29,12 @@ class Setup:
     Attributes:
         model: the file.
         data: the samples.
-        options: of the scan.
+        metric: its name, or module:function.
+        output: that the metric reads; by default the first.
+        samples: the first so many; None for all.
         threads: of ONNX Runtime.
         dense: what the metric keeps of the dense network; None if that tells no error.
-        figure: its metric.
+        figure: the metric of the dense network.
     """
 
     model: Path
@@ -62,7 +59,7 @@ class Bench:
     """
 
     setup: Setup
-    model: ir.Model
+    model: Network
     metric: Metric
     task: Task = field(repr=False)
 
@@ -75,10 +72,7 @@ class Bench:
             UnsupportedError: ONNX Runtime cannot run the model.
         """
         metric = find_metric(setup.metric)
-        model = standardized(load_model(setup.model))
-        if model.functions:
-            model = model.clone()
-            common_passes.InlinePass()(model)
+        model = read_network(setup.model)
         dense = Reference(model, threads=setup.threads, optimized=True)
         output = setup.output or dense.outputs[0]
         if output not in dense.outputs:
@@ -89,12 +83,12 @@ class Bench:
 
     def judge_dense(self, report: Report) -> tuple[Kept, str]:
         """The metric of the model as it is, and the hash of the samples."""
-        digest = hashlib.sha256()
-        return self.judge(self.model, report, digest.update), digest.hexdigest()
+        seen = hashlib.sha256()
+        return self.judge(self.model, report, seen.update), seen.hexdigest()
 
     def judge(
         self,
-        model: ir.Model,
+        model: Network,
         report: Report = silent,
         seen: Callable[[bytes], None] = lambda content: None,
     ) -> Kept:
@@ -111,11 +105,10 @@ class Bench:
             report(batch.start + len(batch), self.task.total, "")
         return scorer.result()
 
-    def identity(self, digest: str) -> tuple[str, ...]:
-        """What every result depends on, beside the weights: `digest` is that of the samples."""
-        model = hashlib.sha256(model_bytes(self.model)).hexdigest()
+    def identity(self, samples: str) -> tuple[str, ...]:
+        """What every result depends on, beside the weights; `samples` is their hash."""
         metric = self.metric.name
-        return model, digest, metric, _source(metric), self.task.output
+        return digest(self.model), samples, metric, _source(metric), self.task.output
 
     def work(self, argument: tuple[Sequence[str], str]) -> Result:
         """Judges the model with these weights pruned to a pattern, and no others."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from twofour.compiler.prunable import find_layers, left_out, tried, tries
 from twofour.core.data import DataLike
 from twofour.core.machine import usable_cores
 from twofour.core.patterns import Pattern
@@ -27,7 +28,6 @@ from twofour.core.scan import Cache, Item, Result, in_words, key_of, scan
 from twofour.core.sensitivity import JUDGED, Sensitivity, Together, Tradeoff, case_of
 from twofour.evaluate.judging import Bench, Setup, lasting, start
 from twofour.evaluate.metrics import Kept, Metric
-from twofour.evaluate.prunable import find_layers, left_out, tried, tries
 
 _FORMAT = 1  # of what a result means; part of a key
 _LONG_S = 60

@@ -2,7 +2,7 @@
 
 A forecast is taken as its `--json` document, from a file or just measured. One layer of it may
 compute several nodes of the model (the joint product of q, k and v): its gain is shared out by
-their weights.
+their weights, and there only if all of them are pruned.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Gains:
         rows = self._times.get((precision, pattern)) or self._times.get((precision, plain), ())
         found: dict[str, float] = {}
         for nodes, gain_us in rows:
-            whole = sum(parameters.get(node, 0) for node in nodes)
-            for node in nodes:
-                if node in parameters and whole:
-                    share = gain_us * parameters[node] / whole
-                    found[node] = found.get(node, 0.0) + share
+            known = all(parameters.get(node) for node in nodes)
+            sizes = {node: parameters[node] if known else 1 for node in nodes}
+            for node in set(nodes) & set(parameters):
+                share = gain_us * sizes[node] / sum(sizes.values())
+                found[node] = found.get(node, 0.0) + share
         return found
 
     def require_precision(self, precision: str | None) -> None:

@@ -14,7 +14,7 @@ from twofour.report.page import render, write_page
 Document = Mapping[str, Any]
 _ROW, _TOP = 17, 34
 _DROP, _GAIN = (210.0, 600.0), (660.0, 880.0)  # left and right end of each column of bars
-_PLOT = (46.0, 455.0, 18.0, 250.0)  # left, right, top, bottom of a plot
+_PLOT = (46.0, 455.0, 26.0, 250.0)  # left, right, top, bottom of a plot
 _NAMED = 10
 _LETTERS = 32
 
@@ -147,6 +147,6 @@ def _curve(way: Document) -> dict[str, Any]:
         "x": x,
         "y": y,
         "points": place_labels(estimated, 0, right),
-        "measured": place_labels(known, len(known), right),
+        "measured": place_labels(known, len(known), (left + right) / 3),
         "plot": _PLOT,
     }

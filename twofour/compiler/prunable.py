@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
+from os import PathLike
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
-from twofour.compiler.importer import name_nodes
+from twofour.compiler.importer import name_nodes, standardized
 from twofour.core.errors import InputError
 from twofour.core.sensitivity import Left
+from twofour.onnx_tools.load import load_model, model_bytes
 from twofour.onnx_tools.prune import Pruned, prune
 from twofour.onnx_tools.weights import layer_weights
+
+Network = ir.Model
+"""A model whose layers can be pruned: of standard operators, without functions."""
+
+
+def read_network(path: str | PathLike[str]) -> Network:
+    """Reads an ONNX file.
+
+    Raises:
+        InputError: it cannot be read.
+        UnsupportedError: its opset cannot be converted.
+    """
+    model = standardized(load_model(path))
+    if model.functions:
+        model = model.clone()
+        common_passes.InlinePass()(model)
+    return model
+
+
+def digest(model: Network) -> str:
+    """SHA-256 of the model, external weights included."""
+    return hashlib.sha256(model_bytes(model)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -45,7 +71,7 @@ Plan = Mapping[str, Sequence[Try]]
 _NAMELESS = re.compile(r"(node(_\d+)?)?")  # as `load_model` fills in
 
 
-def find_layers(model: ir.Model, skip: Sequence[str]) -> Iterator[Layer]:
+def find_layers(model: Network, skip: Sequence[str]) -> Iterator[Layer]:
     """Each constant weight of a Conv, Gemm or MatMul, once.
 
     Args:
@@ -95,9 +121,11 @@ def _require_matches(skip: Sequence[str], known: Mapping[str, set[str]]) -> None
             )
 
 
-def tries(model: ir.Model, pattern: str, layers: Sequence[Layer]) -> Iterator[Try]:
+def tries(model: Network, pattern: str, layers: Sequence[Layer]) -> Iterator[Try]:
     """Each layer, and what pruning all of them says of it."""
-    report = {entry.weight: entry for entry in prune(model, pattern)[1]}
+    report: dict[str, Pruned] = {}
+    for found in prune(model, pattern)[1]:
+        report.setdefault(found.weight, found)  # its later readers find it pruned already
     for layer in layers:
         entry = report[layer.weight]
         yield layer, pattern, replace(entry, reason="excluded by name") if layer.excluded else entry
@@ -125,7 +153,7 @@ def left_out(model: str, plan: Plan) -> tuple[Left, ...]:
     return tuple(each for each in found if each.reason)
 
 
-def prune_only(model: ir.Model, weights: Sequence[str], pattern: str) -> ir.Model:
+def prune_only(model: Network, weights: Sequence[str], pattern: str) -> Network:
     """The model with these weights pruned, by magnitude, and no others.
 
     Raises:
