@@ -159,8 +159,7 @@ def prune_only(model: Network, weights: Sequence[str], pattern: str) -> Network:
     Raises:
         InputError: names cannot tell them from others.
     """
-    others = {each.name for _, each in layer_weights(model)} - set(weights)
-    pruned, report = prune(model, pattern, [escape(name) for name in sorted(others)])
+    pruned, report = prune(model, pattern, include=[escape(name) for name in weights])
     if wrong := {entry.weight for entry in report if not entry.reason} ^ set(weights):
         raise InputError(
             f"cannot prune {', '.join(weights)} without others",
