@@ -106,6 +106,27 @@ def test_share_held_of_both_directions():
     assert patterns.share_held(w, "2:4/2d") == 14 / 16
 
 
+def test_patterns_held_in_the_order_asked_for():
+    random = np.random.default_rng(0)
+    w = random.standard_normal((64, 16, 3)).astype(np.float32)
+    assert patterns.held(w) == ()
+    for name in patterns.NAMED:
+        found = patterns.held(np.where(magnitude_mask(w, name), w, 0))
+        expected = {"2:4/pair": 3, "2:4/2d": 3, "2:4": 2, "4:8": 1}[name]
+        assert found[0] == name
+        assert len(found) == expected
+    pruned = np.where(magnitude_mask(w, "2:4/2d"), w, 0)
+    assert patterns.held(pruned, ("4:8", "2:4")) == ("4:8", "2:4")
+    assert patterns.held(np.zeros((32, 16))) == patterns.NAMED
+    assert patterns.held(np.zeros((31, 16))) == ("2:4", "4:8")
+    assert patterns.held(np.zeros((16, 12))) == ("2:4/2d", "2:4")
+
+
+def test_output_channels_masked_together():
+    names = ("2:4", "2:4/pair", "2:4/2d", "4:8/2d")
+    assert [patterns.Pattern.parse(name).together for name in names] == [1, 32, 4, 8]
+
+
 def test_two_ways_to_tie_channels_at_once_are_refused():
     with pytest.raises(InputError, match="pair or both"):
         patterns.Pattern(2, 4, pair=True, both=True)

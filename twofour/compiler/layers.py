@@ -7,10 +7,12 @@ from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import ConvOp, NativeOp, extent
 from twofour.compiler.tune import Choice, rounded
 from twofour.compiler.work import conv_work, moved_bytes
-from twofour.core.patterns import PAIR_BLOCK, is_pattern, why_not
+from twofour.core.patterns import held, why_not
 from twofour.core.sizes import usual
 from twofour.engine import Candidate, Layer, Work
 from twofour.kernels.cpu.problem import ConvProblem
+
+_OF_KERNELS = ("2:4/pair", "2:4", "4:8")
 
 
 def plain_layer(
@@ -43,10 +45,7 @@ def conv_layer(
     size: int,
 ) -> Layer:
     """What `explain` shows of a convolution."""
-    held = [p for p in ("2:4/pair", "2:4", "4:8") if is_pattern(op.w, p)]
-    if op.w.shape[0] < PAIR_BLOCK and held[:1] == ["2:4/pair"]:
-        held = held[1:]  # too few channels to form a pair
-    pattern = held[0] if held else "dense"
+    pattern = next(iter(held(op.w, _OF_KERNELS)), "dense")
     window = op.window
     text = f"{_show(placed.x)} -> {_show(placed.y)}"
     if window.kernel != (1, 1) or window.stride != (1, 1):

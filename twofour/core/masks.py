@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from twofour.core import criteria, tiles
 from twofour.core.errors import InputError
 from twofour.core.patterns import (
-    PAIR_BLOCK,
     PAIR_DISTANCE,
     Pattern,
     paired_rows,
@@ -118,13 +117,14 @@ class _Run:
 def _runs(shape: tuple[int, ...], pattern: Pattern, search: str) -> Iterator[_Run]:
     """All output channels, as many at a time as fit a cache, whole pairs and tiles together."""
     rows, row = shape[0], math.prod(shape[1:])
-    paired = paired_rows(rows) if pattern.pair else 0
-    sections = [
-        (range(paired), PAIR_BLOCK, partial(_paired, pattern=pattern)),
-        (range(paired, rows), 1, partial(_free, pattern=pattern)),
-    ]
+    tied = partial(_paired, pattern=pattern)
     if pattern.both:
-        sections = [(range(rows), pattern.m, partial(tiles.choose, pattern=pattern, search=search))]
+        tied = partial(tiles.choose, pattern=pattern, search=search)
+    whole = rows if pattern.both else paired_rows(rows) if pattern.pair else 0
+    sections = [
+        (range(whole), pattern.together, tied),
+        (range(whole, rows), 1, partial(_free, pattern=pattern)),
+    ]
     for section, unit, choose in sections:
         step = max(1, _CHUNK // (unit * row)) * unit
         for first in section[::step]:

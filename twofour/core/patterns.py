@@ -38,6 +38,8 @@ from twofour.core.errors import InputError
 
 PAIR_BLOCK = 32
 PAIR_DISTANCE = 16
+NAMED = ("2:4/pair", "2:4/2d", "2:4", "4:8")
+"""The patterns that reports look for, the strictest first."""
 _NAME = re.compile(r"(\d{1,3}):(\d{1,3})(/pair|/2d)?")
 
 
@@ -83,6 +85,11 @@ class Pattern:
     def __str__(self) -> str:
         """The name that `parse` reads."""
         return f"{self.n}:{self.m}" + "/pair" * self.pair + "/2d" * self.both
+
+    @property
+    def together(self) -> int:
+        """How many output channels are masked together."""
+        return PAIR_BLOCK if self.pair else self.m if self.both else 1
 
     @property
     def free(self) -> Pattern:
@@ -222,6 +229,24 @@ def share_held(w: NDArray[np.generic], pattern: str | Pattern) -> float:
 def is_pattern(w: NDArray[np.generic], pattern: str | Pattern) -> bool:
     """True if the weight has the pattern; False too if its shape rules the pattern out."""
     return why_not(w, pattern) is None
+
+
+def held(w: NDArray[np.generic], names: Sequence[str] = NAMED) -> tuple[str, ...]:
+    """Those of the patterns that the weight has.
+
+    Args:
+        w: real [N, C, ...]; with fewer output channels than a block it has no pair in it, and so no
+            pair pattern.
+        names: such as `2:4`.
+
+    Returns:
+        Names, in the order they were given.
+    """
+    nonzero = _nonzero(w)
+    known = [Pattern.parse(name) for name in names]
+    free = {each for each in {p.free for p in known} if is_pattern(nonzero, each)}
+    possible = (p for p in known if p.free in free and (len(w) >= PAIR_BLOCK or not p.pair))
+    return tuple(str(p) for p in possible if p == p.free or is_pattern(nonzero, p))
 
 
 def why_not(w: NDArray[np.generic], pattern: str | Pattern) -> str | None:

@@ -13,19 +13,16 @@ import onnx_ir as ir
 
 from twofour.core.errors import GateError
 from twofour.core.patterns import (
-    PAIR_BLOCK,
     Pattern,
+    held,
     ineligible,
-    is_pattern,
     share_held,
     why_not,
 )
-from twofour.onnx_tools.edit import Array, constant, is_standard, operand
+from twofour.onnx_tools.edit import constant, is_standard, operand
 from twofour.onnx_tools.promises import Promises, check
 from twofour.onnx_tools.weights import Weight, layer_weights
 
-PATTERNS = ("2:4/pair", "2:4", "4:8")
-"""The strongest first: each has all that come after it."""
 NEARLY = 0.4
 """From this share of zeros on, a weight that is not 2:4 probably should have been."""
 
@@ -70,7 +67,7 @@ class WeightInfo:
         dtype: as stored in the file.
         zeros: share of zeros, 0 to 1.
         size_bytes: as stored in the file.
-        patterns: those of `PATTERNS` that it has, the strongest first.
+        patterns: those of `core.patterns.NAMED` that it has, the strongest first.
         groups_held: share of its groups of 4 input channels that are 2:4; None where it is plainly
             dense, or cannot have the pattern by its shape.
         reason: why it is not 2:4; None where it is, or where it is plainly dense.
@@ -202,11 +199,9 @@ def verify_pattern(model: ir.Model, pattern: str | Pattern, skip: Iterable[str] 
 
 
 def patterns_of(model: ir.Model) -> dict[str, str]:
-    """Name of each layer whose weight has a pattern -> the strongest of `PATTERNS` that it has."""
-    held = {
-        layer.name or "": _patterns_held(weight.values) for layer, weight in layer_weights(model)
-    }
-    return {name: patterns[0] for name, patterns in held.items() if patterns}
+    """Name of each layer whose weight has one of the patterns `NAMED` -> the strictest of them."""
+    found = {layer.name or "": held(weight.values) for layer, weight in layer_weights(model)}
+    return {name: patterns[0] for name, patterns in found.items() if patterns}
 
 
 def require_patterns(model: ir.Model, expected: Mapping[str, str]) -> None:
@@ -236,9 +231,9 @@ def require_patterns(model: ir.Model, expected: Mapping[str, str]) -> None:
 def _weight_info(layer: ir.Node, weight: Weight) -> WeightInfo:
     nonzero = np.not_equal(weight.values, 0)
     zeros = 1 - np.count_nonzero(nonzero) / nonzero.size if nonzero.size else 0.0
-    held = _patterns_held(nonzero) if zeros >= NEARLY else ()
-    sought = zeros >= NEARLY and "2:4" not in held
-    share = 1.0 if "2:4" in held else None
+    patterns = held(nonzero) if zeros >= NEARLY else ()
+    sought = zeros >= NEARLY and "2:4" not in patterns
+    share = 1.0 if "2:4" in patterns else None
     if sought and ineligible(nonzero.shape, "2:4") is None:
         share = share_held(nonzero, "2:4")
     return WeightInfo(
@@ -249,20 +244,12 @@ def _weight_info(layer: ir.Node, weight: Weight) -> WeightInfo:
         dtype=str(weight.stored.dtype),
         size_bytes=weight.stored.nbytes,
         zeros=float(zeros),
-        patterns=held,
+        patterns=patterns,
         groups_held=share,
         reason=why_not(nonzero, "2:4") if sought else None,
         scale=_scale_info(operand(layer, 1)),
         input_scale=_scale_info(operand(layer, 0)),
     )
-
-
-def _patterns_held(values: Array) -> tuple[str, ...]:
-    """A weight with fewer output channels than a block of pairs counts as free 2:4."""
-    free = is_pattern(values, "2:4")
-    paired = free and len(values) >= PAIR_BLOCK and is_pattern(values, "2:4/pair")
-    wide = is_pattern(values, "4:8")
-    return tuple(name for name, has in zip(PATTERNS, (paired, free, wide), strict=True) if has)
 
 
 def _scale_info(value: ir.Value | None) -> ScaleInfo | None:

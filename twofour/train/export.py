@@ -28,7 +28,6 @@ from twofour.core.errors import GateError, InputError
 from twofour.train.layers import Prunable
 
 OPSET = 18
-PATTERNS = ("2:4/pair", "2:4", "4:8")
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -43,8 +42,8 @@ def export_onnx(
 ) -> dict[str, str]:
     """Writes the model, as it is in eval mode, to an ONNX file (opset 18).
 
-    Each weight that has a pattern (2:4/pair, 2:4 or 4:8) in the model is read back from the file
-    and checked. If one does not have it there, no file is left behind.
+    Each weight that has a pattern (2:4/pair, 2:4/2d, 2:4 or 4:8) in the model is read back from the
+    file and checked. If one does not have it there, no file is left behind.
 
     Args:
         model: left in the mode it was in.
@@ -84,15 +83,12 @@ def export_onnx(
 
 
 def _patterns_of(model: nn.Module) -> dict[str, str]:
-    """Module name -> the first of `PATTERNS` that its weight has."""
+    """Module name -> the first of `patterns.NAMED` that its weight has."""
     found = {}
     for name, layer in model.named_modules():
         if isinstance(layer, Prunable):
             weight = layer.weight.detach().to("cpu", torch.float32).numpy()
-            held = [p for p in PATTERNS if patterns.is_pattern(weight, p)]
-            if held and len(weight) < patterns.PAIR_BLOCK:
-                held = [p for p in held if not patterns.Pattern.parse(p).pair]  # no pair in it
-            if held:
+            if held := patterns.held(weight):
                 found[name] = held[0]
     return found
 

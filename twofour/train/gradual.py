@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twofour.core.criteria import magnitude
 from twofour.core.errors import InputError
-from twofour.core.patterns import PAIR_BLOCK, Pattern
+from twofour.core.patterns import Pattern
 from twofour.train.layers import WeightRef
 from twofour.train.method import Method
 from twofour.train.sparsify import Sparsifier
@@ -165,7 +165,7 @@ def _blocks(values: Tensor, pattern: Pattern) -> Tensor:
 
     Rows that fill up the last block are zero, or True of a mask.
     """
-    block = PAIR_BLOCK if pattern.pair else pattern.m if pattern.both else 1
+    block = pattern.together
     rows, channels = values.shape[:2]
     flat = values.reshape(rows, channels // pattern.m, pattern.m, -1)
     missing = -rows % block

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twofour.core.errors import InputError
-from twofour.core.patterns import PAIR_BLOCK, Pattern, energy_kept
+from twofour.core.patterns import Pattern, energy_kept
 from twofour.core.sparsegpt import Factor, factor, sparsegpt
 from twofour.train.calibration import (
     Calibration,
@@ -293,7 +293,7 @@ def _require_fit(
     problems = []
     for weight in weights:
         pattern = patterns[weight.name]
-        together = PAIR_BLOCK if pattern.pair else pattern.m if pattern.both else 1
+        together = pattern.together
         needed, size = _gram_bytes(weight), weight.shape[0] // parts_of(weight)
         if needed > options.memory_bytes:
             problems.append(f"{weight.name}: its Gram matrices take {needed:,} bytes")
