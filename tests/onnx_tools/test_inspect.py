@@ -90,6 +90,13 @@ def test_pairs_need_a_block_of_channels():
     assert by_node(graph(body, w=sparse(w[:16], "2:4/pair")))["y"].patterns[0] == "2:4"
 
 
+def test_a_mask_for_both_directions_is_named():
+    w = weights(w=(32, 8))["w"]
+    body = "(float[n,8] x) => (float[n,m] y) { y = Gemm <transB = 1> (x, w) }"
+    found = by_node(graph(body, w=sparse(w, "2:4/2d")))["y"]
+    assert found.patterns == ("2:4/2d", "2:4", "4:8")
+
+
 def test_a_weight_that_is_nearly_sparse_is_explained():
     model = pruned("w2")
     w = model.graph.initializers["w2"].const_value.numpy().copy()

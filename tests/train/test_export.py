@@ -71,6 +71,12 @@ def test_same_numbers_for_any_batch_and_names_of_the_model(model, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_mask_for_both_directions_is_named_and_checked(model, tmp_path):
+    Sparsifier(model, "2:4/2d", include=["conv", "tokens"]).prune()
+    checked = export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx")
+    assert checked == dict.fromkeys(("conv", "tokens"), "2:4/2d")
+
+
 def test_patterns_are_read_from_the_file(model, tmp_path):
     Sparsifier(model, "2:4", include=["conv"]).prune()
     path = tmp_path / "model.onnx"

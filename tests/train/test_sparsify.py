@@ -34,7 +34,7 @@ def sgd(model):
     )
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "2:4/pair", "4:8"])
+@pytest.mark.parametrize("pattern", ["2:4", "2:4/pair", "2:4/2d", "4:8"])
 @pytest.mark.parametrize("make", [sgd, lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3)])
 def test_masks_hold_and_optimizer_state_is_masked(pattern, make):
     model = network()
