@@ -51,6 +51,14 @@ def test_equal_at_the_ends_of_the_range(name, scale):
         assert_same(energy, name, "greedy")
 
 
+@pytest.mark.parametrize("search", ["exhaustive", "greedy"])
+def test_sums_are_rounded_alike(search):
+    """Values whose sums depend on the order of adding decide which tile mask is the best."""
+    values = np.array([1, 1 + 2**-23, 2**-24, 3 * 2**-25, 3 * 2**-24, 2, 0.5], np.float32)
+    energy = np.random.default_rng(2).choice(values, (256, 64))
+    assert_same(energy, "2:4/2d", search)
+
+
 def test_parts_do_not_show(monkeypatch):
     energy = np.random.default_rng(1).random((64, 64, 3), np.float32)
     monkeypatch.setattr(masks, "_MOST_SUMS", 1000)
