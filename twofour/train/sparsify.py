@@ -368,6 +368,7 @@ class Sparsifier:
 
 def _energy_kept(weight: Tensor, mask: Tensor) -> float:
     """The share of the sum of squares that the mask keeps; of an all-zero weight, 1."""
-    squares = weight.detach().double().square()
-    total = float(squares.sum())
-    return float(squares[mask].sum()) / total if total > 0 else 1.0
+    kept = weight.detach().clone()
+    holding.zero_removed(kept, mask)
+    norms = [torch.linalg.vector_norm(w, dtype=torch.float64) for w in (kept, weight.detach())]
+    return float(norms[0] / norms[1]) ** 2 if norms[1] > 0 else 1.0
