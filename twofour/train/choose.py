@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from twofour.core import criteria
+from twofour.core import criteria, masks
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.patterns import Pattern
 from twofour.train.calibration import Calibration, run_batch
@@ -54,12 +54,19 @@ def choose(
     _require_inputs(criterion, data, options)
     _require_finite(weights)
     if criterion == "magnitude":
-        return Pruned({w.name: mask_of(_magnitude(w), patterns[w.name]) for w in weights})
+        return Pruned({w.name: _mask(_magnitude(w), patterns[w.name]) for w in weights})
     _require_here(weights, criterion)
     if criterion == "sparsegpt":
         return reconstruct(model, weights, patterns, data, options)
     statistics = collect(model, weights, criterion, data)
-    return Pruned({w.name: mask_of(statistics.energy(w), patterns[w.name]) for w in weights})
+    return Pruned({w.name: _mask(statistics.energy(w), patterns[w.name]) for w in weights})
+
+
+def _mask(energy: Tensor, pattern: Pattern) -> Tensor:
+    """On a CPU by numpy, in a tenth of the time."""
+    if energy.device.type == "cpu":
+        return torch.from_numpy(masks.mask_of(energy.numpy(), pattern))
+    return mask_of(energy, pattern)
 
 
 def _magnitude(weight: WeightRef) -> Tensor:
@@ -86,8 +93,9 @@ def _require_inputs(criterion: str, data: Calibration, options: ReconstructOptio
 def _require_finite(weights: Sequence[WeightRef]) -> None:
     broken = []
     for weight in weights:
-        unusable = int((~whole(weight.parameter.detach()).isfinite()).sum())
-        if unusable:
+        finite = whole(weight.parameter.detach()).isfinite()
+        if not finite.all():
+            unusable = finite.numel() - int(finite.sum())
             broken.append(f"{weight.name}: {unusable} of its values are NaN or infinite")
     if broken:
         raise InputError(

@@ -172,8 +172,8 @@ class Sparsifier:
 
         Raises:
             InputError: the checkpoint has no masks, those of another model or pattern, or lacks or
-                has tensors that the model does not; or the masks are locked. The model is left as
-                it was.
+                has tensors that the model does not; or others are locked. The model's masks are
+                then as they were.
         """
         self._require_weights()
         state, masks = loading.masks_in(state_dict, self.model, self.weights)
