@@ -37,6 +37,7 @@ BLAMED = (*DATA, "--metric", "top1", "--blame", "--runs", "8", "--source", "int8
 # What commands print, in an order in which each finds its files: schema -> arguments.
 CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("doctor/1", ("doctor",)),
+    ("prune/1", ("prune", "model.onnx", "-o", "less.onnx", "--method", "sparsegpt", *DATA)),
     ("prune/1", ("prune", "model.onnx", "-o", "sparse.onnx", "--skip", "linear")),
     ("quantize/1", ("quantize", "sparse.onnx", "-o", "part.onnx", *DATA, "--exclude", "linear")),
     ("quantize/1", ("quantize", "sparse.onnx", "-o", "int8.onnx", *DATA)),

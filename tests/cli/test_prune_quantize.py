@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from typer.testing import CliRunner, Result
 
 from tests.sample_models import conv_model
@@ -114,3 +115,47 @@ def test_a_broken_promise_is_shown_by_inspect_and_stops_quantize_and_build(tmp_p
     assert "promised patterns: 0 kept, 1 broken" in shown.stdout
     assert "- w is promised 2:4, broken in Conv 'conv': output channel 0" in shown.stdout
     assert twofour("build", model, "-o", out, "--sparsity", "disable").exit_code == 0
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_data_prunes_with_less_error(method: str, tmp_path: Path) -> None:
+    model, data, out = conv_model(tmp_path / "m.onnx"), tmp_path / "data.npz", tmp_path / "s.onnx"
+    np.savez(data, x=X)
+    arguments = ("prune", model, "-o", out, "--method", method, "--data", data)
+    shown = twofour(*arguments, "--include", "con*", "--samples", "3", "--memory", "64k")
+    assert shown.exit_code == 0, shown.output
+    assert "left as it was: not included by name" in shown.stdout
+    assert f"1 of 2 weights pruned to 2:4 by {method}" in " ".join(shown.stdout.split())
+    assert ("output error" in shown.stdout) == (method == "sparsegpt")
+    document = json.loads(twofour(*arguments, "--json").stdout)
+    assert document["method"] == method
+    assert [layer["method"] for layer in document["layers"]] == [method, method]
+    errors = [layer["output_error"] for layer in document["layers"]]
+    assert all((error is None) == (method == "wanda") for error in errors)
+    assert all(is_pattern(w.values, "2:4") for _, w in layer_weights(load_model(out)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "wanda"), "--method wanda needs --data"),
+        (("--method", "sparsegpt"), "--method sparsegpt needs --data"),
+        (("--data", "data.npz"), "--data is not used by --method magnitude"),
+        (("--method", "sparsegpt", "--data", "none.npz"), "no data at none.npz"),
+        (("--method", "sparsegpt", "--data", "small.npz"), "does not fit the model's inputs"),
+        (("--method", "sparsegpt", "--data", "data.npz", "--memory", "much"), "bad size 'much'"),
+        (("--method", "wanda", "--data", "data.npz", "--memory", "0"), "memory_bytes"),
+        (("--include", "none"), "2 of 2: not included by name"),
+    ],
+)
+def test_what_prune_refuses_leaves_no_file(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    conv_model(tmp_path / "m.onnx")
+    np.savez("data.npz", x=X)
+    np.savez("small.npz", x=X[:, :, :4])
+    result = twofour("prune", "m.onnx", "-o", "s.onnx", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.npz", "m.onnx", "small.npz"]

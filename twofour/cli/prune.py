@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from twofour.cli.options import require_writable
+from twofour.cli.options import Threads, parse_size, require_writable
 from twofour.cli.output import Json, Output, Quiet, by_reason, printable
 
 if TYPE_CHECKING:
@@ -21,63 +22,126 @@ _WIDE = 80
 _NAMELESS = re.compile(r"(node(_\d+)?)?")  # as `load_model` fills in
 
 
+class Method(StrEnum):
+    """How weights are chosen, "magnitude" and those of `onnx_tools.one_shot.Method`."""
+
+    magnitude = "magnitude"
+    wanda = "wanda"
+    sparsegpt = "sparsegpt"
+
+
 def prune(
     model: Annotated[Path, typer.Argument(help="An ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
-    pattern: Annotated[str, typer.Option(help="2:4, 4:8 or 2:4/pair.")] = "2:4",
+    pattern: Annotated[str, typer.Option(help="2:4, 4:8, 2:4/pair or 2:4/2d.")] = "2:4",
+    method: Annotated[
+        Method, typer.Option(help="sparsegpt keeps most accuracy; it and wanda need --data.")
+    ] = Method.magnitude,
+    data: Annotated[
+        str | None, typer.Option(help="Samples: .npz, folder of .npy, module:function.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Use so many of them at most.")] = 512,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Shell pattern of names to prune alone; repeatable.")
+    ] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="Shell pattern of names to leave dense; repeatable.")
     ] = None,
+    memory: Annotated[
+        str, typer.Option(help="For what is kept of the inputs of layers, 512M or 2G.")
+    ] = "1G",
+    threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Set the smallest weights to zero without training, to try speed.
+    """Prune the weights of an ONNX file in one shot, without training.
 
-    Accuracy falls; to keep it, prune and fine-tune in PyTorch (twofour.train).
+    The more accuracy has to be kept, the more it pays to fine-tune afterwards (twofour.train).
 
-    Example: twofour prune resnet20.onnx -o sparse.onnx --skip conv1 --skip linear
+    Example: twofour prune resnet20.onnx -o sparse.onnx --method sparsegpt --data images.npz
     """
     from twofour.compiler.importer import standardized
-    from twofour.core.errors import InputError
     from twofour.onnx_tools.load import load_model, save_model
+    from twofour.onnx_tools.one_shot import Calibration
     from twofour.onnx_tools.prune import prune as prune_model
 
     out = Output(as_json, quiet)
     require_writable(output)
-    with out.stage("pruning"):
-        source = standardized(load_model(model))
-        pruned, report = prune_model(source, pattern, skip or ())
-    if not any(not entry.reason for entry in report):
-        counts = Counter(entry.reason for entry in report)
-        reasons = [f"{count} of {len(report)}: {reason}" for reason, count in counts.items()]
-        raise InputError(
-            f"no weight of {model} was pruned",
-            reasons or ["expected a Conv, Gemm or MatMul with constant weights"],
-            "choose another --pattern or fewer --skip",
+    _require_data(method, data)
+    memory_bytes = parse_size(memory) or 0
+    source = standardized(load_model(model))
+    with out.stage("pruning") as report:
+        calibration = None
+        if data is not None:
+            by = "wanda" if method is Method.wanda else "sparsegpt"
+            calibration = Calibration(
+                data, by, samples, memory_bytes, threads=threads or 0, progress=report
+            )
+        pruned, entries = prune_model(
+            source, pattern, skip or (), include=include or ("*",), calibration=calibration
         )
+    _require_pruned(model, entries)
     save_model(pruned, output)
-    left = [(entry.reason, _name(entry)) for entry in report if entry.reason]
+    left = [(entry.reason, _name(entry)) for entry in entries if entry.reason]
     out.show(
-        _table(report, out.width),
+        _table(entries, out.width),
         *by_reason("left as it was", left),
-        _summary(report, pattern, output),
+        _summary(entries, pattern, output),
     )
-    layers = [{**vars(entry), "pruned": not entry.reason} for entry in report]
-    out.data("prune/1", {"model": str(output), "pattern": pattern, "layers": layers})
+    layers = [{**vars(entry), "pruned": not entry.reason} for entry in entries]
+    document = {"model": str(output), "pattern": pattern, "method": method.value}
+    out.data("prune/1", {**document, "layers": layers})
+
+
+def _require_data(method: Method, data: str | None) -> None:
+    """Refuses data that would not be used, and methods that lack it."""
+    from twofour.core.errors import InputError
+
+    if method is Method.magnitude and data is not None:
+        raise InputError(
+            "--data is not used by --method magnitude",
+            ["expected --method wanda or sparsegpt with it"],
+            "add --method sparsegpt, or leave --data out",
+        )
+    if method is not Method.magnitude and data is None:
+        raise InputError(
+            f"--method {method.value} needs --data",
+            ["expected samples of what the model will see, got none"],
+            "add --data samples.npz, or choose --method magnitude",
+        )
+
+
+def _require_pruned(model: Path, entries: Sequence[Pruned]) -> None:
+    from twofour.core.errors import InputError
+
+    if any(not entry.reason for entry in entries):
+        return
+    counts = Counter(entry.reason for entry in entries)
+    raise InputError(
+        f"no weight of {model} was pruned",
+        [f"{count} of {len(entries)}: {reason}" for reason, count in counts.items()]
+        or ["expected a Conv, Gemm or MatMul with constant weights"],
+        "choose another --pattern, fewer --skip or more --include",
+    )
 
 
 def _table(report: Sequence[Pruned], width: int) -> Table:
     """The weights that were pruned; where the terminal is narrow, without their names."""
+    done = [entry for entry in report if not entry.reason]
+    wide, errors = width >= _WIDE, any(entry.output_error is not None for entry in done)
     caption = "energy: the sum of the squares of a weight's numbers"
+    if errors:
+        caption += "\noutput error: of what the layer computes from the samples, as a share of it"
     table = Table(title="pruned", title_justify="left", caption=caption, caption_justify="left")
     table.add_column("layer", overflow="fold")
-    if width >= _WIDE:
+    if wide:
         table.add_column("weight", overflow="fold")
-    table.add_column("energy kept", justify="right", no_wrap=True)
-    for entry in report:
-        if not entry.reason:
-            names = (entry.node, entry.weight) if width >= _WIDE else (entry.node,)
-            table.add_row(*map(printable, names), f"{100 * entry.energy_kept:.1f} %")
+    for title in ("energy kept", *["output error"] * errors):
+        table.add_column(title, justify="right", no_wrap=True)
+    for entry in done:
+        numbers = [entry.energy_kept, entry.output_error or 0.0][: 1 + errors]
+        names = [entry.node, entry.weight][: 1 + wide]
+        table.add_row(*map(printable, names), *(f"{100 * each:.1f} %" for each in numbers))
     return table
 
 
@@ -90,6 +154,7 @@ def _summary(report: Sequence[Pruned], pattern: str, output: Path) -> str:
     done = [entry for entry in report if not entry.reason]
     kept = min(entry.energy_kept for entry in done)
     return (
-        f"{output}: {len(done)} of {len(report)} weights pruned to {pattern}, each with "
-        f"{100 * kept:.0f} % of its energy or more; accuracy has to be regained by fine-tuning"
+        f"{output}: {len(done)} of {len(report)} weights pruned to {pattern} by {done[0].method}, "
+        f"each with {100 * kept:.0f} % of its energy or more; measure the accuracy (twofour "
+        "compare), and regain what is missing by fine-tuning"
     )

@@ -121,7 +121,7 @@ def sparsegpt(
     Args:
         w: float32 [N, C, ...], finite. Of a convolution in groups one group: [N / groups, ...].
         gram: [K, K] as `factor` takes it, K = taps * C; or its factor.
-        pattern: such as `2:4`, `2:4/pair` or `2:4/2d`: a group of columns holds whole pairs and tiles.
+        pattern: such as `2:4`, `2:4/pair` or `2:4/2d`; a group of columns holds whole tiles.
         block: columns whose changes are collected before the columns behind them see them; rounded
             down to whole groups. Changes the time, and the result by rounding only.
         mask: where weights stay, bool like `w`: then none is chosen, and what stays is updated.

@@ -24,7 +24,7 @@ from twofour.core import criteria
 from twofour.core.data import Data, DataLike, as_data
 from twofour.core.errors import InputError
 from twofour.core.masks import mask_of
-from twofour.core.patterns import PAIR_BLOCK, Pattern
+from twofour.core.patterns import PAIR_BLOCK, Pattern, ineligible
 from twofour.core.progress import Report, silent
 from twofour.core.sparsegpt import Factor, factor, sparsegpt
 from twofour.onnx_tools.capture import Reading, Samples, capture, gram, squares
@@ -215,6 +215,8 @@ class _Solver:
         if self._calibration.method == "wanda":
             return _by_wanda(job.weight.values, total, self._pattern)
         rows = len(job.weight.values) // len(total)
+        if reason := ineligible((rows, *job.weight.values.shape[1:]), self._pattern):
+            return Outcome(f"of a group of its output channels, {reason}")
         if self._pattern.pair and len(total) > 1 and rows % PAIR_BLOCK:
             return Outcome(
                 f"its groups of {rows} output channels split the blocks of {PAIR_BLOCK} "
