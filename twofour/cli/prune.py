@@ -16,6 +16,7 @@ from twofour.cli.options import Threads, parse_size, require_writable
 from twofour.cli.output import Json, Output, Quiet, by_reason, printable
 
 if TYPE_CHECKING:
+    from twofour.onnx_tools.one_shot import Method as DataMethod
     from twofour.onnx_tools.prune import Pruned
 
 _WIDE = 80
@@ -73,7 +74,7 @@ def prune(
     with out.stage("pruning") as report:
         calibration = None
         if data is not None:
-            by = "wanda" if method is Method.wanda else "sparsegpt"
+            by: DataMethod = "wanda" if method is Method.wanda else "sparsegpt"
             calibration = Calibration(
                 data, by, samples, memory_bytes, threads=threads or 0, progress=report
             )
