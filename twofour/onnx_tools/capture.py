@@ -123,7 +123,8 @@ Statistic = Callable[[Array], NDArray[np.float64]]
 
 def gram(rows: Array) -> NDArray[np.float64]:
     """The sum of x x^T, [groups, features, features]."""
-    return np.stack([group.T @ group for group in rows]).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # `capture` refuses what is not finite
+        return np.stack([group.T @ group for group in rows]).astype(np.float64)
 
 
 def squares(rows: Array) -> NDArray[np.float64]:

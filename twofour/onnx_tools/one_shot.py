@@ -217,7 +217,8 @@ class _Solver:
         rows = len(job.weight.values) // len(total)
         if reason := ineligible((rows, *job.weight.values.shape[1:]), self._pattern):
             return Outcome(f"of a group of its output channels, {reason}")
-        if self._pattern.pair and len(total) > 1 and rows % PAIR_BLOCK:
+        paired = self._pattern.pair and len(job.weight.values) >= PAIR_BLOCK
+        if paired and len(total) > 1 and rows % PAIR_BLOCK:
             return Outcome(
                 f"its groups of {rows} output channels split the blocks of {PAIR_BLOCK} "
                 f"in which channels share masks"
