@@ -157,6 +157,13 @@ def test_with_a_mask_given_what_stays_makes_up() -> None:
     assert is_pattern(sparsegpt(w, x @ x.T, "2:4/2d", mask=tiles)[0], "2:4/2d")
 
 
+def test_tiles_that_do_not_divide_the_rows_done_at_a_time() -> None:
+    x, w = inputs(10), weight(1030, 10)
+    new, mask = sparsegpt(w, x @ x.T, "1:5/2d")
+    assert is_pattern(new, "1:5/2d")
+    assert mask.mean() == 1 / 5
+
+
 def test_a_dead_input_loses_its_weights_first() -> None:
     x, w = inputs(16), weight(8, 16)
     x[[1, 6]] = 0

@@ -45,7 +45,7 @@ Float64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _ROWS = 1024
-"""Output channels done at a time: whole blocks of a pair pattern, and little memory."""
+"""At most so many output channels at a time, whole pairs and tiles: little memory."""
 _MOST_GROWTH = 6
 """How often the damping may grow by ten."""
 _DEAD = 1e-6
@@ -151,8 +151,9 @@ def sparsegpt(
     flat = turned.reshape(len(w), columns)
     kept = None if mask is None else np.moveaxis(mask, 1, -1).reshape(flat.shape)
     new_flat, new_kept = np.empty(flat.shape, np.float32), np.empty(flat.shape, np.bool_)
-    for first in range(0, len(w), _ROWS):
-        rows = slice(first, first + _ROWS)
+    step = _ROWS // pattern.together * pattern.together
+    for first in range(0, len(w), step):
+        rows = slice(first, first + step)
         dense = np.array(flat[rows].T, np.float64, order="C")
         given = None if kept is None else np.ascontiguousarray(kept[rows].T)
         solver = _Solver(found.upper, dense.copy(), given, pattern)
