@@ -11,20 +11,28 @@ from twofour.core import criteria
 from twofour.core import masks as core_masks
 from twofour.core.errors import InputError
 from twofour.core.patterns import Pattern
+from twofour.core.tiles import search_of
 from twofour.train import masks
 from twofour.train.masks import mask_of
 
 DEVICES = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
 
 
+def by_kernels(energy, name, search=None):
+    """As on a device that is no CPU."""
+    pattern = Pattern.parse(name)
+    return masks._by_kernels(energy, pattern, search_of(pattern, search))
+
+
 def assert_same(energy, name, search=None):
     expected = core_masks.mask_of(energy, name, search)
     for device in DEVICES:
-        found = mask_of(torch.from_numpy(energy).to(device), name, search)
-        assert found.dtype == torch.bool
-        assert found.device.type == device
-        assert found.is_contiguous()
-        np.testing.assert_array_equal(found.cpu().numpy(), expected)
+        tensor = torch.from_numpy(energy).to(device)
+        for found in (mask_of(tensor, name, search), by_kernels(tensor, name, search)):
+            assert found.dtype == torch.bool
+            assert found.device.type == device
+            assert found.is_contiguous()
+            np.testing.assert_array_equal(found.cpu().numpy(), expected)
 
 
 @given(
@@ -86,7 +94,9 @@ def test_channels_last_memory():
     energy = torch.rand(8, 8, 3, 3, generator=torch.Generator().manual_seed(0))
     turned = energy.to(memory_format=torch.channels_last)
     for name in ("2:4", "4:8", "2:4/2d"):
-        assert torch.equal(mask_of(turned, name), mask_of(energy, name))
+        found = mask_of(turned, name)
+        assert found.is_contiguous()
+        assert torch.equal(found, mask_of(energy, name))
 
 
 @pytest.mark.parametrize("name", ["2:4", "8:16", "2:4/pair", "2:4/2d"])
@@ -105,7 +115,7 @@ def test_a_compiler_takes_it(name):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (float("nan"), "1 of its energies are NaN"),
+        (float("nan"), "1 of its values are NaN"),
         (float("inf"), "NaN or infinite"),
         (-1.0, "1 of its energies are negative"),
     ],
@@ -114,8 +124,11 @@ def test_a_compiler_takes_it(name):
 def test_energies_without_rank_are_refused(bad, message, name):
     energy = torch.ones(64, 16)
     energy[33, 2] = bad
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as on_cpu:
         mask_of(energy, name)
+    with pytest.raises(InputError, match=message) as elsewhere:
+        masks._require_ranks(energy, Pattern.parse(name))
+    assert str(on_cpu.value) == str(elsewhere.value)
 
 
 def test_other_errors():

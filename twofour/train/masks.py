@@ -1,8 +1,9 @@
 """The masks of `core/masks.py` for torch tensors, made on the tensor's own device.
 
 They are equal to numpy's bit for bit, ties too: nothing is computed but comparisons and sums in the
-same order. No group is looped over; a 1-D mask is a handful of kernels, so that training can make
-one at every step, and `torch.compile` takes it as part of a graph. It runs 2-D masks as they are.
+same order. On a CPU they are numpy's, which stay in its caches. Elsewhere no group is looped over:
+a 1-D mask is a handful of kernels, so that training can make one at every step. `torch.compile`
+takes those as part of a graph on any device; 2-D masks it runs as they are.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from twofour.core import tiles
+from twofour.core import masks, tiles
 from twofour.core.errors import InputError
-from twofour.core.masks import MOST_COMPARED
 from twofour.core.patterns import (
     PAIR_BLOCK,
     PAIR_DISTANCE,
@@ -41,7 +41,8 @@ def mask_of(
         search: for the tiles of a 2-D pattern, see `core/tiles.py`: "exhaustive", "greedy", or
             None for the best that is possible.
         check: looks for values that have no rank, which waits for the device. Without it they give
-            a mask that may keep any number of weights in their groups.
+            a mask that may keep any number of weights in their groups, but on a CPU, which always
+            looks.
 
     Returns:
         bool, the shape of `energy`, on its device; without a gradient.
@@ -56,29 +57,38 @@ def mask_of(
     shape = tuple(energy.shape)
     require_eligible(shape, pattern)
     search = tiles.search_of(pattern, search)
-    energy = energy.detach()
-    if not energy.is_floating_point() or check:
+    if not energy.is_floating_point():
+        what = f"cannot rank a weight of shape {show(shape)} for pattern {pattern}"
+        raise InputError(what, [f"expected floats; got {energy.dtype}"])
+    energy = energy.detach().to(torch.promote_types(energy.dtype, torch.float32))
+    if energy.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.from_numpy(masks.mask_of(energy.numpy(), pattern, search))
+    if check:
         _require_ranks(energy, pattern)
-    energy = energy.to(torch.promote_types(energy.dtype, torch.float32)).contiguous()
+    return _by_kernels(energy.contiguous(), pattern, search)
+
+
+def _by_kernels(energy: Tensor, pattern: Pattern, search: str) -> Tensor:
+    """The mask of float32 or float64 energies, made by the tensor's device."""
     if pattern.both:
         keep: Tensor = _tiled(energy, pattern, search)
         return keep
-    paired = paired_rows(shape[0]) if pattern.pair else 0
+    rows = len(energy)
+    paired = paired_rows(rows) if pattern.pair else 0
     if not paired:
         return _free(energy, pattern)
     keep = _paired(energy[:paired], pattern)
-    return keep if paired == shape[0] else torch.cat([keep, _free(energy[paired:], pattern)])
+    return keep if paired == rows else torch.cat([keep, _free(energy[paired:], pattern)])
 
 
 def _require_ranks(energy: Tensor, pattern: Pattern) -> None:
-    what = f"cannot rank a weight of shape {show(energy.shape)} for pattern {pattern}"
-    if not energy.is_floating_point():
-        raise InputError(what, [f"expected floats; got {energy.dtype}"])
+    """The refusals of `core/masks.py`."""
     if bool(((energy >= 0) & (energy < math.inf)).all()):
         return
+    what = f"cannot rank a weight of shape {show(energy.shape)} for pattern {pattern}"
     if bad := int((~energy.isfinite()).sum()):
-        fix = "look where training diverged; give energies of float16 weights in float32"
-        raise InputError(what, [f"{bad} of its energies are NaN or infinite"], fix)
+        fix = "load a checkpoint from before training diverged"
+        raise InputError(what, [f"{bad} of its values are NaN or infinite"], fix)
     reasons = [f"{int((energy < 0).sum())} of its energies are negative"]
     raise InputError(what, reasons, "give energies, such as w * w (twofour.core.criteria)")
 
@@ -87,7 +97,7 @@ def _free(energy: Tensor, pattern: Pattern) -> Tensor:
     """`n` of each `m`, each output channel by itself."""
     n, m = pattern.n, pattern.m
     groups = energy.reshape(len(energy), -1, m, math.prod(energy.shape[2:]))
-    if m <= MOST_COMPARED:
+    if m <= masks.MOST_COMPARED:
         here, others = groups.unsqueeze(3), groups.unsqueeze(2)
         lower = torch.ones(m, m, dtype=torch.bool, device=energy.device).tril(-1).unsqueeze(2)
         outranked = (others > here) | ((others == here) & lower)  # [N, C/m, place, by, taps]
@@ -118,10 +128,10 @@ def _tiled(energy: Tensor, pattern: Pattern, search: str) -> Tensor:
 
 def _best(tiled: Tensor, n: int) -> Tensor:
     """[T, m, m] -> the first of the masks with the most energy of each tile."""
-    masks, choices, *rest = _tile_masks(n, tiled.shape[1], tiled.device)
+    every, choices, *rest = _tile_masks(n, tiled.shape[1], tiled.device)
     before, chosen = rest[::2], rest[1::2]
     parts = []
-    for part in torch.split(tiled, max(1, _MOST_SUMS // len(masks))):
+    for part in torch.split(tiled, max(1, _MOST_SUMS // len(every))):
         columns = part.permute(1, 2, 0).contiguous()  # [row, column, tile]
         rows = columns[:, choices[:, 0]]
         for column in choices[:, 1:].T:
@@ -130,7 +140,7 @@ def _best(tiled: Tensor, n: int) -> Tensor:
         for row, old, new in zip(rows[1:], before, chosen, strict=True):
             sums = sums[old] + row[new]
         parts.append(sums.argmax(0))
-    return masks[torch.cat(parts)]
+    return every[torch.cat(parts)]
 
 
 @lru_cache(maxsize=8)
