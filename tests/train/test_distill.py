@@ -59,7 +59,7 @@ def test_other_outputs(outputs):
     distiller = Distiller(student, teacher, outputs=outputs)
     torch.testing.assert_close(distiller(x), expected)
     same = Distiller(copy.deepcopy(teacher), teacher, hidden={"first": 1.0}, outputs=outputs)
-    assert float(same(x)) == pytest.approx(0, abs=1e-6)
+    assert same(x).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_regression_labels_count_and_cosine_has_none():
@@ -172,3 +172,17 @@ def test_in_the_loop_wrong_labels_do_little_harm_and_no_labels_none():
     assert alone < 0.3 * misled
     assert unlabelled == alone
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_layers_inside_an_attention_block_are_seen_in_eval_mode_too():
+    def block(seed):
+        torch.manual_seed(seed)
+        return nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+
+    student, teacher = block(0), block(1)
+    x = torch.randn(2, 5, 16)
+    for name in ("linear1", "self_attn"):
+        with Distiller(student, teacher, outputs="mse") as plain:
+            without = plain(x)
+        with Distiller(student, teacher, hidden={name: 1.0}, outputs="mse") as distiller:
+            assert distiller(x) > without

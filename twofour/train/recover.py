@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from twofour.core.errors import InputError
+from twofour.core.errors import InputError, UnsupportedError
 from twofour.train.average import Average
 from twofour.train.batches import Batches, device_of, samples_in, to_device
 from twofour.train.calibration import Loss, bare
@@ -66,11 +67,17 @@ def finetune(
     Raises:
         InputError: the checkpoint is damaged or belongs to another run, or the loss is not finite.
         GateError: a pruned weight lost its pattern.
+        UnsupportedError: a checkpoint of weights that FSDP spreads over processes.
     """
     schedule = schedule or Schedule()
     run = _Run(model, schedule, objective(loss, schedule), progress)
     parts = run.prepare(method)
     path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and any(isinstance(p, DTensor) for p in model.parameters()):
+        raise UnsupportedError(
+            f"cannot keep a checkpoint {path} of weights that are spread over processes",
+            fix="leave checkpoint out, and save with torch.distributed.checkpoint from `evaluate`",
+        )
     history = resume_run(path, schedule, parts) if path is not None and path.exists() else []
     model.train()
     for epoch in range(len(history), schedule.epochs):
