@@ -174,3 +174,13 @@ def test_refusals():
     gradual.attach(torch.optim.SGD(model.parameters(), 0.1))
     with pytest.raises(InputError, match="needs 50 steps of the optimizer\n  0 were done"):
         gradual.finish()
+
+
+def test_the_order_is_that_of_the_run_it_goes_on_from():
+    first, other = (Gradual(Sparsifier(network()), 100) for _ in range(2))
+    nn.init.normal_(other.sparsifier.model[4].weight)
+    for gradual in (first, other):
+        gradual.attach(torch.optim.SGD(gradual.sparsifier.model.parameters(), 0.1))
+    assert other.order != first.order
+    other.load_state_dict(first.state_dict())
+    assert other.order == first.order

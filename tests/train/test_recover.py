@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from twofour.core.errors import GateError, InputError
 from twofour.train import (
@@ -395,3 +396,26 @@ def test_a_compiled_model_trains_and_its_checkpoint_fits_the_plain_one(tmp_path)
     plain, _ = pruned()
     load_checkpoint(tmp_path / "run.pt", plain)
     assert torch.equal(plain[0].weight, model[0].weight)
+
+
+def test_each_epoch_and_each_seed_has_randomness_of_its_own():
+    drawn = []
+
+    def loss(model, batch):
+        drawn.append(float(torch.rand(())))
+        return model(batch[0]).sum() * 0
+
+    for seed in (0, 0, 1):
+        finetune(network(), lambda _: batches(0)[:1], Schedule(3, 0.1, seed=seed), loss=loss)
+    assert drawn[:3] == drawn[3:6]
+    assert len({*drawn[:3], *drawn[6:]}) == 6
+
+
+def test_label_smoothing_is_that_of_torch():
+    model = nn.Linear(8, 3)
+    x, labels = batches(0)[0]
+    expected = functional.cross_entropy(model(x), labels, label_smoothing=0.3).item()
+    options = Schedule(1, 0.1, label_smoothing=0.3)
+    history = finetune(model, lambda _: [(x, labels)], options)
+    assert history[0].loss == pytest.approx(expected)
+    assert expected != pytest.approx(functional.cross_entropy(model(x), labels).item())
