@@ -196,6 +196,8 @@ def test_refusals():
         SrSte(Sparsifier(model), 0)
     with pytest.raises(InputError, match="this sparsifier locks them"):
         SrSte(Sparsifier(model, locked=True), 5)
+    with pytest.raises(InputError, match="masks by magnitude, and this sparsifier by wanda"):
+        SrSte(Sparsifier(model, criterion="wanda"), 5)
     srste = SrSte(Sparsifier(model), 5)
     with pytest.raises(InputError, match="never attached"):
         srste.finish()

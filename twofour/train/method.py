@@ -30,11 +30,13 @@ class Method(ABC):
     of the optimizer, and of this.
 
     Args:
-        sparsifier: which weights, and the pattern of each; it does not lock its masks.
+        sparsifier: which weights, and the pattern of each; by magnitude, and it does not lock
+            its masks.
         steps: of the optimizer in the whole training.
 
     Raises:
-        InputError: `steps` is not above 0, the sparsifier locks masks or has no weights.
+        InputError: `steps` is not above 0, the sparsifier locks masks, has no weights, or
+            has another criterion.
         UnsupportedError: weights are spread over processes, as FSDP does.
 
     Attributes:
@@ -45,23 +47,7 @@ class Method(ABC):
 
     def __init__(self, sparsifier: Sparsifier, steps: int) -> None:
         """Checks; changes nothing yet."""
-        name = type(self).__name__
-        if steps < 1:
-            raise InputError(
-                f"{name} needs the number of training steps", [f"expected above 0; got {steps}"]
-            )
-        if not sparsifier.weights:
-            raise InputError(f"{name} has no weights: the sparsifier prunes none")
-        if sparsifier.locked:
-            raise InputError(
-                f"{name} changes masks, and this sparsifier locks them",
-                fix="make a Sparsifier of the dense model without locked=True; finish() locks it",
-            )
-        if any(isinstance(weight.parameter, DTensor) for weight in sparsifier.weights):
-            raise UnsupportedError(
-                f"{name} needs whole weights on each process, and these are sharded",
-                fix="train with DistributedDataParallel, or prune first and hold the masks",
-            )
+        _require_fit(type(self).__name__, sparsifier, steps)
         self.sparsifier, self.steps, self.step = sparsifier, steps, 0
         self._optimizer: torch.optim.Optimizer | None = None
         self._copies: tuple[nn.Module, ...] = ()
@@ -211,3 +197,28 @@ class Method(ABC):
         """Masks that remove nothing, so that the names in `state_dict` are those of the end."""
         for weight in self.sparsifier.weights:
             holding.set_mask(weight, torch.ones_like(weight.parameter, dtype=torch.bool))
+
+
+def _require_fit(name: str, sparsifier: Sparsifier, steps: int) -> None:
+    """Refuses what no method can work with."""
+    if steps < 1:
+        raise InputError(
+            f"{name} needs the number of training steps", [f"expected above 0; got {steps}"]
+        )
+    if not sparsifier.weights:
+        raise InputError(f"{name} has no weights: the sparsifier prunes none")
+    if sparsifier.locked:
+        raise InputError(
+            f"{name} changes masks, and this sparsifier locks them",
+            fix="make a Sparsifier of the dense model without locked=True; finish() locks it",
+        )
+    if sparsifier.criterion != "magnitude":
+        raise InputError(
+            f"{name} chooses masks by magnitude, and this sparsifier by {sparsifier.criterion}",
+            fix="make the Sparsifier with criterion='magnitude', or prune first and fine-tune",
+        )
+    if any(isinstance(weight.parameter, DTensor) for weight in sparsifier.weights):
+        raise UnsupportedError(
+            f"{name} needs whole weights on each process, and these are sharded",
+            fix="train with DistributedDataParallel, or prune first and hold the masks",
+        )
