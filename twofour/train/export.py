@@ -4,7 +4,8 @@ The exporter is the one built on `torch.export` (`dynamo=True`): it folds BatchN
 convolution before it, which scales rows of the weight and so keeps every zero. Its node names
 (`node_Conv_371`) are replaced: a node is called like the module it came from (`layer1.0.conv1`), or
 module and operator where a module's forward makes several (`layer1.0/Relu`). Its notes, which hold
-paths of source files, are dropped.
+paths of source files, are dropped. The metadata promises the patterns (`core/promises.py`), so that
+whoever changes the file later can be held to them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,8 @@ from torch import Tensor, nn
 
 from twofour.core import patterns
 from twofour.core.errors import GateError, InputError
-from twofour.train.layers import Prunable
+from twofour.core.promises import KEY, strongest, to_text
+from twofour.train.layers import find_weights
 
 OPSET = 18
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -42,8 +45,10 @@ def export_onnx(
 ) -> dict[str, str]:
     """Writes the model, as it is in eval mode, to an ONNX file (opset 18).
 
-    Each weight that has a pattern (2:4/pair, 2:4/2d, 2:4 or 4:8) in the model is read back from the
-    file and checked. If one does not have it there, no file is left behind.
+    Each weight that has a pattern in the model (2:4, 4:8 or another N:M, as a pair or both ways) is
+    looked for in the file, read back and checked: those of linear layers, convolutions, and the
+    projections of `nn.MultiheadAttention`, which may be packed or apart. If one does not have its
+    pattern there, no file is left behind. The file's metadata promises the patterns.
 
     Args:
         model: left in the mode it was in.
@@ -55,7 +60,7 @@ def export_onnx(
             input: ("batch",), ("batch", "length"), or () for the sizes of the example.
 
     Returns:
-        Module name -> pattern, for each weight that was checked.
+        Name of the weight, as of `WeightRef`, -> its pattern, for each that was checked.
 
     Raises:
         InputError: names and inputs do not match, or PyTorch cannot export the model.
@@ -67,29 +72,64 @@ def export_onnx(
             f"cannot export {type(model).__name__}",
             [f"expected one name for each input; got {len(input_names)} and {len(inputs)}"],
         )
-    expected = _patterns_of(model)
+    weights = _sparse_weights(model)
     graph_model = _exported(model, inputs, (input_names, output_names), dynamic)
+    _cut_constants(graph_model.graph)
     modules = _name_nodes(model, graph_model.graph)
     _drop_notes(graph_model)
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
+    if promised := _verify(graph_model, modules, weights):
+        graph_model.metadata_props[KEY] = to_text(promised)
     try:
         onnx_ir.save(graph_model, temporary)
-        _verify(onnx_ir.load(temporary).graph, modules, expected)
+        _verify(onnx_ir.load(temporary), modules, weights)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return expected
+    return {weight.name: weight.pattern for weight in weights}
 
 
-def _patterns_of(model: nn.Module) -> dict[str, str]:
-    """Module name -> the first of `patterns.NAMED` that its weight has."""
-    found = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, Prunable):
-            weight = layer.weight.detach().to("cpu", torch.float32).numpy()
-            if held := patterns.held(weight):
-                found[name] = held[0]
+@dataclass(frozen=True)
+class _Sparse:
+    """A weight of the model that has a pattern.
+
+    Attributes:
+        name: as of its `WeightRef`.
+        names: all it goes by.
+        pattern: the strongest it has.
+        values: float32 [N, C, ...].
+    """
+
+    name: str
+    names: tuple[str, ...]
+    pattern: str
+    values: NDArray[np.float32]
+
+    def rows_of(self, part: NDArray[np.float32], module: str) -> slice | None:
+        """Which of its output channels a weight of the file holds; None if it is another's.
+
+        BatchNorm may have scaled the rows of a whole weight: it is known by its module.
+        """
+        rows = len(part)
+        if part.shape[1:] != self.values.shape[1:] or not 0 < rows <= len(self.values):
+            return None
+        if module in self.names and rows == len(self.values):
+            return slice(0, rows)
+        flat, wanted = self.values.reshape(len(self.values), -1), part.reshape(rows, -1)
+        for first in np.flatnonzero((flat[: len(flat) - rows + 1] == wanted[0]).all(axis=1)):
+            if np.array_equal(flat[first : first + rows], wanted):
+                return slice(int(first), int(first) + rows)
+        return None
+
+
+def _sparse_weights(model: nn.Module) -> list[_Sparse]:
+    found = []
+    for ref in find_weights(model):
+        values = ref.parameter.detach().to("cpu", torch.float32).numpy()
+        pattern = strongest(values)
+        if pattern is not None:
+            found.append(_Sparse(ref.name, ref.names, pattern, values))
     return found
 
 
@@ -139,6 +179,43 @@ def _exported(
     return onnx_ir.from_proto(program.model_proto)
 
 
+def _cut_constants(graph: onnx_ir.Graph) -> None:
+    """Computes Split and Transpose of constants, so that parts of a packed weight are weights.
+
+    The exporter leaves `in_proj_weight` of an attention over other tokens to be cut in each run.
+    """
+    for node in list(graph):
+        parts = _parts(node)
+        if parts is None or any(value.is_graph_output() for value in node.outputs):
+            continue
+        source = node.inputs[0]
+        for value, part in zip(node.outputs, parts, strict=True):
+            tensor = onnx_ir.tensor(np.ascontiguousarray(part), name=str(value.name))
+            made = onnx_ir.val(tensor.name, tensor.dtype, part.shape, const_value=tensor)
+            value.replace_all_uses_with(made)
+            value.name = None
+            graph.register_initializer(made)
+        graph.remove(node, safe=True)
+        if source is not None and source.is_initializer() and not source.uses():
+            del graph.initializers[str(source.name)]
+
+
+def _parts(node: onnx_ir.Node) -> list[NDArray[np.generic]] | None:
+    """What a Split or Transpose makes of a constant; None for other nodes."""
+    if node.op_type not in ("Split", "Transpose") or node.domain:
+        return None
+    given = [None if value is None else value.const_value for value in node.inputs]
+    if any(tensor is None for tensor in given):
+        return None
+    whole, *sizes = (tensor.numpy() for tensor in given if tensor is not None)
+    if node.op_type == "Transpose":
+        return [whole.transpose(node.attributes.get_ints("perm", range(whole.ndim)[::-1]))]
+    axis = node.attributes.get_int("axis", 0)
+    each = -(-whole.shape[axis] // len(node.outputs))
+    ends = np.cumsum(sizes[0])[:-1] if sizes else each * np.arange(1, len(node.outputs))
+    return np.split(whole, ends, axis)
+
+
 def _name_nodes(model: nn.Module, graph: onnx_ir.Graph) -> dict[str, str]:
     """Renames nodes and their values; returns node name -> module name for nodes with a weight."""
     outputs = set(graph.outputs)
@@ -158,7 +235,7 @@ def _name_nodes(model: nn.Module, graph: onnx_ir.Graph) -> dict[str, str]:
         if node.outputs[0] not in outputs:
             node.outputs[0].name = name
     _name_biases(graph, taken)
-    _name_weights(graph, modules, taken)
+    _name_weights(model, graph, modules, taken)
     return modules
 
 
@@ -188,13 +265,20 @@ def _name_biases(graph: onnx_ir.Graph, taken: set[str | None]) -> None:
             value.name = wanted
 
 
-def _name_weights(graph: onnx_ir.Graph, modules: dict[str, str], taken: set[str | None]) -> None:
+def _name_weights(
+    model: nn.Module, graph: onnx_ir.Graph, modules: dict[str, str], taken: set[str | None]
+) -> None:
     """A weight that the exporter transposed becomes `query.weight`; it says `val_18`."""
+    attentions = {n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
     for node in graph:
         weight = node.inputs[1] if node.name in modules else None
-        wanted = f"{modules.get(str(node.name))}.weight"
+        module = modules.get(str(node.name), "")
+        kind = "in_proj_weight" if module in attentions else "weight"
+        wanted = f"{module}.{kind}".lstrip(".")
+        if kind == "in_proj_weight":
+            wanted = _free(wanted, taken)
         if weight is not None and weight.is_initializer() and wanted not in taken:
-            if not str(weight.name).endswith(".weight"):
+            if not str(weight.name).endswith((".weight", kind)):
                 weight.name = wanted
                 taken.add(wanted)
 
@@ -211,21 +295,34 @@ def _drop_notes(model: onnx_ir.Model) -> None:
     graph.metadata_props.clear()
 
 
-def _verify(graph: onnx_ir.Graph, modules: dict[str, str], expected: dict[str, str]) -> None:
-    """Raises GateError unless the weights have the patterns expected of their modules."""
+def _verify(
+    model: onnx_ir.Model, modules: dict[str, str], weights: list[_Sparse]
+) -> dict[str, str]:
+    """Raises GateError unless the file holds each weight, whole and with its pattern.
+
+    Returns:
+        Name of the initializer -> pattern.
+    """
     lost = []
-    found = set()
-    for node, weight in _weights(graph):
-        module = modules.get(str(node.name), "")
-        found.add(module)
-        if module in expected:
-            reason = patterns.why_not(weight, expected[module])
-            if reason is not None:
-                lost.append(f"{module}: weight is not {expected[module]} in the file: {reason}")
-    lost += [
-        f"{name}: its {expected[name]} weight is not in the file"
-        for name in expected.keys() - found
-    ]
+    held = {weight.name: np.zeros(len(weight.values), np.bool_) for weight in weights}
+    promised = {}
+    for node, stored in _weights(model.graph):
+        part, module = stored.astype(np.float32), modules.get(str(node.name), "")
+        known = sorted(weights, key=lambda weight: module not in weight.names)
+        found = ((weight, weight.rows_of(part, module)) for weight in known)
+        weight, rows = next(((w, r) for w, r in found if r is not None), (None, None))
+        if weight is None or rows is None:
+            continue
+        held[weight.name][rows] = True
+        promised[str(node.inputs[1].name if node.inputs[1] else "")] = weight.pattern
+        reason = patterns.why_not(part, weight.pattern)
+        if reason is not None:
+            lost.append(f"{weight.name}: weight is not {weight.pattern} in the file: {reason}")
+    for weight in weights:
+        gone = int(np.count_nonzero(~held[weight.name]))
+        if gone:
+            some = "" if gone == len(weight.values) else f"{gone} output channels of "
+            lost.append(f"{weight.name}: {some}its {weight.pattern} weight is not in the file")
     if lost:
         raise GateError(
             f"the export lost the pattern of {len(lost)} weights",
@@ -233,6 +330,7 @@ def _verify(graph: onnx_ir.Graph, modules: dict[str, str], expected: dict[str, s
             "remove layers that forward() does not use, and replace a layer whose weight is "
             "computed in forward() by one that holds the weight itself",
         )
+    return promised
 
 
 def _weights(graph: onnx_ir.Graph) -> Iterator[tuple[onnx_ir.Node, NDArray[np.generic]]]:
