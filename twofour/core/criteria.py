@@ -59,7 +59,7 @@ def taylor(w: Values, grad: Values) -> Values:
     Returns:
         The energy of each weight, the shape of `w`.
 
-    Source: Molchanov et al. 2019, arXiv:1906.10771, eq. 8.
+    Source: Molchanov et al. 2019, arXiv:1906.10771, the first-order criterion.
     """
     moved: Values = w * grad
     return magnitude(moved)
