@@ -127,9 +127,12 @@ def test_attention_projections(kind, batch_first):
 def test_attention_inside_an_encoder_that_has_a_fused_form():
     layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2).eval()
-    names = [read.weight.name for read in reads_of(encoder, torch.randn(2, 3, 16))]
+    padding = torch.tensor([[False] * 3, [False, False, True]])
+    reads = reads_of(encoder, torch.randn(2, 3, 16), src_key_padding_mask=padding)
     one = ["self_attn.in_proj_weight"] * 3 + ["self_attn.out_proj", "linear1", "linear2"]
+    names = [read.weight.name for read in reads]
     assert names == [f"layers.{i}.{name}" for i in range(2) for name in one]
+    assert not any(read.x.is_nested for read in reads)
 
 
 def test_every_use_of_a_shared_or_repeated_layer_is_seen():
@@ -140,12 +143,20 @@ def test_every_use_of_a_shared_or_repeated_layer_is_seen():
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_compiled_models_are_seen_through():
+def test_compiled_models_run_uncompiled():
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    model[0].compile(backend="eager")
-    compiled = torch.compile(model, backend="eager")
-    compiled(torch.randn(1, 8))
+    model[0].compile(backend=backend)
+    compiled = torch.compile(model, backend=backend)
     assert [read.weight.name for read in reads_of(compiled, torch.randn(1, 8))] == ["0", "1"]
+    assert compilations == []
+    compiled(torch.randn(1, 8))
+    assert compilations != []
 
 
 def test_half_precision_becomes_float32():

