@@ -82,9 +82,9 @@ def test_patterns_keep_apart() -> None:
 
 
 def test_results_survive_the_cache() -> None:
-    found = case_of(("a", "w", 4), "2:4", 0.5, judged(1.0, 2.0, None, 3.0))
+    found = case_of(("a", "w", 4), "2:4", judged(0.5, 1.0, 2.0, None, 3.0))
     assert found == Case("a", "2:4", "w", 4, 0.5, 1.0, 2.0, None, 3.0)
-    assert Together.of(3, judged(1.0, 2.0, 0.5, 3.0)) == Together(3, 1.0, 2.0, 0.5)
+    assert Together.of(3, judged(0.9, 1.0, 2.0, 0.5, 3.0)) == Together(3, 1.0, 2.0, 0.5)
 
 
 def test_the_document_is_plain() -> None:

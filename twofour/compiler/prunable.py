@@ -153,8 +153,11 @@ def left_out(model: str, plan: Plan) -> tuple[Left, ...]:
     return tuple(each for each in found if each.reason)
 
 
-def prune_only(model: Network, weights: Sequence[str], pattern: str) -> Network:
+def prune_only(model: Network, weights: Sequence[str], pattern: str) -> tuple[Network, float]:
     """The model with these weights pruned, by magnitude, and no others.
+
+    Returns:
+        It, and the least share of its sum of squares that one of them keeps.
 
     Raises:
         InputError: names cannot tell them from others.
@@ -166,4 +169,4 @@ def prune_only(model: Network, weights: Sequence[str], pattern: str) -> Network:
             [f"a layer and a weight of another share the name {min(wrong)!r}"],
             "leave it out: --skip",
         )
-    return pruned
+    return pruned, min(entry.energy_kept for entry in report if not entry.reason)

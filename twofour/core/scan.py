@@ -225,7 +225,7 @@ class _Worker:
 
 def _in_processes(items: Sequence[Item], start: Start, jobs: int) -> Iterator[tuple[Item, Result]]:
     """Results in the order they arrive; all processes have ended when this ends."""
-    _require_sendable(items, start)
+    pickled((start, [item.argument for item in items]))
     waiting = list(reversed(items))
     workers = [_spawn(start) for _ in range(jobs)]
     try:
@@ -317,9 +317,14 @@ def _refuse(error: Error, argument: object) -> Result:
     raise error
 
 
-def _require_sendable(items: Sequence[Item], start: Start) -> None:
+def pickled(work: object) -> bytes:
+    """Work as it is sent to another process.
+
+    Raises:
+        InputError: it cannot be sent.
+    """
     try:
-        pickle.dumps((start, [item.argument for item in items]))
+        return pickle.dumps(work)
     except (pickle.PicklingError, AttributeError, TypeError) as e:
         raise InputError(
             "the work cannot be sent to other processes",

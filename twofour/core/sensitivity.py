@@ -49,38 +49,31 @@ class Case:
     seconds: float
 
 
-JUDGED = ("figure", "drop", "drop_error", "seconds")
+JUDGED = ("energy_kept", "figure", "drop", "drop_error", "seconds")
 """What a scan finds of a layer: the figures that a cache keeps."""
 
 
-def judged(figure: float, drop: float, drop_error: float | None, seconds: float) -> Result:
+def judged(
+    energy_kept: float, figure: float, drop: float, drop_error: float | None, seconds: float
+) -> Result:
     """What a scan found of a layer, as a cache keeps it."""
-    return dict(zip(JUDGED, (figure, drop, drop_error, seconds), strict=True))
+    return dict(zip(JUDGED, (energy_kept, figure, drop, drop_error, seconds), strict=True))
 
 
-def case_of(layer: tuple[str, str, int], pattern: str, energy_kept: float, found: Result) -> Case:
+def case_of(layer: tuple[str, str, int], pattern: str, found: Result) -> Case:
     """Brings a layer and what was found of it together.
 
     Args:
         layer: its name, what `--skip` calls it, and its parameters.
         pattern: that it was pruned to.
-        energy_kept: 0 to 1.
         found: of `judged`.
     """
-    figure, drop, drop_error, seconds = (found[name] for name in JUDGED)
     name, skip, parameters = layer
-    nan = math.nan
-    return Case(
-        name,
-        pattern,
-        skip,
-        parameters,
-        energy_kept,
-        nan if figure is None else figure,
-        nan if drop is None else drop,
-        drop_error,
-        0.0 if seconds is None else seconds,
+    kept, figure, drop, seconds = (
+        math.nan if found[each] is None else float(found[each] or 0.0)
+        for each in ("energy_kept", "figure", "drop", "seconds")
     )
+    return Case(name, pattern, skip, parameters, kept, figure, drop, found["drop_error"], seconds)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from twofour.evaluate.blame import Blame, Blamed
 from twofour.evaluate.compare import BlameOptions, CompareOptions, Comparison, Scores, compare
 from twofour.evaluate.differences import Difference
 from twofour.evaluate.layers import LayerDifference, Layers
+from twofour.evaluate.sensitivity import Scanner, SensitivityOptions, sensitivity
 
 __all__ = [
     "Blame",
@@ -14,6 +15,9 @@ __all__ = [
     "Difference",
     "LayerDifference",
     "Layers",
+    "Scanner",
     "Scores",
+    "SensitivityOptions",
     "compare",
+    "sensitivity",
 ]

@@ -113,10 +113,11 @@ class Bench:
     def work(self, argument: tuple[Sequence[str], str]) -> Result:
         """Judges the model with these weights pruned to a pattern, and no others."""
         began = time.monotonic()
-        kept, setup = self.judge(prune_only(self.model, *argument)), self.setup
+        pruned, energy_kept = prune_only(self.model, *argument)
+        kept, setup = self.judge(pruned), self.setup
         error = self.metric.error(setup.dense, kept) if setup.dense else None
         drop = self.metric.gain(kept.figure, setup.figure)
-        return judged(kept.figure, drop, error, time.monotonic() - began)
+        return judged(energy_kept, kept.figure, drop, error, time.monotonic() - began)
 
 
 def start(setup: Setup) -> Work:

@@ -131,8 +131,8 @@ class Scanner:
         groups = [((layer.weight,), pattern, layer.name) for layer, pattern, _ in chosen]
         results = self._scan("layers pruned alone", groups, stage, note)
         cases = tuple(
-            case_of((layer.name, layer.skip, layer.parameters), pattern, pruned.energy_kept, result)
-            for (layer, pattern, pruned), result in zip(chosen, results, strict=True)
+            case_of((layer.name, layer.skip, layer.parameters), pattern, result)
+            for (layer, pattern, _), result in zip(chosen, results, strict=True)
         )
         metric = dense.metric
         return Sensitivity(

@@ -10,6 +10,7 @@ from twofour.train.recover import evaluate, finetune, predict
 from twofour.train.regularize import Shrink
 from twofour.train.report import LayerReport
 from twofour.train.schedule import AdamW, Schedule, Sgd
+from twofour.train.sensitivity import ScanOptions, sensitivity
 from twofour.train.sparsify import Sparsifier
 from twofour.train.srste import SrSte
 
@@ -20,6 +21,7 @@ __all__ = [
     "LayerReport",
     "Progress",
     "ReconstructOptions",
+    "ScanOptions",
     "Schedule",
     "Sgd",
     "Shrink",
@@ -31,4 +33,5 @@ __all__ = [
     "load_checkpoint",
     "predict",
     "reestimate_batchnorm",
+    "sensitivity",
 ]
