@@ -195,6 +195,27 @@ def test_what_cannot_be_scanned_is_refused_before_any_pass(
         Scanner(folder / "model.onnx", folder / "data.npz", SensitivityOptions(**options))
 
 
+def test_metrics_that_have_no_figure_of_one_sample(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a change in the file of one's own function makes its results new."""
+    module, cache = tmp_path / "of_pairs.py", tmp_path / "cache.jsonl"
+    monkeypatch.syspath_prepend(tmp_path)
+    module.write_text(
+        "def score(outputs, labels):\n"
+        "    assert len(labels) == 8\n"
+        "    return float((outputs['y'][0::2] * outputs['y'][1::2]).sum())\n"
+    )
+    options = SensitivityOptions(metric="of_pairs:score", samples=8, cache=cache)
+    found = sensitivity(folder / "model.onnx", folder / "data.npz", options)
+    assert {case.drop_error for case in found.cases} == {None}
+    sensitivity(folder / "model.onnx", folder / "data.npz", options)
+    assert len(cache.read_text().splitlines()) == 4
+    module.write_text(module.read_text() + "# another\n")
+    sensitivity(folder / "model.onnx", folder / "data.npz", options)
+    assert len(cache.read_text().splitlines()) == 8
+
+
 @pytest.mark.parametrize("metric", list(METRICS))
 def test_a_metric_without_labels_is_refused(folder: Path, metric: str) -> None:
     with pytest.raises(InputError, match="needs labels"):

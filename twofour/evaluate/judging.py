@@ -81,6 +81,20 @@ class Bench:
         task = Task(data, dense.inputs, MOST, setup.samples, metric, output)
         return Bench(setup, model, metric, task)
 
+    def try_first(self) -> dict[str, tuple[int, ...]]:
+        """Runs the first sample, without a figure: of one sample many metrics have none.
+
+        Returns:
+            The shapes of the run's inputs.
+
+        Raises:
+            InputError: the data does not fit the model or the metric, or has no labels.
+        """
+        predict = model_predictor(Reference(self.model, threads=1, optimized=True))
+        run = next(self.task.runs(1))
+        Scorer(self.metric, self.task.output).add(predict(run), run.batch)
+        return {name: array.shape for name, array in run.feeds.items()}
+
     def judge_dense(self, report: Report) -> tuple[Kept, str]:
         """The metric of the model as it is, and the hash of the samples."""
         seen = hashlib.sha256()

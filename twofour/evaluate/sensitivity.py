@@ -111,9 +111,8 @@ class Scanner:
         self._setup = Setup(
             Path(model), lasting(data), options.metric, options.output, options.samples, threads
         )
-        first = Bench.of(replace(self._setup, samples=1))
-        first.judge(first.model)
-        self.shapes = {n: a.shape for run in first.task.runs() for n, a in run.feeds.items()}
+        first = Bench.of(self._setup)
+        self.shapes = first.try_first()
         self._layers = tuple(find_layers(first.model, options.skip))
         self.parameters = {layer.name: layer.parameters for layer in self._layers}
         self._plan = {each: tuple(tries(first.model, each, self._layers)) for each in patterns}
