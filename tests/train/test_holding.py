@@ -84,6 +84,18 @@ def test_every_optimizer_leaves_weights_and_states_masked(name):
                 assert (state[~layer.weight_mask] == 0).all()
 
 
+def test_a_quantized_state_has_no_zero_and_is_left_alone():
+    model = network()
+    sparsifier = Sparsifier(model).prune()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    codes = torch.full_like(model[5].weight, 127, dtype=torch.uint8)
+    optimizer.state[model[5].weight]["codes"] = codes
+    train(model, optimizer, steps=1)
+    assert (codes == 127).all()
+    assert strays(model) == 0
+
+
 def test_lbfgs_that_calls_its_closure_many_times():
     model = network()
     sparsifier = Sparsifier(model).prune()

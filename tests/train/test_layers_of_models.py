@@ -115,6 +115,11 @@ def test_what_is_never_pruned_says_why(layer, name, reason):
         assert found_in(layer) == []
 
 
+def test_what_computes_a_weight_is_not_listed_beside_it():
+    assert list(reasons_of(parametrizations.weight_norm(nn.Linear(8, 4)))) == ["it"]
+    assert list(reasons_of(nn.utils.weight_norm(nn.Linear(8, 4)))) == ["it"]
+
+
 def test_a_quantized_layer_says_so():
     linear = nn.Sequential(nn.Linear(8, 4))
     quantized = torch.ao.quantization.quantize_dynamic(linear, {nn.Linear})

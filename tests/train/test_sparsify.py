@@ -345,7 +345,7 @@ def test_the_table_tells_everything_in_100_columns():
     class Long(nn.Module):
         def __init__(self):
             super().__init__()
-            self.encoder_with_a_very_long_name = nn.ModuleDict({"layers_of_it": network()})
+            self.the_encoder_with_a_very_long_name = nn.ModuleDict({"layers_of_it_all": network()})
             self.tok = nn.Embedding(10, 8)
             self.lm_head = nn.Linear(8, 10)
             self.lm_head.weight = self.tok.weight
@@ -355,11 +355,12 @@ def test_the_table_tells_everything_in_100_columns():
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0].split() == ["pruned", "weight", "pattern", "nonzero", "energy"]
+    assert sum(line.startswith("...") and "layers_of_it_all.1 " in line for line in lines) == 1
     row = next(line for line in lines if line.startswith("attention.in_proj_weight"))
     assert row.split()[1:4] == ["[24,8]", "2:4/pair", "50.0%"]
     assert "  tok [10,8]: shared by tok and lm_head: an embedding is a table of rows" in text
     assert "excluded by '*.2'" in text
-    assert "3 input channels are not a multiple of 4" in text
+    assert "3 input channels are not a multiple of 4" in " ".join(text.split())
     assert lines[-1].startswith("total: 4 of 7 weights pruned, 15,616 of 18,864 values (82.8%)")
     assert lines[-1].endswith("50.0% of those nonzero")
 
