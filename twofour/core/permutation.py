@@ -6,6 +6,7 @@ with one column a channel; only the partition of the columns into groups of m ma
 given in their canonical form: ascending within a group, groups by their first column.
 
     few columns       exact: the best partition, by dynamic programming over sets of columns
+    many groups       pairs of groups drawn at random, each divided the best way, first
     m = 4             pairs of groups take the best of the 35 ways to divide 8 columns in two,
                       the pair with the largest gain first, until no pair gains
     any other m       two columns of different groups are swapped, the largest gain first
@@ -33,6 +34,9 @@ Order = NDArray[np.int64]
 EXACT_COLUMNS = {2: 10, 4: 16, 8: 16}
 """Most columns that are searched exactly, for each m; others use at most two groups."""
 
+FEW_GROUPS = 24
+"""All pairs of so many groups are tried from the start, whatever the effort."""
+MILLION = 1_000_000
 _CHUNK = 1 << 17  # numbers of an intermediate result: a few of them fit a second-level cache
 
 
@@ -52,10 +56,10 @@ class Effort:
 
 
 EFFORTS = (
-    Effort(0, 1024, 1_000),
-    Effort(30, 4096, 10_000),
-    Effort(300, 16384, 50_000),
-    Effort(3000, 65536, 1_000_000),
+    Effort(0, 1024, 50),
+    Effort(30, 4096, 300),
+    Effort(300, 16384, 3_000),
+    Effort(3000, 65536, 100_000),
 )
 
 
@@ -221,12 +225,16 @@ def _improve(
     report: Report,
 ) -> Order:
     """Descends to a local optimum, then leaves it again and again; keeps the best order."""
-    moves: Moves = Regroup(columns, pattern) if pattern.m == 4 else Swap(columns, pattern)
+    moves = Regroup(columns, pattern) if pattern.m == 4 else Swap(columns, pattern)
+    if isinstance(moves, Regroup) and moves.groups > FEW_GROUPS:
+        _mingle(moves, limits, random)
+    if moves.groups > FEW_GROUPS and moves.numbers + moves.all_pairs() > limits.numbers * MILLION:
+        return canonical(moves.order.reshape(-1), pattern.m)
     moves.refresh(np.arange(moves.groups))
     _descend(moves, limits)
     best = moves.copy()
     for attempt in range(limits.escapes):
-        if moves.numbers > limits.numbers * 1_000_000:
+        if moves.numbers > limits.numbers * MILLION:
             break
         report(attempt, limits.escapes, "escape")
         change = moves.disturb(random) + _descend(moves, limits)
@@ -234,13 +242,21 @@ def _improve(
             best = moves.copy()
         elif change < 0:
             moves.restore(best)
-    return canonical(best[0], pattern.m)
+    return canonical(best[0].reshape(-1), pattern.m)
+
+
+def _mingle(moves: Regroup, limits: Effort, random: np.random.Generator) -> None:
+    """Random pairs of groups, until they gain little or the work is done."""
+    first = moves.mingle(random)
+    for _ in range(2 * moves.groups):
+        if moves.numbers > limits.numbers * MILLION or moves.mingle(random) < first / 1000:
+            break
 
 
 def _descend(moves: Moves, limits: Effort) -> float:
     """Applies the best moves of pairs of groups until none gains; returns what was gained."""
     gained = 0.0
-    while moves.numbers <= limits.numbers * 1_000_000:
+    while moves.numbers <= limits.numbers * MILLION:
         chosen = _disjoint(moves.gain, moves.least)
         if not chosen:
             break
