@@ -209,3 +209,24 @@ def test_the_model_is_left_as_it_was():
     trace_channels(model, (x,))
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_similarity_behind_an_encoder_frees_its_stream():
+    class Similarity(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = Bert(BertConfig(1, 16, 2, 32, 50, positions=12))
+
+        def forward(self, ids, mask, types):
+            pooled = (self.encoder(ids, mask, types) * mask[:, :, None]).sum(1)
+            unit = functional.normalize(pooled, dim=-1)
+            return unit @ unit.T
+
+    torch.manual_seed(0)
+    model, x = Similarity().eval(), example_inputs(BERT, 2, 7)
+    graph = trace_channels(model, x)
+    assert 16 in sizes(graph)
+    folded = Folded(graph, model)
+    for space in graph.channels.spaces():
+        folded.fold(space, np.random.default_rng(0).permutation(len(space)))
+    require_same(model, x, folded.tensors, seed=1)

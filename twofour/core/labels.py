@@ -25,10 +25,13 @@ class Labels:
         shape: of the tensor.
         ids: int64, of the same rank; each axis has the tensor's size, or 1 if labels do not vary
             along it.
+        extent: the shape before it was expanded: 1 along axes where all values are equal; None if
+            that is not known.
     """
 
     shape: tuple[int, ...]
     ids: Ids
+    extent: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, shape: Sequence[int], ids: Ids) -> Labels:
@@ -67,10 +70,16 @@ class Labels:
         """Axes along which labels differ."""
         return frozenset(axis for axis, size in enumerate(self.ids.shape) if size > 1)
 
+    @property
+    def spread(self) -> tuple[int, ...]:
+        """The axes of size 1 are those along which all values are equal."""
+        return self.shape if self.extent is None else self.extent
+
     def aligned(self, rank: int) -> Labels:
         """With axes of size 1 in front, as broadcasting has it."""
         more = (1,) * (rank - len(self.shape))
-        return Labels(more + self.shape, self.ids.reshape(more + self.ids.shape))
+        ids = self.ids.reshape(more + self.ids.shape)
+        return Labels(more + self.shape, ids, more + self.spread)
 
     def index(self, axes: Sequence[int]) -> Ids:
         """A number for each position along these axes, in the shape of `ids`."""
@@ -93,7 +102,8 @@ def pointwise(channels: Channels, operands: Sequence[Labels], shape: Sequence[in
     wired = [operand for operand in aligned if operand.wired]
     if not wired:
         lowest = min((int(operand.ids.min(initial=0)) for operand in aligned), default=UNIFORM)
-        return Labels.constant(shape, lowest)
+        extent = np.broadcast_shapes(*(operand.spread for operand in aligned))
+        return Labels(tuple(shape), np.full((1,) * len(shape), lowest), extent)
     by_rank = sorted((operand.varying for operand in wired), key=len)
     if any(not less <= more for less, more in pairwise(by_rank)):
         for operand in wired:
@@ -108,7 +118,7 @@ def pointwise(channels: Channels, operands: Sequence[Labels], shape: Sequence[in
     merged = Labels(tuple(shape), result)
     for operand in aligned:
         met = np.broadcast_to(operand.ids == OPAQUE, grid) & (result > 0)
-        axes = [axis for axis in merged.varying if operand.shape[axis] > 1]
+        axes = [axis for axis in merged.varying if operand.spread[axis] > 1]
         if axes and met.any():
             reason = "combined element by element with values that are no parameter"
             channels.separate(np.where(met, result, UNIFORM), merged.index(axes), reason)

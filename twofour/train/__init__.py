@@ -5,6 +5,8 @@ from twofour.train.checkpoint import Progress, load_checkpoint
 from twofour.train.distill import Distiller
 from twofour.train.export import export_onnx
 from twofour.train.gradual import Gradual
+from twofour.train.permute import permute
+from twofour.train.permute_report import PermutationReport
 from twofour.train.reconstruct import ReconstructOptions
 from twofour.train.recover import evaluate, finetune, predict
 from twofour.train.regularize import Shrink
@@ -19,6 +21,7 @@ __all__ = [
     "Distiller",
     "Gradual",
     "LayerReport",
+    "PermutationReport",
     "Progress",
     "ReconstructOptions",
     "ScanOptions",
@@ -31,6 +34,7 @@ __all__ = [
     "export_onnx",
     "finetune",
     "load_checkpoint",
+    "permute",
     "predict",
     "reestimate_batchnorm",
     "sensitivity",

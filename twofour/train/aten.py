@@ -257,6 +257,9 @@ def move(call: Call) -> Any:
     first = next(iter(call.given.values()))
     if isinstance(first, Parameter):
         return _move_parameter(call, first)
+    if call.name in ("expand", "expand_as") and not first.wired:
+        extent = first.aligned(len(call.shape)).spread
+        return Labels(call.shape, np.full((1,) * len(extent), int(first.ids.min())), extent)
     known = [v for v in _flat(call.given.values()) if isinstance(v, Labels) and v.wired]
 
     def full(value: Any) -> Ids:

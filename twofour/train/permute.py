@@ -145,21 +145,21 @@ class _Search:
         """Searches an order for the channels of a space, and folds it in if masks keep more."""
         written, read = self._writers(space), self._readers(space)
         touched = [name for name in self.weights if name in {*written, *read}]
-        before = sum(self.kept[name] for name in touched)
+        pruned = [name for name in read if name in self.weights]
+        earlier = {name: self.kept[name] for name in touched}
         order, note = self._search(space, read, effort, seed)
-        after = before
         if order is not None:
             self.folded.fold(space, order)
             now = {name: self.weights[name].kept(self._array(name)) for name in touched}
-            after = sum(now.values())
-            if after > before:
+            if sum(now.values()) > sum(earlier.values()):
                 self.kept.update(now)
             else:
                 self.folded.fold(space, np.argsort(order))
-                after, note = before, "no better order was found"
-        total = sum(self._energy(name) for name in touched)
-        pruned = tuple(self.weights[name].ref.name for name in read if name in self.weights)
-        return SpaceReport(len(space), pruned, tuple(written), before, after, total, note)
+                note = "no better order was found"
+        before, after = (sum(kept[n] for n in pruned) for kept in (earlier, self.kept))
+        energy = sum(self._energy(name) for name in pruned)
+        names = tuple(self.weights[name].ref.name for name in pruned)
+        return SpaceReport(len(space), names, tuple(written), before, after, energy, note)
 
     def report(self, spaces: list[SpaceReport]) -> PermutationReport:
         """What was gained, and which channels of which weights stay."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
 
 COLUMNS = 100
 _NAMES_COLUMNS = 58
@@ -18,9 +19,9 @@ class SpaceReport:
         channels: how many.
         readers: names of the weights that will be pruned and read them.
         writers: names of the matrices and filters that write them.
-        before: energy that masks of all weights here keep in the given order.
-        after: in the order that the model has now.
-        energy: of those weights without masks.
+        before: energy that masks of the readers kept before these channels were permuted.
+        after: and afterwards.
+        energy: of the readers without masks.
         note: why the order stayed, if it did.
     """
 
@@ -75,13 +76,13 @@ class PermutationReport:
     def table(self) -> str:
         """Plain text of at most 100 columns."""
         lines = [f"{'channels':>8}  {'read by':<{_NAMES_COLUMNS}}{'kept before':>13}{'after':>9}"]
-        for space in self.spaces:
-            names = _shortened(space.readers)
-            before, after = (_percent(e, space.energy) for e in (space.before, space.after))
-            row = f"{space.channels:>8}  {names:<{_NAMES_COLUMNS}}{before:>13}{after:>9}"
-            lines.append(row)
-            if space.note:
-                lines += _wrapped(space.note, " " * 10)
+        for (channels, readers, note), found in groupby(self.spaces, _kind):
+            alike = list(found)
+            before = _percent(alike[0].before, alike[0].energy)
+            after = _percent(alike[-1].after, alike[-1].energy)
+            count = f"{len(alike)} x {channels}" if len(alike) > 1 else str(channels)
+            row = f"{count:>8}  {_shortened(readers):<{_NAMES_COLUMNS}}{before:>13}{after:>9}"
+            lines += [row, *_wrapped(note, " " * 10)]
         lines += self._stays()
         before, after = (_percent(e, self.energy) for e in (self.before, self.after))
         lines.append(
@@ -98,6 +99,11 @@ class PermutationReport:
         for reason, names in by_reason.items():
             lines += _wrapped(f"{reason}: {', '.join(names)}", "  ")
         return lines
+
+
+def _kind(space: SpaceReport) -> tuple[int, tuple[str, ...], str]:
+    """Heads of one attention are one line of the table."""
+    return space.channels, space.readers, space.note
 
 
 def _shortened(names: tuple[str, ...]) -> str:
