@@ -14,7 +14,7 @@ from tests.sample_models import conv_model
 from twofour.cli import app
 from twofour.core.patterns import is_pattern
 from twofour.onnx_tools.load import load_model, save_model
-from twofour.onnx_tools.promises import promise
+from twofour.onnx_tools.promises import check, promise
 from twofour.onnx_tools.weights import layer_weights
 
 X = np.random.default_rng(0).standard_normal((8, 4, 8, 8)).astype(np.float32)
@@ -140,7 +140,10 @@ def test_data_prunes_with_less_error(method: str, tmp_path: Path) -> None:
     [
         (("--method", "wanda"), "--method wanda needs --data"),
         (("--method", "sparsegpt"), "--method sparsegpt needs --data"),
-        (("--data", "data.npz"), "--data is not used by --method magnitude"),
+        (
+            ("--data", "data.npz", "--no-correct"),
+            "--data is not used by --method magnitude --no-correct",
+        ),
         (("--method", "sparsegpt", "--data", "none.npz"), "no data at none.npz"),
         (("--method", "sparsegpt", "--data", "small.npz"), "does not fit the model's inputs"),
         (("--method", "sparsegpt", "--data", "data.npz", "--memory", "much"), "bad size 'much'"),
@@ -159,3 +162,37 @@ def test_what_prune_refuses_leaves_no_file(
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.npz", "m.onnx", "small.npz"]
+
+
+def test_data_corrects_what_pruning_shifts_and_promises_are_in_the_file(tmp_path: Path) -> None:
+    model, data = conv_model(tmp_path / "m.onnx"), tmp_path / "data.npz"
+    np.savez(data, x=X)
+    plain, fixed = tmp_path / "plain.onnx", tmp_path / "fixed.onnx"
+    for out, more in ((plain, ("--no-correct",)), (fixed, ())):
+        method = ("--method", "wanda", "--data", data, *more)
+        result = twofour("prune", model, "-o", out, *method, "--json")
+        assert result.exit_code == 0, result.output
+        corrected = json.loads(result.stdout)["corrected"]
+        assert [entry["done"] for entry in corrected] == [] if more else ["scale and bias"] * 2
+        assert {e.weight: e.pattern for e in check(load_model(out)).entries} == {
+            "w": "2:4", "fc": "2:4"}  # fmt: skip
+    arrays = [{n: w.values for n, w in layer_weights(load_model(p))} for p in (plain, fixed)]
+    for before, after in zip(*(a.values() for a in arrays), strict=True):
+        assert ((before == 0) == (after == 0)).all()
+        assert (before != after).any()
+    shown = twofour("prune", model, "-o", fixed, "--data", data)
+    assert "corrected: 2 by scale and bias" in shown.stdout
+
+
+def test_pruning_mends_what_it_prunes_and_refuses_what_stays_broken(tmp_path: Path) -> None:
+    model, out = conv_model(tmp_path / "m.onnx"), tmp_path / "s.onnx"
+    dense = load_model(model)
+    promise(dense, {"w": "2:4"})
+    save_model(dense, model)
+    assert twofour("prune", model, "-o", out).exit_code == 0
+    assert not any(entry.broken for entry in check(load_model(out)).entries)
+    out.unlink()
+    result = twofour("prune", model, "-o", out, "--skip", "conv")
+    assert result.exit_code == 1
+    assert "pruning breaks the promised sparsity pattern of 1 of 2 weights" in result.stderr
+    assert not out.exists()

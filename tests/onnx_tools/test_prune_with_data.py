@@ -14,6 +14,7 @@ from tests.sample_models import conv_model
 from twofour.core.errors import InputError
 from twofour.core.masks import magnitude_mask, mask_of
 from twofour.core.patterns import is_pattern
+from twofour.core.promises import KEY, to_text
 from twofour.core.sparsegpt import sparsegpt
 from twofour.onnx_tools import one_shot
 from twofour.onnx_tools.load import load_model, model_bytes, save_model
@@ -246,6 +247,7 @@ def test_the_rest_of_the_file_stays_as_it_was(tmp_path: Path) -> None:
     assert [old.name for old, new in pairs if old != new] == ["w", "fc"]
     for old, new in pairs:
         assert (old.name, old.dims, old.data_type) == (new.name, new.dims, new.data_type)
+    before.metadata_props.add(key=KEY, value=to_text({"w": "2:4", "fc": "2:4"}))
     # Shapes of initializers, which any file gets that is loaded and saved.
     assert {info.name for info in after.graph.value_info} <= {old.name for old, _ in pairs}
     del after.graph.value_info[:]

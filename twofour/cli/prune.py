@@ -16,6 +16,7 @@ from twofour.cli.options import Threads, parse_size, require_writable
 from twofour.cli.output import Json, Output, Quiet, by_reason, printable
 
 if TYPE_CHECKING:
+    from twofour.onnx_tools.correct import Corrected
     from twofour.onnx_tools.one_shot import Method as DataMethod
     from twofour.onnx_tools.prune import Pruned
 
@@ -48,6 +49,9 @@ def prune(
     skip: Annotated[
         list[str] | None, typer.Option(help="Shell pattern of names to leave dense; repeatable.")
     ] = None,
+    correct: Annotated[
+        bool, typer.Option(help="With --data: give layers their mean and deviation again.")
+    ] = True,
     memory: Annotated[
         str, typer.Option(help="For what is kept of the inputs of layers, 512M or 2G.")
     ] = "1G",
@@ -62,18 +66,21 @@ def prune(
     Example: twofour prune resnet20.onnx -o sparse.onnx --method sparsegpt --data images.npz
     """
     from twofour.compiler.importer import standardized
+    from twofour.core.data import as_data
+    from twofour.onnx_tools.capture import Samples
+    from twofour.onnx_tools.correct import correct as correct_model
     from twofour.onnx_tools.load import load_model, save_model
     from twofour.onnx_tools.one_shot import Calibration
     from twofour.onnx_tools.prune import prune as prune_model
 
     out = Output(as_json, quiet)
     require_writable(output)
-    _require_data(method, data)
+    _require_data(method, data, correct)
     memory_bytes = parse_size(memory) or 0
     source = standardized(load_model(model))
     with out.stage("pruning") as report:
         calibration = None
-        if data is not None:
+        if data is not None and method is not Method.magnitude:
             by: DataMethod = "wanda" if method is Method.wanda else "sparsegpt"
             calibration = Calibration(
                 data, by, samples, memory_bytes, threads=threads or 0, progress=report
@@ -82,26 +89,43 @@ def prune(
             source, pattern, skip or (), include=include or ("*",), calibration=calibration
         )
     _require_pruned(model, entries)
+    corrected: Sequence[Corrected] = ()
+    if correct and data is not None:
+        given = as_data(data, [str(value.name) for value in source.graph.inputs])
+        with out.stage("correcting") as report:
+            pruned, corrected = correct_model(
+                source, pruned, Samples(given, samples, threads or 0), progress=report
+            )
     save_model(pruned, output)
     left = [(entry.reason, _name(entry)) for entry in entries if entry.reason]
     out.show(
         _table(entries, out.width),
         *by_reason("left as it was", left),
+        *_corrections(corrected),
         _summary(entries, pattern, output),
     )
     layers = [{**vars(entry), "pruned": not entry.reason} for entry in entries]
     document = {"model": str(output), "pattern": pattern, "method": method.value}
-    out.data("prune/1", {**document, "layers": layers})
+    done = [vars(entry) for entry in corrected]
+    out.data("prune/1", {**document, "layers": layers, "corrected": done})
 
 
-def _require_data(method: Method, data: str | None) -> None:
+def _corrections(corrected: Sequence[Corrected]) -> list[str]:
+    """What was corrected, and what was not."""
+    counts = Counter(entry.done for entry in corrected if entry.done)
+    done = ", ".join(f"{count} by {how}" for how, count in counts.items())
+    left = [(entry.reason, entry.node) for entry in corrected if not entry.done]
+    return [*([f"corrected: {done}"] if done else []), *by_reason("not corrected", left)]
+
+
+def _require_data(method: Method, data: str | None, correct: bool) -> None:
     """Refuses data that would not be used, and methods that lack it."""
     from twofour.core.errors import InputError
 
-    if method is Method.magnitude and data is not None:
+    if method is Method.magnitude and data is not None and not correct:
         raise InputError(
-            "--data is not used by --method magnitude",
-            ["expected --method wanda or sparsegpt with it"],
+            "--data is not used by --method magnitude --no-correct",
+            ["expected --method wanda or sparsegpt with it, or --correct"],
             "add --method sparsegpt, or leave --data out",
         )
     if method is not Method.magnitude and data is None:

@@ -22,6 +22,7 @@ from twofour.core.masks import magnitude_mask
 from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern
 from twofour.onnx_tools.capture import reading_of, why_unreadable
 from twofour.onnx_tools.one_shot import Calibration, Job, Outcome, prune_layers
+from twofour.onnx_tools.promises import promise, require_kept
 from twofour.onnx_tools.weights import Weight, layer_weights
 
 
@@ -70,11 +71,13 @@ def prune(
         calibration: data, and what to do with it; None for magnitude: the smallest weights go.
 
     Returns:
-        A new model, and what became of each weight of a Conv, Gemm or MatMul.
+        A new model, whose metadata promises the pattern of the weights that have it, and what
+        became of each weight of a Conv, Gemm or MatMul.
 
     Raises:
         InputError: there is no such pattern, or the data is not usable (see `capture.capture`).
         UnsupportedError: the model has to run for the data, and ONNX Runtime cannot run it.
+        GateError: a weight that stays as it is breaks what the model promises.
     """
     model = model.clone()
     if model.functions:
@@ -82,8 +85,13 @@ def prune(
     patterns = tuple(Pattern.parse(each) for each in (pattern, *keep))
     names = _Names(tuple(include), tuple(skip))
     if calibration is None:
-        return model, tuple(_by_magnitude(model, patterns, names))
-    return model, tuple(_by_data(model, patterns, names, calibration))
+        report = tuple(_by_magnitude(model, patterns, names))
+    else:
+        report = tuple(_by_data(model, patterns, names, calibration))
+    weights = [(weight.name, weight.values) for _, weight in layer_weights(model)]
+    promise(model, {name: str(patterns[0]) for name, w in weights if is_pattern(w, patterns[0])})
+    require_kept(model, "pruning")
+    return model, report
 
 
 @dataclass(frozen=True)
