@@ -120,7 +120,7 @@ def test_damaged_lines_are_told(folder: Path, tmp_path: Path) -> None:
     found = sensitivity(
         folder / "model.onnx", folder / "data.npz", SensitivityOptions(samples=4, cache=cache)
     )
-    assert found.notes == (f"1 lines of {cache} could not be read and were passed over",)
+    assert found.notes == (f"{cache}: 1 damaged line(s) passed over",)
     assert [json.loads(line)["name"] for line in cache.read_text().splitlines()[1:]] == [
         f"{name} 2:4" for name in PRUNED
     ]

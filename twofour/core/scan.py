@@ -114,6 +114,11 @@ class Cache:
             finally:
                 os.close(handle)
 
+    def notes(self) -> Iterator[str]:
+        """What the user should know of the file."""
+        if self.damaged:
+            yield f"{self.path}: {self.damaged} damaged line(s) passed over"
+
     def _read(self, line: bytes) -> None:
         try:
             entry = json.loads(line)

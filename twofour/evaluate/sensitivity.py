@@ -206,8 +206,7 @@ class Scanner:
         return text + "; --cache FILE would keep what is done" * lost
 
     def _notes(self) -> Iterator[str]:
-        if damaged := self._cache.damaged:
-            yield f"{damaged} lines of {self._cache.path} could not be read and were passed over"
+        yield from self._cache.notes()
         for layer in self._layers:
             if layer.readers > 1:
                 yield f"{layer.name}: {layer.readers} layers read this weight, pruned for all"

@@ -63,7 +63,7 @@ class Gains:
         for nodes, gain_us in rows:
             known = all(parameters.get(node) for node in nodes)
             sizes = {node: parameters[node] if known else 1 for node in nodes}
-            for node in set(nodes) & set(parameters):
+            for node in (each for each in sizes if each in parameters):
                 share = gain_us * sizes[node] / sum(sizes.values())
                 found[node] = found.get(node, 0.0) + share
         return found

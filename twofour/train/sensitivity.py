@@ -122,7 +122,7 @@ def sensitivity(
         case_of((weight.name, weight.name, weight.parameter.numel()), p, result)
         for (weight, p), result in zip(tries, results, strict=True)
     )
-    notes = (f"{cache.damaged} lines of {cache.path} were passed over",) if cache.damaged else ()
+    notes = tuple(cache.notes())
     name, more = type(model).__name__, asked.higher_is_better
     return Sensitivity(name, asked.metric, "", more, dense, None, cases, left, notes)
 
