@@ -201,6 +201,18 @@ def test_what_data_cannot_prune_is_left_with_the_reason() -> None:
     assert model_bytes(pruned) == model_bytes(source)
 
 
+@pytest.mark.parametrize("method", [None, "wanda", "sparsegpt"])
+def test_an_embedding_that_is_a_weight_too_is_left(method: str | None) -> None:
+    body = """(int64[b,5] i) => (y) {
+        e = Gather (table, i)  f = MatMul (e, w)  t = Transpose (table)  y = MatMul (f, t) }"""
+    source = model(body, table=floats(32, 8), w=floats(8, 8))
+    data = {"i": RANDOM.integers(0, 32, (20, 5))}
+    given = None if method is None else Calibration(data, method)
+    _, report = prune(source, calibration=given)
+    assert report[0].reason == ""
+    assert report[1].reason == "it is an embedding as well, read by Gather 'e'"
+
+
 def test_groups_that_split_pairs_are_left() -> None:
     source = model(
         "(float[b,16,5,5] x) => (y) { y = Conv <group = 2> (x, w) }", w=floats(64 + 32, 8, 3, 3)

@@ -21,6 +21,7 @@ import onnx_ir.passes.common as common_passes
 from twofour.core.masks import magnitude_mask
 from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern
 from twofour.onnx_tools.capture import reading_of, why_unreadable
+from twofour.onnx_tools.edit import is_standard
 from twofour.onnx_tools.one_shot import Calibration, Job, Outcome, prune_layers
 from twofour.onnx_tools.promises import promise, require_kept
 from twofour.onnx_tools.weights import Weight, layer_weights
@@ -117,6 +118,9 @@ def _why_not(weight: Weight, patterns: Sequence[Pattern]) -> str:
         return reason
     if not np.isfinite(weight.values).all():
         return "it holds NaN or infinite values"
+    uses = weight.source.uses()
+    if tables := [node for node, at in uses if is_standard(node, "Gather") and at == 0]:
+        return f"it is an embedding as well, read by Gather {tables[0].name!r}"
     held = (each for each in patterns if is_pattern(weight.values, each))
     return next((f"already {each}" for each in held), "")
 
