@@ -16,11 +16,11 @@ what it is given: they are measured again in the pruned network, and the layer i
 Layers that do not depend on each other go together. The network is run up to them, and memory holds
 sums, not samples.
 
-Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2 (bias correction, for rounded weights);
-Jordan et al. 2022, arXiv:2211.08403 (REPAIR: deviations that collapse, restored by a scale and a
-shift for each channel; for pruned networks too, in its section 6); Ioffe and Szegedy 2015,
-arXiv:1502.03167, algorithm 2 (statistics of inference from samples); Li et al. 2020,
-arXiv:2007.02491 (BatchNorm measured again after pruning).
+Source: Nagel et al. 2019, arXiv:1906.04721 (bias correction, for rounded weights); Jordan et al.
+2022, arXiv:2211.08403 (REPAIR, for interpolated networks: deviations that collapse, restored by a
+scale and a shift for each channel); Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 2
+(statistics of inference from samples); Li et al. 2020, arXiv:2007.02491 (BatchNorm measured again
+after pruning).
 """
 
 from __future__ import annotations
