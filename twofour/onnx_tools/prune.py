@@ -118,9 +118,6 @@ def _why_not(weight: Weight, patterns: Sequence[Pattern]) -> str:
         return reason
     if not np.isfinite(weight.values).all():
         return "it holds NaN or infinite values"
-    uses = weight.source.uses()
-    if tables := [node for node, at in uses if is_standard(node, "Gather") and at == 0]:
-        return f"it is an embedding as well, read by Gather {tables[0].name!r}"
     held = (each for each in patterns if is_pattern(weight.values, each))
     return next((f"already {each}" for each in held), "")
 
@@ -175,6 +172,9 @@ def _why_none_of(
     """Why a weight is not pruned by data for the layers that read it; else ""."""
     if len({weight.axes for _, weight in readers}) > 1:
         return "layers read it along different axes"
+    uses = readers[0][1].source.uses()
+    if tables := [node for node, at in uses if is_standard(node, "Gather") and at == 0]:
+        return f"it is an embedding as well, read by Gather {tables[0].name!r}"
     unreadable = (why_unreadable(model, layer, weight) for layer, weight in readers)
     return _why_not(readers[0][1], patterns) or next(filter(None, unreadable), "")
 
