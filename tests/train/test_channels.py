@@ -184,6 +184,39 @@ def test_channels_that_stay_have_a_reason(reason):
     assert not any(np.isin(s.roots, written).any() for s in graph.channels.spaces())
 
 
+def zeroed(m, x):
+    y = m.a(x).clone()
+    y[:, 3] = 0
+    return m.b(y)
+
+
+def overwritten(m, x):
+    y = torch.zeros(2, 16, 8, 8, dtype=x.dtype)
+    y[:, 8:] = m.a(x)
+    return m.b(y)
+
+
+def half_rectified(m, x):
+    y = m.a(x)
+    y[:, :4].relu_()
+    return m.b(y)
+
+
+@pytest.mark.parametrize(
+    ("forward", "width", "free"),
+    [(zeroed, 8, [7]), (overwritten, 16, []), (half_rectified, 8, [4])],
+)
+def test_channels_that_are_changed_in_place_stay(forward, width, free):
+    torch.manual_seed(0)
+    model, x = Lambda(forward, a=conv(3, 8), b=conv(width, 4)), images()
+    graph = trace_channels(model, x)
+    assert sizes(graph) == free
+    folded = Folded(graph, model)
+    for space in graph.channels.spaces():
+        folded.fold(space, np.roll(np.arange(len(space)), 1))
+    require_same(model, x, folded.tensors, seed=1)
+
+
 def test_control_flow_is_refused_with_a_reason():
     model = Lambda(lambda m, x: m.a(x) if x.sum() > 0 else x, a=conv(3, 3))
     with pytest.raises(UnsupportedError, match=r"torch\.export"):

@@ -16,6 +16,8 @@ import numpy as np
 
 from twofour.core.channels import OPAQUE, UNIFORM, Channels, Ids
 
+UNKNOWN = "reads an input, or what no rule follows"
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -199,7 +201,9 @@ def weighted(channels: Channels, x: Labels, axis: int, weight: Ids) -> None:
     """
     read = vector(channels, x, axis)
     channels.tie(weight, read)
-    channels.pin(np.where(read == OPAQUE, weight, UNIFORM), "reads an input of the network")
+    channels.pin(
+        np.where(read == OPAQUE, weight, UNIFORM), "reads an input, or what no rule follows"
+    )
     channels.pin(np.where(read == UNIFORM, weight, UNIFORM), "reads a constant")
 
 

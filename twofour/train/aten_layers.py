@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from twofour.core.channels import UNIFORM, Ids
-from twofour.core.labels import Labels, alike, pointwise, product, settled, vector, weighted
+from twofour.core.labels import (
+    UNKNOWN,
+    Labels,
+    alike,
+    pointwise,
+    product,
+    settled,
+    vector,
+    weighted,
+)
 from twofour.train.aten import Call, Parameter, unknown
 
 
@@ -152,7 +161,7 @@ def _read_groups(call: Call, x: Labels, weight: Parameter, groups: int) -> None:
     if width == 1:
         repeated = np.repeat(read, count // groups)
         channels.tie(written, repeated)
-        channels.pin(np.where(repeated <= 0, written, UNIFORM), "reads an input of the network")
+        channels.pin(np.where(repeated <= 0, written, UNIFORM), UNKNOWN)
         return
     reason = "alone in its group of a convolution"
     channels.separate(read, np.arange(len(read)) // width, reason)

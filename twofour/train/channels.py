@@ -142,8 +142,40 @@ def _visit(tracer: Tracer, node: fx.Node, values: dict[str, Any]) -> None:
         tracer.pin((args, kwargs), "an output of the network")
     elif node.target is operator.getitem:
         values[node.name] = args[0][args[1]]
+    elif _changes_a_part(node):
+        tracer.pin((args, kwargs), "a part of it is changed in place")
+        values[node.name] = args[0]
     elif node.op == "call_function":
         result = node.meta.get("val")
         values[node.name] = tracer.call(node.target, args, kwargs, result)
+        changed = _changed(node)
+        if changed is not None:
+            values[changed.name] = values[node.name]
     else:  # get_attr: a constant, or a graph that a control flow operator calls
         values[node.name] = tracer.opaque(node.meta.get("val"))
+
+
+def _changed(node: fx.Node) -> fx.Node | None:
+    """The value that an operator changes in place."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable or not node.args:
+        return None
+    return node.args[0] if isinstance(node.args[0], fx.Node) else None
+
+
+def _changes_a_part(node: fx.Node) -> bool:
+    """Whether an operator writes to some elements of an older value, so that these differ now."""
+    changed = _changed(node)
+    if changed is None:
+        return False
+    value = changed.meta["val"]
+    while changed.op == "call_function" and changed.args:
+        before = changed.args[0]
+        if not isinstance(before, fx.Node) or not isinstance(before.meta.get("val"), Tensor):
+            return changed.target is operator.getitem
+        if before.meta["val"].numel() != value.numel():
+            return getattr(changed.target, "is_view", False)
+        if not getattr(changed.target, "is_view", False):
+            return False
+        changed = before
+    return False
