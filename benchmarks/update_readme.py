@@ -24,10 +24,17 @@ BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
 def section(path: Path) -> str:
     """One summary as a page shows it."""
     summary = json.loads(path.read_text())
+    where = (
+        f"{summary['cpu']} ({summary['target']})"
+        if "cpu" in summary
+        else "; ".join(summary["device"])
+    )
     head = (
-        f"**{summary['title']}**, on {summary['cpu']} ({summary['target']}), "
+        f"**{summary['title']}**, on {where}, "
         f"twofour {summary['version']}. Reproduce: `{summary['command']}`\n\n"
     )
+    if "device" in summary:
+        return head + excerpt(path.with_suffix(".md"))
     if "suite" in summary:
         link = f"[{path.stem}.md](benchmarks/{path.stem}.md)"
         words = f"Times as fast as the fastest peer of the same precision; all figures: {link}"
@@ -35,6 +42,15 @@ def section(path: Path) -> str:
     if "baseline" not in summary:
         return head + foreign(summary)
     return head + markdown(summary["rows"], summary["baseline"])
+
+
+def excerpt(page: Path) -> str:
+    """The first table of a page with the words before it, and a link to the others."""
+    words, begin, rest = page.read_text().partition("\n| ")
+    table = (begin + rest).strip().partition("\n\n")[0]
+    paragraphs = words.strip().split("\n\n")[3:]
+    link = f"All figures: [{page.name}](benchmarks/{page.name})"
+    return "\n\n".join([*paragraphs, table, link]) + "\n"
 
 
 def foreign(summary: dict[str, Any]) -> str:

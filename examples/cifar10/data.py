@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +37,10 @@ class Images:
     mean: Tensor
     std: Tensor
 
+    def to(self, device: str) -> Images:
+        """All of it on a device."""
+        return Images(*(getattr(self, field.name).to(device) for field in fields(self)))
+
     def normalised(self, x: Tensor) -> Tensor:
         """uint8 [B, 32, 32, 3] -> float32 [B, 3, 32, 32] in channels-last memory."""
         return ((x.float() / 255.0 - self.mean) / self.std).permute(0, 3, 1, 2)
@@ -56,7 +60,7 @@ class AugmentedEpoch:
     Args:
         images: the data.
         batch_size: images in a batch; the last batch may be smaller.
-        seed: decides order, shifts and mirrors; equal seeds give equal batches.
+        seed: decides order, shifts and mirrors; equal seeds give equal batches on every device.
     """
 
     def __init__(self, images: Images, batch_size: int, seed: int) -> None:
@@ -65,9 +69,10 @@ class AugmentedEpoch:
         self.batch_size = batch_size
         count = len(images.train_x)
         random = torch.Generator().manual_seed(seed)
-        self.order = torch.randperm(count, generator=random)
-        self.shift = torch.randint(0, 2 * _PAD + 1, (2, count), generator=random)
-        self.mirror = torch.rand(count, generator=random) < 0.5
+        device = images.train_x.device
+        self.order = torch.randperm(count, generator=random).to(device)
+        self.shift = torch.randint(0, 2 * _PAD + 1, (2, count), generator=random).to(device)
+        self.mirror = (torch.rand(count, generator=random) < 0.5).to(device)
         self.padded = nn.functional.pad(images.train_x, (0, 0, _PAD, _PAD, _PAD, _PAD))
 
     def __len__(self) -> int:
@@ -77,7 +82,7 @@ class AugmentedEpoch:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (x float32 [B, 3, 32, 32], labels int64 [B])."""
         size = self.images.train_x.shape[1]
-        along = torch.arange(size)
+        along = torch.arange(size, device=self.order.device)
         for chosen in self.order.split(self.batch_size):
             rows = self.shift[0, chosen, None] + along
             columns = torch.where(self.mirror[chosen, None], along.flip(0), along)

@@ -1,0 +1,1 @@
+"""The parts of the sentence encoder example, in the order of the data."""
