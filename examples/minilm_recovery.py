@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import re
 import sys
 import time
@@ -28,7 +27,6 @@ from typing import Any
 
 import torch
 from cifar10.page import write, write_json
-from cifar10.resume import versions
 from minilm.sentences import Epoch, Sentences, embed, load_sentences, scores
 from torch import nn
 
@@ -110,7 +108,7 @@ class Bench:
         figures["seconds"] = round(time.monotonic() - begin_s, 1)
         self.out.note(f"{job.name}: {figures}")
         machine = torch.cuda.get_device_name() if self.args.device == "cuda" else "cpu"
-        return {**asdict(job), **figures, "device": machine}
+        return {**asdict(job), **figures, "device": machine, "torch": torch.__version__}
 
     def _distill(self, model: nn.Module, sparsifier: Sparsifier, seed: int, report: Any) -> None:
         args = self.args
@@ -136,8 +134,7 @@ def document(results: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> 
         "kind": "sentences",
         "command": command(args),
         "version": __version__,
-        "device": sorted({each["device"] for each in results}),
-        "tools": {"python": platform.python_version(), **versions()},
+        "device": sorted({f"{each['device']}, torch {each['torch']}" for each in results}),
         "options": {name: getattr(args, name) for name in ("epochs", "lr", "batch_size", "hidden")},
         "rows": list(results),
     }
@@ -145,15 +142,13 @@ def document(results: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> 
 
 def page(summary: Mapping[str, Any]) -> str:
     """The summary as markdown."""
-    tools = ", ".join(f"{name} {version}" for name, version in summary["tools"].items())
     return "\n".join(
         [
             f"# {summary['title']}",
             "",
             f"    {summary['command']}",
             "",
-            f"Trained on: {', '.join(summary['device'])}  ",
-            f"Versions: twofour {summary['version']}, {tools}",
+            f"Run on: {'; '.join(summary['device'])}; twofour {summary['version']}",
             "",
             *tables(summary),
         ]

@@ -163,7 +163,8 @@ class Bench:
         figures["seconds"] = round(time.monotonic() - begin_s, 1)
         self.out.note(f"{job.name}: {figures}")
         machine = torch.cuda.get_device_name() if self.options.device == "cuda" else "cpu"
-        return {**asdict(job), **figures, "options": asdict(self.options), "device": machine}
+        facts = {"options": asdict(self.options), "device": machine, "torch": torch.__version__}
+        return {**asdict(job), **figures, **facts}
 
     def _one_shot(self, job: Job) -> dict[str, Any]:
         model = self._model(job.depth)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from cifar10.recovery import (
     DENSE,
     STATISTICS_BATCHES,
 )
-from cifar10.resume import versions
 from twofour.core.version import __version__
 
 NAMES = {"magnitude": "magnitude", "wanda": "Wanda", "taylor": "Taylor", "sparsegpt": "SparseGPT"}
@@ -33,8 +31,7 @@ def document(results: Sequence[Mapping[str, Any]], command: str) -> dict[str, An
         "kind": "recovery",
         "command": command,
         "version": __version__,
-        "device": sorted({each["device"] for each in results}),
-        "tools": {"python": platform.python_version(), **versions()},
+        "device": sorted({f"{each['device']}, torch {each['torch']}" for each in results}),
         "options": results[0]["options"],
         "dense": {
             f"ResNet-{each['depth']}": each["top1"]
@@ -72,14 +69,12 @@ def _merged(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def page(summary: Mapping[str, Any]) -> str:
     """The summary as markdown."""
-    tools = ", ".join(f"{name} {version}" for name, version in summary["tools"].items())
     lines = [
         f"# {summary['title']}",
         "",
         f"    {summary['command']}",
         "",
-        f"Trained on: {', '.join(summary['device'])}  ",
-        f"Versions: twofour {summary['version']}, {tools}",
+        f"Run on: {'; '.join(summary['device'])}; twofour {summary['version']}",
         "",
         *tuned_table(summary),
         *_one_shot_tables(summary),
@@ -108,7 +103,7 @@ def tuned_table(summary: Mapping[str, Any]) -> list[str]:
         each = ", ".join(f"{100 * value:.2f}" for value in row["top1"])
         lines.append(f"| {name} | {words} | {way} | {row['mean']:.2%} | {change:+.2f} | {each} |")
     figures = ", ".join(f"{name} {top1:.2%}" for name, top1 in dense.items())
-    return [*lines, "", f"Dense, as it was published: {figures}.", ""]
+    return [*lines, "", f"Dense, as it was published, evaluated likewise: {figures}.", ""]
 
 
 def _way(row: Mapping[str, Any]) -> str:

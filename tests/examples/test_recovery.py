@@ -9,7 +9,13 @@ import pytest
 
 from tests.examples.test_cifar10 import DATA, REPOSITORY
 
-RESULT = {"permuted": False, "device": "cpu", "seconds": 2.0, "options": {"epochs": 10, "lr": 0.02}}
+RESULT = {
+    "permuted": False,
+    "device": "cpu",
+    "torch": "2.13.0",
+    "seconds": 2.0,
+    "options": {"epochs": 10, "lr": 0.02},
+}
 
 
 def script(name):
@@ -78,7 +84,9 @@ def test_the_page_of_the_sentence_encoder():
     rows = []
     for job in module.jobs(None, 2):
         value = 70.0 if job.scope == "dense" else 71.0 + (job.seed or 0)
-        rows.append({**vars(job), "unseen": value, "all": value + 10, "device": "cpu"})
+        rows.append(
+            {**vars(job), "unseen": value, "all": value + 10, "device": "cpu", "torch": "2.13.0"}
+        )
     page = module.page(module.document(rows, args))
     line = next(line for line in page.splitlines() if line.startswith("| feed-forward | 2:4 |"))
     assert line.endswith("| 71.00 / 81.00 | 71.50 / 81.50 | +1.50 / +1.50 |")
