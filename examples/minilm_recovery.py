@@ -209,11 +209,11 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--out", type=Path, default=Path("runs/minilm"), help="folder for the jobs' files")
     add("--only", choices=("one-shot", "distilled"), help="without training, or with it alone")
-    add("--epochs", type=int, default=20)
-    add("--lr", type=float, default=2e-4)
+    add("--epochs", type=int, default=10)
+    add("--lr", type=float, default=1e-4)
     add("--batch-size", type=int, default=32)
     add("--hidden", type=float, default=1.0, help="weight of the layers inside; 0 leaves them out")
-    add("--seeds", type=int, default=3, help="distillations of each network")
+    add("--seeds", type=int, default=2, help="distillations of each network")
     add("--device", default="cpu", help="cpu or cuda")
     add("--table", type=Path, help="write the table here as markdown, and as .json beside it")
     return made
