@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, out: Output) -> None:
     """Does the jobs of this part, and writes the tables when none is missing."""
-    options = Options(args.epochs, args.lr, args.batch_size, args.bf16, args.device, args.short)
+    options = Options(
+        args.epochs, args.lr, args.batch_size, args.ema, args.bf16, args.device, args.short
+    )
     patterns = args.pattern or PATTERNS
     every = jobs(args.depth or [20], patterns, args.seeds, args.only, args.start)
     part, parts = share(args.part)
@@ -76,7 +78,7 @@ def command(args: argparse.Namespace) -> str:
     words = ["python examples/cifar10_recovery.py"]
     words += [f"--depth {depth}" for depth in args.depth or ()]
     words += [f"--pattern {pattern}" for pattern in args.pattern or ()]
-    for name in ("start", "epochs", "lr", "batch_size", "seeds", "only", "device"):
+    for name in ("start", "epochs", "lr", "ema", "batch_size", "seeds", "only", "device"):
         if getattr(args, name) != parser().get_default(name):
             words.append(f"--{name.replace('_', '-')} {getattr(args, name)}")
     words += [f"--{flag}" for flag in ("bf16", "short") if getattr(args, flag)]
@@ -109,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=10)
     add("--lr", type=float, default=0.02)
     add("--batch-size", type=int, default=128)
+    add("--ema", type=float, default=0.0, help="decay of an average of the weights, which counts")
     add("--seeds", type=int, default=3, help="fine-tunings of each network")
     add("--device", default="cpu", help="cpu or cuda")
     add("--bf16", action="store_true", help="train under bfloat16 autocast")

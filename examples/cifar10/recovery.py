@@ -49,6 +49,7 @@ class Options:
         epochs: of fine-tuning.
         lr: its highest rate.
         batch_size: of fine-tuning.
+        ema: decay of an average of the weights, which is what is judged; 0 for none.
         bf16: whether it runs under autocast.
         device: where everything runs.
         short: one epoch, to try the script.
@@ -57,6 +58,7 @@ class Options:
     epochs: int
     lr: float
     batch_size: int
+    ema: float
     bf16: bool
     device: str
     short: bool
@@ -180,7 +182,9 @@ class Bench:
         sparsifier = None if job.pattern == DENSE else self._pruned(model, job)
         options = self.options
         epochs = 1 if options.short else options.epochs
-        schedule = Schedule(epochs, options.lr, optimizer=Sgd(), seed=seed, bf16=options.bf16)
+        schedule = Schedule(
+            epochs, options.lr, optimizer=Sgd(), ema=options.ema, seed=seed, bf16=options.bf16
+        )
 
         def shown(at: Progress) -> None:
             report(at.epoch * at.batches + at.batch, epochs * at.batches, f"loss {at.loss:.3f}")

@@ -168,12 +168,13 @@ def test_data_corrects_what_pruning_shifts_and_promises_are_in_the_file(tmp_path
     model, data = conv_model(tmp_path / "m.onnx"), tmp_path / "data.npz"
     np.savez(data, x=X)
     plain, fixed = tmp_path / "plain.onnx", tmp_path / "fixed.onnx"
-    for out, more in ((plain, ("--no-correct",)), (fixed, ())):
+    for out, more in ((plain, ("--no-correct",)), (fixed, ("--correct",))):
         method = ("--method", "wanda", "--data", data, *more)
         result = twofour("prune", model, "-o", out, *method, "--json")
         assert result.exit_code == 0, result.output
         corrected = json.loads(result.stdout)["corrected"]
-        assert [entry["done"] for entry in corrected] == [] if more else ["scale and bias"] * 2
+        wanted = ["scale and bias"] * 2 if out == fixed else []
+        assert [entry["done"] for entry in corrected] == wanted
         assert {e.weight: e.pattern for e in check(load_model(out)).entries} == {
             "w": "2:4", "fc": "2:4"}  # fmt: skip
     arrays = [{n: w.values for n, w in layer_weights(load_model(p))} for p in (plain, fixed)]
@@ -181,7 +182,18 @@ def test_data_corrects_what_pruning_shifts_and_promises_are_in_the_file(tmp_path
         assert ((before == 0) == (after == 0)).all()
         assert (before != after).any()
     shown = twofour("prune", model, "-o", fixed, "--data", data)
-    assert "corrected: 2 by scale and bias" in shown.stdout
+    assert "corrected: 1 by scale and bias" in shown.stdout
+    assert "of layers, only Conv was asked for" in shown.stdout
+
+
+def test_what_sparsegpt_pruned_is_corrected_only_on_request(tmp_path: Path) -> None:
+    model, data = conv_model(tmp_path / "m.onnx"), tmp_path / "data.npz"
+    np.savez(data, x=X)
+    for more, corrected in (((), 0), (("--correct",), 2)):
+        method = ("--method", "sparsegpt", "--data", data, *more)
+        result = twofour("prune", model, "-o", tmp_path / "s.onnx", *method, "--json")
+        assert result.exit_code == 0, result.output
+        assert len(json.loads(result.stdout)["corrected"]) == corrected
 
 
 def test_pruning_mends_what_it_prunes_and_refuses_what_stays_broken(tmp_path: Path) -> None:

@@ -100,3 +100,32 @@ def test_the_dense_encoder_scores_what_is_published(data):
     found, files = sentences.load_sentences("cpu")
     model = transformer.load_bert(transformer.CONFIGS["minilm"], files.weights)
     assert sentences.scores(model, found)["all"] == pytest.approx(86.72, abs=0.005)
+
+
+def test_the_page_of_files_pruned_in_one_shot():
+    module = script("one_shot_files")
+    rows = []
+    for name, scores in (("resnet20", {"top1": 90.0}), ("minilm", {"unseen": 70.0, "all": 80.0})):
+        rows.append({"network": name, "pattern": "dense", **scores})
+        for pattern in module.PATTERNS[name]:
+            for i, method in enumerate(module.METHODS):
+                for corrected in (False, True):
+                    less = {key: value - i - 0.5 * corrected for key, value in scores.items()}
+                    row = {"network": name, "pattern": pattern, "method": method}
+                    rows.append({**row, "corrected": corrected, **less})
+    page = module.page(module.document(rows))
+    assert "| 2:4/pair | corrected | 89.50 | 88.50 | 87.50 |" in page
+    assert "| 2:4 | as pruned | 70.00 / 80.00 | 69.00 / 79.00 | 68.00 / 78.00 |" in page
+
+
+def test_batches_of_sentences_have_no_padding():
+    sentences = script("minilm.sentences")
+    torch = importlib.import_module("torch")
+    lengths = torch.tensor([3, 5, 3, 2])
+    mask = (torch.arange(6) < lengths[:, None]).long()
+    tokens = {"input_ids": mask * 7, "attention_mask": mask}
+    found = list(script("one_shot_files")._by_length(tokens))
+    assert [batch["input_ids"].shape for batch in found] == [(1, 2), (2, 3), (1, 5)]
+    assert all((batch["attention_mask"] == 1).all() for batch in found)
+    longest = [batch["input_ids"].shape[1] for batch in sentences.Epoch(tokens, 2, None)]
+    assert longest == [5, 3]

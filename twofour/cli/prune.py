@@ -50,8 +50,13 @@ def prune(
         list[str] | None, typer.Option(help="Shell pattern of names to leave dense; repeatable.")
     ] = None,
     correct: Annotated[
-        bool, typer.Option(help="With --data: give layers their mean and deviation again.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--correct/--no-correct",
+            help="With --data: give layers their mean and deviation again. If not said: "
+            "convolutions, unless sparsegpt pruned them.",
+        ),
+    ] = None,
     memory: Annotated[
         str, typer.Option(help="For what is kept of the inputs of layers, 512M or 2G.")
     ] = "1G",
@@ -90,11 +95,13 @@ def prune(
         )
     _require_pruned(model, entries)
     corrected: Sequence[Corrected] = ()
-    if correct and data is not None:
+    operators = _to_correct(method, correct)
+    if operators and data is not None:
         given = as_data(data, [str(value.name) for value in source.graph.inputs])
+        used = Samples(given, samples, threads or 0)
         with out.stage("correcting") as report:
             pruned, corrected = correct_model(
-                source, pruned, Samples(given, samples, threads or 0), progress=report
+                source, pruned, used, operators=operators, progress=report
             )
     save_model(pruned, output)
     left = [(entry.reason, _name(entry)) for entry in entries if entry.reason]
@@ -110,6 +117,15 @@ def prune(
     out.data("prune/1", {**document, "layers": layers, "corrected": done})
 
 
+def _to_correct(method: Method, correct: bool | None) -> tuple[str, ...]:
+    """Operators of layers to correct. SparseGPT leaves little to do, and LayerNorm does it."""
+    from twofour.onnx_tools.eligible import LAYERS
+
+    if correct is None:
+        return () if method is Method.sparsegpt else ("Conv",)
+    return LAYERS if correct else ()
+
+
 def _corrections(corrected: Sequence[Corrected]) -> list[str]:
     """What was corrected, and what was not."""
     counts = Counter(entry.done for entry in corrected if entry.done)
@@ -118,11 +134,11 @@ def _corrections(corrected: Sequence[Corrected]) -> list[str]:
     return [*([f"corrected: {done}"] if done else []), *by_reason("not corrected", left)]
 
 
-def _require_data(method: Method, data: str | None, correct: bool) -> None:
+def _require_data(method: Method, data: str | None, correct: bool | None) -> None:
     """Refuses data that would not be used, and methods that lack it."""
     from twofour.core.errors import InputError
 
-    if method is Method.magnitude and data is not None and not correct:
+    if method is Method.magnitude and data is not None and correct is False:
         raise InputError(
             "--data is not used by --method magnitude --no-correct",
             ["expected --method wanda or sparsegpt with it, or --correct"],

@@ -25,7 +25,7 @@ after pruning).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ from twofour.onnx_tools.edit import (
     sole_reader,
     sole_use,
 )
-from twofour.onnx_tools.eligible import is_quantized
+from twofour.onnx_tools.eligible import LAYERS, is_quantized
 from twofour.onnx_tools.weights import Weight, find_weight, layer_weights
 
 BIAS, MOMENTS, NORM = "bias", "scale and bias", "batchnorm"
@@ -122,6 +122,7 @@ def correct(
     samples: Samples,
     *,
     moments: int = 2,
+    operators: Collection[str] = LAYERS,
     progress: Report = silent,
 ) -> tuple[ir.Model, tuple[Corrected, ...]]:
     """Corrects pruned layers, and the BatchNormalizations that come after pruned layers.
@@ -131,6 +132,7 @@ def correct(
         pruned: the same nodes with other weights; stays as it is.
         samples: what the model will see, some hundred.
         moments: 2 for mean and deviation, 1 for the mean alone.
+        operators: layers of these are corrected, and every BatchNormalization.
         progress: called while running, with the steps done.
 
     Returns:
@@ -144,7 +146,7 @@ def correct(
     changed = _changed(dense, result)
     if is_quantized(result):
         return result, tuple(_left(node, "the model is quantized") for node in changed)
-    levels, left = _find_sites(result, changed)
+    levels, left = _find_sites(result, changed, operators)
     layers = [site.reading for level in levels for site in level if site.bias is not None]
     steps = len(levels) + 1
     told = _Steps(progress, steps)
@@ -244,7 +246,7 @@ def _left(node: ir.Node, reason: str) -> Corrected:
 
 
 def _find_sites(
-    model: ir.Model, changed: Mapping[ir.Node, Weight]
+    model: ir.Model, changed: Mapping[ir.Node, Weight], operators: Collection[str]
 ) -> tuple[list[list[_Site]], list[Corrected]]:
     """The places to correct, in steps of those that do not depend on each other; and the others."""
     levels: list[list[_Site]] = []
@@ -259,6 +261,8 @@ def _find_sites(
         before = [depths[value] for value in reads(node) if value in depths]
         depth = max(before, default=0)
         found = _site_of(node, changed.get(node), bool(before))
+        if node in changed and node.op_type not in operators:
+            found = f"of layers, only {', '.join(operators)} was asked for"
         if isinstance(found, str):
             left.append(_left(node, found))
         elif found is not None:
