@@ -226,6 +226,22 @@ def shuffled():
     return model
 
 
+def class_token():
+    def forward(m, x):
+        x = m.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([m.token.expand(len(x), -1, -1), x], 1) + m.positions
+        x = x + m.b(functional.gelu(m.a(m.norm(x))))
+        return m.head(x[:, 0])
+
+    model = Lambda(
+        forward, patches=nn.Conv2d(3, 16, 4, 4), norm=nn.LayerNorm(16), a=nn.Linear(16, 24),
+        b=nn.Linear(24, 16), head=nn.Linear(16, 4),
+    )  # fmt: skip
+    model.token = nn.Parameter(torch.randn(1, 1, 16))
+    model.positions = nn.Parameter(torch.randn(1, 5, 16))
+    return model
+
+
 def tokens():
     return torch.randint(11, (2, 4))
 
@@ -245,4 +261,5 @@ MODELS = {
     "gated": (Gated, tokens),
     "matrices": (Matrices, lambda: torch.randn(2, 6, 8)),
     "shuffled": (shuffled, images),
+    "class_token": (class_token, images),
 }

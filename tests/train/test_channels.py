@@ -111,6 +111,7 @@ def test_an_order_that_is_not_folded_everywhere_is_found_out(name):
         ("c2f", [16, 16, 16, 16, 16]),
         ("squeeze_excite", [8, 16]),
         ("option_a", [8, 8, 16, 16]),
+        ("class_token", [16, 24]),
         ("shared", [24]),  # what reads the input in its first turn cannot move
     ],
 )

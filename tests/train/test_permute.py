@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.train.channel_models import MODELS, Lambda, conv, images
-from twofour.core.errors import GateError, InputError
+from twofour.core.errors import GateError, InputError, UnsupportedError
 from twofour.core.masks import magnitude_mask
 from twofour.train import Sparsifier, folding
 from twofour.train.networks.resnet import CifarResNet
@@ -150,3 +150,101 @@ def test_attention_of_a_module_is_permuted_inside_heads():
     assert "body.layers.0.self_attn.in_proj_weight" in readers
     assert "body.layers.0.self_attn.out_proj" in readers
     assert "body.layers.1.linear2" in readers
+
+
+def heads(forward):
+    torch.manual_seed(0)
+    return Lambda(forward, a=nn.Linear(8, 16), b=nn.Linear(16, 4), other=nn.Linear(16, 12))
+
+
+def test_what_was_not_run_stays():
+    model, x = heads(lambda m, x: m.b(torch.relu(m.a(x)))), torch.randn(2, 8)
+    before = model.other.weight.detach().clone()
+    report = permute(model, x, effort=0)
+    assert torch.equal(model.other.weight, before)
+    assert [(s.channels, s.reason) for s in report.stays if s.name == "other"] == [
+        (16, "it was not run")
+    ]
+
+
+def test_a_head_of_training_only_moves_along():
+    def forward(m, x):
+        h = torch.nn.functional.dropout(torch.relu(m.a(x)), 0.5, m.training)
+        return (m.b(h), m.other(h)) if m.training else m.b(h)
+
+    model, x = heads(forward), torch.randn(3, 8)
+    hidden, auxiliary = (lambda: torch.relu(model.a(x))), model.other
+    expected = auxiliary(hidden()).detach()
+    report = permute(model, x, effort=0)
+    assert [space.readers for space in report.spaces] == [("b", "other")]
+    assert report.after > report.before
+    torch.testing.assert_close(auxiliary(hidden()), expected, rtol=1e-4, atol=1e-5)
+    assert model.training
+
+
+def test_a_head_that_the_training_graph_misreads_is_found_out(monkeypatch):
+    def forward(m, x):
+        h = torch.relu(m.a(x))
+        return (m.b(h), m.other(h)) if m.training else m.b(h)
+
+    fold = folding.Folded.fold
+
+    def forgetful(self, space, order):
+        kept = self.tensors["other.weight"]
+        fold(self, space, order)
+        self.tensors["other.weight"] = kept
+
+    monkeypatch.setattr(folding.Folded, "fold", forgetful)
+    with pytest.raises(GateError, match="in training mode"):
+        permute(heads(forward), torch.randn(3, 8), effort=0)
+
+
+def with_table(m, x):
+    return m.b(torch.relu(m.a(x.to(torch.float32))) * torch.full((3, 1), 2.0))
+
+
+def in_half(m, x):
+    return m.b(torch.relu(m.a(x.to(torch.bfloat16))))
+
+
+@pytest.mark.parametrize(("forward", "dtype"), [(with_table, None), (in_half, torch.bfloat16)])
+def test_code_may_ask_for_a_type(forward, dtype):
+    assert permute(heads(forward).to(dtype), torch.randn(3, 8), effort=0).recovered > 0
+
+
+def test_outputs_may_be_flags_and_empty_and_infinite():
+    def forward(m, x):
+        y = m.b(torch.relu(m.a(x)))
+        return {"y": y.masked_fill(torch.arange(4) > 2, -torch.inf), "on": y > 0, "no": x[:0]}
+
+    assert permute(heads(forward), torch.randn(3, 8), effort=0).recovered > 0
+
+
+@pytest.mark.parametrize("low", [-torch.inf, torch.finfo(torch.float32).min, -1e9])
+def test_a_masked_output_hides_no_difference(monkeypatch, low):
+    def forward(m, x):
+        return m.b(torch.relu(m.a(x))).masked_fill(torch.arange(4) > 2, low)
+
+    fold = folding.Folded.fold
+
+    def forgetful(self, space, order):
+        kept = self.tensors["a.bias"]
+        fold(self, space, order)
+        self.tensors["a.bias"] = kept
+
+    monkeypatch.setattr(folding.Folded, "fold", forgetful)
+    with pytest.raises(GateError, match="output 0"):
+        permute(heads(forward), torch.randn(3, 8), effort=0)
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = heads(lambda m, x: m.b(torch.relu(m.a(x))))
+    model.seen = model(torch.randn(2, 8))
+    with pytest.raises(UnsupportedError, match="earlier calls"):
+        permute(model, torch.randn(2, 8))
+
+
+def test_shapes_that_depend_on_data_are_refused():
+    model = heads(lambda m, x: m.b(torch.relu(m.a(x)))[x[:, 0] > 0])
+    with pytest.raises(UnsupportedError, match="depends on data"):
+        permute(model, torch.randn(2, 8))

@@ -197,6 +197,9 @@ class Call:
         wanted = {axis - len(other.shape) for other in near for axis in other.varying}
         named = [axis for axis, ids in enumerate(value.vectors) if ids is not None]
         chosen = [axis for axis in named if axis - rank in wanted]
+        if len(chosen) > 1:  # a class token lies beside patches, and both along channels
+            counts = [max(_distinct(other, axis - rank) for other in near) for axis in chosen]
+            chosen = [axis for axis, n in zip(chosen, counts, strict=True) if n == max(counts)]
         if len(chosen) != 1:
             chosen = named[-1:] if (value.weight and not near) or len(named) == 1 else []
         for axis in named:
@@ -225,6 +228,14 @@ class Call:
         if given is None or given == []:
             return list(range(rank))
         return sorted({axis % rank for axis in (given if isinstance(given, list) else [given])})
+
+
+def _distinct(labels: Labels, axis: int) -> int:
+    """How many labels lie along an axis, counted from the end, in its first line."""
+    if -axis > labels.ids.ndim:
+        return 0
+    line = np.moveaxis(labels.ids, axis, 0).reshape(labels.ids.shape[axis], -1)[:, 0]
+    return len(np.unique(line))
 
 
 def _flat(values: Any) -> list[Any]:

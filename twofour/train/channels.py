@@ -36,12 +36,14 @@ class ChannelGraph:
         grouped: name of the weight of a grouped convolution -> int64 [groups, C / groups], the
             channels that it reads; its axis 1 is None in `axes`.
         names: every name of a shared parameter -> the one used here.
+        training: some parameters run in training mode only, such as those of auxiliary heads.
     """
 
     channels: Channels
     axes: dict[str, list[Ids | None]]
     grouped: dict[str, Ids]
     names: dict[str, str]
+    training: bool = False
 
     def reads(self, name: str) -> Ids | None:
         """The channels that a weight reads: int64 [groups, C / groups]; None if it never ran."""
@@ -64,13 +66,39 @@ def trace_channels(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
     Raises:
         UnsupportedError: the model cannot be traced, with the reason that torch gives.
     """
-    copied = copy.deepcopy(model).eval()
-    program = export(copied, example_inputs)
+    copied, names = _copy(model).eval(), _first_names(model)
     channels = Channels()
-    names = _first_names(model)
     tracer = Tracer(channels, RULES)
-    values: dict[str, Any] = {}
+    idle = _walk(tracer, export(copied, example_inputs), names)
+    weights = {name for name in idle if tracer.parameters[name].weight}
+    if weights:
+        idle &= _walk(tracer, export(copied.train(), example_inputs), names)
+    for name in sorted(idle):
+        tracer.pin(tracer.parameters[name], "it was not run")
+    for parameter in tracer.parameters.values():
+        tracer.finish(parameter)
+    axes = {name: list(p.vectors) for name, p in tracer.parameters.items()}
+    return ChannelGraph(channels, axes, tracer.grouped, names, bool(weights - idle))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as e:
+        raise UnsupportedError(
+            f"cannot copy {type(model).__name__} to trace it",
+            [f"copy.deepcopy: {str(e).splitlines()[0]}"],
+            "remove torch.nn.utils.weight_norm (its successor in torch.nn.utils.parametrizations "
+            "can be copied) and results of earlier calls that modules keep as attributes",
+        ) from e
+
+
+def _walk(tracer: Tracer, program: torch.export.ExportedProgram, names: dict[str, str]) -> set[str]:
+    """Carries labels through a graph; returns the parameters and buffers that it does not read."""
     tensors = {**program.state_dict, **program.constants}
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    values: dict[str, Any] = {}
+    read: dict[str, bool] = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in tensors:
             name, tensor = names.get(spec.target, spec.target), tensors[spec.target]
@@ -79,12 +107,22 @@ def trace_channels(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
                 weight = spec.kind == InputKind.PARAMETER
                 kept = tracer.parameter(name, tuple(tensor.shape), weight, tensor.dtype)
             values[spec.arg.name] = kept
+            read[name] = read.get(name, False) or bool(placeholders[spec.arg.name].users)
     for node in program.graph.nodes:
+        _require_sizes(node)
         _visit(tracer, node, values)
-    for parameter in tracer.parameters.values():
-        tracer.finish(parameter)
-    axes = {name: list(p.vectors) for name, p in tracer.parameters.items()}
-    return ChannelGraph(channels, axes, tracer.grouped, names)
+    return {name for name, users in read.items() if not users}
+
+
+def _require_sizes(node: fx.Node) -> None:
+    value = node.meta.get("val")
+    for each in value if isinstance(value, (tuple, list)) else [value]:
+        if isinstance(each, Tensor) and any(type(size) is not int for size in each.shape):
+            raise UnsupportedError(
+                "cannot follow channels through values whose number depends on data",
+                [f"the operator {node.target} returns {list(each.shape)}"],
+                "permute the part of the model before it, as a module of its own",
+            )
 
 
 def export(model: nn.Module, example_inputs: Inputs) -> torch.export.ExportedProgram:
@@ -94,6 +132,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> torch.export.ExportedPro
         UnsupportedError: torch cannot do it, such as for control flow that depends on data.
     """
     args, kwargs = arguments(example_inputs)
+    mode = "training" if model.training else "eval"
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its operators hide what they are made of
     try:
@@ -103,10 +142,12 @@ def export(model: nn.Module, example_inputs: Inputs) -> torch.export.ExportedPro
         # What torch and the model's own code raise while it is traced has no common class.
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         raise UnsupportedError(
-            f"cannot trace {type(model).__name__} to see which channels are tied together",
+            f"cannot trace {type(model).__name__} in {mode} mode to see which channels are tied "
+            "together",
             [f"torch.export: {type(e).__name__}: {lines[0] if lines else 'no message'}"],
-            "make the part with control flow a module of its own and permute the parts, or go on "
-            "without permutation",
+            "give example inputs that the model takes in both modes; wrap it in a module that "
+            "returns tensors; make a part with control flow a module of its own and permute the "
+            "parts; or go on without permutation",
         ) from e
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ class Folded:
     Attributes:
         tensors: by name; on the CPU.
         roots: name -> for each axis the channels that it holds, int64 [size], or None.
+        spaces: of the graph.
     """
 
     def __init__(self, graph: ChannelGraph, model: nn.Module) -> None:
@@ -35,6 +38,12 @@ class Folded:
             name: [None if ids is None else graph.channels.roots(ids) for ids in axes]
             for name, axes in graph.axes.items()
         }
+        self.spaces = graph.channels.spaces()
+        self._holders = self._find_holders()
+
+    def holders(self, space: Space) -> list[tuple[str, int]]:
+        """(name, axis) of all that hold channels of a space; an axis holds all or none of them."""
+        return self._holders[int(space.roots[0])]
 
     def write(self, model: nn.Module) -> None:
         """Copies the tensors into the model that they came from, or one like it."""
@@ -50,16 +59,29 @@ class Folded:
             space: of the graph.
             order: int64 [S]; channel i becomes what channel `order[i]` was.
         """
-        for name, axes in self.roots.items():
-            for axis, roots in enumerate(axes):
-                if roots is not None and np.isin(space.roots, roots).any():
-                    sources = torch.from_numpy(space.sources(roots, order))
-                    self.tensors[name] = self.tensors[name].index_select(axis, sources)
-        for name, ids in self.graph.grouped.items():
-            held = self.graph.channels.roots(ids)
-            if np.isin(space.roots, held).any():
+        for name, axis in self.holders(space):
+            if axis == 1 and name in self.graph.grouped:
+                held = self.graph.channels.roots(self.graph.grouped[name])
                 places = space.sources(held.reshape(-1), order).reshape(held.shape)
                 self._fold_groups(name, places % held.shape[1])
+                continue
+            roots = self.roots[name][axis]
+            assert roots is not None
+            sources = torch.from_numpy(space.sources(roots, order))
+            self.tensors[name] = self.tensors[name].index_select(axis, sources)
+
+    def _find_holders(self) -> dict[int, list[tuple[str, int]]]:
+        """First channel of a space -> those that hold it, and with it the others."""
+        firsts = np.array([space.roots[0] for space in self.spaces], np.int64)
+        found: dict[int, list[tuple[str, int]]] = defaultdict(list)
+        for name, axes in self.roots.items():
+            for axis, roots in enumerate(axes):
+                if axis == 1 and name in self.graph.grouped:
+                    roots = self.graph.channels.roots(self.graph.grouped[name])
+                if roots is not None:
+                    for root in np.intersect1d(roots, firsts).tolist():
+                        found[root].append((name, axis))
+        return found
 
     def _fold_groups(self, name: str, sources: Ids) -> None:
         weight = self.tensors[name]

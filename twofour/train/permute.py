@@ -84,7 +84,8 @@ def permute(
     for index, space in enumerate(spaces):
         report(index, len(spaces), f"{len(space)} channels")
         done.append(searching.improve(space, effort, seed))
-    require_same(model, example_inputs, searching.folded.tensors, seed)
+    for training in (False, True) if graph.training else (False,):
+        require_same(model, example_inputs, searching.folded.tensors, seed, training=training)
     searching.folded.write(model)
     return searching.report(done)
 
@@ -137,15 +138,16 @@ class _Search:
         """The spaces that a weight which will be pruned reads."""
         return [
             space
-            for space in self.graph.channels.spaces()
-            if any(np.isin(space.roots, roots).any() for roots in self.reads.values())
+            for space in self.folded.spaces
+            if any(name in self.weights for name in self._readers(space))
         ]
 
     def improve(self, space: Space, effort: int, seed: int) -> SpaceReport:
         """Searches an order for the channels of a space, and folds it in if masks keep more."""
         written, read = self._writers(space), self._readers(space)
-        touched = [name for name in self.weights if name in {*written, *read}]
         pruned = [name for name in read if name in self.weights]
+        shared = [name for name in written if name in self.weights and name not in pruned]
+        touched = pruned + [name for name in shared if _rows_share(self.weights[name].pattern)]
         earlier = {name: self.kept[name] for name in touched}
         order, note = self._search(space, read, effort, seed)
         if order is not None:
@@ -164,7 +166,7 @@ class _Search:
     def report(self, spaces: list[SpaceReport]) -> PermutationReport:
         """What was gained, and which channels of which weights stay."""
         fixed, alone = self.graph.channels.fixed(), self.graph.channels.alone()
-        free = {root for s in self.graph.channels.spaces() for root in s.roots.tolist()}
+        free = {root for s in self.folded.spaces for root in s.roots.tolist()}
         stays = []
         for name, weight in self.weights.items():
             if name not in self.reads:
@@ -234,19 +236,14 @@ class _Search:
         return rows_of(criteria.magnitude(part[:, view.columns]), pattern)
 
     def _readers(self, space: Space) -> list[str]:
-        reads = {**{n: a[1] for n, a in self.folded.roots.items() if len(a) > 1}, **self.reads}
-        return [
-            name
-            for name, roots in reads.items()
-            if roots is not None and np.isin(space.roots, roots).any()
-        ]
+        return [name for name, axis in self.folded.holders(space) if axis == 1]
 
     def _writers(self, space: Space) -> list[str]:
         """Matrices and filters whose rows are channels of the space."""
         return [
             name
-            for name, axes in self.folded.roots.items()
-            if len(axes) > 1 and axes[0] is not None and np.isin(space.roots, axes[0]).any()
+            for name, axis in self.folded.holders(space)
+            if axis == 0 and len(self.folded.roots[name]) > 1
         ]
 
     def _array(self, name: str) -> NDArray[np.float32]:
@@ -255,6 +252,11 @@ class _Search:
 
     def _energy(self, name: str) -> float:
         return float(np.square(self._array(name), dtype=np.float64).sum())
+
+
+def _rows_share(pattern: Pattern) -> bool:
+    """Whether the order of output channels changes what masks keep."""
+    return pattern.pair or pattern.both
 
 
 def _require_dense(model: nn.Module) -> None:
