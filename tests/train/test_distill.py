@@ -186,3 +186,16 @@ def test_layers_inside_an_attention_block_are_seen_in_eval_mode_too():
             without = plain(x)
         with Distiller(student, teacher, hidden={name: 1.0}, outputs="mse") as distiller:
             assert distiller(x) > without
+
+
+def test_what_would_be_broadcast_or_say_nothing_is_refused():
+    student, teacher = nn.Linear(8, 1), nn.Linear(8, 1)
+    x = data()[0]
+    with pytest.raises(InputError, match=r"outputs \[32, 1\], labels \[32\]"):
+        Distiller(student, teacher, outputs="mse")(x, torch.randn(32))
+    with pytest.raises(InputError, match="logits are of two classes or more"):
+        Distiller(student, teacher)(x)
+    with pytest.raises(InputError, match="label_smoothing: expected 0 where outputs are no logits"):
+        Distiller(student, teacher, outputs="mse", label_smoothing=0.1)
+    with pytest.raises(InputError, match="label_smoothing: expected 0 to 1"):
+        Distiller(student, teacher, label_smoothing=1.5)

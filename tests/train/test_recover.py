@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,6 @@ from twofour.train import (
     predict,
     recover,
 )
-from twofour.train.average import Average
 
 SCHEDULE = Schedule(epochs=3, lr=0.1)
 
@@ -284,22 +284,6 @@ def test_the_average_is_evaluated_and_stays_or_goes():
     assert not torch.equal(last[0].weight, averaged[0].weight)
 
 
-def test_the_average_by_hand():
-    model = nn.Linear(4, 1, bias=False)
-    average = Average(model, 0.5)
-    expected = model.weight.detach().clone().double()
-    for t in range(12):
-        with torch.no_grad():
-            model.weight.normal_()
-        average.update()
-        decay = min(0.5, (1 + t) / (10 + t))
-        expected = decay * expected + (1 - decay) * model.weight.detach()
-    last = model.weight.detach().clone()
-    with average.inside():
-        torch.testing.assert_close(model.weight.detach().double(), expected)
-    assert torch.equal(model.weight, last)
-
-
 def test_the_rate_rises_in_steps_or_a_share_and_falls_to_the_last_one():
     schedule = Schedule(lr=1.0, warmup=4, final_lr=0.1)
     assert [schedule.rate(i, 104) for i in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -419,3 +403,67 @@ def test_label_smoothing_is_that_of_torch():
     history = finetune(model, lambda _: [(x, labels)], options)
     assert history[0].loss == pytest.approx(expected)
     assert expected != pytest.approx(functional.cross_entropy(model(x), labels).item())
+
+
+class Short(list):
+    def __len__(self):
+        return 11
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (lambda epoch: [], "expected a sized iterable of one or more; got a list of none"),
+        (lambda epoch: iter(batches(epoch)), "got a list_iterator without a length"),
+        (lambda epoch: Short(batches(epoch)), "fewer batches than its length said\n.*11, got 10"),
+    ],
+)
+def test_epochs_that_cannot_be_counted(told, message):
+    with pytest.raises(InputError, match=message):
+        finetune(network(), told, SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda model, batch: 1.0, "got float"),
+        (lambda model, batch: model(batch[0]), r"got shape \[32, 3\]"),
+        (lambda model, batch: torch.ones(()), r"got shape \[\], without a gradient"),
+    ],
+)
+def test_losses_that_cannot_be_trained_with(loss, message):
+    with pytest.raises(InputError, match=message):
+        finetune(network(), batches, SCHEDULE, loss=loss)
+
+
+def test_a_warm_up_longer_than_the_training_is_refused():
+    with pytest.raises(InputError, match="31 steps is longer than the training, which has 30"):
+        finetune(network(), batches, dataclasses.replace(SCHEDULE, warmup=31))
+    assert Schedule(warmup=np.int64(3)).warmup_steps(30) == 3
+
+
+def test_numbers_of_numpy_in_a_schedule_resume(tmp_path):
+    schedule = Schedule(epochs=2, lr=np.float64(0.1), warmup=np.int64(2))
+    model, sparsifier = pruned()
+    history = finetune(model, batches, schedule, method=sparsifier, checkpoint=tmp_path / "run.pt")
+    again, sparsifier = pruned()
+    resumed = finetune(again, batches, schedule, method=sparsifier, checkpoint=tmp_path / "run.pt")
+    assert resumed == history
+
+
+def test_evaluating_keeps_the_mode_of_each_module():
+    model = nn.Sequential(network(), nn.BatchNorm1d(3)).train()
+    model[1].eval()
+    x, y = batches(0)[0]
+    evaluate(model, x, y)
+    assert (model.training, model[1].training) == (True, False)
+    with pytest.raises(RuntimeError):
+        predict(model, x[:, :3])
+    assert (model.training, model[1].training) == (True, False)
+
+
+def test_a_checkpoint_for_a_model_without_masks_is_not_to_be_deleted(tmp_path):
+    model, sparsifier = pruned()
+    finetune(model, batches, SCHEDULE, method=sparsifier, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(InputError, match=r"fix: build the model of that run, and make masks"):
+        load_checkpoint(tmp_path / "run.pt", network())

@@ -89,3 +89,27 @@ def test_refusals():
     for end, ceiling in ((0.0, 1.0), (1.5, 1.0), (0.5, 0.0)):
         with pytest.raises(InputError, match="cannot shrink weights like this"):
             Shrink(Sparsifier(model), 100, end, ceiling=ceiling)
+
+
+def test_fused_steps_that_unscale_gradients_get_the_penalty_in_their_scale():
+    weights = []
+    for fused in (False, True):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=fused)
+        Shrink(Sparsifier(model), 20, ceiling=1.0).attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for x, labels in batches(count=8):
+            optimizer.zero_grad()
+            scaler.scale(functional.cross_entropy(model(x), labels)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append(model[0].weight.detach())
+    torch.testing.assert_close(*weights)
+
+
+def test_it_is_attached_once():
+    model = network()
+    shrink = Shrink(Sparsifier(model), 10)
+    finetune(model, batches, Schedule(epochs=1), method=shrink)
+    with pytest.raises(InputError, match="or was before\n  fix: make a new one"):
+        shrink.attach(torch.optim.SGD(model.parameters(), 0.1))

@@ -370,3 +370,8 @@ def test_a_model_with_nothing_to_prune():
         Sparsifier(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4))).prune()
     with pytest.raises(InputError, match=r"0: an embedding is a table"):
         Sparsifier(nn.Sequential(nn.Embedding(4, 4))).prune()
+
+
+def test_a_single_name_is_told_from_a_list():
+    with pytest.raises(InputError, match=r"fix: exclude=\['conv1'\]"):
+        Sparsifier(nn.Sequential(nn.Linear(8, 8)), exclude="conv1")

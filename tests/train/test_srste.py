@@ -209,7 +209,7 @@ def test_refusals():
         srste.attach(optimizer)
     with pytest.raises(UnsupportedError, match="a step with a closure"):
         optimizer.step(lambda: 0.0)
-    with pytest.raises(InputError, match="needs 5 steps of the optimizer\n  0 were done"):
+    with pytest.raises(InputError, match="needs 4 steps of the optimizer\n  0 were done"):
         srste.finish()
     state = SrSte(Sparsifier(Net()), 5, decay=0.5).state_dict()
     with pytest.raises(InputError, match=r"decay: 0\.5 there, 0\.0002 here"):
@@ -219,3 +219,19 @@ def test_refusals():
     short = SrSte(Sparsifier(Net()), 5)
     with pytest.raises(InputError, match=r"4 epochs of 6 batches are 24\n  fix: .*steps=24"):
         finetune(short.sparsifier.model, batches, Schedule(4), method=short)
+
+
+def test_steps_that_a_gradient_scaler_skips_do_not_keep_it_from_finishing():
+    model = Net()
+    srste = SrSte(Sparsifier(model), 6, freeze=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    srste.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    for i, (x, labels) in enumerate(batches()):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), labels) * (torch.inf if i == 0 else 1.0)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert srste.step == 5
+    srste.finish().verify()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -41,15 +42,21 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with all its tensors on a device; what is no tensor stays as it is.
 
     Args:
-        batch: a tensor, or tuples, lists and mappings of them.
+        batch: a tensor, or tuples, lists and mappings of them; named tuples stay such, and what has
+            a `to` of its own, such as a `PackedSequence`, is moved by that, as a copy.
         device: where they are wanted.
     """
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
+    if callable(getattr(batch, "to", None)):
+        return copy.copy(batch).to(device)  # some move themselves
     if isinstance(batch, Mapping):
         return {name: to_device(value, device) for name, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return [to_device(value, device) for value in batch]
+        moved = [to_device(value, device) for value in batch]
+        if hasattr(batch, "_fields"):
+            return type(batch)(*moved)
+        return tuple(moved) if isinstance(batch, tuple) else moved
     return batch
 
 

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from twofour.core.errors import InputError
 from twofour.core.progress import Report, silent
+from twofour.train.batches import forward as call
 from twofour.train.calibration import (
     Batches,
     Forward,
@@ -18,7 +19,6 @@ from twofour.train.calibration import (
     bare,
     batches_of,
     count_of,
-    run_batch,
 )
 from twofour.train.ranks import several, sum_over_ranks
 
@@ -28,7 +28,7 @@ _NAME = "BatchNorm re-estimation"
 def reestimate_batchnorm(
     model: nn.Module,
     batches: Batches,
-    forward: Forward = run_batch,
+    forward: Forward = call,
     report: Report = silent,
 ) -> list[str]:
     """Replaces running means and variances by their averages over the batches.
@@ -44,7 +44,8 @@ def reestimate_batchnorm(
 
     Args:
         model: changed in place.
-        batches: of training data, augmented as in training; run through once.
+        batches: of training data, augmented as in training; run through once, moved to the model's
+            device.
         forward: runs the model on a batch.
         report: told of each batch.
 
@@ -67,7 +68,7 @@ def reestimate_batchnorm(
     if not layers:
         return []
     with as_it_was(model), torch.no_grad(), _averaging(layers):
-        for index, batch in enumerate(batches_of(batches, _NAME)):
+        for index, batch in enumerate(batches_of(batches, model, _NAME)):
             forward(model, batch)
             report(index + 1, count_of(batches), f"{_NAME}: batch")
         for layer in layers.values():

@@ -12,46 +12,34 @@ from torch import Tensor, nn
 
 from twofour.core.errors import InputError
 from twofour.core.progress import Report, silent
-from twofour.train.batches import device_of, forward, to_device
+from twofour.train.batches import device_of, to_device
+from twofour.train.batches import forward as call
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """Batches as a list, a DataLoader or another iterable, or a function that returns one."""
 
 Forward = Callable[[nn.Module, Any], Any]
-"""Runs a model on one batch; what it returns is not looked at."""
+"""Runs a model on one batch, on its device; what it returns is not looked at."""
 
 Loss = Callable[[nn.Module, Any], Tensor]
-"""Runs a model on one batch and returns its loss, a scalar."""
+"""Runs a model on one batch, on its device, and returns its loss, a scalar."""
 
 
-def run_batch(model: nn.Module, batch: Any) -> Any:
-    """Calls the model with a batch as `batches.forward` does, on the model's device.
-
-    Args:
-        model: any.
-        batch: a tensor; a mapping, given as keyword arguments; or a tuple or list, of which the
-            first item is given (an (x, labels) pair).
-
-    Returns:
-        The model's outputs.
-    """
-    return forward(model, to_device(batch, device_of(model)))
-
-
-def batches_of(batches: Batches | None, purpose: str) -> Iterator[Any]:
-    """One pass over the batches.
+def batches_of(batches: Batches | None, model: nn.Module, purpose: str) -> Iterator[Any]:
+    """One pass over the batches, on the model's device.
 
     Args:
         batches: called if it is a function.
+        model: that they are for.
         purpose: what they are needed for, for the message.
 
     Raises:
         InputError: there are none, or what was given is a single batch.
     """
-    count = 0
+    count, device = 0, device_of(model)
     for batch in _checked(batches, purpose):
         count += 1
-        yield batch
+        yield to_device(batch, device)
     if count == 0:
         raise InputError(
             f"{purpose} got no batches",
@@ -109,9 +97,20 @@ class Calibration:
     """
 
     batches: Batches | None = None
-    forward: Forward = run_batch
+    forward: Forward = call
     loss: Loss | None = None
     report: Report = silent
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in training or eval mode as it was before."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 @contextmanager
@@ -121,18 +120,16 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
     Inside, what calls no hooks is off: compiled code, and the fused attention of
     `nn.MultiheadAttention`.
     """
-    training = {module: module.training for module in model.modules()}
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     fused = torch.backends.mha.get_fastpath_enabled()
-    with torch.random.fork_rng(list(devices)), torch.compiler.set_stance("force_eager"):
+    eager = torch.compiler.set_stance("force_eager")
+    with modes_kept(model), torch.random.fork_rng(list(devices)), eager:
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
-            for module, mode in training.items():
-                module.training = mode
 
 
 def _checked(batches: Batches | None, purpose: str) -> Iterable[Any]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -73,7 +74,7 @@ def save_run(
         "history": [asdict(entry) for entry in history],
         "parts": {name: dict(part.state_dict()) for name, part in parts.items()},
     }
-    torch.save(state, temporary)
+    torch.save(_plain(state), temporary)
     os.replace(temporary, path)
 
 
@@ -135,7 +136,23 @@ def load_checkpoint(path: Path | str, model: nn.Module) -> list[Progress]:
         model.load_state_dict({n: v for n, v in values.items() if n not in needless})
         return [Progress(**entry) for entry in state["history"]]
     except (RuntimeError, KeyError, TypeError) as e:
-        raise InputError(f"{path} belongs to another model", [str(e)], _fix(path)) from e
+        raise InputError(
+            f"{path} belongs to another model",
+            [str(e)],
+            "build the model of that run, and make masks: Sparsifier(model, ...).prune()",
+        ) from e
+
+
+def _plain(value: Any) -> Any:
+    """The same with numpy's numbers, such as a rate from `np.logspace`, as Python's.
+
+    A file with others could not be read as plain data.
+    """
+    if isinstance(value, dict):
+        return {_plain(key): _plain(held) for key, held in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_plain(held) for held in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Distiller:
         hidden: module name, the same in both models -> weight of that layer's outputs, which have
             one shape in both; of a tuple the first item counts.
         outputs: "logits", "mse" or "cosine".
-        label_smoothing: of the cross entropy.
+        label_smoothing: of the cross entropy, 0 to 1, 1 excluded.
         forward: (model, x) -> the outputs as one tensor.
 
     Raises:
@@ -105,7 +105,8 @@ class Distiller:
             labels: as in a call.
 
         Raises:
-            InputError: student and teacher do not fit together, or a hidden layer did not run.
+            InputError: student and teacher, or outputs and labels, do not fit together, or a
+                hidden layer did not run.
         """
         if self.teacher.training:
             self.teacher.eval()
@@ -114,6 +115,12 @@ class Distiller:
         _require_tensor(outputs, "student")
         _require_tensor(wanted, "teacher")
         _require_shape(outputs, wanted, "the outputs")
+        if self.outputs == "logits" and (outputs.ndim < 2 or outputs.shape[1] < 2):
+            raise InputError(
+                "logits are of two classes or more, on axis 1",
+                [f"got outputs of shape {list(outputs.shape)}, whose softmax says nothing"],
+                'make the Distiller with outputs="mse"',
+            )
         total = self._soft(outputs.float(), wanted.float())
         if labels is not None:
             total = self.share * total + (1 - self.share) * self._hard(outputs.float(), labels)
@@ -153,11 +160,13 @@ class Distiller:
 
     def _hard(self, got: Tensor, labels: Tensor) -> Tensor:
         if self.outputs == "mse":
+            _require_shape(got, labels, "the outputs and the labels", ("outputs", "labels"))
             return functional.mse_loss(got, labels.float())
         if self.outputs == "cosine":
             raise InputError(
                 "cosine compares embeddings, and has no use for labels",
-                fix="call the Distiller with x alone, and add your own loss to its",
+                fix="call the Distiller with x alone (give finetune batches of x alone), and add "
+                "your own loss to its",
             )
         return functional.cross_entropy(got, labels, label_smoothing=self.label_smoothing)
 
@@ -208,6 +217,9 @@ def _require_options(options: Distiller) -> None:
         "share: expected 0 to 1": 0 <= options.share <= 1,
         "outputs: expected logits, mse or cosine": options.outputs in ("logits", "mse", "cosine"),
         "hidden: expected weights of 0 or more": all(w >= 0 for w in options.hidden.values()),
+        "label_smoothing: expected 0 to 1, 1 excluded": 0 <= options.label_smoothing < 1,
+        "label_smoothing: expected 0 where outputs are no logits": options.outputs == "logits"
+        or not options.label_smoothing,
     }
     wrong = [
         f"{text}; got {getattr(options, text.partition(':')[0])}"
@@ -237,10 +249,12 @@ def _require_tensor(outputs: Any, side: str) -> None:
         )
 
 
-def _require_shape(got: Tensor, wanted: Tensor, where: str) -> None:
+def _require_shape(
+    got: Tensor, wanted: Tensor, where: str, sides: tuple[str, str] = ("student", "teacher")
+) -> None:
     if got.shape != wanted.shape:
         raise InputError(
-            f"student and teacher differ in the shape of {where}",
-            [f"student {list(got.shape)}, teacher {list(wanted.shape)}"],
-            "compare layers of one shape, at one input",
+            f"{' and '.join(sides)} differ in the shape of {where}",
+            [f"{sides[0]} {list(got.shape)}, {sides[1]} {list(wanted.shape)}"],
+            "compare tensors of one shape, at one input",
         )

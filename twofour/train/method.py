@@ -64,8 +64,12 @@ class Method(ABC):
         Raises:
             InputError: the optimizer lacks weights, or this is attached already.
         """
-        if self._optimizer is not None:
-            raise InputError(f"this {type(self).__name__} is attached already")
+        if self._optimizer is not None or self.step:
+            raise InputError(
+                f"this {type(self).__name__} is attached already, or was before",
+                fix="make a new one for another training; to train on with the masks that it "
+                "ended with, use its sparsifier",
+            )
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         missing = [w.name for w in self.sparsifier.weights if id(w.parameter) not in held]
         if missing:
@@ -98,8 +102,8 @@ class Method(ABC):
         if self.step < self._last_step():
             raise InputError(
                 f"this {type(self).__name__} needs {self._last_step()} steps of the optimizer",
-                [f"{self.step} were done"],
-                "give it the number of steps that the training really has",
+                [f"{self.step} were done; those that a GradScaler skips do not count"],
+                "train on for the missing ones, or give it the steps that training really has",
             )
         for handle in self._handles:
             handle.remove()
@@ -171,6 +175,15 @@ class Method(ABC):
     def _follow(self) -> None:
         for follower in self._followers:
             holding.follow(self.sparsifier.weights, follower)
+
+    def _pull(self, parameter: nn.Parameter, values: Tensor, strength: float) -> None:
+        """Adds strength * values to the gradient, in its scale: fused steps undo a GradScaler's."""
+        if parameter.grad is None:
+            return
+        scale = getattr(self._optimizer, "grad_scale", None)
+        if scale is not None:
+            values = values * scale.to(values.device)
+        parameter.grad.add_(values, alpha=strength)
 
     def _hold(self) -> None:
         """Zeros what the masks remove, of weights and of what the optimizer keeps for them."""

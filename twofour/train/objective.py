@@ -39,7 +39,21 @@ def objective(loss: Loss | Distiller | None, schedule: Schedule) -> Objective:
         return _classification(schedule.label_smoothing)
     if isinstance(loss, Distiller):
         return _distillation(loss)
-    return lambda model, batch: (loss(model, batch), None)
+    return lambda model, batch: (_scalar(loss(model, batch)), None)
+
+
+def _scalar(loss: object) -> Tensor:
+    """The user's loss, if a step can be taken along its gradient."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    got = type(loss).__name__
+    if isinstance(loss, Tensor):
+        got = f"shape {list(loss.shape)}, " + ("" if loss.requires_grad else "without a gradient")
+    raise InputError(
+        "cannot train with this loss",
+        [f"expected a scalar tensor with a gradient; got {got.rstrip(', ')}"],
+        "let loss(model, batch) return what training would call backward() on",
+    )
 
 
 def _classification(label_smoothing: float) -> Objective:

@@ -155,7 +155,7 @@ def _survey(model: nn.Module, weights: Sequence[WeightRef], data: Calibration) -
         last = read.x
 
     with watch(model, weights, note):
-        for batch in batches_of(data.batches, _NAME):
+        for batch in batches_of(data.batches, model, _NAME):
             data.forward(model, batch)
             for name, count in now.items():
                 uses.setdefault(name, count)
@@ -208,7 +208,7 @@ def _gram_sums(
             raise _EnoughError
 
     with watch(model, group, add):
-        for index, batch in enumerate(batches_of(data.batches, _NAME)):
+        for index, batch in enumerate(batches_of(data.batches, model, _NAME)):
             left.update({weight.name: uses.get(weight.name, 0) for weight in group})
             with suppress(_EnoughError):
                 data.forward(model, batch)

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.train.average import Average
 from twofour.train.batches import Batches, device_of, samples_in, to_device
-from twofour.train.calibration import Loss, bare
+from twofour.train.calibration import Loss, bare, count_of, modes_kept
 from twofour.train.checkpoint import Progress, Stateful, resume_run, save_run
 from twofour.train.distill import Distiller
 from twofour.train.method import Method
@@ -65,7 +65,9 @@ def finetune(
         The last `Progress` of each epoch, resumed ones included.
 
     Raises:
-        InputError: the checkpoint is damaged or belongs to another run, or the loss is not finite.
+        InputError: the checkpoint is damaged or belongs to another run, an epoch has no batches or
+            not as many as its length says, the warm-up is longer than the training, or the loss is
+            not finite.
         GateError: a pruned weight lost its pattern.
         UnsupportedError: a checkpoint of weights that FSDP spreads over processes.
     """
@@ -125,19 +127,21 @@ class _Run:
 
     def epoch(self, number: int, batches: Batches) -> Progress:
         """Trains on each batch once."""
-        total = len(batches) * self.schedule.epochs
+        length = _length(number, batches)
+        total = length * self.schedule.epochs
         if isinstance(self.method, Method) and self.method.steps != total:
             raise InputError(
                 f"{type(self.method).__name__} was made for {self.method.steps} steps",
-                [f"{self.schedule.epochs} epochs of {len(batches)} batches are {total}"],
+                [f"{self.schedule.epochs} epochs of {length} batches are {total}"],
                 f"make it with steps={total}",
             )
-        tally = _Tally(number, len(batches), self.device)
+        tally = _Tally(number, length, self.device)
         for i, batch in enumerate(batches):
             batch = to_device(batch, self.device)
-            self._step(number * len(batches) + i, len(batches), batch, tally)
-            if tally.due() and i + 1 < len(batches):
+            self._step(number * length + i, length, batch, tally)
+            if tally.due() and i + 1 < length:
                 self._report(tally.read())
+        tally.require_all()
         return self._report(tally.read())
 
     def _report(self, at: Progress) -> Progress:
@@ -172,9 +176,9 @@ class _Run:
                 sparsifier.apply()
             if evaluate is None:
                 return entry
-            self.model.eval()
-            entry = replace(entry, evaluated=float(evaluate(self.model)))
-            self.model.train()
+            with modes_kept(self.model):
+                self.model.eval()
+                entry = replace(entry, evaluated=float(evaluate(self.model)))
         return entry
 
 
@@ -209,6 +213,16 @@ class _Tally:
             self.hits += hits
         self.sizes.append(size)
 
+    def require_all(self) -> None:
+        """Refuses an epoch that ended early: its rates, and a method's steps, were for more."""
+        if len(self.sizes) < self.batches:
+            raise InputError(
+                f"epoch {self.epoch} has fewer batches than its length said",
+                [f"expected {self.batches}, got {len(self.sizes)}"],
+                "let `batches(epoch)` return what can be run through from its beginning, with the "
+                "right __len__",
+            )
+
     def due(self) -> bool:
         """Whether it is time to report."""
         return time.monotonic() - self._read_at_s >= PROGRESS_EVERY_S
@@ -233,6 +247,19 @@ class _Tally:
         total = sum(loss * size for loss, size in zip(self._known, self.sizes, strict=True))
         accuracy = int(self.hits) / seen if self.labelled else math.nan
         return Progress(self.epoch, done, self.batches, total / seen, accuracy)
+
+
+def _length(epoch: int, batches: Batches) -> int:
+    """How many batches an epoch has, one or more."""
+    length = count_of(batches)
+    if not length:
+        got = f"a {type(batches).__name__} " + ("of none" if length == 0 else "without a length")
+        raise InputError(
+            f"cannot train on the batches of epoch {epoch}",
+            [f"expected a sized iterable of one or more; got {got}"],
+            "let `batches(epoch)` return a list of batches or a DataLoader of a sized data set",
+        )
+    return length
 
 
 @contextmanager
@@ -264,25 +291,24 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 250) -> Tensor:
     """The model's outputs in eval mode, batch by batch.
 
     Args:
-        model: left in the mode it was in.
-        x: [S, ...] samples.
+        model: each of its modules is left in the mode it was in.
+        x: [S, ...] samples; moved to the model's device, a batch at a time.
         batch_size: samples at a time.
 
     Returns:
-        [S, classes].
+        [S, classes], on the model's device.
     """
-    training = model.training
-    model.eval()
-    outputs = [model(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
-    model.train(training)
-    return torch.cat(outputs)
+    device = device_of(model)
+    with modes_kept(model):
+        model.eval()
+        return torch.cat([model(part.to(device)) for part in torch.split(x, batch_size)])
 
 
 def evaluate(model: nn.Module, x: Tensor, labels: Tensor, batch_size: int = 250) -> float:
     """Top-1 accuracy in eval mode, 0 to 1.
 
     Args:
-        model: maps x to logits; left in the mode it was in.
+        model: maps x to logits; each of its modules is left in the mode it was in.
         x: [S, ...] samples.
         labels: [S] class indices.
         batch_size: samples at a time.
@@ -295,5 +321,6 @@ def evaluate(model: nn.Module, x: Tensor, labels: Tensor, batch_size: int = 250)
             "cannot evaluate",
             [f"expected a label for each sample; got {len(labels)} labels, {len(x)} samples"],
         )
-    hits = predict(model, x, batch_size).argmax(1) == labels
+    outputs = predict(model, x, batch_size)
+    hits = outputs.argmax(1) == labels.to(outputs.device)
     return float(hits.float().mean())

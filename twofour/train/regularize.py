@@ -88,9 +88,7 @@ class Shrink(Method):
         penalty = self.penalty(self.step)
         for weight in self.sparsifier.weights:
             parameter = weight.parameter
-            if parameter.grad is not None:
-                shrunk = parameter * self._removed[weight.name]
-                parameter.grad.add_(shrunk, alpha=penalty)
+            self._pull(parameter, parameter * self._removed[weight.name], penalty)
 
     def _after_step(self) -> None:
         if self.step == self._last_step():

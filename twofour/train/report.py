@@ -82,6 +82,9 @@ def select(
     Raises:
         InputError: an unknown pattern, or a name pattern that matches nothing.
     """
+    for option, value in {"include": include, "exclude": exclude}.items():
+        if isinstance(value, str):
+            raise InputError(f"{option} is a list of name patterns", fix=f"{option}=[{value!r}]")
     several = isinstance(pattern, Mapping)
     given = pattern.items() if isinstance(pattern, Mapping) else [("*", pattern)]
     wanted = {name: patterns.Pattern.parse(value) for name, value in given}

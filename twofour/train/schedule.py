@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -67,7 +68,7 @@ class Schedule:
         warmup: steps of the warm-up if an int, their share of all steps if a float.
         final_lr: what the cosine falls to.
         optimizer: `Sgd(...)` or `AdamW(...)`.
-        label_smoothing: of the default loss, 0 to 1.
+        label_smoothing: of the default loss, 0 to 1, 1 excluded.
         clip_norm: gradients are scaled down to this norm, all together; 0 does not.
         ema: decay of an average of the weights in each step, such as 0.999; 0 keeps none. The
             average is what `evaluate` sees. It begins faster: its decay in step t (from 0) is
@@ -104,7 +105,7 @@ class Schedule:
                 ("lr", "a finite rate above 0", 0 < self.lr < math.inf),
                 ("warmup", "steps, 0 or more, or a share below 1.0", self._warmup_fits()),
                 ("final_lr", f"0 to lr, which is {self.lr}", 0 <= self.final_lr <= self.lr),
-                ("label_smoothing", "0 to 1", 0 <= self.label_smoothing < 1),
+                ("label_smoothing", "0 to 1, 1 excluded", 0 <= self.label_smoothing < 1),
                 ("clip_norm", "0 or more", self.clip_norm >= 0),
                 ("ema", "0 to 1, 1 excluded", 0 <= self.ema < 1),
             )
@@ -123,8 +124,18 @@ class Schedule:
         return self.final_lr + (self.lr - self.final_lr) * fall
 
     def warmup_steps(self, steps: int) -> int:
-        """How many of `steps` the rate rises in."""
-        return self.warmup if isinstance(self.warmup, int) else round(self.warmup * steps)
+        """How many of `steps` the rate rises in.
+
+        Raises:
+            InputError: more than there are, so that the rate would never get to `lr`.
+        """
+        warmup = self.warmup if self._in_steps() else self.warmup * steps
+        if warmup > steps:
+            raise InputError(
+                f"a warm-up of {warmup} steps is longer than the training, which has {steps}",
+                fix="give Schedule.warmup as a share, such as 0.05, or train for more epochs",
+            )
+        return round(warmup)
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
         """What differs from a schedule written by `to_dict`: one line each."""
@@ -137,7 +148,10 @@ class Schedule:
         return plain
 
     def _warmup_fits(self) -> bool:
-        return self.warmup >= 0 and (isinstance(self.warmup, int) or self.warmup < 1)
+        return self.warmup >= 0 and (self._in_steps() or self.warmup < 1)
+
+    def _in_steps(self) -> bool:
+        return isinstance(self.warmup, (int, np.integer))
 
 
 def _differences(prefix: str, there: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:

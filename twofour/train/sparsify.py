@@ -18,7 +18,8 @@ from twofour.core import patterns
 from twofour.core.errors import GateError, InputError
 from twofour.core.progress import Report, silent
 from twofour.train import holding, loading
-from twofour.train.calibration import Batches, Calibration, Forward, Loss, run_batch
+from twofour.train.batches import forward as call
+from twofour.train.calibration import Batches, Calibration, Forward, Loss
 from twofour.train.choose import CRITERIA, choose
 from twofour.train.layers import NeverPruned, WeightRef, survey
 from twofour.train.reconstruct import ReconstructOptions
@@ -109,8 +110,8 @@ class Sparsifier:
 
         Args:
             batches: calibration data, for criteria that need it; magnitude does not. For SparseGPT
-                what can be run through several times.
-            forward: (model, batch) -> anything; default `run_batch`.
+                what can be run through several times. Moved to the model's device.
+            forward: (model, batch) -> anything; default `batches.forward`.
             loss: (model, batch) -> scalar, for Taylor.
             report: told of each piece of work done.
             options: of SparseGPT.
@@ -125,7 +126,7 @@ class Sparsifier:
         """
         self._require_unlocked("choose masks anew")
         self._require_weights()
-        data = Calibration(batches, forward or run_batch, loss, report)
+        data = Calibration(batches, forward or call, loss, report)
         chosen = choose(self.model, self.weights, self.patterns, self.criterion, data, options)
         self.set_masks(chosen.masks)
         self._energy_kept |= chosen.energy_kept

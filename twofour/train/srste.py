@@ -108,8 +108,7 @@ class SrSte(Method):
             return
         for weight, mask in self._masked():
             dense, parameter = _dense(weight), weight.parameter
-            if parameter.grad is not None:
-                parameter.grad.add_(dense.masked_fill(mask, 0.0), alpha=self.decay)
+            self._pull(parameter, dense.masked_fill(mask, 0.0), self.decay)
             parameter.copy_(dense)
 
     def _after_step(self) -> None:
@@ -138,7 +137,7 @@ class SrSte(Method):
         self.sparsifier.set_masks({weight.name: mask for weight, mask in self._masked()})
 
     def _last_step(self) -> int:
-        return self.steps
+        return self._freeze_step
 
     def _end(self) -> None:
         for weight in self.sparsifier.weights:

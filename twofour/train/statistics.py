@@ -142,7 +142,7 @@ def _add_squares(model: nn.Module, weights: Sequence[WeightRef], data: Calibrati
             sums[read.weight.name][part] += squares
 
     with torch.no_grad(), watch(model, weights, add):
-        for batch in _reported(data, "Wanda"):
+        for batch in _reported(model, data, "Wanda"):
             data.forward(model, batch)
     return sums, list(used)
 
@@ -157,7 +157,7 @@ def _add_gradients(model: nn.Module, weights: Sequence[WeightRef], data: Calibra
     parameters = [w.parameter for w in weights]
     used: dict[str, None] = {}
     with torch.enable_grad(), _all_with_gradient(parameters):
-        for index, batch in enumerate(_reported(data, "Taylor")):
+        for index, batch in enumerate(_reported(model, data, "Taylor")):
             loss = data.loss(model, batch)
             _require_loss(loss, index)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -174,10 +174,10 @@ def _zeros(weight: WeightRef, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
-def _reported(data: Calibration, name: str) -> Iterator[Any]:
+def _reported(model: nn.Module, data: Calibration, name: str) -> Iterator[Any]:
     """The batches, each told of when it is done with."""
     total = count_of(data.batches)
-    for index, batch in enumerate(batches_of(data.batches, name)):
+    for index, batch in enumerate(batches_of(data.batches, model, name)):
         yield batch
         data.report(index + 1, total, f"{name}: batch")
 
