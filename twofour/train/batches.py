@@ -47,7 +47,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
         device: where they are wanted.
     """
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        # Towards the host a copy that nobody waits for would be read before it is there.
+        return batch.to(device, non_blocking=device.type == "cuda")
     if callable(getattr(batch, "to", None)):
         return copy.copy(batch).to(device)  # some move themselves
     if isinstance(batch, Mapping):
