@@ -210,3 +210,12 @@ def test_a_model_that_is_one_layer():
     assert weight.name == "weight"
     Sparsifier(layer).prune().verify()
     assert "weight_mask" in layer.state_dict()
+
+
+def test_a_mask_of_the_users_own_is_not_overwritten():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].register_buffer("weight_mask", torch.full((8, 8), 0.5))
+    sparsifier = Sparsifier(model).prune()
+    assert [weight.name for weight in sparsifier.weights] == ["1"]
+    assert (model[0].weight_mask == 0.5).all()
+    assert "its module has another weight_mask" in sparsifier.report()[0].reason

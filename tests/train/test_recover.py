@@ -467,3 +467,18 @@ def test_a_checkpoint_for_a_model_without_masks_is_not_to_be_deleted(tmp_path):
     finetune(model, batches, SCHEDULE, method=sparsifier, checkpoint=tmp_path / "run.pt")
     with pytest.raises(InputError, match=r"fix: build the model of that run, and make masks"):
         load_checkpoint(tmp_path / "run.pt", network())
+
+
+def test_a_refused_checkpoint_leaves_the_model_as_it_was(tmp_path):
+    path = tmp_path / "run.pt"
+    finetune(network(), batches, SCHEDULE, checkpoint=path)
+    other = network()
+    other[3] = nn.Linear(32, 5)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    for load in (
+        lambda: finetune(other, batches, SCHEDULE, checkpoint=path),
+        lambda: load_checkpoint(path, other),
+    ):
+        with pytest.raises(InputError, match=r"3.bias: \[3\] there, \[5\] here"):
+            load()
+        assert all(torch.equal(before[n], value) for n, value in other.state_dict().items())

@@ -103,9 +103,10 @@ def resume_run(path: Path, schedule: Schedule, parts: Mapping[str, Stateful]) ->
             [f"expected the states of {sorted(here)}; got those of {sorted(there)}"],
             _fix(path),
         )
+    _require_same(path, parts["model"].state_dict(), state["parts"]["model"], _fix(path))
     try:
-        for name, part in parts.items():
-            part.load_state_dict(state["parts"][name])
+        for name in reversed(parts):  # the model last: what refuses leaves it as it was
+            parts[name].load_state_dict(state["parts"][name])
         return [Progress(**entry) for entry in state["history"]]
     except (RuntimeError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path} belongs to another model", [str(e)], _fix(path)) from e
@@ -132,15 +133,29 @@ def load_checkpoint(path: Path | str, model: nn.Module) -> list[Progress]:
         if "average" in state["parts"] and state["schedule"]["ema_stays"]:
             values.update(state["parts"]["average"]["values"])
         known = model.state_dict().keys()
-        needless = {name for name in values if name.endswith(DENSE) and name not in known}
-        model.load_state_dict({n: v for n, v in values.items() if n not in needless})
+        values = {n: v for n, v in values.items() if n in known or not n.endswith(DENSE)}
+        fix = "build the model of that run, and make masks: Sparsifier(model, ...).prune()"
+        _require_same(path, model.state_dict(), values, fix)
+        model.load_state_dict(values)
         return [Progress(**entry) for entry in state["history"]]
     except (RuntimeError, KeyError, TypeError) as e:
-        raise InputError(
-            f"{path} belongs to another model",
-            [str(e)],
-            "build the model of that run, and make masks: Sparsifier(model, ...).prune()",
-        ) from e
+        raise InputError(f"{path} belongs to another model", [str(e)], _fix(path)) from e
+
+
+def _require_same(path: Path, here: Mapping[str, Any], there: Mapping[str, Any], fix: str) -> None:
+    """Refuses the tensors of another model before any is loaded."""
+    shapes = [
+        {name: list(getattr(value, "shape", [])) for name, value in state.items()}
+        for state in (here, there)
+    ]
+    names = shapes[0].keys() | shapes[1].keys()
+    differ = [
+        f"{name}: {shapes[1].get(name, 'not')} there, {shapes[0].get(name, 'not')} here"
+        for name in sorted(names)
+        if shapes[0].get(name) != shapes[1].get(name)
+    ]
+    if differ:
+        raise InputError(f"{path} belongs to another model", differ, fix)
 
 
 def _plain(value: Any) -> Any:

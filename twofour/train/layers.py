@@ -202,6 +202,9 @@ def _never(module: nn.Module, attribute: str, value: Tensor) -> str | None:
         return f"it is a {type(value.data).__name__}, not a plain tensor"
     if value.dtype not in DTYPES:
         return f"its dtype is {value.dtype}"
+    mask = getattr(module, f"{attribute}_mask", None)
+    if mask is not None and getattr(mask, "dtype", None) is not torch.bool:
+        return f"its module has another {attribute}_mask, the name that its mask would have"
     return None
 
 
