@@ -482,3 +482,22 @@ def test_a_refused_checkpoint_leaves_the_model_as_it_was(tmp_path):
         with pytest.raises(InputError, match=r"3.bias: \[3\] there, \[5\] here"):
             load()
         assert all(torch.equal(before[n], value) for n, value in other.state_dict().items())
+
+
+def test_a_last_step_that_breaks_the_weights_is_noticed_and_not_saved(tmp_path):
+    def loss(model, batch):
+        output = model(batch[0])
+        if batch[0] is told[-1][0]:
+            output.register_hook(lambda gradient: gradient * math.nan)
+        return output.square().mean()
+
+    told = batches(0)
+    with pytest.raises(InputError, match=r"epoch 0 ended with weights that are not finite\n  0\.w"):
+        finetune(network(), lambda e: told, SCHEDULE, loss=loss, checkpoint=tmp_path / "run.pt")
+    assert not (tmp_path / "run.pt").exists()
+
+
+def test_no_advice_to_delete_a_folder(tmp_path):
+    for path in (tmp_path, tmp_path / "absent.pt"):
+        with pytest.raises(InputError, match="fix: name the file"):
+            load_checkpoint(path, network())

@@ -105,8 +105,9 @@ def resume_run(path: Path, schedule: Schedule, parts: Mapping[str, Stateful]) ->
         )
     _require_same(path, parts["model"].state_dict(), state["parts"]["model"], _fix(path))
     try:
-        for name in reversed(parts):  # the model last: what refuses leaves it as it was
-            parts[name].load_state_dict(state["parts"][name])
+        # The model last: what refuses leaves it as it was.
+        for name, part in reversed(list(parts.items())):
+            part.load_state_dict(state["parts"][name])
         return [Progress(**entry) for entry in state["history"]]
     except (RuntimeError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path} belongs to another model", [str(e)], _fix(path)) from e
@@ -175,7 +176,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = _NEEDED - set(state)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError) as e:
+    except OSError as e:
+        fix = "name the file that finetune writes or wrote"
+        raise InputError(f"cannot read the fine-tuning checkpoint {path}", [str(e)], fix) from e
+    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as e:
         raise InputError(
             f"cannot read the fine-tuning checkpoint {path}", [str(e)], _fix(path)
         ) from e

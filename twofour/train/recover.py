@@ -66,8 +66,8 @@ def finetune(
 
     Raises:
         InputError: the checkpoint is damaged or belongs to another run, an epoch has no batches or
-            not as many as its length says, the warm-up is longer than the training, or the loss is
-            not finite.
+            not as many as its length says, the warm-up is longer than the training, or the loss or
+            the weights are not finite.
         GateError: a pruned weight lost its pattern.
         UnsupportedError: a checkpoint of weights that FSDP spreads over processes.
     """
@@ -142,7 +142,9 @@ class _Run:
             if tally.due() and i + 1 < length:
                 self._report(tally.read())
         tally.require_all()
-        return self._report(tally.read())
+        entry = self._report(tally.read())
+        _require_finite(self.model, number)
+        return entry
 
     def _report(self, at: Progress) -> Progress:
         if self.progress is not None:
@@ -260,6 +262,19 @@ def _length(epoch: int, batches: Batches) -> int:
             "let `batches(epoch)` return a list of batches or a DataLoader of a sized data set",
         )
     return length
+
+
+def _require_finite(model: nn.Module, epoch: int) -> None:
+    """Refuses what the last step of an epoch broke: no loss tells, a checkpoint would keep it."""
+    values = {name: p for name, p in bare(model).named_parameters() if p.requires_grad}
+    local = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in values.items()}
+    broken = [name for name, value in local.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise InputError(
+            f"epoch {epoch} ended with weights that are not finite",
+            [", ".join(broken)],
+            "lower Schedule.lr, set Schedule.clip_norm, or look for NaN in the training data",
+        )
 
 
 @contextmanager
