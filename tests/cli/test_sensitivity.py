@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +47,40 @@ def test_the_page_the_plot_and_the_command_to_go_on(folder: Path) -> None:
     assert "layers.html" in result.stdout
     assert (folder / "layers.html").read_text().startswith("<!doctype html>")
     assert (folder / "layers.png").read_bytes().startswith(b"\x89PNG")
-    lines = result.stdout.splitlines()
-    (command,) = [line for line in lines if line.startswith("90% of the gain:")]
-    assert "twofour prune model.onnx -o sparse.onnx --pattern 2:4 --skip" in command
-    arguments = command.partition("twofour ")[2].split()
+    arguments = command_to_go_on(result.stdout)
+    wanted = "prune model.onnx -o sparse.onnx --pattern 2:4 --skip"
+    assert arguments[:7] == wanted.split()
     pruned = twofour(*arguments, "--json")
     assert pruned.exit_code == 0, pruned.output
     left = [each["node"] for each in json.loads(pruned.stdout)["layers"] if not each["pruned"]]
     assert "fc" in left  # it gains nothing
     assert sum({"c0": 4, "c1": 2, "c2": 1, "fc": 0}[each] for each in left) <= 0.7
+
+
+def command_to_go_on(output: str) -> list[str]:
+    """The arguments of the `twofour prune` that is printed."""
+    (line,) = [each for each in output.splitlines() if each.startswith("90% of the gain:")]
+    return shlex.split(line.partition("twofour ")[2])
+
+
+def test_the_command_leaves_dense_what_was_not_measured(folder: Path) -> None:
+    """A layer of no known gain; and one that was excluded, by its name in the file."""
+    nameless = network(weights())
+    nameless.graph.node[0].ClearField("name")
+    save(nameless, folder / "model.onnx")
+    (folder / "gains.json").write_text(json.dumps(made_up_forecast({"c1": 2.0, "c2": 1.0})))
+    result = twofour(*SCAN, "--forecast", "gains.json", "--skip", "c0.w")
+    assert result.exit_code == 0, result.output
+    arguments = command_to_go_on(result.stdout)
+    assert arguments[-4:] == ["--skip", "fc", "--skip", "c0.w"]
+    pruned = json.loads(twofour(*arguments, "--json").stdout)
+    assert [each["weight"] for each in pruned["layers"] if each["pruned"]] == ["c1.w", "c2.w"]
+
+
+def test_a_pattern_that_the_forecast_lacks_is_told(folder: Path) -> None:
+    result = twofour(*SCAN, "--forecast", "gains.json", "--pattern", "2:4", "--pattern", "4:8")
+    assert result.exit_code == 0, result.output
+    assert "no gains of 4:8: the forecast has no times of it in int8" in result.stderr
 
 
 def test_gains_are_measured_where_the_model_is_small(folder: Path) -> None:

@@ -171,3 +171,19 @@ def test_energy_kept():
     w = np.array([[3, 0, 4, 1]], np.float32)
     assert patterns.energy_kept(w, magnitude_mask(w, "2:4")) == pytest.approx(25 / 26)
     assert patterns.energy_kept(0 * w, magnitude_mask(w, "2:4")) == 1.0
+
+
+NAMES = ("1:4", "2:4", "4:8", "3:8", "2:8", "2:4/pair", "4:8/pair", "2:4/2d", "4:8/2d", "3:6")
+
+
+@pytest.mark.parametrize("strict", NAMES)
+def test_what_a_pattern_demands_holds_for_each_of_its_weights(strict):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((96, 48)).astype(np.float32)
+    w *= magnitude_mask(w, strict)
+    pattern = patterns.Pattern.parse(strict)
+    demanded = {name for name in NAMES if pattern.demands(patterns.Pattern.parse(name))}
+    assert demanded <= {name for name in NAMES if patterns.is_pattern(w, name)}
+    plain = {"2:4/pair": {"2:4", "4:8", "4:8/pair"}, "2:4": {"4:8"}, "4:8": set(), "2:4/2d": {
+        "2:4", "4:8", "4:8/2d"}}  # fmt: skip
+    assert demanded == plain.get(strict, demanded - {strict}) | {strict}

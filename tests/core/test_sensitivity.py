@@ -41,7 +41,6 @@ def test_the_order_is_by_drop_per_us() -> None:
     assert found.steps[-1].share == 1.0
     assert found.useless == ("none",)
     assert "unknown" not in found.gains
-    assert found.dense(3) == ("a", "none")
 
 
 def test_how_many_layers_a_share_of_the_gain_takes() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
+import onnx.numpy_helper
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime
@@ -8,6 +11,7 @@ import pytest
 
 from twofour.core.errors import InputError
 from twofour.core.patterns import is_pattern
+from twofour.core.promises import KEY
 from twofour.onnx_tools.load import model_bytes
 from twofour.onnx_tools.prune import prune
 
@@ -84,3 +88,53 @@ def test_a_shape_that_cannot_have_the_pattern_is_left_with_the_reason() -> None:
 def test_an_unknown_pattern_is_an_error() -> None:
     with pytest.raises(InputError):
         prune(model(), "4:2:1")
+
+
+@pytest.mark.parametrize("names", [{"skip": ["k", "kk"]}, {"include": ["w", "kk"]}])
+def test_a_name_that_matches_nothing_is_refused(names: dict[str, list[str]]) -> None:
+    with pytest.raises(InputError, match="'kk' matches no layer") as refused:
+        prune(model(), **names)  # type: ignore[arg-type]
+    assert "conv, gemm, k, matmul, t, w" in str(refused.value)
+
+
+BRANCHES = """
+<ir_version: 10, opset_import: ["" : 18]>
+net (bool c, float[2,8] x) => (y) {
+  y = If (c) <
+    then_branch = then () => (a) { a = MatMul (x, w) },
+    else_branch = else () => (b) { b = MatMul (x, w) }
+  >
+}
+"""
+
+
+def test_two_weights_of_one_name_promise_nothing_unless_both_have_it() -> None:
+    proto = onnx.parser.parse_model(BRANCHES)
+    rng = np.random.default_rng(0)
+    for attribute in proto.graph.node[0].attribute:
+        attribute.g.node[0].name = attribute.g.name
+        w = onnx.numpy_helper.from_array(rng.standard_normal((8, 8)).astype(np.float32), "w")
+        attribute.g.initializer.append(w)
+    pruned, report = prune(ir.from_proto(proto), skip=["else"])
+    assert sorted(r.reason for r in report) == ["", "excluded by name"]
+    assert KEY not in pruned.metadata_props
+    assert prune(pruned)[0].metadata_props[KEY] == '{"w": "2:4"}'
+
+
+def test_a_weight_read_along_two_axes_promises_nothing_unless_it_has_it_along_both() -> None:
+    text = TEXT.replace("Conv <pads = [1, 1, 1, 1]> (x, w)", "Identity (x)")
+    proto = onnx.parser.parse_model(text.replace("(z, t)", "(m, k)"))
+    k = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(k, "k"))
+    pruned, report = prune(ir.from_proto(proto))
+    assert [r.reason for r in report] == ["", "6 input channels are not a multiple of 4"]
+    assert KEY not in pruned.metadata_props
+
+
+def test_a_stricter_promise_stays_as_long_as_it_is_kept() -> None:
+    pairs, _ = prune(model(), "2:4/2d", include=["gemm", "conv"])
+    both, _ = prune(pairs, "2:4")
+    assert json.loads(both.metadata_props[KEY]) == {"k": "2:4", "t": "2:4", "w": "2:4/2d"}
+    both.graph.initializers["w"].const_value = prune(model())[0].graph.initializers["w"].const_value
+    assert json.loads(prune(both)[0].metadata_props[KEY]) == {
+        "k": "2:4", "t": "2:4", "w": "2:4"}  # fmt: skip

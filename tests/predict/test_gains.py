@@ -94,3 +94,40 @@ def test_files(tmp_path: Path) -> None:
 def test_patterns_without_kernels_cannot_be_measured() -> None:
     with pytest.raises(InputError, match="nothing can be forecast for 4:8"):
         measured_gains("m.onnx", {}, None, ["4:8"], lambda name: pytest.fail("no work"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threads": float("inf")},
+        {"layers": [layer("a", [["a"]], times("int8", 2.0, free=1.0))]},  # type: ignore[list-item]
+        {"layers": [layer("a", [1], times("int8", 2.0, free=1.0))]},  # type: ignore[list-item]
+        {"layers": [layer(5, [], times("int8", 2.0, free=1.0))]},  # type: ignore[arg-type]
+        {"layers": [layer("a", ["a"], times(8, 2.0, free=1.0))]},  # type: ignore[arg-type]
+        {"layers": [layer("a", ["a"], times("int8", 10**400, free=1.0))]},
+    ],
+)
+def test_a_forecast_with_other_things_than_names_and_numbers_is_damaged(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps(DOCUMENT | change))
+    with pytest.raises(InputError, match="is damaged"):
+        read_gains(path)
+
+
+def test_a_forecast_nested_without_end_is_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is no JSON"):
+        read_gains(path)
+
+
+@pytest.mark.parametrize("judged", ["bf16", ["int8"], 3])
+def test_a_fastest_precision_without_times_does_not_count(judged: object) -> None:
+    assert gains_of(DOCUMENT | {"judged": {"precision": judged}}, "x").judged == ""
+
+
+def test_a_time_that_no_layer_takes_is_none() -> None:
+    endless = {"layers": [layer("a", ["a"], times("int8", 1e308, free=1.0))]}
+    assert gains_of(DOCUMENT | endless, "x").of(SIZES, "2:4", "int8") == {}

@@ -105,6 +105,13 @@ def test_names_are_texts_and_never_markup() -> None:
     assert f"{bad}.0" in page.texts
 
 
+@pytest.mark.parametrize("name", ["$\\frac{$", "\u5c42\x1b[31m"])
+@pytest.mark.filterwarnings("error")
+def test_names_are_no_formulas_and_need_no_letters(name: str, tmp_path: Path) -> None:
+    plot_sensitivity(found(2, name=name) | {"model": name, "metric": name}, tmp_path / "p.png")
+    assert (tmp_path / "p.png").is_file()
+
+
 def test_a_scan_without_gains_has_its_page_and_plot(tmp_path: Path) -> None:
     page = Page(sensitivity_page(found(3, gains=False)))
     assert page.tags.count("svg") == 2
@@ -157,6 +164,13 @@ def test_scales_have_round_ends_and_0() -> None:
         assert scale.at(math.inf) == 90
         assert scale.at(scale.least) == 10
     assert round_values(-1.0, 1.0) == (-1.0, -0.5, 0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e308, -1e308, math.inf, math.nan])
+def test_scales_of_what_cannot_be_drawn_have_room(value: float) -> None:
+    scale = scale_of([value, -value], 0, 100)
+    assert (scale.least, scale.most) == (0, 1)
+    assert scale.ticks[-1] == (100, "1")
 
 
 def test_labels_keep_apart() -> None:

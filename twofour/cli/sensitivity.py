@@ -89,10 +89,10 @@ def sensitivity(
     wanted = _Wanted(model, parse_shapes(shapes) or scanner.shapes, forecast, precision)
     gains = wanted.gains(scanner.parameters, options.patterns, out)
     found = scanner.alone(out.stage, out.note)
-    orders = _tradeoffs(found, gains, precision, scanner.parameters) if gains else []
+    orders = _tradeoffs(found, gains, precision, scanner.parameters, out) if gains else []
     ways = scanner.together(orders, [_counts(way) for way in orders], out.stage)
     everything = document(found, ways, gains.machine if gains else None)
-    out.show(*_parts(found, ways))
+    out.show(*_parts(found, ways, scanner.excluded))
     _write(everything, output, plot)
     out.show(*_files(output, plot))
     out.data("sensitivity/1", everything)
@@ -154,7 +154,11 @@ class _Wanted:
 
 
 def _tradeoffs(
-    found: Sensitivity, gains: Gains, precision: str | None, parameters: Mapping[str, int]
+    found: Sensitivity,
+    gains: Gains,
+    precision: str | None,
+    parameters: Mapping[str, int],
+    out: Output,
 ) -> list[Tradeoff]:
     from twofour.core.sensitivity import tradeoff
 
@@ -164,6 +168,8 @@ def _tradeoffs(
         us = gains.of(parameters, pattern, chosen)
         if us:
             ways.append(tradeoff(found.at(pattern), pattern, chosen, us))
+        else:
+            out.note(f"no gains of {pattern}: the forecast has no times of it in {chosen}")
     return ways
 
 
@@ -187,8 +193,10 @@ def _files(*files: Path | None) -> list[str]:
     return [f"written: {file}" for file in files if file is not None]
 
 
-def _parts(found: Sensitivity, ways: Sequence[Tradeoff]) -> list[Table | str]:
-    """All that is printed."""
+def _parts(
+    found: Sensitivity, ways: Sequence[Tradeoff], excluded: Sequence[str]
+) -> list[Table | str]:
+    """All that is printed; layers that the user excluded stay so in the command to go on."""
     less = "" if found.higher_is_better else " (less is better)"
     unit = f" {found.unit}" if found.unit else ""
     parts: list[Table | str] = [
@@ -199,7 +207,7 @@ def _parts(found: Sensitivity, ways: Sequence[Tradeoff]) -> list[Table | str]:
         way = by_pattern.get(pattern)
         parts.append(_layers(found, pattern, way))
         if way is not None:
-            parts += _advice(found, way)
+            parts += _advice(found, way, excluded)
     left = [(f"{each.pattern}: {each.reason}", each.layer) for each in found.left]
     parts += by_reason("not tried", left)
     return [*parts, *(f"note: {text}" for text in found.notes)]
@@ -243,7 +251,7 @@ def _microseconds(us: float | None) -> str:
     return "?" if us is None else "<0.01" if 0 < us < 0.005 else f"{us:.2f}"
 
 
-def _advice(found: Sensitivity, way: Tradeoff) -> list[Table | str]:
+def _advice(found: Sensitivity, way: Tradeoff, excluded: Sequence[str]) -> list[Table | str]:
     """What is left of the gain when layers stay dense, the dearest first."""
     if not way.steps:
         return [f"no layer gains anything from {way.pattern} in {way.precision}"]
@@ -256,15 +264,14 @@ def _advice(found: Sensitivity, way: Tradeoff) -> list[Table | str]:
             f"{step.share:.0%}",
             f"{step.total_gain_us:.1f}",
             str(some.count),
-            str(len(way.steps) - some.count + len(way.useless)),
+            str(len(found.at(way.pattern)) - some.count),
             f"{step.total_drop:.3g}",
             _drop(some),
         )
     order = [short(step.layer, _NAME) for step in reversed(way.steps) if step.drop_per_us > 0]
-    names = {case.layer: case.skip for case in found.at(way.pattern)}
-    left = sorted({escape(names[name]) for name in way.dense(way.step_for(_ADVISED))})
-    left += sorted({escape(each.layer) for each in found.left if each.reason == _EXCLUDED})
-    skips = "".join(f" --skip {shlex.quote(name)}" for name in left)
+    pruned = {step.layer for step in way.steps[: way.step_for(_ADVISED)]}
+    left = sorted(case.skip for case in found.at(way.pattern) if case.layer not in pruned)
+    skips = "".join(f" --skip {shlex.quote(escape(name))}" for name in (*left, *sorted(excluded)))
     return [
         table,
         "estimated: the sum of the drops of layers pruned alone, those below 0 counted as 0; "
@@ -273,6 +280,3 @@ def _advice(found: Sensitivity, way: Tradeoff) -> list[Table | str]:
         f"{_ADVISED:.0%} of the gain:  twofour prune {shlex.quote(found.model)} -o sparse.onnx "
         f"--pattern {way.pattern}{skips}",
     ]
-
-
-_EXCLUDED = "excluded by name"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
+from itertools import chain
 from os import PathLike
 
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from twofour.compiler.importer import name_nodes, standardized
 from twofour.core.errors import InputError
 from twofour.core.sensitivity import Left
 from twofour.onnx_tools.load import load_model, model_bytes
-from twofour.onnx_tools.prune import Pruned, prune
+from twofour.onnx_tools.prune import Pruned, prune, require_matches
 from twofour.onnx_tools.weights import layer_weights
 
 Network = ir.Model
@@ -92,7 +93,7 @@ def find_layers(model: Network, skip: Sequence[str]) -> Iterator[Layer]:
         weight: {weight, *(r.own for r in found), *(r.name for r in found)}
         for weight, found in readers.items()
     }
-    _require_matches(skip, known)
+    require_matches(skip, chain.from_iterable(known.values()))
     for weight, found in readers.items():
         first = found[0]
         alone = len(found) == 1 and not _NAMELESS.fullmatch(first.own)
@@ -108,17 +109,6 @@ class _Reader:
     own: str
     name: str
     parameters: int
-
-
-def _require_matches(skip: Sequence[str], known: Mapping[str, set[str]]) -> None:
-    names = sorted({name for each in known.values() for name in each})
-    for glob in skip:
-        if not any(fnmatchcase(name, glob) for name in names):
-            raise InputError(
-                f"{glob!r} matches no layer",
-                [f"layers and weights are: {', '.join(names) or 'none'}"],
-                "choose some of these names",
-            )
 
 
 def tries(model: Network, pattern: str, layers: Sequence[Layer]) -> Iterator[Try]:

@@ -96,6 +96,12 @@ class Pattern:
         """The same `n:m` without what ties output channels together."""
         return Pattern(self.n, self.m)
 
+    def demands(self, other: Pattern) -> bool:
+        """Whether a weight of this pattern has the other one too, by its groups lying in those."""
+        groups, rest = divmod(other.m, self.m)
+        fewer = not rest and self.n * groups <= other.n
+        return fewer and self.pair >= other.pair and self.both >= other.both
+
 
 @dataclass(frozen=True)
 class Violation:

@@ -212,10 +212,6 @@ class Tradeoff:
         enough = (k + 1 for k, step in enumerate(self.steps) if step.share >= share - 1e-9)
         return next(enough, len(self.steps)) if self.steps else 0
 
-    def dense(self, count: int) -> tuple[str, ...]:
-        """The layers to leave dense when the first `count` of the steps are pruned."""
-        return (*(step.layer for step in self.steps[count:]), *self.useless)
-
 
 def tradeoff(
     cases: Sequence[Case], pattern: str, precision: str, gains: Mapping[str, float]

@@ -90,6 +90,7 @@ class Scanner:
     Attributes:
         shapes: of the inputs of a run with one sample, or with as many as the model fixes.
         parameters: of each layer, by name.
+        excluded: what `twofour prune --skip` calls the layers that `options.skip` names.
 
     Raises:
         InputError, UnsupportedError: as `sensitivity`.
@@ -115,6 +116,7 @@ class Scanner:
         self.shapes = first.try_first()
         self._layers = tuple(find_layers(first.model, options.skip))
         self.parameters = {layer.name: layer.parameters for layer in self._layers}
+        self.excluded = tuple(layer.skip for layer in self._layers if layer.excluded)
         self._plan = {each: tuple(tries(first.model, each, self._layers)) for each in patterns}
         self._left = left_out(self._model, self._plan)
 

@@ -13,17 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from twofour.core.errors import InputError
 from twofour.core.masks import magnitude_mask
 from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern
 from twofour.onnx_tools.capture import reading_of, why_unreadable
-from twofour.onnx_tools.edit import is_standard
+from twofour.onnx_tools.edit import Array, is_standard
 from twofour.onnx_tools.one_shot import Calibration, Job, Outcome, prune_layers
-from twofour.onnx_tools.promises import promise, require_kept
+from twofour.onnx_tools.promises import check, promise, require_kept
 from twofour.onnx_tools.weights import Weight, layer_weights
 
 
@@ -76,7 +78,8 @@ def prune(
         became of each weight of a Conv, Gemm or MatMul.
 
     Raises:
-        InputError: there is no such pattern, or the data is not usable (see `capture.capture`).
+        InputError: there is no such pattern; a name of `include` or `skip` matches nothing; the
+            data is not usable (see `capture.capture`).
         UnsupportedError: the model has to run for the data, and ONNX Runtime cannot run it.
         GateError: a weight that stays as it is breaks what the model promises.
     """
@@ -85,12 +88,12 @@ def prune(
         common_passes.InlinePass()(model)
     patterns = tuple(Pattern.parse(each) for each in (pattern, *keep))
     names = _Names(tuple(include), tuple(skip))
+    names.require_matches(model)
     if calibration is None:
         report = tuple(_by_magnitude(model, patterns, names))
     else:
         report = tuple(_by_data(model, patterns, names, calibration))
-    weights = [(weight.name, weight.values) for _, weight in layer_weights(model)]
-    promise(model, {name: str(patterns[0]) for name, w in weights if is_pattern(w, patterns[0])})
+    promise(model, dict(_to_promise(model, patterns[0])))
     require_kept(model, "pruning")
     return model, report
 
@@ -110,6 +113,49 @@ class _Names:
         if not any(fnmatchcase(name, glob) for name in names for glob in self.include):
             return "not included by name"
         return ""
+
+    def require_matches(self, model: ir.Model) -> None:
+        """Refuses a name that means nothing; any will do for a model without layers."""
+        pairs = [(layer.name or "", weight.name) for layer, weight in layer_weights(model)]
+        if pairs:
+            require_matches((*self.include, *self.skip), chain.from_iterable(pairs))
+
+
+def require_matches(globs: Iterable[str], names: Iterable[str]) -> None:
+    """Refuses shell patterns that match nothing, such as names with a slip in them.
+
+    Args:
+        globs: shell patterns.
+        names: of layers and weights.
+
+    Raises:
+        InputError: one of them matches no name.
+    """
+    known = sorted(set(names) - {""})
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in known):
+            raise InputError(
+                f"{glob!r} matches no layer",
+                [f"layers and weights are: {', '.join(known) or 'none'}"],
+                "choose some of these names",
+            )
+
+
+def _to_promise(model: ir.Model, pattern: Pattern) -> Iterator[tuple[str, str]]:
+    """The names of weights that have the pattern; not those that keep a stricter promise.
+
+    Weights in two bodies may have one name, and two layers may read one along different axes: such
+    a name is left out unless all that it stands for has the pattern.
+    """
+    values: dict[str, list[Array]] = {}
+    for _, weight in layer_weights(model):
+        values.setdefault(weight.name, []).append(weight.values)
+    promised = {each.weight: each for each in check(model).entries}
+    for name, arrays in values.items():
+        old = promised.get(name)
+        stays = old and not old.broken and Pattern.parse(old.pattern).demands(pattern)
+        if not stays and all(is_pattern(w, pattern) for w in arrays):
+            yield name, str(pattern)
 
 
 def _why_not(weight: Weight, patterns: Sequence[Pattern]) -> str:

@@ -8,7 +8,6 @@ their weights, and there only if all of them are pruned.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from twofour.predict.forecast import forecast
 
 SCHEMA = "twofour.forecast/1"
 Parameters = Mapping[str, int]
+_LONGEST_US = 1e12  # eleven days; no layer takes longer
 _FIX = "write it with: twofour forecast MODEL.onnx --json > FILE"
 
 
@@ -32,7 +32,7 @@ class Gains:
     Attributes:
         source: the file, or "measured".
         machine: that it was measured on, in words.
-        judged: the precision that the forecast found fastest; "" if it says nothing.
+        judged: the precision that the forecast found fastest; "" if it has no times in it.
     """
 
     source: str
@@ -109,14 +109,14 @@ def read_gains(path: str | os.PathLike[str]) -> Gains:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise InputError(f"cannot read forecast {path}", [str(e)], _FIX) from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"forecast {path} is no JSON", [str(e)], _FIX) from e
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         found = document.get("schema") if isinstance(document, dict) else type(document).__name__
         raise InputError(f"{path} is no forecast", [f"expected {SCHEMA}, got {found}"], _FIX)
     try:
         return gains_of(document, str(path))
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         reason = f"{type(e).__name__}: {e}"
         raise InputError(f"forecast {path} is damaged", [reason], _FIX) from e
 
@@ -163,7 +163,9 @@ def gains_of(document: Mapping[str, Any], source: str) -> Gains:
     threads, judged = int(document["threads"]), document["judged"] or {}
     machine = f"{threads} thread{'s' * (threads > 1)} on {document['cpu']} ({document['target']})"
     rows = {key: tuple(found) for key, found in times.items()}
-    return Gains(source, machine, judged.get("precision", ""), rows)
+    fastest = judged.get("precision")
+    known = (precision for precision, _ in rows if precision == fastest)
+    return Gains(source, machine, next(known, ""), rows)
 
 
 def _rows(layers: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], str, str, float]]:
@@ -173,6 +175,13 @@ def _rows(layers: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], str, 
                 dense_us, sparse_us = times["dense_us"], pruned["sparse_us"]
                 if dense_us is not None and sparse_us is not None:
                     gain_us = max(float(dense_us) - float(sparse_us), 0.0)
-                    nodes = tuple(layer["nodes"]) or (layer["name"],)
-                    if math.isfinite(gain_us):
-                        yield nodes, times["precision"], pruned["pattern"], gain_us
+                    nodes = tuple(map(_name, layer["nodes"])) or (_name(layer["name"]),)
+                    kind = _name(times["precision"]), _name(pruned["pattern"])
+                    if gain_us <= _LONGEST_US:
+                        yield nodes, *kind, gain_us
+
+
+def _name(found: object) -> str:
+    if not isinstance(found, str):
+        raise TypeError(f"expected a name, got {found!r:.40}")
+    return found

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_LARGEST = 1e200
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -41,17 +42,17 @@ class Scale:
 
 
 def scale_of(values: Sequence[float], first: float, last: float) -> Scale:
-    """A scale that has 0 and all finite values, and ends at round ones.
+    """A scale that has 0 and all values that can be drawn, and ends at round ones.
 
     Args:
-        values: shown.
+        values: shown; of one that is infinite, or nearly so, only that it is beyond the end.
         first: pixel of the least.
         last: pixel of the most.
     """
-    finite = [0.0, *(value for value in values if math.isfinite(value))]
-    least, most = min(finite), max(finite)
-    if least == most:
-        most = least + 1.0
+    shown = [0.0, *(value for value in values if abs(value) <= _LARGEST)]
+    least, most = min(shown), max(shown)
+    if most - least < 1 / _LARGEST:
+        least, most = 0.0, 1.0
     step = _step(most - least)
     return Scale(math.floor(least / step) * step, math.ceil(most / step) * step, first, last)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -33,6 +35,13 @@ def plot_sensitivity(document: Document, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: it cannot be written.
     """
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # shown as boxes
+        _save(_figure(document), Path(path))
+
+
+def _figure(document: Document) -> Figure:
+    """A row for each pattern; names are texts, a $ in them no formula."""
     patterns = list(dict.fromkeys(case["pattern"] for case in document["cases"]))
     parts = [[c for c in document["cases"] if c["pattern"] == p] for p in patterns]
     heights = [
@@ -51,7 +60,7 @@ def plot_sensitivity(document: Document, path: str | os.PathLike[str]) -> None:
     figure.set_layout_engine("none")
     for row, pattern, cases in zip(axes, patterns, parts, strict=True):
         _name_worst(row[2], _points(document, pattern, cases))
-    _save(figure, Path(path))
+    return figure
 
 
 def _draw(
