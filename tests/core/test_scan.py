@@ -111,6 +111,7 @@ def test_damaged_lines_are_passed_over_and_counted(tmp_path: Path) -> None:
     other = {"key": pieces[1].key, "result": {"figure": 1.0, "more": 2.0}}
     bad = ["{", "[]", "7", "\udcff", '{"key": 3, "result": {"figure": 1}}', json.dumps(other)]
     bad.append(json.dumps({"key": pieces[1].key, "result": {"figure": "1"}}))
+    bad.append("[" * 100_000)
     text = "\n".join([*bad, "", good, good[:20]])
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     cache = Cache.open(path, FIGURE)

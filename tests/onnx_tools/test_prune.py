@@ -90,10 +90,9 @@ def test_an_unknown_pattern_is_an_error() -> None:
         prune(model(), "4:2:1")
 
 
-@pytest.mark.parametrize("names", [{"skip": ["k", "kk"]}, {"include": ["w", "kk"]}])
-def test_a_name_that_matches_nothing_is_refused(names: dict[str, list[str]]) -> None:
+def test_a_name_to_skip_that_matches_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="'kk' matches no layer") as refused:
-        prune(model(), **names)  # type: ignore[arg-type]
+        prune(model(), skip=["k", "kk"])
     assert "conv, gemm, k, matmul, t, w" in str(refused.value)
 
 

@@ -122,7 +122,7 @@ class Cache:
     def _read(self, line: bytes) -> None:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
         found = entry if isinstance(entry, dict) else {}
         key, result = found.get("key"), found.get("result")

@@ -78,8 +78,8 @@ def prune(
         became of each weight of a Conv, Gemm or MatMul.
 
     Raises:
-        InputError: there is no such pattern; a name of `include` or `skip` matches nothing; the
-            data is not usable (see `capture.capture`).
+        InputError: there is no such pattern; a name of `skip` matches nothing; the data is not
+            usable (see `capture.capture`).
         UnsupportedError: the model has to run for the data, and ONNX Runtime cannot run it.
         GateError: a weight that stays as it is breaks what the model promises.
     """
@@ -115,10 +115,10 @@ class _Names:
         return ""
 
     def require_matches(self, model: ir.Model) -> None:
-        """Refuses a name that means nothing; any will do for a model without layers."""
+        """Refuses a name to skip that means nothing; any will do for a model without layers."""
         pairs = [(layer.name or "", weight.name) for layer, weight in layer_weights(model)]
         if pairs:
-            require_matches((*self.include, *self.skip), chain.from_iterable(pairs))
+            require_matches(self.skip, chain.from_iterable(pairs))
 
 
 def require_matches(globs: Iterable[str], names: Iterable[str]) -> None:
