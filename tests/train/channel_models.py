@@ -242,6 +242,19 @@ def class_token():
     return model
 
 
+def einsums():
+    def forward(m, x):
+        q, k, v = (part.unflatten(2, (2, 8)) for part in m.qkv(m.a(x)).split(16, 2))
+        weights = torch.einsum("b q h d, b k h d -> b h q k", q, k).softmax(-1)
+        y = torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
+        return m.head(m.leave(y) * torch.einsum("bnd,bnd->bn", y, y)[..., None])
+
+    return Lambda(
+        forward, a=nn.Linear(8, 16), qkv=nn.Linear(16, 48), leave=nn.Linear(16, 12),
+        head=nn.Linear(12, 4),
+    )  # fmt: skip
+
+
 def tokens():
     return torch.randint(11, (2, 4))
 
@@ -262,4 +275,5 @@ MODELS = {
     "matrices": (Matrices, lambda: torch.randn(2, 6, 8)),
     "shuffled": (shuffled, images),
     "class_token": (class_token, images),
+    "einsums": (einsums, lambda: torch.randn(2, 6, 8)),
 }

@@ -112,6 +112,7 @@ def test_an_order_that_is_not_folded_everywhere_is_found_out(name):
         ("squeeze_excite", [8, 16]),
         ("option_a", [8, 8, 16, 16]),
         ("class_token", [16, 24]),
+        ("einsums", [8, 8, 8, 8, 12, 16]),
         ("shared", [24]),  # what reads the input in its first turn cannot move
     ],
 )

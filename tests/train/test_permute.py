@@ -248,3 +248,16 @@ def test_shapes_that_depend_on_data_are_refused():
     model = heads(lambda m, x: m.b(torch.relu(m.a(x)))[x[:, 0] > 0])
     with pytest.raises(UnsupportedError, match="depends on data"):
         permute(model, torch.randn(2, 8))
+
+
+def test_torchscript_is_refused():
+    model = nn.Sequential(torch.jit.trace(nn.Linear(8, 16), torch.randn(2, 8)), nn.Linear(16, 4))
+    with pytest.raises(UnsupportedError, match="TorchScript module: 0"):
+        permute(model, torch.randn(2, 8))
+
+
+def test_inputs_may_be_nested_and_doubled():
+    model, seen = heads(lambda m, batch: m.b(torch.relu(m.a(batch["x"][0])))), []
+    model.a.register_forward_hook(lambda m, given, out: seen.append(out.dtype))
+    permute(model, ({"x": [torch.randn(2, 8)]},), effort=0)
+    assert seen[-4:] == [torch.float64] * 4

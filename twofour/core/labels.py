@@ -17,6 +17,7 @@ import numpy as np
 from twofour.core.channels import OPAQUE, UNIFORM, Channels, Ids
 
 UNKNOWN = "reads an input, or what no rule follows"
+MIXED = "an operator mixes positions of the axis that the channels lie along"
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def settled(channels: Channels, x: Labels, axes: Sequence[int]) -> Labels:
         first = first.take([0], axis)
     opaque = (x.ids == OPAQUE).any(axis=tuple(mixed), keepdims=True)
     if x.varying == mixed:
-        channels.pin(x.ids, "an operator mixes positions of the axis that the channels lie along")
+        channels.pin(x.ids, MIXED)
     channels.pin(np.where(opaque, x.ids, UNIFORM), "mixed with values whose channels are fixed")
     result = np.where(opaque, OPAQUE, x.ids.max(axis=tuple(mixed), keepdims=True))
     channels.tie(x.ids, np.broadcast_to(result, x.ids.shape))
@@ -201,9 +202,7 @@ def weighted(channels: Channels, x: Labels, axis: int, weight: Ids) -> None:
     """
     read = vector(channels, x, axis)
     channels.tie(weight, read)
-    channels.pin(
-        np.where(read == OPAQUE, weight, UNIFORM), "reads an input, or what no rule follows"
-    )
+    channels.pin(np.where(read == OPAQUE, weight, UNIFORM), UNKNOWN)
     channels.pin(np.where(read == UNIFORM, weight, UNIFORM), "reads a constant")
 
 

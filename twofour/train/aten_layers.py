@@ -6,13 +6,14 @@ writes; normalizations and biases are tied to the channels that they scale and s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from twofour.core.channels import UNIFORM, Ids
 from twofour.core.labels import (
+    MIXED,
     UNKNOWN,
     Labels,
     alike,
@@ -139,7 +140,9 @@ def convolution(call: Call) -> Any:
     if groups == 1:
         read = weight.vectors[0 if transposed else 1]
         if read is None:
-            channels.pin(x.ids, "the only channel that a weight reads")
+            channels.pin(
+                x.ids, MIXED if x.varying - {1} else "the only channel that a weight reads"
+            )
         else:
             weighted(channels, x, 1, read)
     else:
@@ -171,6 +174,36 @@ def _read_groups(call: Call, x: Labels, weight: Parameter, groups: int) -> None:
     if weight.vectors[1] is not None:
         channels.pin(weight.vectors[1], reason)
         weight.vectors[1] = None
+
+
+def einsum(call: Call) -> Any:
+    """A matrix product of two activations, its axes named by letters in any order."""
+    operands, equation = call.given["tensors"], call.given["equation"].replace(" ", "")
+    names, _, out = equation.partition("->")
+    first, _, second = names.partition(",")
+    batch = [c for c in first if c in second and c in out]
+    inner = [c for c in first if c in second and c not in out]
+    rows = [c for c in first if c not in second] or ["<"]
+    columns = [c for c in second if c not in first] or [">"]
+    plain = all(len(set(letters)) == len(letters) for letters in (first, second, out))
+    kept = set(first + second) - set(inner) == set(out)
+    single = len(inner) == len(rows) == len(columns) == 1
+    if not (plain and kept and single and all(isinstance(each, Labels) for each in operands)):
+        return unknown(call)
+    a = _laid(operands[0], first, [*batch, *rows, *inner])
+    b = _laid(operands[1], second, [*batch, *inner, *columns])
+    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    result = product(call.tracer.channels, a, b, shape)
+    return _laid(result, [*batch, *rows, *columns], out)
+
+
+def _laid(x: Labels, names: Sequence[str], order: Sequence[str]) -> Labels:
+    """With its axes in another order; one that it lacks, or that is left out, has size 1."""
+    kept = [names.index(c) for c in order if c in names]
+    axes = [*kept, *(axis for axis in range(len(names)) if axis not in kept)]
+    shape = [x.shape[names.index(c)] if c in names else 1 for c in order]
+    spread = [x.ids.shape[names.index(c)] if c in names else 1 for c in order]
+    return Labels(tuple(shape), x.ids.transpose(axes).reshape(spread))
 
 
 def _computed_weight(call: Call) -> Any:
@@ -208,4 +241,5 @@ RULES: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), convolution),
     "scaled_dot_product_attention": attention,
+    "einsum": einsum,
 }

@@ -22,7 +22,7 @@ from torch import nn
 
 from twofour.core import criteria
 from twofour.core.channels import ALONE, Ids, Space
-from twofour.core.errors import InputError
+from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.masks import mask_of
 from twofour.core.patterns import Pattern
 from twofour.core.permutation import rows_of, search
@@ -63,11 +63,12 @@ def permute(
 
     Raises:
         InputError: the model has masks already, or a name pattern matches nothing.
-        UnsupportedError: torch cannot trace the model.
+        UnsupportedError: torch cannot trace the model, or it is TorchScript.
         GateError: the permuted model does not compute the same; the model is left as it was.
 
     Source: Pool and Yu, "Channel Permutations for N:M Sparsity", NeurIPS 2021.
     """
+    _require_python(model)
     _require_dense(model)
     found = survey(model)
     chosen = select(found, pattern, include, exclude).patterns
@@ -257,6 +258,16 @@ class _Search:
 def _rows_share(pattern: Pattern) -> bool:
     """Whether the order of output channels changes what masks keep."""
     return pattern.pair or pattern.both
+
+
+def _require_python(model: nn.Module) -> None:
+    scripted = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        raise UnsupportedError(
+            f"cannot permute the channels of {type(model).__name__}",
+            [f"a TorchScript module: {scripted[0] or 'the model itself'}"],
+            "permute the model before it is scripted",
+        )
 
 
 def _require_dense(model: nn.Module) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from twofour.core.errors import GateError
 from twofour.train.channels import Inputs, arguments
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 TOLERANCES = {
     torch.float64: 1e-8,
@@ -91,48 +92,37 @@ def _flipped(name: str, unlike: Tensor) -> list[str]:
 
 def _expected(
     model: nn.Module, example_inputs: Inputs, seed: int, training: bool
-) -> tuple[nn.Module, list[Inputs], list[list[Tensor]]]:
+) -> tuple[nn.Module, list[_Call], list[list[Tensor]]]:
     """A copy of the model, inputs that it takes, and what it returns for each."""
+    given = arguments(example_inputs)
     twin = copy.deepcopy(model).cpu().double().train(training)
-    doubled = _each(_double, example_inputs)
+    doubled = tree_map_only(Tensor, _double, given)
     batches = [doubled, _random(doubled, seed)]
     try:
         return twin, batches, [_outputs(twin, batch, seed) for batch in batches]
     except RuntimeError:  # its code asks for a type or a device, such as that of a table
         twin = copy.deepcopy(model).train(training)
-        batches = [example_inputs, _random(example_inputs, seed)]
+        batches = [given, _random(given, seed)]
         return twin, batches, [_outputs(twin, batch, seed) for batch in batches]
 
 
-def _each(change: Callable[[Any], Any], inputs: Inputs) -> Inputs:
-    if isinstance(inputs, Mapping):
-        return {name: change(value) for name, value in inputs.items()}
-    if isinstance(inputs, Tensor):
-        one: Tensor = change(inputs)
-        return one
-    return tuple(change(value) for value in inputs)
-
-
-def _double(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
+def _double(value: Tensor) -> Tensor:
     value = value.detach().cpu()
     return value.double() if value.is_floating_point() else value
 
 
-def _random(inputs: Inputs, seed: int) -> Inputs:
+def _random(inputs: _Call, seed: int) -> _Call:
     """Inputs of the same shapes: normal numbers, integers in a random order."""
     random = torch.Generator().manual_seed(seed)
 
-    def drawn(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def drawn(value: Tensor) -> Tensor:
         if value.is_floating_point():
             return torch.randn(value.shape, generator=random, dtype=value.dtype).to(value.device)
         order = torch.randperm(value.numel(), generator=random).to(value.device)
         return value.reshape(-1)[order].reshape(value.shape)
 
-    return _each(drawn, inputs)
+    shaped: _Call = tree_map_only(Tensor, drawn, inputs)
+    return shaped
 
 
 class _NothingDropped(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -148,8 +138,8 @@ class _NothingDropped(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _outputs(model: nn.Module, inputs: Inputs, seed: int) -> list[Tensor]:
-    args, kwargs = arguments(inputs)
+def _outputs(model: nn.Module, inputs: _Call, seed: int) -> list[Tensor]:
+    args, kwargs = inputs
     with torch.no_grad(), torch.random.fork_rng(), _NothingDropped():  # type: ignore[no-untyped-call]
         torch.manual_seed(seed)
         found = tree_leaves(model(*args, **kwargs))
