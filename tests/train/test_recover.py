@@ -501,3 +501,8 @@ def test_no_advice_to_delete_a_folder(tmp_path):
     for path in (tmp_path, tmp_path / "absent.pt"):
         with pytest.raises(InputError, match="fix: name the file"):
             load_checkpoint(path, network())
+
+
+def test_a_loader_itself_is_no_function_of_the_epoch():
+    with pytest.raises(InputError, match="each epoch\n  fix: lambda epoch: loader"):
+        finetune(network(), batches(0), SCHEDULE)

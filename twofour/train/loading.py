@@ -51,7 +51,8 @@ def masks_in(
         raise InputError(
             "the checkpoint has not the masks of this model",
             unknown or [f"expected {next(iter(keys.values()))[0]} and the like, got no mask"],
-            "make the model and the Sparsifier as they were when it was saved",
+            "make the model and the Sparsifier as they were when it was saved; what finetune saved "
+            "is loaded by load_checkpoint",
         )
     return state, masks
 

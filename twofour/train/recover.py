@@ -71,6 +71,8 @@ def finetune(
         GateError: a pruned weight lost its pattern.
         UnsupportedError: a checkpoint of weights that FSDP spreads over processes.
     """
+    if not callable(batches):
+        raise InputError("finetune asks for the batches of each epoch", fix="lambda epoch: loader")
     schedule = schedule or Schedule()
     run = _Run(model, schedule, objective(loss, schedule), progress)
     parts = run.prepare(method)
