@@ -261,3 +261,10 @@ def test_inputs_may_be_nested_and_doubled():
     model.a.register_forward_hook(lambda m, given, out: seen.append(out.dtype))
     permute(model, ({"x": [torch.randn(2, 8)]},), effort=0)
     assert seen[-4:] == [torch.float64] * 4
+
+
+def test_noise_is_the_same_twice_and_random_numbers_go_on():
+    model = heads(lambda m, x: m.b(torch.relu(m.a(x))) + torch.randn(3, 4))
+    state = torch.get_rng_state()
+    assert permute(model, torch.randn(3, 8, generator=torch.Generator()), effort=0).recovered > 0
+    assert torch.equal(torch.get_rng_state(), state)

@@ -140,7 +140,17 @@ class _NothingDropped(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _outputs(model: nn.Module, inputs: _Call, seed: int) -> list[Tensor]:
     args, kwargs = inputs
-    with torch.no_grad(), torch.random.fork_rng(), _NothingDropped():  # type: ignore[no-untyped-call]
-        torch.manual_seed(seed)
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices),
+        _NothingDropped(),  # type: ignore[no-untyped-call]
+    ):
+        for generator in (torch.default_generator, *map(_generator, devices)):
+            generator.manual_seed(seed)
         found = tree_leaves(model(*args, **kwargs))
     return [each for each in found if isinstance(each, Tensor)]
+
+
+def _generator(device: int) -> torch.Generator:
+    return torch.cuda.default_generators[device]
