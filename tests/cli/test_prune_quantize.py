@@ -148,7 +148,7 @@ def test_data_prunes_with_less_error(method: str, tmp_path: Path) -> None:
         (("--method", "sparsegpt", "--data", "small.npz"), "does not fit the model's inputs"),
         (("--method", "sparsegpt", "--data", "data.npz", "--memory", "much"), "bad size 'much'"),
         (("--method", "wanda", "--data", "data.npz", "--memory", "0"), "memory_bytes"),
-        (("--include", "none"), "2 of 2: not included by name"),
+        (("--include", "none"), "'none' matches no layer"),
     ],
 )
 def test_what_prune_refuses_leaves_no_file(

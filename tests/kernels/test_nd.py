@@ -172,6 +172,7 @@ def test_reductions_of_any_axes(data, op, parts) -> None:
     dims = data.draw(shapes)
     x = Lying(dims, "float32", data.draw(layouts(dims, backwards=True)))
     fill(x.values, 2)
+    x.values[...] /= 1.6 if op == "prod" else 1.0  # of 192 values, else beyond float32
     axes = tuple(a for a in range(len(dims)) if data.draw(st.booleans()))
     small = tuple(1 if a in axes else n for a, n in enumerate(dims))
     y = Lying(small, "float32", data.draw(layouts(small)))

@@ -152,6 +152,22 @@ def test_a_batchnorm_is_measured_again_and_the_layer_before_it_left_alone() -> N
         assert got[0].dtype == np.float32
 
 
+def test_a_channel_that_is_constant_on_the_samples_is_not_scaled() -> None:
+    """What is left reads dead inputs only: its variance is rounding, no measure of anything."""
+    weight = np.float32(0.1) * normal(8, 8)
+    weight[3] = [1, 1, 0.5, 0.5, 1, 1, 0.5, 0.5]
+    x = np.abs(normal(300, 8))
+    x[:, [0, 1, 4, 5]] = 0
+    dense = graph(
+        "(float[n, 8] x) => (float[n, 8] y) { y = Gemm<transB = 1>(x, w, b) }",
+        w=weight, b=np.full(8, 0.7, np.float32),
+    )  # fmt: skip
+    fixed, _ = correct(dense, prune(dense)[0], samples(x))
+    assert (constants(fixed)["w"][3] == [1, 1, 0, 0, 1, 1, 0, 0]).all()
+    wanted = float((x @ weight[3]).mean()) + 0.7
+    np.testing.assert_allclose(constants(fixed)["b"][3], wanted, rtol=1e-5)
+
+
 def test_only_what_pruning_changed_is_touched(chain: ir.Model) -> None:
     pruned, _ = prune(chain, skip=["c1", "d", "g"])
     fixed, report = correct(chain, pruned, samples(normal(20, 8, 6, 6)))

@@ -19,7 +19,7 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take a small network through the whole flow in about a minute.
+    """Take a small network through the whole flow.
 
     It is trained, pruned, fine-tuned, quantized, compiled, timed and judged.
 

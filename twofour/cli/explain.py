@@ -53,7 +53,7 @@ def explain(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show for every layer what it runs as, its time, and the reasons.
+    """Show what each layer runs as, its time, and why.
 
     Example: twofour explain resnet20.engine --layer layer1.0.conv1
     Example: twofour explain resnet20.engine --sort gap

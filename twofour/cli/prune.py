@@ -64,7 +64,7 @@ def prune(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prune the weights of an ONNX file in one shot, without training.
+    """Prune an ONNX file in one shot, without training.
 
     The more accuracy has to be kept, the more it pays to fine-tune afterwards (twofour.train).
 

@@ -51,6 +51,8 @@ from twofour.onnx_tools.weights import Weight, find_weight, layer_weights
 
 BIAS, MOMENTS, NORM = "bias", "scale and bias", "batchnorm"
 Float64 = NDArray[np.float64]
+_CONSTANT = 1e-6
+"""A deviation below this share of the mean is none: the sums are of float32 values."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class _Moments:
         count, total, squares = np.zeros((3, reading.features)) if found is None else found[0]
         n = max(float(count[0]), 1.0)
         mean = total / n
-        spread = np.maximum(squares / n - np.square(mean), 0.0)
+        spread = squares / n - np.square(mean)
+        spread[spread <= np.square(_CONSTANT * mean)] = 0.0  # but for rounding
         return cls(float(count[0]), mean, spread * n / max(n - 1, 1.0))
 
 

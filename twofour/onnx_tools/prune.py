@@ -115,10 +115,10 @@ class _Names:
         return ""
 
     def require_matches(self, model: ir.Model) -> None:
-        """Refuses a name to skip that means nothing; any will do for a model without layers."""
+        """Refuses a name that means nothing; any will do for a model without layers."""
         pairs = [(layer.name or "", weight.name) for layer, weight in layer_weights(model)]
         if pairs:
-            require_matches(self.skip, chain.from_iterable(pairs))
+            require_matches((*self.include, *self.skip), chain.from_iterable(pairs))
 
 
 def require_matches(globs: Iterable[str], names: Iterable[str]) -> None:
