@@ -50,7 +50,10 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("forecast/1", ("forecast", "volume.onnx", *QUICK, "--precision", "f32")),
     ("forecast/1", ("forecast", "image.onnx", "--precision", "f32", "--pattern", "2:4/pair")),
     ("sensitivity/1", ("sensitivity", "model.onnx", *DATA, *GAINS, "--pattern", "8:16", *PAGE)),
-    ("sensitivity/1", ("sensitivity", "model.onnx", *DATA, "--metric", "own_metric:low", *NONE)),
+    (
+        "sensitivity/1",
+        ("sensitivity", "model.onnx", *DATA, "--metric", "metric_of_the_page:low", *NONE),
+    ),
     ("build/1", ("build", "int8.onnx", "-o", "int8.engine", "--int8", *DATA, *QUICK)),
     ("build/1", ("build", "model.onnx", "-o", "f32.engine", *QUICK, "--shapes", "x:1x4x8x8")),
     ("inspect.engine/1", ("inspect", "int8.engine")),
@@ -108,7 +111,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "data.npz", x=x, labels=np.zeros(len(x), np.int64))
     (folder / "gains.json").write_text(json.dumps(made_up_forecast({"conv": 2.0, "linear": -1.0})))
     (folder / "scan.jsonl").write_text("damaged\n")
-    (folder / "own_metric.py").write_text("def low(outputs, labels):\n    return float('nan')\n")
+    (folder / "metric_of_the_page.py").write_text(
+        "def low(outputs, labels):\n    return float('nan')\n"
+    )
     return folder
 
 
