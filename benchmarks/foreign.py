@@ -29,7 +29,7 @@ from tests.onnx_tools.any_file import feeds_of, joined
 from tests.onnx_tools.foreign_inputs import FILES, samples
 from twofour.bench import peers
 from twofour.bench.peers.onnxruntime import reference
-from twofour.bench.suite.files import UINT8
+from twofour.bench.suite.files import INT8, UINT8
 from twofour.bench.timing import Schedule, race, ratio
 from twofour.bench.versus import ours
 from twofour.compiler.build import build
@@ -62,7 +62,7 @@ def measured(path: Path, data: Path, duration_s: float) -> Row:
         files = {"f32": path}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
-            files["int8"] = save_model(quantize(model, calibration), folder / "int8.onnx")
+            files["int8"] = save_model(quantize(model, calibration, INT8), folder / "int8.onnx")
             as_it_likes = quantize(model, calibration, UINT8)
             files["uint8"] = save_model(as_it_likes, folder / "uint8.onnx")
         except Error as error:

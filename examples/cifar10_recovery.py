@@ -22,11 +22,12 @@ from pathlib import Path
 
 from cifar10.data import load_images
 from cifar10.page import write, write_json
+from cifar10.parts import share
 from cifar10.recovery import PATTERNS, STARTS, Bench, Job, Options, jobs
 from cifar10.recovery_page import document, page
 
 from twofour.cli.output import Output
-from twofour.core.errors import Error, InputError
+from twofour.core.errors import Error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,18 +84,6 @@ def command(args: argparse.Namespace) -> str:
             words.append(f"--{name.replace('_', '-')} {getattr(args, name)}")
     words += [f"--{flag}" for flag in ("bf16", "short") if getattr(args, flag)]
     return " ".join(words)
-
-
-def share(text: str) -> tuple[int, int]:
-    """`2/4` as (2, 4).
-
-    Raises:
-        InputError: it is something else.
-    """
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise InputError(f"--part {text!r} is no part", ["expected 1/4, 2/4, ..."])
-    return int(part), int(parts)
 
 
 def parser() -> argparse.ArgumentParser:

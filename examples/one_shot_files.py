@@ -18,127 +18,37 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from cifar10.data import load_images, load_model
 from cifar10.page import write, write_json
 from cifar10.resume import versions
-from cifar10.settings import DENSE_LAYERS
-from minilm.sentences import LENGTH, UNLABELLED_ROWS, Epoch, Tokens, load_sentences
-from numpy.typing import NDArray
+from float_files import FloatFile, Run, minilm, resnet
 
-from twofour.bench.suite.text import pooled
 from twofour.cli.output import Output
-from twofour.compiler.importer import standardized
-from twofour.core.correlation import spearman
 from twofour.core.data import as_data
 from twofour.core.errors import Error
 from twofour.core.target import detect_host
 from twofour.core.version import __version__
 from twofour.onnx_tools.capture import Samples
 from twofour.onnx_tools.correct import correct
-from twofour.onnx_tools.load import load_model as load_onnx
 from twofour.onnx_tools.one_shot import Calibration
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.reference import Reference
-from twofour.train import export_onnx
-from twofour.train.networks.transformer import CONFIGS, INPUT_NAMES, example_inputs, load_bert
 
 PATTERNS: Mapping[str, Sequence[str]] = {
     "resnet20": ("2:4", "4:8", "2:4/pair"),
     "minilm": ("2:4",),
 }
 METHODS = ("magnitude", "wanda", "sparsegpt")
-IMAGES, TEST_BATCH = 512, 500
-Batch = dict[str, NDArray[Any]]
-Score = Callable[[ir.Model], dict[str, float]]
 
 
-@dataclass(frozen=True)
-class Network:
-    """A dense file and what is needed to prune and to score it.
-
-    Attributes:
-        model: the dense one.
-        skip: layers that stay dense.
-        samples: batches of calibration data.
-        score: of a model, by name, in percent.
-    """
-
-    model: ir.Model
-    skip: Sequence[str]
-    samples: Sequence[Batch]
-    score: Score
-
-
-def resnet20(folder: Path) -> Network:
-    """The published network, its BatchNorm folded."""
-    images = load_images(short=False)
-    samples = images.samples()
-    path = folder / "resnet20.onnx"
-    export_onnx(load_model(20), images.normalised(images.test_x[:1]), path)
-
-    def score(model: ir.Model) -> dict[str, float]:
-        runner = Reference(model, optimized=True)
-        hits = 0
-        for i in range(0, len(samples.x), TEST_BATCH):
-            (found,) = runner.run({"x": samples.x[i : i + TEST_BATCH]}).values()
-            hits += int((found.argmax(1) == samples.labels[i : i + TEST_BATCH]).sum())
-        return {"top1": 100 * hits / len(samples.x)}
-
-    calibration = [{"x": images.calibration(IMAGES)[i : i + 64]} for i in range(0, IMAGES, 64)]
-    return Network(standardized(load_onnx(path)), DENSE_LAYERS, calibration, score)
-
-
-def minilm(folder: Path) -> Network:
-    """The sentence encoder with its real weights, batch and length open."""
-    sentences, files = load_sentences("cpu")
-    config, path = CONFIGS["minilm"], folder / "minilm.onnx"
-    export_onnx(
-        load_bert(config, files.weights),
-        example_inputs(config, 2, LENGTH),
-        path,
-        INPUT_NAMES,
-        ("hidden",),
-        dynamic=("batch", "length"),
-    )
-
-    def score(model: ir.Model) -> dict[str, float]:
-        runner = Reference(model, optimized=True)
-        sides = []
-        for tokens in (sentences.first, sentences.second):
-            batches = (_arrays(batch) for batch in Epoch(tokens, 50, None))
-            vectors = [pooled(runner.run(b)["hidden"], b["attention_mask"]) for b in batches]
-            sides.append(np.concatenate(vectors))
-        cosines, wanted = (sides[0] * sides[1]).sum(1), np.array(sentences.scores)
-        rest = slice(UNLABELLED_ROWS, None)
-        return {
-            "unseen": 100 * spearman(cosines[rest], wanted[rest]),
-            "all": 100 * spearman(cosines, wanted),
-        }
-
-    learned = list(_by_length(sentences.learned))
-    return Network(standardized(load_onnx(path)), (), learned, score)
-
-
-def _by_length(tokens: Tokens) -> Iterator[Batch]:
-    """Batches without padding, of at most 64 sentences."""
-    lengths = tokens["attention_mask"].sum(1)
-    for length in sorted(set(lengths.tolist())):
-        chosen = {name: array[lengths == length] for name, array in tokens.items()}
-        yield from (_arrays(batch) for batch in Epoch(chosen, 64, None))
-
-
-def _arrays(batch: Mapping[str, Any]) -> Batch:
-    return {name: array.numpy() for name, array in batch.items()}
-
-
-NETWORKS: Mapping[str, Callable[[Path], Network]] = {"resnet20": resnet20, "minilm": minilm}
+NETWORKS: Mapping[str, Callable[[Path], FloatFile]] = {
+    "resnet20": partial(resnet, 20),
+    "minilm": minilm,
+}
 
 
 class Bench:
@@ -150,7 +60,7 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
 
     @cached_property
-    def network(self) -> Network:
+    def network(self) -> FloatFile:
         """The dense one."""
         return NETWORKS[self.name](self.folder)
 
@@ -163,13 +73,13 @@ class Bench:
         begin_s = time.monotonic()
         pruned, _ = prune(network.model, pattern, network.skip, calibration=calibration)
         seconds = time.monotonic() - begin_s
-        yield {**row, "corrected": False, "seconds": seconds, **network.score(pruned)}
+        yield {**row, "corrected": False, "seconds": seconds, **network.score(_run(pruned))}
         begin_s = time.monotonic()
         names = [str(value.name) for value in network.model.graph.inputs]
         given = as_data(network.samples, names)
         better, _ = correct(network.model, pruned, Samples(given))
         seconds += time.monotonic() - begin_s
-        yield {**row, "corrected": True, "seconds": seconds, **network.score(better)}
+        yield {**row, "corrected": True, "seconds": seconds, **network.score(_run(better))}
 
 
 def measure(args: argparse.Namespace, out: Output) -> list[dict[str, Any]]:
@@ -188,9 +98,13 @@ def measure(args: argparse.Namespace, out: Output) -> list[dict[str, Any]]:
 
 def _done(bench: Bench, pattern: str, method: str) -> list[dict[str, Any]]:
     if pattern == "dense":
-        scores = bench.network.score(bench.network.model)
+        scores = bench.network.score(_run(bench.network.model))
         return [{"network": bench.name, "pattern": "dense", **scores}]
     return list(bench.rows(pattern, method))
+
+
+def _run(model: ir.Model) -> Run:
+    return Reference(model, optimized=True).run
 
 
 def document(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,7 @@ __all__ = [
     "Work",
     "Write",
     "check",
+    "read_plan",
 ]
 
 FORMAT = 4
@@ -132,20 +135,45 @@ class Engine:
             EngineError: truncated, altered, or not an engine of this format.
         """
         path = Path(path)
-        if not path.is_file():
-            raise InputError(
-                f"no engine at {path}",
-                ["expected a .engine file"],
-                "build one: twofour build MODEL.onnx -o E.engine",
-            )
-        try:
+        with _reading(path):
             return _read(path)
-        except (SafetensorError, OSError, ValueError, RecursionError) as e:
-            raise EngineError(
-                f"{path} is not a readable engine",
-                [f"{type(e).__name__}: {e}"],
-                "the file is damaged or of another kind: copy it again, or rebuild it",
-            ) from e
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan of an engine file alone: what it is for, without its weights and code.
+
+    Raises:
+        InputError: there is no such file.
+        EngineError: no engine of this format, or its plan was altered or contradicts itself.
+    """
+    path = Path(path)
+    with _reading(path), safe_open(path, framework="numpy") as file:
+        plan, _ = _read_plan(path, file.metadata() or {})
+    _refuse(plan_check.wrong(plan))
+    return plan
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Errors of a file that is not there, or is no engine.
+
+    Raises:
+        InputError, EngineError: see `Engine.load`.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"no engine at {path}",
+            ["expected a .engine file"],
+            "build one: twofour build MODEL.onnx -o E.engine",
+        )
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, RecursionError) as e:
+        raise EngineError(
+            f"{path} is not a readable engine",
+            [f"{type(e).__name__}: {e}"],
+            "the file is damaged or of another kind: copy it again, or rebuild it",
+        ) from e
 
 
 def _read(path: Path) -> Engine:
@@ -228,9 +256,13 @@ def check(engine: Engine) -> None:
     Raises:
         EngineError: what was found wrong, the first ten of it.
     """
-    problems = [*plan_check.wrong(engine.plan), *_missing(engine)]
-    if problems:
-        raise EngineError("the engine contradicts itself", problems[:10], REBUILD)
+    _refuse([*plan_check.wrong(engine.plan), *_missing(engine)])
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    """Raises an EngineError with the first ten, if there are any."""
+    if found := [*islice(problems, 10)]:
+        raise EngineError("the engine contradicts itself", found, REBUILD)
 
 
 def _missing(engine: Engine) -> Iterator[str]:

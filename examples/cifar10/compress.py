@@ -20,7 +20,7 @@ from twofour.onnx_tools.quantize import quantize
 THREADS = 1
 # Kind of file -> how it is quantized: ours, and as ONNX Runtime's integer kernels like it best.
 QUANTIZATION = {
-    "int8": QuantizeOptions(),
+    "int8": QuantizeOptions(activation="int8"),
     "uint8": QuantizeOptions(activation="uint8", add_inputs="both"),
 }
 

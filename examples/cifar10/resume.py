@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,10 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """The installed version of each of `TOOLS`."""
+def versions(tools: Iterable[str] = TOOLS) -> dict[str, str]:
+    """The version of each of `tools` that is installed."""
     found = {}
-    for name in TOOLS:
+    for name in tools:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from tests.sample_models import conv_model
-from twofour.bench.inputs import (
-    ModelInput,
-    model_inputs,
-    random_feeds,
-    require_feeds,
-    static_inputs,
-)
+from twofour.bench.declared import ModelInput, random_feeds, static_inputs
+from twofour.bench.inputs import model_inputs, require_feeds
 from twofour.core.errors import InputError
 from twofour.engine import TensorInfo
 

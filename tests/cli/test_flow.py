@@ -230,7 +230,7 @@ def test_bad_build_options(tmp_path: Path, built: Path) -> None:
     model, engine = built / "model.onnx", tmp_path / "e.engine"
     refused(twofour("build", model, "-o", tmp_path / "no" / "e.engine"), "there is no folder")
     refused(twofour("build", model, "-o", tmp_path), "it is a folder")
-    refused(twofour("build", model, "-o", engine, "--int8"), "--int8 needs data")
+    refused(twofour("build", model, "-o", engine, "--int8"), "there is no data to calibrate with")
     refused(twofour("build", model, "-o", engine, "--data", "d.npz"), "no use without --int8")
     refused(twofour("build", model, "-o", engine, "--int8", "--data", "d.npz"), "no data at d.npz")
     refused(twofour("build", model, "-o", engine, "--shapes", "x:1xa"), "bad --shapes")

@@ -208,3 +208,21 @@ def test_pruning_mends_what_it_prunes_and_refuses_what_stays_broken(tmp_path: Pa
     assert result.exit_code == 1
     assert "pruning breaks the promised sparsity pattern of 1 of 2 weights" in result.stderr
     assert not out.exists()
+
+
+def test_dynamic_needs_no_data_and_refuses_what_calibrates(tmp_path: Path) -> None:
+    model, out = conv_model(tmp_path / "m.onnx"), tmp_path / "q.onnx"
+    result = twofour("quantize", model, "-o", out, "--dynamic", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert (document["method"], document["int8_layers"]) == ("dynamic", 1)
+    assert {layer["op"] for layer in document["float_layers"]} == {"Conv"}
+    out.unlink()
+    for options in (("--method", "mse"), ("--data", "x.npz"), ("--weights", "float")):
+        refused = twofour("quantize", model, "-o", out, "--dynamic", *options)
+        assert refused.exit_code == 2
+        assert f"{options[0]} and --dynamic exclude each other" in refused.stderr
+    assert not out.exists()
+    missing = twofour("quantize", model, "-o", out)
+    assert missing.exit_code == 2
+    assert "expected --data" in missing.stderr

@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from twofour.compiler import ops
+from twofour.compiler.bases import DYNAMIC
 from twofour.core import numerics
 from twofour.core.functions import Activation
 
@@ -161,7 +162,9 @@ def fused_model(variant, arrays, opset):
 
 
 def _elsewhere(variant):
-    """Whether it stands in another file: transformers, bfloat16."""
+    """Whether it stands in another file: transformers, bfloat16, quantization at run time."""
+    if variant.base in DYNAMIC:
+        return True
     return variant.base.endswith((*MORE, "NormQ", "NormB")) or variant.base.startswith("B")
 
 

@@ -188,3 +188,12 @@ def test_durations_in_words() -> None:
         "50 min",
         "2.0 h",
     ]
+
+
+@pytest.mark.parametrize("content", [b"\x08\x09model", b'{\n "format": "x"\n}\n', b"\n\x00\n"])
+def test_nothing_is_appended_to_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no cache of results"):
+        Cache.open(path, ["figure"])
+    assert path.read_bytes() == content

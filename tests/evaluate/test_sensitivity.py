@@ -116,10 +116,12 @@ def test_results_of_another_model_data_or_metric_are_not_taken(
 
 def test_damaged_lines_are_told(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.jsonl"
+    options = SensitivityOptions(samples=4, cache=cache)
     cache.write_text("what is this\n")
-    found = sensitivity(
-        folder / "model.onnx", folder / "data.npz", SensitivityOptions(samples=4, cache=cache)
-    )
+    with pytest.raises(InputError, match="is no cache of results"):
+        sensitivity(folder / "model.onnx", folder / "data.npz", options)
+    cache.write_text('{"key": cut off\n')
+    found = sensitivity(folder / "model.onnx", folder / "data.npz", options)
     assert found.notes == (f"{cache}: 1 damaged line(s) passed over",)
     assert [json.loads(line)["name"] for line in cache.read_text().splitlines()[1:]] == [
         f"{name} 2:4" for name in PRUNED

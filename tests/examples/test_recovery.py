@@ -38,7 +38,7 @@ def leave(folder: Path, job, **figures):
 
 def test_parts_together_are_all_jobs():
     jobs = script("cifar10.recovery").jobs([20, 56], ("2:4", "2:4/pair"), 2, None, "sparsegpt")
-    share = script("cifar10_recovery").share
+    share = script("cifar10.parts").share
     parts = [share(f"{i}/3") for i in (1, 2, 3)]
     split = [job.name for part, count in parts for job in jobs[part - 1 :: count]]
     assert sorted(split) == sorted(job.name for job in jobs)
@@ -124,7 +124,7 @@ def test_batches_of_sentences_have_no_padding():
     lengths = torch.tensor([3, 5, 3, 2])
     mask = (torch.arange(6) < lengths[:, None]).long()
     tokens = {"input_ids": mask * 7, "attention_mask": mask}
-    found = list(script("one_shot_files")._by_length(tokens))
+    found = list(script("float_files")._by_length(tokens))
     assert [batch["input_ids"].shape for batch in found] == [(1, 2), (2, 3), (1, 5)]
     assert all((batch["attention_mask"] == 1).all() for batch in found)
     longest = [batch["input_ids"].shape[1] for batch in sentences.Epoch(tokens, 2, None)]

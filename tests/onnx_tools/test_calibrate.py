@@ -1,14 +1,17 @@
 """Ranges from running the model: right, the same each time, and refused where data is bad."""
 
+import resource
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tests.graphs import graph, run
 from tests.onnx_tools.networks import option_a, samples
 from twofour.core.errors import InputError, UnsupportedError
-from twofour.onnx_tools import runner
+from twofour.core.ranges import Range
+from twofour.onnx_tools import runner, segments
 from twofour.onnx_tools.calibrate import calibrate
-from twofour.onnx_tools.histogram import Range
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.runner import Runner
 
@@ -64,7 +67,7 @@ def test_batches_are_as_large_as_memory_allows(monkeypatch):
     one_sample = 4 * 8 * 8 * 8  # r1: float32 [8, 8, 8]
     monkeypatch.setattr(runner, "BATCH_BYTES", 5 * one_sample + 1)
     calibrate(option_a(), ["r1"], {"x": samples(12)}, MINMAX)
-    assert sizes == [5, 5, 2]
+    assert sizes == [4, 4, 4]  # a power of two: runs end where batches of 16 do
     sizes.clear()
     monkeypatch.setattr(runner, "BATCH_BYTES", 1)
     calibrate(option_a(), ["r1"], {"x": samples(2)}, MINMAX)
@@ -84,10 +87,13 @@ def test_fixed_batch_size_is_filled_up_with_samples():
 def test_progress_counts_samples():
     calls = []
     calibrate(option_a(), ["y"], {"x": samples(100)}, MINMAX, lambda *call: calls.append(call))
-    assert calls == [(64, 100, "calibrating"), (100, 100, "calibrating")]
+    assert calls == [(done, 100, "calibrating") for done in (*range(16, 97, 16), 100)]
     calls.clear()
     batches = [{"x": samples(3)}, {"x": samples(2)}]
     calibrate(option_a(), ["y"], batches, MINMAX, lambda *call: calls.append(call))
+    assert calls == [(3, 5, "calibrating"), (5, 5, "calibrating")]
+    calls.clear()
+    calibrate(option_a(), ["y"], iter(batches), MINMAX, lambda *call: calls.append(call))
     assert calls == [(3, None, "calibrating"), (5, None, "calibrating")]
 
 
@@ -175,3 +181,74 @@ def test_tensor_that_is_empty_in_every_run():
         calibrate(model, ["x", "p"], {"x": -np.ones((3, 4), np.float32)})
     found = calibrate(model, ["x", "p"], {"x": np.eye(4, dtype=np.float32)}, MINMAX)
     assert found["p"] == Range(0.0, 1.0)
+
+
+def resident_kb() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_100_000_batches_of_one_image_take_no_more_memory_than_ten():
+    model = graph("(float[1,4] x) => (float[1,4] y) { a = Relu (x) y = Exp (a) }")
+    x, resident = samples(1000, (1, 4)), []
+
+    def images():
+        for i in range(100_000):
+            if i == 10 or i % 20_000 == 19_999:
+                resident.append(resident_kb())
+            yield {"x": x[i % 1000]}
+
+    found = calibrate(model, ["a"], images(), QuantizeOptions(method="minmax", threads=1))
+    assert found["a"].high == x.max()
+    assert len(resident) == 6
+    # Ten batches have made all there is to make; one batch kept of each would be 1.6 MB at least.
+    assert max(resident) - resident[0] < 1000
+
+
+@pytest.mark.parametrize("method", ["minmax", "average", "percentile", "mse", "entropy"])
+def test_the_number_of_threads_makes_no_difference(method):
+    data = {"x": samples(40)}
+    one, two = (
+        calibrate(option_a(), TENSORS, data, QuantizeOptions(method=method, threads=threads))
+        for threads in (1, 2)
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize("budget", [1, 4 * 8 * 8 * 8 * 4, 1 << 27])
+@pytest.mark.parametrize("cut", [1, 5, 48])
+def test_a_batch_of_the_average_is_16_samples(monkeypatch, budget, cut):
+    monkeypatch.setattr(runner, "BATCH_BYTES", budget)
+    x = samples(40)
+    parts = [{"x": x[i : i + cut]} for i in range(0, 40, cut)]
+    found = calibrate(option_a(), ["x"], parts, QuantizeOptions(method="average", threads=1))
+    # A run belongs to the batch of its first sample: batches of 5 make runs of 4 and 1, or 5.
+    starts = {1: (0, 16, 32), 5: (0, 16, 32), 48: (0, 16, 32)}[cut]
+    low, high = float(x[:16].min()), float(x[:16].max())
+    for start in starts[1:]:
+        low += (float(x[start : start + 16].min()) - low) * 0.01
+        high += (float(x[start : start + 16].max()) - high) * 0.01
+    close = 1e-9 if cut != 5 else 2e-2
+    assert found["x"].low == pytest.approx(low, rel=close)
+    assert found["x"].high == pytest.approx(high, rel=close)
+
+
+def test_a_large_model_is_run_in_pieces(monkeypatch):
+    data, whole = {"x": samples(20)}, calibrate(option_a(), TENSORS, {"x": samples(20)}, MINMAX)
+    monkeypatch.setattr(runner, "BATCH_BYTES", 1)
+    monkeypatch.setattr(segments, "BATCH_BYTES", 1)
+    most = []
+    original = Runner.run
+
+    def spy(self, inputs):
+        found = original(self, inputs)
+        most.append(len(found))
+        return found
+
+    monkeypatch.setattr(Runner, "run", spy)
+    for name, span in calibrate(option_a(), TENSORS, data, MINMAX).items():
+        assert span.low == pytest.approx(whole[name].low, rel=1e-4)
+        assert span.high == pytest.approx(whole[name].high, rel=1e-4)
+    assert len(most) == 20 * 3
+    assert max(most) <= 2  # what is wanted, and what a later piece reads

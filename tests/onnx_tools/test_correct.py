@@ -14,6 +14,7 @@ from twofour.core.patterns import is_pattern
 from twofour.onnx_tools.capture import Samples
 from twofour.onnx_tools.correct import correct
 from twofour.onnx_tools.load import model_bytes
+from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
 from twofour.onnx_tools.reference import Reference
@@ -213,13 +214,30 @@ def test_what_cannot_be_corrected_is_left_with_the_reason(body: str, reason: str
     assert (constants(fixed)["w"] == constants(pruned)["w"]).all()
 
 
-def test_quantized_models_are_left_with_the_reason(chain: ir.Model) -> None:
-    x = normal(16, 8, 6, 6)
-    dense = quantize(chain, {"x": x})
-    pruned, _ = prune(dense)
-    _, report = correct(dense, pruned, samples(x))
-    assert len(report) == 5
-    assert {r.reason for r in report} == {"the model is quantized"}
+@pytest.mark.parametrize("order", [2, 1])
+def test_a_quantized_model_has_the_moments_of_the_float_one(chain: ir.Model, order: int) -> None:
+    x = normal(50, 8, 6, 6) + 0.5
+    quantized = quantize(chain, {"x": x}, QuantizeOptions(method="percentile", percentile=70))
+    fixed, report = correct(chain, quantized, samples(x), moments=order)
+    assert [r.node for r in report if r.done] == ["c1", "c2", "d", "g", "h"]
+    for name, axis in OUTPUTS.items():
+        aim, before, now = (moments(model, name, x, axis) for model in (chain, quantized, fixed))
+        assert not np.allclose(before[0], aim[0], atol=1e-2)
+        for k in range(order):
+            np.testing.assert_allclose(now[k], aim[k], rtol=1e-3, atol=1e-3)
+    was, weights = constants(quantized), constants(fixed)
+    assert all((weights[n] == was[n]).all() for n in was if was[n].dtype == np.int8)
+
+
+def test_scales_along_another_axis_are_left(chain: ir.Model) -> None:
+    quantized = quantize(chain, {"x": normal(16, 8, 6, 6)})
+    for node in quantized.graph:
+        if node.op_type == "DequantizeLinear" and node.outputs[0].name == "w1_dequantized":
+            node.attributes["axis"] = ir.AttrInt64("axis", 1)
+    _, report = correct(chain, quantized, samples(normal(16, 8, 6, 6)))
+    assert ("c1", "its weight has scales along another axis") in [
+        (r.node, r.reason) for r in report
+    ]
 
 
 def test_a_channel_without_deviation_gets_its_mean_only() -> None:

@@ -9,10 +9,11 @@ from tests.graphs import graph
 from tests.onnx_tools.networks import option_a, samples, sparse, weights
 from twofour.core import numerics
 from twofour.core.errors import GateError, InputError
+from twofour.core.rounding import quantize_weight
 from twofour.onnx_tools.inspect import inspect, patterns_of, require_patterns, verify_pattern
 from twofour.onnx_tools.load import load_model
 from twofour.onnx_tools.options import QuantizeOptions
-from twofour.onnx_tools.quantize import quantize, quantize_weight
+from twofour.onnx_tools.quantize import quantize
 from twofour.onnx_tools.weights import find_weight, layer_weights
 
 

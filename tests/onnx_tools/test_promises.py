@@ -75,7 +75,7 @@ def test_quantization_that_breaks_a_mask_is_told_so(monkeypatch: pytest.MonkeyPa
     def shifted(w: np.ndarray, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
         return np.ones(w.shape, np.int8), np.ones(w.shape[axis], np.float32)
 
-    monkeypatch.setattr("twofour.onnx_tools.quantize.quantize_weight", shifted)
+    monkeypatch.setattr("twofour.onnx_tools.insert.quantize_weight", shifted)
     with pytest.raises(GateError, match="quantization breaks the promised sparsity pattern of 2"):
         quantize(promised(), {"x": samples()})
 

@@ -15,10 +15,11 @@ from tests.onnx_tools.networks import option_a, samples, sparse, weights
 from twofour.core import numerics
 from twofour.core.errors import InputError
 from twofour.core.patterns import is_pattern
+from twofour.core.rounding import quantize_weight
 from twofour.onnx_tools.inspect import verify_pattern
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.options import QuantizeOptions
-from twofour.onnx_tools.quantize import quantize, quantize_weight
+from twofour.onnx_tools.quantize import quantize, quantize_with_report
 from twofour.onnx_tools.weights import layer_weights
 
 
@@ -367,3 +368,19 @@ def test_foreign_models_quantize(data_folder):
         x = {value.name: x[: shape[0]]}
         for want, got in zip(run(source, x), run(model, x), strict=True):
             assert np.square(want - got).mean() < 0.05 * np.square(want).mean()
+
+
+def test_steps_that_do_not_exist_are_refused():
+    with pytest.raises(InputError, match=r"(?s)option steps.*'polish'"):
+        QuantizeOptions(steps=("polish",))
+    assert not QuantizeOptions(recipe="fast").takes("polish")
+
+
+def test_report_of_what_was_decided():
+    found = quantize_with_report(option_a(), {"x": samples()})
+    assert set(found.schemes) == set(readers(found.model)) == set(found.scale_of)
+    assert found.scale_of["p4"] == "r2"
+    scale = found.model.graph.initializers["r2_scale"].const_value.numpy()
+    assert found.schemes["p4"].scale == scale
+    assert "QuantizeLinear" not in {node.op_type for node in found.floats.graph}
+    assert ir.to_proto(quantize(option_a(), {"x": samples()})) == ir.to_proto(found.model)

@@ -96,3 +96,62 @@ def test_what_is_split_keeps_its_scale():
 def test_joins_that_round_by_themselves(rest, replaced, excluded):
     model = quantized(joined(rest, **replaced), exclude=excluded)
     assert set(readers(model)) == {"x", "c"}
+
+
+def test_what_is_gathered_has_its_own_range():
+    body = """(float[n,4,8,8] x) => (float[n,4,8,8] y) <int64[2] some = {0, 3}> {
+        a = Conv (x, w)
+        g = Gather <axis = 1> (a, some)
+        y = Conv (g, v)
+    }"""
+    model = quantized(graph(body, **weights(w=(4, 4, 1, 1), v=(4, 2, 1, 1))))
+    assert readers(model) == {"x": ["a:0"], "g": ["y:0"]}
+
+
+def test_what_is_repeated_keeps_its_scale():
+    body = """(float[n,4,8,8] x) => (float[n,4,8,8] y) <int64[4] twice = {1, 2, 1, 1}> {
+        a = Conv (x, w)
+        t = Tile (a, twice)
+        y = Conv (t, v)
+    }"""
+    model = quantized(graph(body, **weights(w=(4, 4, 1, 1), v=(4, 8, 1, 1))))
+    assert scale_names(model)["t"] == scale_names(model)["a"]
+
+
+def test_sums_that_nobody_rounds_stay_float():
+    """The cell state of an LSTM, spelled out: f * c + i * g, then tanh and a gate."""
+    body = """(float[n,4] x) => (float[n,4] y) {
+        p = MatMul (x, w)
+        s = Sigmoid (p)
+        q = MatMul (x, v)
+        t = Tanh (q)
+        f = Mul (s, p)
+        i = Mul (s, t)
+        c = Add (f, i)
+        k = Tanh (c)
+        h = Mul (s, k)
+        y = MatMul (h, w)
+    }"""
+    model = graph(body, **weights(w=(4, 4), v=(4, 4)))
+    data = {"x": samples(8, (4,))}
+    assert readers(quantize(model, data)) == {"x": ["p:0", "q:0"], "h": ["y:0"]}
+
+
+@pytest.mark.parametrize("end", ["a = Relu (c)", "s = Sigmoid (c)\n a = Mul (c, s)"])
+def test_sums_that_are_rounded_take_integers(end: str):
+    body = f"""(float[n,4,8,8] x) => (float[n,4,8,8] y) {{
+        p = Conv (x, w)
+        q = Relu (p)
+        d = Conv (x, v)
+        e = Relu (d)
+        c = Add (q, e)
+        {end}
+        y = Conv (a, w)
+    }}"""
+    model = quantized(graph(body, **weights(w=(4, 4, 1, 1), v=(4, 4, 1, 1))))
+    assert readers(model) == {
+        "x": ["d:0", "p:0"],
+        "q": ["c:0"],
+        "e": ["c:1"],
+        "a": ["y:0"],
+    }

@@ -11,7 +11,7 @@ import pytest
 import twofour
 from tests.graphs import graph
 from tests.onnx_tools.networks import weights
-from twofour.bench.inputs import random_feeds
+from twofour.bench.declared import random_feeds
 from twofour.bench.timing import Schedule, race, ratio
 from twofour.bench.versus import ours
 from twofour.compiler.build import build

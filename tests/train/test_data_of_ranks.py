@@ -1,16 +1,14 @@
 """Two real processes (gloo), each with half of the batches, prune as one process with all."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.train.processes import two_processes
+
 WORKER = Path(__file__).with_name("two_processes_with_data.py")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -23,25 +21,7 @@ def worker():
 
 @pytest.fixture(scope="module")
 def of_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("job")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), "2", str(folder)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [job.communicate(timeout=180)[0] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    assert [job.returncode for job in jobs] == [0, 0], "\n\n".join(outputs)
+    folder = two_processes(WORKER, tmp_path_factory.mktemp("job"))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -60,3 +40,14 @@ def test_both_have_the_same_and_that_of_all_the_data(criterion, of_ranks, worker
             assert torch.equal(first[name], value), name
         else:
             torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_scales_come_from_the_values_of_all_processes(of_ranks, worker):
+    first, second = (results["counted"] for results in of_ranks)
+    data = worker.batches()
+    scaled = [data[0], data[1] * 4, data[2] * 16, data[3]]  # the second begins anew
+    alone = worker.counted([batch / 4**index for index, batch in enumerate(scaled)])
+    for name in ("counts", "scale", "zero_point"):
+        assert torch.equal(first[name], second[name]), name
+        assert torch.equal(first[name], alone[name]), name
+    assert first["ends"] == second["ends"] == alone["ends"]

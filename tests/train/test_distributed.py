@@ -1,39 +1,19 @@
 """Two real processes (gloo): the same masks on both, held on whole weights and on parts of them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.train.processes import two_processes
+
 WORKER = Path(__file__).with_name("two_processes.py")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """What each process saw, the first one's first."""
-    folder = tmp_path_factory.mktemp("job")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), "2", str(folder)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [job.communicate(timeout=180)[0] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    assert [job.returncode for job in jobs] == [0, 0], "\n\n".join(outputs)
+    folder = two_processes(WORKER, tmp_path_factory.mktemp("job"))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

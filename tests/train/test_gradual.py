@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.train.resuming import stopped_and_resumed
 from twofour.core.errors import InputError
 from twofour.core.patterns import share_held
-from twofour.train import Gradual, Schedule, Sgd, Sparsifier, finetune
+from twofour.train import Gradual, Schedule, Sgd, Sparsifier
 from twofour.train.masks import mask_of
 
 LAYERS = ("0", "2", "4", "6")
@@ -132,35 +133,11 @@ def test_the_least_harmed_groups_come_first():
 
 @pytest.mark.parametrize("by", ["layers", "groups"])
 def test_in_the_loop_and_resumed_bit_for_bit(tmp_path, by):
-    class Stop(Exception):
-        pass
-
-    def run(path, stop_in=None):
-        def progress(at):
-            if at.epoch == stop_in:
-                raise Stop
-
+    def prepare():
         model = network()
-        gradual = Gradual(Sparsifier(model), 50, 0.1, 0.8, by=by)
-        try:
-            finetune(
-                model,
-                batches,
-                Schedule(5, 0.1, ema=0.9),
-                method=gradual,
-                checkpoint=path,
-                progress=progress,
-            )
-        except Stop:
-            return None
-        gradual.sparsifier.verify()
-        return model.state_dict()
+        return model, Gradual(Sparsifier(model), 50, 0.1, 0.8, by=by)
 
-    expected = run(tmp_path / "straight.pt")
-    run(tmp_path / "run.pt", stop_in=3)
-    state = run(tmp_path / "run.pt")
-    assert state.keys() == expected.keys()
-    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    stopped_and_resumed(prepare, batches, Schedule(5, 0.1, ema=0.9), tmp_path, 3)
 
 
 def test_refusals():

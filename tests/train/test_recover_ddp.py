@@ -1,40 +1,16 @@
 """Two real processes (gloo) recover a model together as one process with all of the batch does."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.train import recover_worker
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.train.processes import two_processes
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
     """What each process ended with: method -> state of the model."""
-    folder = tmp_path_factory.mktemp("job")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, recover_worker.__file__, str(rank), str(folder)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [job.communicate(timeout=180)[0] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    assert [job.returncode for job in jobs] == [0, 0], "\n\n".join(outputs)
+    folder = two_processes(recover_worker.__file__, tmp_path_factory.mktemp("job"))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.train.resuming import stopped_and_resumed
 from twofour.core.errors import InputError
 from twofour.train import Schedule, Sgd, Shrink, Sparsifier, finetune
 from twofour.train.masks import mask_of
@@ -53,35 +54,11 @@ def test_removing_what_was_shrunk_changes_little():
 
 
 def test_in_the_loop_and_resumed_bit_for_bit(tmp_path):
-    class Stop(Exception):
-        pass
-
-    def run(path, stop_in=None):
-        def progress(at):
-            if at.epoch == stop_in:
-                raise Stop
-
+    def prepare():
         model = network()
-        shrink = Shrink(Sparsifier(model), 5 * 137, 0.7)
-        try:
-            finetune(
-                model,
-                lambda epoch: batches(epoch, 137),
-                Schedule(5, 0.1),
-                method=shrink,
-                checkpoint=path,
-                progress=progress,
-            )
-        except Stop:
-            return None
-        shrink.sparsifier.verify()
-        return model.state_dict()
+        return model, Shrink(Sparsifier(model), 5 * 137, 0.7)
 
-    expected = run(tmp_path / "straight.pt")
-    run(tmp_path / "run.pt", stop_in=2)
-    state = run(tmp_path / "run.pt")
-    assert state.keys() == expected.keys()
-    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    stopped_and_resumed(prepare, lambda epoch: batches(epoch, 137), Schedule(5, 0.1), tmp_path, 2)
 
 
 def test_refusals():

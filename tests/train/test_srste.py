@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.train.resuming import stopped_and_resumed
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.train import AdamW, Schedule, Sgd, Sparsifier, SrSte, finetune, load_checkpoint
 from twofour.train.masks import mask_of
@@ -133,36 +134,11 @@ def test_after_the_freeze_the_masks_stay_and_momentum_is_masked():
 
 @pytest.mark.parametrize("freeze", [0.0, 0.5, 1.0])
 def test_in_the_loop_and_resumed_bit_for_bit(tmp_path, freeze):
-    schedule = Schedule(4, 0.05, ema=0.9)
-
-    class Stop(Exception):
-        pass
-
-    def run(path, stop_in=None):
-        def progress(at):
-            if at.epoch == stop_in:
-                raise Stop
-
+    def prepare():
         model = Net()
-        srste = SrSte(Sparsifier(model), 24, freeze=freeze)
-        try:
-            history = finetune(
-                model, batches, schedule, method=srste, checkpoint=path, progress=progress
-            )
-        except Stop:
-            return None
-        srste.sparsifier.verify()
-        return history, model.state_dict()
+        return model, SrSte(Sparsifier(model), 24, freeze=freeze)
 
-    history, expected = run(tmp_path / "straight.pt")
-    run(tmp_path / "run.pt", stop_in=3)
-    resumed, state = run(tmp_path / "run.pt")
-    assert resumed == history
-    assert state.keys() == expected.keys()
-    assert all(torch.equal(state[name], value) for name, value in expected.items())
-    again, state = run(tmp_path / "run.pt")  # finished already
-    assert again == history
-    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    _, expected = stopped_and_resumed(prepare, batches, Schedule(4, 0.05, ema=0.9), tmp_path, 3)
     plain = Net()
     Sparsifier(plain).prune()
     load_checkpoint(tmp_path / "run.pt", plain)

@@ -1,4 +1,4 @@
-"""One of several processes of a torch.distributed job: `python two_processes.py RANK SIZE FOLDER`.
+"""One of several processes of a torch.distributed job: `python two_processes.py RANK FOLDER`.
 
 Prunes and trains small networks, whole (DDP) and in parts (FSDP2), and writes what it saw as JSON,
 for `test_distributed.py` to judge.
@@ -178,7 +178,7 @@ def different_models(rank):
 
 
 def main():
-    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    rank, size, folder = int(sys.argv[1]), 2, Path(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

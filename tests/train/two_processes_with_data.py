@@ -1,4 +1,4 @@
-"""One of several processes of a job: `python two_processes_with_data.py RANK SIZE FOLDER`.
+"""One of several processes of a job: `python two_processes_with_data.py RANK FOLDER`.
 
 Prunes networks with calibration data, half of which each process has, and saves what came out, for
 `test_data_of_ranks.py` to judge.
@@ -11,7 +11,10 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from twofour.core.ranges import RangeOptions
 from twofour.train import Sparsifier, reestimate_batchnorm
+from twofour.train.fake_quant import FakeQuant
+from twofour.train.observe import Observer
 
 CRITERIA = ("wanda", "taylor", "sparsegpt")
 
@@ -45,12 +48,27 @@ def pruned(data, wrap):
     return results
 
 
+def counted(data):
+    """What calibration for quantization remembers of the batches, and the scale it takes."""
+    observer, quant = Observer(torch.device("cpu")), FakeQuant(RangeOptions("mse"))
+    quant.mode = "collect"
+    for index, batch in enumerate(data):
+        scaled = batch * 4**index  # so that processes end with other limits
+        observer.add(scaled)
+        quant(scaled)
+    seen = observer.histogram()
+    quant.compute()
+    ends = (seen.low, seen.high, seen.limit, seen.zeros)
+    return {"counts": torch.from_numpy(seen.counts), "ends": ends, **quant.state_dict()}
+
+
 if __name__ == "__main__":
-    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    rank, size, folder = int(sys.argv[1]), 2, Path(sys.argv[2])
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=size
     )
     results = pruned(batches()[rank::size], DistributedDataParallel)
+    results["counted"] = counted(batches()[:3] if rank == 0 else batches()[3:])
     torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()

@@ -157,7 +157,7 @@ def bench_engine(
         document["baseline"] = verdict_data(judged, stored.allowed, str(stored.baseline), doubts)
         out.show(*verdict_lines(document["baseline"]))
     if stored.save is not None:
-        write_document(document, stored.save)
+        write_document(SCHEMA, document, stored.save)
         out.note(f"stored; compare later with --baseline {stored.save}")
     out.data(SCHEMA, document)
     if judged is not None and judged.verdict == "regression":
@@ -191,7 +191,7 @@ def _feeds(inputs: list[TensorInfo], arrays: dict[str, NDArray[Any]]) -> dict[st
     Raises:
         InputError: one has another type than the input.
     """
-    from twofour.bench.inputs import random_feeds
+    from twofour.bench.declared import random_feeds
     from twofour.core.errors import InputError
 
     for info in inputs:
@@ -265,7 +265,8 @@ def _inputs(engine: Engine, wanted: Wanted) -> list[TensorInfo]:
 
 
 def _built(source: Path, wanted: Wanted, threads: int | None, out: Output) -> Engine:
-    from twofour.bench.inputs import model_inputs, static_inputs
+    from twofour.bench.declared import static_inputs
+    from twofour.bench.inputs import model_inputs
     from twofour.compiler.build import build
 
     inputs = static_inputs(model_inputs(source), wanted.all_shapes(), wanted.batch)

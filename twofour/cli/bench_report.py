@@ -122,24 +122,22 @@ def _table(rows: list[Result], samples: int, width: int) -> Table:
             "min": timing.min_us,
             "CPU": timing.cpu_us,
         }
-        versus = (
-            f"{_times(ratio.median)} ({_times(ratio.low)}-{_times(ratio.high)})" if ratio else ""
-        )
+        versus = f"{times(ratio.median)} ({times(ratio.low)}-{times(ratio.high)})" if ratio else ""
         table.add_row(
             printable(f"{row.name} {row.version}"),
-            *(_number(scale * cells[header]) for header in shown),
-            _number(samples * timing.per_second),
+            *(number(scale * cells[header]) for header in shown),
+            number(samples * timing.per_second),
             *([versus] if several else []),
         )
     return table
 
 
-def _times(ratio: float) -> str:
+def times(ratio: float) -> str:
     """Three digits are enough."""
     return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Four digits are enough."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
@@ -186,18 +184,17 @@ def verdict_lines(comparison: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def write_document(document: Mapping[str, Any], path: Path) -> None:
+def write_document(schema: str, document: Mapping[str, Any], path: Path) -> None:
     """Stores a run, under a temporary name first.
 
     Raises:
         InputError: the file cannot be written.
     """
-    from twofour.bench.baseline import SCHEMA
     from twofour.core.errors import InputError
 
     temporary = path.with_name(f"{path.name}.part")
     try:
-        text = json.dumps({"schema": f"twofour.{SCHEMA}", **document}, indent=2)
+        text = json.dumps({"schema": f"twofour.{schema}", **document}, indent=2)
         temporary.write_text(f"{text}\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as e:

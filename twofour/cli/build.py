@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twofour.cli.calibration import CalibrationFile, Data, require_data
 from twofour.cli.options import Ranges, Threads, parse_profiles, parse_size, require_writable
 from twofour.cli.output import Json, Output, Quiet
 
@@ -42,10 +43,8 @@ def build(
         bool,
         typer.Option("--bf16", help="Let float layers compute in bfloat16 where that is faster."),
     ] = False,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Samples to calibrate with: .npz, folder of .npy, module:function."),
-    ] = None,
+    data: Data = None,
+    calibration_cache: CalibrationFile = None,
     sparsity: Annotated[
         Sparsity,
         typer.Option(
@@ -84,7 +83,7 @@ def build(
 
     out = Output(as_json, quiet)
     require_writable(output)
-    _require_data(int8, data)
+    _require_int8(int8, data, calibration_cache)
     with out.stage("building") as report:
         engine = compile_model(
             model,
@@ -92,6 +91,7 @@ def build(
             int8=int8,
             bf16=bf16,
             data=data,
+            calibration_cache=calibration_cache,
             sparsity=sparsity.value,
             profiles=parse_profiles(shapes),
             threads=threads or 1,
@@ -106,17 +106,17 @@ def build(
     out.data("build/1", _document(engine, output))
 
 
-def _require_data(int8: bool, data: str | None) -> None:
+def _require_int8(int8: bool, data: str | None, cache: Path | None) -> None:
     from twofour.core.errors import InputError
 
-    if int8 and data is None:
+    if int8:
+        fix = "give --data samples.npz, or a model that has Q/DQ already and no --int8"
+        require_data(data, cache, fix)
+    elif data is not None or cache is not None:
+        option = "--data" if data is not None else "--calibration-cache"
         raise InputError(
-            "--int8 needs data to calibrate with",
-            ["expected --data with some hundred samples, got none"],
-            "give --data samples.npz, or a model that has Q/DQ already and no --int8",
+            f"{option} is of no use without --int8", fix=f"add --int8, or drop {option}"
         )
-    if data is not None and not int8:
-        raise InputError("--data is of no use without --int8", fix="add --int8, or drop --data")
 
 
 def profile_texts(plan: Plan) -> list[str]:

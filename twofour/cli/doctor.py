@@ -47,7 +47,7 @@ def doctor(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what this machine can run, how fast, and what it lacks.
+    """Show what this machine can run, how fast, what it lacks.
 
     Example: twofour doctor
     Example: twofour doctor --measure

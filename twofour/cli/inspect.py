@@ -106,7 +106,7 @@ def _alike_weights(weights: Sequence[WeightInfo]) -> Table:
     table = _table("layer", "n", "weight", "stored", "zeros", "pattern", "input")
     alike: dict[tuple[str, ...], list[WeightInfo]] = {}
     for each in weights:
-        x = each.input_scale.dtype if each.input_scale else "float"
+        x = each.input_scale.dtype if each.input_scale else _unscaled(each)
         key = (each.op_type, _dims(each), each.dtype, _pattern(each), x, each.reason or "")
         alike.setdefault(key, []).append(each)
     for (op_type, dims, dtype, pattern, x, _), group in alike.items():
@@ -119,6 +119,11 @@ def _alike_weights(weights: Sequence[WeightInfo]) -> Table:
     return table
 
 
+def _unscaled(weight: WeightInfo) -> str:
+    """What a layer takes whose input has no scale in the file."""
+    return "dynamic" if weight.dynamic else "float"
+
+
 def _each_weight(weights: Sequence[WeightInfo]) -> Table:
     table = _table("layer", "weight", "stored, scale", "zeros", "pattern", "input")
     for each in weights:
@@ -128,7 +133,7 @@ def _each_weight(weights: Sequence[WeightInfo]) -> Table:
             _scale(each.scale) if each.scale else each.dtype,
             f"{each.zeros:.0%}",
             _pattern(each),
-            _scale(each.input_scale) if each.input_scale else "float",
+            _scale(each.input_scale) if each.input_scale else _unscaled(each),
         )
     return table
 

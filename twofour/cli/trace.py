@@ -63,7 +63,7 @@ def write_trace(
 
 def _random(profile: Profile) -> dict[str, Any]:
     """Inputs of the usual shapes."""
-    from twofour.bench.inputs import random_feeds
+    from twofour.bench.declared import random_feeds
 
     return random_feeds([replace(t, shape=t.usual_shape, sizes=()) for t in profile.inputs])
 

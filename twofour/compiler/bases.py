@@ -18,6 +18,10 @@ _DEQUANTIZE_AB = (
 _DEQUANTIZE_W = "w_f = DequantizeLinear <axis = 0> (w, w_scale)"
 _MAX_ATTRIBUTES = ("kernel_shape", "strides", "pads")
 ACTIVATIONS = tuple(meanings.ACTIVATIONS)
+DYNAMIC = ("RowGemm", "TensorGemm")
+"""Those that quantize x themselves, at run time (core/dynamic.py)."""
+PLAIN = ("Conv", "Gemm", *DYNAMIC)
+"""Products that read and write float32."""
 CLIP_ATTRIBUTES = ("low", "high")
 
 
@@ -80,6 +84,18 @@ BASES = {
     ),
     "Gemm": Base(
         ("x", "w", "bias"), (), meanings.MATMUL.format(x="x", w="w"), ("Add", *ACTIVATIONS)
+    ),
+    "RowGemm": Base(
+        ("x", "w", "w_scale", "bias"),
+        (),
+        f"{meanings.BY_ROWS}\n {meanings.INTEGER_MATMUL}",
+        ("Add", *ACTIVATIONS),
+    ),
+    "TensorGemm": Base(
+        ("x", "w", "w_scale", "bias"),
+        (),
+        f"{meanings.TOGETHER}\n {meanings.INTEGER_MATMUL}",
+        ("Add", *ACTIVATIONS),
     ),
     "QAdd": Base(
         ("a", "a_scale", "a_zero_point", "b", "b_scale", "b_zero_point"),

@@ -53,7 +53,7 @@ from twofour.onnx_tools.eligible import NothingToQuantizeError
 from twofour.onnx_tools.load import load_model, model_bytes
 from twofour.onnx_tools.promises import check, without_promises
 from twofour.onnx_tools.prune import prune
-from twofour.onnx_tools.quantize import quantize
+from twofour.onnx_tools.quantize import quantize_with_report
 from twofour.onnx_tools.sparse import densified
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
@@ -79,6 +79,8 @@ class BuildOptions:
         bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
             CPU cannot, or float32 is faster, they stay float32, and `explain` says so.
         data: calibration batches, as `twofour quantize` takes them.
+        calibration_cache: a file that keeps what calibration saw; where it has all that is needed,
+            data may be left out. Or a calibration table of TensorRT.
         shapes: input name -> shape, or (smallest, usual, largest) shape: the engine then runs any
             shape in between. Dimensions left open are those of one calibration sample where there
             is data and no shape is given, else 1.
@@ -98,6 +100,7 @@ class BuildOptions:
     int8: bool = False
     bf16: bool = False
     data: DataLike | None = None
+    calibration_cache: str | os.PathLike[str] | None = None
     shapes: Requested | None = None
     profiles: Sequence[Requested] = ()
     threads: int = 1
@@ -119,17 +122,18 @@ class BuildOptions:
             raise InputError(
                 f"unknown sparsity {self.sparsity!r}", [f"expected one of {', '.join(SPARSITY)}"]
             )
-        if self.int8 and self.data is None:
+        given = self.data is not None or self.calibration_cache is not None
+        if self.int8 and not given:
             raise InputError(
                 "INT8 needs calibration data",
                 ["int8 was asked for without data"],
                 "give calibration inputs: --int8 --data inputs.npz",
             )
-        if self.data is not None and not self.int8:
+        if given and not self.int8:
             raise InputError(
                 "data is of no use without int8",
-                ["calibration data was given without int8"],
-                "add int8=True, or drop data",
+                ["calibration data or a cache of it was given without int8"],
+                "add int8=True, or drop it",
             )
         if self.shapes and self.profiles:
             raise InputError(
@@ -189,10 +193,10 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
         source = without_promises(source)
     notes = check(source).notes
     profiles = options.profiles or (options.shapes or {},)
-    if options.int8 and options.data is not None:
-        if not any(profiles):
+    if options.int8:
+        if options.data is not None and not any(profiles):
             profiles = (shapes_of_data(source.graph, options.data),)
-        source, notes = _quantized(source, options.data, progress)
+        source, notes = _quantized(source, options, progress)
     requests = [read_request(source.graph, profile) for profile in profiles]
     notes += tuple(filter(None, [became_one(source.graph, profiles[0])]))
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
@@ -226,14 +230,16 @@ def _any_sparse(engine: Engine) -> bool:
 
 
 def _quantized(
-    source: ir.Model, data: DataLike, progress: Progress | None
+    source: ir.Model, options: BuildOptions, progress: Progress | None
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """The quantized model; or the model as it is, and why it stays so."""
+    data, cache = options.data, options.calibration_cache
     try:
-        return quantize(standardized(source), data, progress=progress), ()
+        found = quantize_with_report(standardized(source), data, None, progress, cache)
     except (NothingToQuantizeError, UnsupportedError) as error:
         why = "; ".join(error.reasons)
         return source, (f"not quantized, the data was not used: {error.what} ({why})",)
+    return found.model, tuple(filter(None, [found.calibration]))
 
 
 @dataclass(frozen=True)

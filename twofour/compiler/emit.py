@@ -17,7 +17,7 @@ from twofour.compiler.emit_nd import nd_nests, nd_shape, nd_table
 from twofour.compiler.layers import conv_layer, extent_of, plain_layer, precision_of
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed, images_of
-from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NormOp, PoolOp
+from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NormOp, PoolOp, RowsOp
 from twofour.compiler.native_nd import NdOp
 from twofour.compiler.native_resize import ResizeOp
 from twofour.compiler.rivals import FloatForm, Rivals
@@ -26,6 +26,8 @@ from twofour.compiler.row_problems import (
     attention_problem,
     attention_scores,
     norm_problem,
+    rows_problem,
+    rows_work,
     tensor,
 )
 from twofour.compiler.tune import Choice, Tuner
@@ -43,6 +45,7 @@ from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_m
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_average, pack_mean
 from twofour.kernels.cpu.problem import ConvProblem, Strides, activation_of, merge_groups
 from twofour.kernels.cpu.program import Call, Operand
+from twofour.kernels.cpu.quantize_rows import emit_rows
 from twofour.kernels.cpu.resize import ResizeProblem, emit_resize, pack_resize
 from twofour.kernels.cpu.tactic import Tactic
 
@@ -117,6 +120,8 @@ class Emitter:
             kernel = self._pool(op, placed)
         elif isinstance(op, NormOp):
             kernel = self._norm(op, placed)
+        elif isinstance(op, RowsOp):
+            kernel = self._rows(op, placed)
         elif isinstance(op, ResizeOp):
             kernel = self._resize(op, placed)
         elif isinstance(op, AttentionOp):
@@ -282,6 +287,13 @@ class Emitter:
         x = tensor(placed.x)
         return _Kernel(symbol, constants, x.count * (x.height * x.width), 1, x.at())
 
+    def _rows(self, op: RowsOp, placed: Placed) -> _Kernel:
+        symbol = self._kernel(emit_rows("kernel", rows_problem(op, placed)))
+        self.layers.append(plain_layer(op, placed, "rows"))
+        pieces, panels = rows_work(op, placed)
+        none = np.zeros(0, np.uint8)
+        return _Kernel(symbol, none, pieces, panels, tensor(placed.x).at(), by_panels=panels > 1)
+
     def _require_workspace(self, name: str, needed: int) -> None:
         """Refuses a kernel that takes more memory of its own than the user allows."""
         if self.workspace_bytes is not None and needed > self.workspace_bytes:
@@ -354,6 +366,7 @@ def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProbl
         activation_of(op.epilogue),
         _bounded(op),
         op.epilogue.gate is not None,
+        dynamic=op.dynamic,
     )
     column = problem.flattened()
     if x.open_batch is None:

@@ -268,7 +268,7 @@ def name_nodes(graph: ir.Graph) -> None:
 
 def _module(node: ir.Node) -> str:
     """The module whose weight a Conv, Gemm or MatMul reads, through Q/DQ and Transpose; or ""."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+    if node.op_type not in ("Conv", "Gemm", "MatMul", "MatMulInteger") or len(node.inputs) < 2:
         return ""
     value = node.inputs[1]
     while value is not None and (producer := value.producer()) is not None:

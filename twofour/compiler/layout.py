@@ -17,6 +17,7 @@ from twofour.core.numerics import Window
 from twofour.core.sizes import Count, Size, open_size
 from twofour.kernels.cpu.pointwise import View
 from twofour.kernels.cpu.problem import Strides
+from twofour.kernels.cpu.quantize_rows import row_tail
 
 ALIGNMENT = 64
 # An L1 of 64 sets of 64 bytes: pixels at multiples of this lie in two sets, or one.
@@ -157,8 +158,17 @@ class Tensor:
             stride: from one pixel that a tile reads to the next.
         """
         root = self.root
+        if root.pad_bytes:
+            return
         if root.strides.pixel * stride % _CROWDED_BYTES == 0 and root.width * root.batch > 1:
             root.pad_bytes = _LINE_BYTES
+
+    def in_rows(self, name: str) -> Tensor:
+        """Its rows as bytes, each with what they stand for behind it: see `row_tail`."""
+        rows = Tensor(name, self.batch, self.height, self.width, self.channels, "u8")
+        rows.pad_bytes = row_tail(self.channels)[1] - self.channels
+        rows.open_batch = self.open_batch
+        return rows
 
     def in_float32(self, stride: int) -> Tensor:
         """The same tensor of float32, by itself; `stride` as for `spread`."""

@@ -20,10 +20,11 @@ from twofour.compiler.native import (
     ConvOp,
     MapOp,
     NativeOp,
+    RowsOp,
     ViewOp,
     extent,
     images,
-    kind_of,
+    plain_kind,
     shape,
     static_shape,
 )
@@ -32,7 +33,8 @@ from twofour.compiler.parts import Parts, first_channels, is_join
 from twofour.compiler.schedule import Schedule, Stretch
 from twofour.core.errors import UnsupportedError
 from twofour.core.sizes import Count, most, open_size
-from twofour.engine import DTYPES, Fill, TensorInfo
+from twofour.engine import Fill, TensorInfo
+from twofour.kernels.cpu.quantize_rows import STEPS_OF
 from twofour.onnx_tools.edit import reads
 
 Place = Tensor | TensorInfo
@@ -173,8 +175,8 @@ class _Forms:
         """A plain value, where it is needed between steps."""
         value = self._plain[name]
         if static_shape(value) is None:
-            return TensorInfo(name, _plain_kind(value), (), known=False)
-        return TensorInfo.of(name, _plain_kind(value), self._dims(name))
+            return TensorInfo(name, plain_kind(value), (), known=False)
+        return TensorInfo.of(name, plain_kind(value), self._dims(name))
 
     def _dims(self, name: str) -> tuple[Count, ...]:
         """The shape of a value."""
@@ -203,9 +205,23 @@ class _Forms:
     def _placed(self, op: NativeOp, out: list[Placed]) -> Placed:
         """An operator with its operands' places; copies of those that have to move come first."""
         reads = [self._source(op, name, out) for name in op.reads]
+        if isinstance(op, ConvOp) and op.dynamic:
+            reads[0] = self._rows(op, out)
         x, r, more = reads[0], reads[1] if op.r else None, tuple(reads[1 + bool(op.r) :])
         y, *also = [self._destination(op, name) for name in op.writes]
         return Placed(op, x, y, r, more, tuple(also))
+
+    def _rows(self, op: ConvOp, out: list[Placed]) -> Tensor:
+        """What a product reads that quantizes its input at run time; several may read the same."""
+        x, name = self.tensors[op.x], f"{op.x}/{op.dynamic}"
+        while name in self._values:
+            name += "_"
+        if name not in self.tensors:
+            self.tensors[name] = rows = x.in_rows(name)
+            for step in STEPS_OF[op.dynamic]:
+                layer = (f"{op.name}/{step}", "Quantize", "rows", op.x, name)
+                out.append(Placed(RowsOp(*layer, step=step), x, rows))
+        return self.tensors[name]
 
     def _alias(self, op: NativeOp, out: list[Placed]) -> None:
         """Other names for a tensor or for parts of it."""
@@ -299,18 +315,6 @@ def _padded(ops: list[NativeOp], parts: Parts) -> set[str]:
 def _flexible(op: NativeOp) -> bool:
     """Whether an operator reads and writes plain arrays as well as tensors."""
     return isinstance(op, NdOp) or (isinstance(op, MapOp) and op.op == "convert")
-
-
-def _plain_kind(value: ir.Value) -> str:
-    """The numpy name of a plain value's type."""
-    kind = kind_of(value)
-    if kind not in DTYPES:
-        raise UnsupportedError(
-            f"an engine does not pass on {value.name!r}, which is {kind}",
-            [f"expected a tensor of {', '.join(sorted(DTYPES))}"],
-            "cut the model so that this value is neither an input nor an output",
-        )
-    return kind
 
 
 def _set_halos(ops: list[Placed]) -> None:

@@ -28,6 +28,27 @@ SLICE_PAD = """from = Constant <value_ints = [0, 0]> ()
  zeros = Constant <value_ints = [0, 0]> ()
  pads = Concat <axis = 0> (zero, before, zeros, zero, after, zeros)
  acc = Pad (sliced, pads, value)"""
+BY_ROWS = """sizes = Abs (x)
+ HIGHEST
+ least = Constant <value_float = 7.888609052210118e-31> ()
+ highest = Max (peak, least)
+ steps = Constant <value_float = 127.0> ()
+ factor = Div (steps, highest)
+ x_scale = Div (highest, steps)
+ scaled = Mul (x, factor)
+ rounded = Round (scaled)
+ zero = Constant <value_float = 128.0> ()
+ moved = Add (rounded, zero)
+ q = Cast <to = 2> (moved)
+ x_zero_point = Cast <to = 2> (zero)"""
+"""Of x with a scale for each row; HIGHEST stands for what makes `peak` of `sizes`."""
+TOGETHER = "q, x_scale, x_zero_point = DynamicQuantizeLinear (x)"
+INTEGER_MATMUL = """w_t = Transpose <perm = [1, 0]> (w)
+ sums = MatMulInteger (q, w_t, x_zero_point)
+ real = Cast <to = 1> (sums)
+ of_x = Mul (real, x_scale)
+ product = Mul (of_x, w_scale)
+ acc = Add (product, bias)"""
 NORM = "LayerNormalization <axis = -1, epsilon: float = @epsilon> (x, gamma, beta)"
 TOKENS = """t = Transpose <perm = [0, 2, 3, 1]> (x)
  keep = Shape <start = 0, end = 1> (x)
@@ -125,6 +146,14 @@ ACTIVATIONS = {
     "Tanh": "act = Tanh (VALUE)",
 }
 """What leads from VALUE to `act`, by the activation's name; Clip has attributes low and high."""
+
+
+def highest(opset: int) -> str:
+    """The largest number of each row; from opset 18 on its axes are an input."""
+    if opset < 18:
+        return "peak = ReduceMax <axes = [-1], keepdims = 1> (sizes)"
+    return """last = Constant <value_ints = [-1]> ()
+ peak = ReduceMax <keepdims = 1> (sizes, last)"""
 
 
 def mean(opset: int) -> str:

@@ -15,9 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from twofour.core.attention import AttentionScales
+from twofour.core.errors import UnsupportedError
 from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.numerics import Epilogue, Window
 from twofour.core.sizes import Count, product
+from twofour.engine import DTYPES
 from twofour.kernels.cpu.pointwise import MapConstants
 
 Array = NDArray[Any]
@@ -37,7 +39,7 @@ class NativeOp:
     Attributes:
         name: of the layer, in the source model's words.
         op_type: of the fused node.
-        kind: "conv", "map", "pool", "norm", "attention", or "alias" (no kernel at all).
+        kind: "conv", "rows", "map", "pool", "norm", "attention", or "alias" (no kernel at all).
         x: the value it reads.
         y: the value it writes.
         r: the second value it reads, or "".
@@ -76,6 +78,8 @@ class ConvOp(NativeOp):
         epilogue: constants, zero points as stored.
         x_zero: zero point of x as stored.
         add: dtype of the residual, or "".
+        dynamic: x is float32 and quantized at run time, by "row" or as one "tensor"; "" where it
+            is what the kernel reads (core/dynamic.py).
     """
 
     w: Array = field(default_factory=lambda: np.empty(0))
@@ -84,6 +88,18 @@ class ConvOp(NativeOp):
     epilogue: Epilogue = field(default_factory=lambda: Epilogue(np.empty(0), np.empty(0)))
     x_zero: int = 0
     add: str = ""
+    dynamic: str = ""
+
+
+@dataclass(frozen=True)
+class RowsOp(NativeOp):
+    """Rows of floats quantized at run time, for the products that read them.
+
+    Attributes:
+        step: "row", "range" or "tensor", see kernels/cpu/quantize_rows.py.
+    """
+
+    step: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,6 +265,22 @@ def kind_of(value: ir.Value) -> str:
     if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
         return str(value.type or "of an unknown type").lower()
     return value.type.dtype.numpy().name
+
+
+def plain_kind(value: ir.Value) -> str:
+    """The numpy name of the type of a value that is passed on between steps.
+
+    Raises:
+        UnsupportedError: engines do not hold it.
+    """
+    kind = kind_of(value)
+    if kind not in DTYPES:
+        raise UnsupportedError(
+            f"an engine does not pass on {value.name!r}, which is {kind}",
+            [f"expected a tensor of {', '.join(sorted(DTYPES))}"],
+            "cut the model so that this value is neither an input nor an output",
+        )
+    return kind
 
 
 def shape(value: ir.Value) -> tuple[int, ...]:

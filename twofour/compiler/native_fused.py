@@ -25,6 +25,7 @@ from twofour.compiler.native import (
     window_of,
 )
 from twofour.compiler.ops import FusedOp
+from twofour.core.dynamic import ROW, ROW_ZERO, TENSOR
 from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.gates import Gate
 from twofour.core.numerics import MAX_K, Epilogue, Window
@@ -84,6 +85,7 @@ def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
     if op.has_add and shape(op.inputs["res"]) != shape(op.output):
         raise NotNative(f"the residual is broadcast from {list(shape(op.inputs['res']))}")
     add = "" if not op.has_add else _dtype(op.inputs["res"]) if op.add_is_float else "int8"
+    zero = stored(constant(op.inputs["x_zero_point"]), op.inputs["x"].dtype) if quantized else 0
     return ConvOp(
         op.name,
         op.op_type,
@@ -96,9 +98,23 @@ def _product(op: FusedOp, w: Array, window: Window, groups: int) -> ConvOp:
         groups=groups,
         epilogue=_epilogue(op, quantized),
         add=add,
-        x_zero=stored(constant(op.inputs["x_zero_point"]), op.inputs["x"].dtype)
-        if quantized
-        else 0,
+        x_zero=zero,
+    )
+
+
+_DYNAMIC = {"RowGemm": (ROW, ROW_ZERO), "TensorGemm": (TENSOR, 1)}
+"""The form, and the zero point that weights are packed for: 1 is multiplied at run time."""
+
+
+def _dynamic_gemm(op: FusedOp) -> ConvOp:
+    """A product whose input is quantized at run time."""
+    if (k := shape(op.inputs["x"])[-1]) > MAX_K:
+        raise NotNative(f"sums of {k} products may overflow int32 (limit {MAX_K})")
+    product = _gemm(op)
+    form, zero = _DYNAMIC[op.base]
+    scale = constant(op.inputs["w_scale"]).astype(np.float32)
+    return replace(
+        product, dynamic=form, x_zero=zero, epilogue=replace(product.epilogue, scale=scale)
     )
 
 
@@ -305,6 +321,7 @@ READERS = {
     "Conv": _conv,
     "QGemm": _gemm,
     "Gemm": _gemm,
+    **dict.fromkeys(_DYNAMIC, _dynamic_gemm),
     "QAdd": _quantized_add,
     "QMul": _quantized_mul,
     "QMulFloat": _quantized_mul,

@@ -4,6 +4,7 @@ An operator type is a base and optional parts, in this order:
 
     QConv | QGemm     [Add | AddFloat] [Relu | ...] [F]     integer, in NCHW resp. [..., K]
     Conv  | Gemm      [Add] [Relu | ...]              float32
+    RowGemm | TensorGemm  [Add] [Relu | ...]          float32, products of int8 (core/dynamic.py)
     QAdd              [Relu | ...]
     QMul, QMulFloat                                   equal shapes, or b a factor per channel
     QActivation       [Relu | ...]            [F]
@@ -122,6 +123,7 @@ class Variant:
     def function_text(self, opset: int) -> str:
         """The meaning in ONNX text form, for a model of that opset."""
         body = BASES[self.base].body.replace("MEAN", meanings.mean(opset))
+        body = body.replace("HIGHEST", meanings.highest(opset))
         lines = [body.replace("MASK", meanings.MASKS[self.mask])]
         value = "acc"
         if self.add:

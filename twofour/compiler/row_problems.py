@@ -7,12 +7,14 @@ import numpy as np
 from twofour.compiler.layers import precision_of
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
-from twofour.compiler.native import AttentionOp, NormOp
+from twofour.compiler.native import AttentionOp, NormOp, RowsOp
+from twofour.core.dynamic import TENSOR
 from twofour.core.sizes import Count, most, usual
 from twofour.engine import TensorInfo
 from twofour.kernels.cpu.attention import AttentionProblem, Offsets
 from twofour.kernels.cpu.norm import NormProblem
 from twofour.kernels.cpu.problem import Strides
+from twofour.kernels.cpu.quantize_rows import SHARES, RowsProblem
 
 
 def tensor(place: Place) -> Tensor:
@@ -43,6 +45,18 @@ def norm_problem(op: NormOp, placed: Placed) -> NormProblem:
         q=op.q,
         bounded=_bounded(op),
     )
+
+
+def rows_problem(op: RowsOp, placed: Placed) -> RowsProblem:
+    """Rows to be quantized at run time."""
+    x = tensor(placed.x)
+    return RowsProblem(op.step, x.channels, _rows(x).pixel)
+
+
+def rows_work(op: RowsOp, placed: Placed) -> tuple[Count, int]:
+    """Row pieces and panels: of the last step of a tensor every thread needs all rows."""
+    x = tensor(placed.x)
+    return x.count * (x.height * x.width), SHARES if op.step == TENSOR else 1
 
 
 def _bounded(op: NormOp) -> bool:

@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from twofour.compiler.layout import ALIGNMENT
 from twofour.core.abi import BINDINGS, SLACK_BYTES, WEIGHTS
 from twofour.core.bfloat16 import ROUNDING, from_bf16, to_bf16
+from twofour.core.dynamic import TENSOR
 from twofour.core.errors import Error
 from twofour.core.memory import address, allocate
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides
 from twofour.kernels.cpu.program import Call, Operand
+from twofour.kernels.cpu.quantize_rows import row_tail
 from twofour.kernels.cpu.tactic import Tactic
 from twofour.runtime.cpu import Code, Workers
 
@@ -183,16 +185,33 @@ class Trial:
         self._cycle = _Cycle.of(problem)
         for given in filter(None, (self.x, self.r)):
             self._cycle.repeat(given.values())
+        self._scales = self._zeros = None
+        if problem.dynamic:
+            self._scales, self._zeros = self._write_tails(rng)
         self._sums = self._convolved(lambda values: values, x_zero)
         r = self._cycle.first(self.r.real()) if self.r is not None else None
-        self._answer = requantize(self._sums, epilogue, r)
+        self._answer = requantize(self._sums, epilogue, r, self._scales)
+
+    def _write_tails(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Scales and zero points behind the rows of x; returns those that differ."""
+        begin = row_tail(self.problem.c)[0]
+        scales, zeros = (self.x.behind(begin + at, t) for at, t in ((0, np.float32), (4, np.int32)))
+        scales[...] = rng.uniform(0.01, 1.0, scales.shape)
+        zeros[...] = rng.integers(0, 256, zeros.shape)
+        for each in (scales, zeros):
+            self._cycle.repeat(each)
+        return self._cycle.first(scales).copy(), self._cycle.first(zeros).copy()
 
     def _convolved(self, function: Callable[[Array], Array], x_zero: int = 0) -> Array:
         """The sums of function(x) and function(w), as far as they differ."""
         problem = self.problem
         window = Window(problem.kernel, problem.stride, problem.dilation)
         x, w = function(self._cycle.first(self.x.real())), function(self.w)
-        return convolve(x, w, window, problem.groups, x_zero)
+        if problem.dynamic != TENSOR:
+            return convolve(x, w, window, problem.groups, x_zero)
+        moved: Array = self._zeros * w.reshape(w.shape[0], -1).sum(1, dtype=np.int32)
+        sums: Array = convolve(x, w, window, problem.groups) - moved
+        return sums
 
     def pack(self, option: Option, *, cold_bytes: int) -> Packed:
         """The weights as the kernel reads them, in copies of at least that size together.
@@ -268,7 +287,8 @@ class Trial:
         """
         answer, epilogue = self._answer, self.epilogue
         if self.problem.dtype == "int8":
-            size = np.abs(self._sums) * np.abs(epilogue.scale) + np.abs(epilogue.bias) + 8
+            rows = 1.0 if self._scales is None else self._scales
+            size = np.abs(self._sums) * rows * np.abs(epilogue.scale) + np.abs(epilogue.bias) + 8
             slack: Array = 1e-6 * size
             return slack
         k = self.problem.segments * self.problem.segment_k
@@ -356,6 +376,12 @@ class _Buffer:
     def real(self) -> Array:
         """What the tensor stands for: bfloat16 as float32, all else as it is."""
         return from_bf16(self.values()) if self.kind == np.uint16 else self.values()
+
+    def behind(self, offset: int, kind: Any) -> Array:
+        """One number for each pixel, at so many bytes from its begin, as a view."""
+        flat = self.memory[self._begin + offset :]
+        flat = flat[: flat.size // 4 * 4].view(kind)
+        return np.lib.stride_tricks.as_strided(flat, (*self.shape[:3], 1), (*self.strides[:3], 4))
 
     def values(self) -> Array:
         """The tensor as a view."""

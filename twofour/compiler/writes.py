@@ -16,7 +16,7 @@ import onnx_ir as ir
 from twofour.compiler import ops
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Lowered, Placed
-from twofour.compiler.native import QUANTIZED, NativeOp, ViewOp, static_shape
+from twofour.compiler.native import QUANTIZED, NativeOp, RowsOp, ViewOp, static_shape
 from twofour.compiler.passes import lineage, movers, reading
 from twofour.compiler.schedule import Schedule
 from twofour.engine import Strided, TensorInfo, Write
@@ -104,9 +104,13 @@ class Recorder:
                 self._views.setdefault(op.x, []).append(op)
 
     def nodes(self, placed: Placed) -> tuple[str, ...]:
-        """The source nodes that a native layer computes; a copy computes none."""
+        """The source nodes that a native layer computes.
+
+        A copy computes none, nor what quantizes for a product: they are part of the product.
+        """
         op = placed.op
-        node = self._values[op.y].producer() if op.op_type != "Copy" else None
+        own = op.op_type != "Copy" and not isinstance(op, RowsOp)
+        node = self._values[op.y].producer() if own else None
         return self.nodes_of([node, *self._joined(node, op)] if node is not None else [])
 
     def nodes_of(self, nodes: Iterable[ir.Node]) -> tuple[str, ...]:
@@ -122,7 +126,9 @@ class Recorder:
                 yield from self._joined(before, op)
 
     def writes(self, placed: Placed) -> tuple[Write, ...]:
-        """What a native layer writes."""
+        """What a native layer writes; rows that it quantized at run time are no value."""
+        if isinstance(placed.op, RowsOp):
+            return ()
         found: list[Write] = []
         for place, name in zip(placed.writes, _written(placed.op), strict=True):
             if isinstance(place, Tensor):

@@ -13,7 +13,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +164,18 @@ def as_data(data: DataLike, names: Iterable[str]) -> Data:
         _require_names("arrays", names, whole)
         lengths = [len(whole[name]) for name in names if whole[name].ndim]
         return Data("arrays", names, lengths[0] if lengths else None, lambda _: iter([whole]))
-    return Data("batches", names, None, lambda _: _arrays_of("batches", data))
+    return Data("batches", names, _count(data, names), lambda _: _arrays_of("batches", data))
+
+
+def _count(batches: Iterable[Any], names: tuple[str, ...]) -> int | None:
+    """How many samples are in a sequence of batches; None where it is none, or not of its form."""
+    if not isinstance(batches, Sequence) or not names:
+        return None
+    firsts: list[Any] = [
+        each.get(names[0]) if isinstance(each, Mapping) else None for each in batches
+    ]
+    shapes = [np.shape(first) for first in firsts]
+    return sum(shape[0] for shape in shapes) if all(shapes) else None
 
 
 # Files.

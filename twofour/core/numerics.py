@@ -142,13 +142,21 @@ class Epilogue:
         return replace(self, bias=bias, activation=Activation("Clip", low, high), zero_point=0)
 
 
-def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) -> Array:
+def requantize(
+    acc: Array,
+    epilogue: Epilogue,
+    residual: Array | None = None,
+    row_scale: Array | None = None,
+) -> Array:
     """Turns sums into the values that are stored.
 
         v = fma(r, r_scale, fma(acc, scale, bias))
         y = saturate(round_half_even(v) + zero_point), the activation part of the saturation
         y = gate(v), where a table does it (core/gates.py)
         y = saturate(round_half_even(activation(v) * y_factor) + zero_point), if it is more
+
+    Where x was quantized at run time (core/dynamic.py), `scale` is that of w alone, and times that
+    of the row of x.
 
     A y in bfloat16, or quantized without a gate, takes the short form of the activation
     (core/functions.py).
@@ -158,6 +166,7 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
         epilogue: its constants.
         residual: uint8 or float32, the shape of `acc`, or None; as it is stored: the bias makes up
             for its zero point.
+        row_scale: float32 [..., 1], of the rows of x, or None.
 
     Returns:
         int8 or uint8, or float32 where `epilogue.zero_point` is None (values of bfloat16, if it
@@ -166,7 +175,8 @@ def requantize(acc: Array, epilogue: Epilogue, residual: Array | None = None) ->
 
     Source: Jacob et al. 2018, arXiv:1712.05877, eq. 5.
     """
-    value = fma(acc.astype(np.float32), epilogue.scale, epilogue.bias)
+    scale = epilogue.scale if row_scale is None else row_scale * epilogue.scale
+    value = fma(acc.astype(np.float32), scale, epilogue.bias)
     if residual is not None:
         r_scale = np.asarray(epilogue.residual_scale, np.float32)
         value = fma(residual.astype(np.float32), r_scale, value)

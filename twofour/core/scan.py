@@ -33,6 +33,8 @@ from typing import Any
 from twofour.core.errors import Error, InputError, UnsupportedError
 from twofour.core.progress import Report, silent
 
+_ENTRY = b'{"key": '
+
 Result = dict[str, float | None]
 """Figures by name."""
 Work = Callable[[Any], Result]
@@ -84,7 +86,7 @@ class Cache:
             names: figures that a result has.
 
         Raises:
-            InputError: it cannot be read or written.
+            InputError: it cannot be read or written, or is a file of another kind.
         """
         if path is None:
             return cls(None, frozenset(names))
@@ -93,6 +95,7 @@ class Cache:
             with Path(path).open("a+b") as file:
                 file.seek(0)
                 lines = file.read().split(b"\n")
+                _require_entries(path, lines)
                 if lines[-1]:  # a line that a killed scan did not finish
                     file.write(b"\n")
         except OSError as e:
@@ -134,6 +137,16 @@ class Cache:
     def _is_result(self, found: dict[str, Any]) -> bool:
         numbers = all(v is None or type(v) in (int, float) for v in found.values())
         return numbers and found.keys() == self.names
+
+
+def _require_entries(path: str | os.PathLike[str], lines: Sequence[bytes]) -> None:
+    """Refuses to append to somebody's model or data. Raises InputError."""
+    if any(lines) and not any(line.startswith(_ENTRY) for line in lines):
+        raise InputError(
+            f"{path} is no cache of results",
+            [f"expected lines that begin with {_ENTRY.decode()}, and none does"],
+            "name another file, or delete this one",
+        )
 
 
 def scan(

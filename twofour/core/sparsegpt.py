@@ -15,8 +15,7 @@ brain surgeon" of one row, with all rows sharing the one U):
             error = (w[:, i] - kept[:, i] * w[:, i]) / U[i, i]
             w[:, i:] -= outer(error, U[i, i:])             # makes the dropped w[:, i] exactly 0
 
-The last line is done at once for the group, by one matrix product for the rest of a block of
-columns, and by one more for everything behind the block. All in float64.
+`settle.py` does it, in float64.
 
 So a column is never changed by what goes behind it. Once the mask is complete, `refit.py` moves all
 that stays to where the error is smallest, which takes off another third of it or so.
@@ -37,9 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.errors import InputError
-from twofour.core.masks import magnitude_mask
 from twofour.core.patterns import Pattern, ineligible
 from twofour.core.refit import refit
+from twofour.core.settle import Settler
 
 Float64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -156,50 +155,11 @@ def sparsegpt(
         rows = slice(first, first + step)
         dense = np.array(flat[rows].T, np.float64, order="C")
         given = None if kept is None else np.ascontiguousarray(kept[rows].T)
-        solver = _Solver(found.upper, dense.copy(), given, pattern)
-        solver.run(max(block // pattern.m, 1) * pattern.m)
-        best = refit(dense, solver.w, solver.kept, found.hessian) if fit else solver.w
-        new_flat[rows], new_kept[rows] = best.T, solver.kept.T
+        settler = Settler(found.upper, dense.copy(), pattern, given)
+        settler.run(max(block // pattern.m, 1) * pattern.m)
+        best = refit(dense, settler.w, settler.kept, found.hessian) if fit else settler.w
+        new_flat[rows], new_kept[rows] = best.T, settler.kept.T
     return _as_given(new_flat, turned.shape), _as_given(new_kept, turned.shape)
-
-
-class _Solver:
-    """Some rows of a weight, turned: column i of the weight is row i here."""
-
-    def __init__(self, upper: Float64, w: Float64, mask: Mask | None, pattern: Pattern) -> None:
-        self.w = w
-        self.kept = np.empty(w.shape, np.bool_) if mask is None else mask
-        self._choose = mask is None
-        self._upper = upper
-        self._pattern = pattern
-
-    def run(self, block: int) -> None:
-        """Settles all columns, `block` at a time."""
-        for first in range(0, len(self.w), block):
-            last = min(first + block, len(self.w))
-            errors = np.empty((last - first, self.w.shape[1]))
-            for low in range(first, last, self._pattern.m):
-                high = low + self._pattern.m
-                self._settle(low, high, errors[low - first : high - first])
-                self._hand_on(errors[low - first : high - first], (low, high), (high, last))
-            self._hand_on(errors, (first, last), (last, len(self.w)))
-
-    def _settle(self, low: int, high: int, errors: Float64) -> None:
-        """Chooses the mask of one group, drops what it drops; fills in the errors."""
-        w, upper = self.w[low:high], self._upper[low:high, low:high]
-        if self._choose:
-            score = np.abs(w) / upper.diagonal()[:, None]
-            self.kept[low:high] = magnitude_mask(score.T, self._pattern).T
-        for i in range(high - low):
-            np.copyto(errors[i], w[i] / upper[i, i])
-            errors[i][self.kept[low + i]] = 0.0
-            w[i + 1 :] -= upper[i, i + 1 :, None] * errors[i]
-            w[i][~self.kept[low + i]] = 0.0
-
-    def _hand_on(self, errors: Float64, done: tuple[int, int], to: tuple[int, int]) -> None:
-        """Lets later columns make up for what settled ones lost."""
-        if to[0] < to[1]:
-            self.w[slice(*to)] -= self._upper[slice(*done), slice(*to)].T @ errors
 
 
 def _inverse_upper(root: Float64) -> Float64:

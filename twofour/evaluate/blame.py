@@ -10,7 +10,6 @@ or with others, and nothing is left unsaid.
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +20,15 @@ from twofour.core.errors import InputError
 from twofour.core.feeds import Run
 from twofour.core.progress import Report, Stage
 from twofour.engine import Engine
-from twofour.evaluate.differences import Array, Sums
+from twofour.evaluate.differences import Array
 from twofour.evaluate.feeding import Predictor, engine_predictor
+from twofour.evaluate.guess import guess_errors
 from twofour.evaluate.judge import Judgement, Task, judge
 from twofour.evaluate.variants import Origin, Workshop, time_us
-from twofour.onnx_tools.reference import Reference
 from twofour.onnx_tools.revert import Switch
 from twofour.runtime.session import Session
 
 LEAST_RUNS = 8
-_GUESS_SAMPLES = 16
-_GUESS_TENSORS = 16  # at a time
 _AGREE_DB = 30.0
 
 
@@ -105,7 +102,9 @@ def blame(
         with stage("reading the source") as report:
             workshop = Workshop(engine.plan, origin, folder, report)
             _require_switches(workshop)
-            guesses = _guesses(workshop, task, report)
+            found = workshop.switches
+            every = (*found.rounded, *found.sparse)
+            guesses = guess_errors(workshop.source, every, task, report)
         trials = _Trials(workshop, task, Recorded(expected, folder), guesses)
         with stage("blaming") as report:
             return trials.blame(engine, runs, report)
@@ -264,31 +263,6 @@ def _best_group(rows: Mapping[tuple[Switch, ...], Blamed]) -> tuple[Switch, ...]
     return max(groups, key=lambda group: _worth(rows[group]), default=None)
 
 
-def _guesses(workshop: Workshop, task: Task, report: Report) -> dict[Switch, float]:
-    """The energy of each layer's errors over that of what they are errors of, on a few samples."""
-    found = workshop.switches
-    every = (*found.rounded, *found.sparse)
-    pairs = list(dict.fromkeys(pair for switch in every for pair in switch.roundings))
-    names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    reference = Reference(workshop.source, names)
-    sums = {pair: Sums(pair[0]) for pair in pairs}
-    total = len(pairs)
-    for run in task.runs(_GUESS_SAMPLES):
-        for start in range(0, total, _GUESS_TENSORS):
-            part = pairs[start : start + _GUESS_TENSORS]
-            wanted = [name for pair in part for name in pair if name in reference.tensors]
-            values = reference.run(run.feeds, wanted) | run.feeds
-            for pair in part:
-                before, after = (np.atleast_1d(values[name]) for name in pair)
-                sums[pair].add(before, after, 0)
-            report(min(start + _GUESS_TENSORS, total), total, "guessing")
-    noise = {pair: 10 ** (-each.result().sqnr_db / 10) for pair, each in sums.items()}
-    return {
-        switch: switch.weight_noise + sum(noise[pair] for pair in switch.roundings)
-        for switch in every
-    }
-
-
 def _require_switches(workshop: Workshop) -> None:
     found = workshop.switches
     if found.rounded or found.sparse:
@@ -313,10 +287,4 @@ def _notes(workshop: Workshop) -> Iterable[str]:
         yield (
             f"no dense weights for {len(found.without_dense)} layers with a pattern, such as "
             f"{found.without_dense[0]}: give them with --dense FILE"
-        )
-    readers = Counter(pair for switch in found.rounded for pair in switch.roundings)
-    if shared := [name for (name, _), count in readers.items() if count > 1]:
-        yield (
-            f"{len(shared)} tensors are read by several layers, such as {shared[0]}: either of "
-            "those, switched back, frees all of them from its rounding"
         )

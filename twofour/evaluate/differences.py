@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.errors import InputError
+from twofour.core.noise import decibels
 
 Array = NDArray[Any]
 
@@ -128,10 +129,3 @@ class Sums:
             return 1.0
         norms = math.sqrt(self._signal) * math.sqrt(self._got)
         return self._dot / norms if norms else 0.0
-
-
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise); infinite without noise, minus infinite without signal."""
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

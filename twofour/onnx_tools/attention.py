@@ -27,12 +27,12 @@ class Attention:
     Attributes:
         operands: q, k and v, before they are moved and scaled.
         softmax: the result of the softmax, all of it between 0 and 1.
-        product: the result of the second product.
+        products: of q and k, and of the softmax and v.
     """
 
     operands: tuple[ir.Value, ...]
     softmax: ir.Value
-    product: ir.Value
+    products: tuple[ir.Node, ir.Node]
 
 
 def find_attention(softmax: ir.Node) -> Attention | None:
@@ -54,7 +54,7 @@ def find_attention(softmax: ir.Node) -> Attention | None:
     operands = tuple(value for value in ends if value is not None)
     if len(operands) < 3:
         return None
-    return Attention(operands, shares, second.outputs[0])
+    return Attention(operands, shares, (first, second))
 
 
 def _guarded(shares: ir.Value) -> ir.Value:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.onnx_tools.edit import Array, Editor, constant, is_standard, operand, sole_reader
+from twofour.onnx_tools.weights import Weight
 
 _FLOATS = (np.float16, np.float32, np.float64)
 
@@ -61,21 +62,23 @@ class Bias:
         editor.set_constant(self.node, self.index, new.astype(self.dtype))
 
 
-def find_bias(layer: ir.Node, weight: Array) -> Bias | str:
+def find_bias(layer: ir.Node, found: Weight) -> Bias | str:
     """The place of a layer's bias, or in words why it has none.
 
     Args:
         layer: a Conv, Gemm or MatMul.
-        weight: [N, C, ...], output channels first.
+        found: its weight, float or quantized.
     """
-    if weight.dtype not in _FLOATS:
-        return f"its weight is {weight.dtype}"
+    weight = found.values
+    dtype = weight.dtype if found.scale is None else found.scale.dtype
+    if dtype not in _FLOATS:
+        return f"its weight is {dtype}"
     if layer.op_type != "MatMul":
         given = operand(layer, 2)
         if given is not None and constant(given) is None:
             return "its bias is computed"
         factor = layer.attributes.get_float("beta", 1.0) if layer.op_type == "Gemm" else 1.0
-        return Bias(layer, 2, len(weight), 1, weight.dtype, factor)
+        return Bias(layer, 2, len(weight), 1, dtype, factor)
     if weight.ndim != 2:
         return f"its weight is {weight.ndim - 1} axes of matrices"
     output = layer.outputs[0]
@@ -88,4 +91,4 @@ def find_bias(layer: ir.Node, weight: Array) -> Bias | str:
         return "what is added to it is no constant"
     if array.ndim and array.shape[-1] not in (1, len(weight)):
         return "what is added to it has more channels"
-    return Bias(reader, index, len(weight), -1, weight.dtype)
+    return Bias(reader, index, len(weight), -1, dtype)

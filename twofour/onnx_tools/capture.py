@@ -127,6 +127,12 @@ def gram(rows: Array) -> NDArray[np.float64]:
         return np.stack([group.T @ group for group in rows]).astype(np.float64)
 
 
+def counted_gram(rows: Array) -> NDArray[np.float64]:
+    """`gram`, and below each matrix a line with the number of rows, [groups, features + 1, ...]."""
+    groups, count, features = rows.shape
+    return np.concatenate([gram(rows), np.full((groups, 1, features), float(count))], axis=1)
+
+
 def squares(rows: Array) -> NDArray[np.float64]:
     """The sum of x^2, [groups, features]."""
     return np.stack([np.einsum("rk,rk->k", group, group) for group in rows]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What pruning shifts is shifted back, from calibration data and without training.
+"""What pruning or quantization shifts is shifted back, from calibration data, without training.
 
     for each layer, in the order of the data:
         run the dense network up to its output y_d, and the pruned one, all before it corrected: y_p
@@ -9,6 +9,10 @@ So an output channel has the mean and the deviation again that the next layer wa
 of the weight are scaled: zeros stay zeros. A pruned layer sees less of its input, so its deviation
 is smaller; the next layer's is smaller still, and to correct the mean alone makes that worse where
 a Relu follows. (That, `moments=1`, is bias correction: bias += mean(y_d) - mean(y_p).)
+
+A quantized network is corrected likewise: its biases are floats, and in place of the rows of a
+weight its scales are multiplied. Rounding leaves the deviations nearly as they were, so there the
+mean alone is what to correct.
 
 Where a BatchNormalization follows, it does this by itself if its mean and variance are those of
 what it is given: they are measured again in the pruned network, and the layer is left alone.
@@ -46,7 +50,7 @@ from twofour.onnx_tools.edit import (
     sole_reader,
     sole_use,
 )
-from twofour.onnx_tools.eligible import LAYERS, is_quantized
+from twofour.onnx_tools.eligible import LAYERS
 from twofour.onnx_tools.weights import Weight, find_weight, layer_weights
 
 BIAS, MOMENTS, NORM = "bias", "scale and bias", "batchnorm"
@@ -128,11 +132,11 @@ def correct(
     operators: Collection[str] = LAYERS,
     progress: Report = silent,
 ) -> tuple[ir.Model, tuple[Corrected, ...]]:
-    """Corrects pruned layers, and the BatchNormalizations that come after pruned layers.
+    """Corrects pruned or quantized layers, and the BatchNormalizations that come after them.
 
     Args:
         dense: the model before.
-        pruned: the same nodes with other weights; stays as it is.
+        pruned: the same nodes with other weights, or with Q/DQ pairs between them; stays as it is.
         samples: what the model will see, some hundred.
         moments: 2 for mean and deviation, 1 for the mean alone.
         operators: layers of these are corrected, and every BatchNormalization.
@@ -147,9 +151,7 @@ def correct(
     """
     dense, result = _plain(dense), _plain(pruned)
     changed = _changed(dense, result)
-    if is_quantized(result):
-        return result, tuple(_left(node, "the model is quantized") for node in changed)
-    levels, left = _find_sites(result, changed, operators)
+    levels, left = _find_sites(result, changed, operators, moments)
     layers = [site.reading for level in levels for site in level if site.bias is not None]
     steps = len(levels) + 1
     told = _Steps(progress, steps)
@@ -195,12 +197,40 @@ def _corrected(
     scale = scale if order > 1 else np.ones_like(scale)
     bias.scale_and_shift(editor, scale, aim.mean - now.mean * scale)
     if order > 1:
-        along = scale.reshape(-1, *[1] * (weight.values.ndim - 1))
-        scaled = (weight.values * along).astype(weight.values.dtype)
-        weight.store(weight.as_stored(scaled))
+        _scale_rows(editor, layer, weight, scale)
     shift = _rms((aim.mean - now.mean)[known] / deviation[known])
     done = MOMENTS if order > 1 else BIAS
     return Corrected(layer.name or "", layer.op_type, done, "", shift, float(scale.mean()))
+
+
+def _scale_rows(editor: Editor, layer: ir.Node, weight: Weight, scale: Float64) -> None:
+    """Multiplies the rows of a weight, or the scales of a quantized one."""
+    maker = _dequantizer(layer)
+    if maker is not None and weight.scale is not None:
+        scales = (weight.scale * scale).astype(weight.scale.dtype)
+        editor.set_constant(maker, 1, scales)
+        return
+    along = scale.reshape(-1, *[1] * (weight.values.ndim - 1))
+    scaled = (weight.values * along).astype(weight.values.dtype)
+    weight.store(weight.as_stored(scaled))
+
+
+def _dequantizer(layer: ir.Node) -> ir.Node | None:
+    """The DequantizeLinear that a layer reads its weight from."""
+    held = operand(layer, 1)
+    maker = None if held is None else held.producer()
+    return maker if is_standard(maker, "DequantizeLinear") else None
+
+
+def _why_not_scaled(layer: ir.Node, weight: Weight) -> str:
+    """Why the rows of a quantized weight cannot be multiplied; "" where they can."""
+    maker = _dequantizer(layer)
+    if weight.scale is None:
+        return ""
+    if maker is None or weight.scale.shape != weight.values.shape[:1]:
+        return "its weight has no scale for each output channel"
+    axis = maker.attributes.get_int("axis", 1) % weight.values.ndim
+    return "" if axis == weight.axes[0] else "its weight has scales along another axis"
 
 
 def _measured_again(editor: Editor, site: _Site, now: _Moments) -> Corrected:
@@ -249,7 +279,7 @@ def _left(node: ir.Node, reason: str) -> Corrected:
 
 
 def _find_sites(
-    model: ir.Model, changed: Mapping[ir.Node, Weight], operators: Collection[str]
+    model: ir.Model, changed: Mapping[ir.Node, Weight], operators: Collection[str], order: int
 ) -> tuple[list[list[_Site]], list[Corrected]]:
     """The places to correct, in steps of those that do not depend on each other; and the others."""
     levels: list[list[_Site]] = []
@@ -263,7 +293,7 @@ def _find_sites(
     for node in model.graph:
         before = [depths[value] for value in reads(node) if value in depths]
         depth = max(before, default=0)
-        found = _site_of(node, changed.get(node), bool(before))
+        found = _site_of(node, changed.get(node), bool(before), order)
         if node in changed and node.op_type not in operators:
             found = f"of layers, only {', '.join(operators)} was asked for"
         if isinstance(found, str):
@@ -279,13 +309,14 @@ def _find_sites(
     return levels, left
 
 
-def _site_of(node: ir.Node, weight: Weight | None, shifted: bool) -> _Site | str | None:
+def _site_of(node: ir.Node, weight: Weight | None, shifted: bool, order: int) -> _Site | str | None:
     """Where a node is corrected, in words why it is not, or None if there is nothing to correct.
 
     Args:
         node: of the main graph.
         weight: of a pruned layer; None for other nodes.
         shifted: whether pruned layers come before the node.
+        order: of the last moment that is corrected.
     """
     if shifted and is_standard(node, "BatchNormalization"):
         return _why_not_measured(node) or _norm_site(node)
@@ -298,9 +329,11 @@ def _site_of(node: ir.Node, weight: Weight | None, shifted: bool) -> _Site | str
     held = operand(node, 1)
     if held is None or not sole_use(held) or not sole_use(weight.source):
         return "others read its weight, too"
-    bias = find_bias(node, weight.values)
+    bias = find_bias(node, weight)
     if isinstance(bias, str):
         return bias
+    if order > 1 and (reason := _why_not_scaled(node, weight)):
+        return reason
     return _Site(node, Reading(str(bias.output.name), bias.channels, axis=bias.axis), bias)
 
 

@@ -8,9 +8,8 @@ they are read as the floats they stand for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
@@ -65,38 +64,51 @@ def why_float(node: ir.Node) -> str | None:
         return "it reads its input transposed (transA)"
     if weight.ndim < 3 if node.op_type == "Conv" else weight.ndim != 2:
         return f"its weight has {weight.ndim} dimensions"
+    if not weight.size:
+        return "its weight is empty"
     return ""
 
 
-def float_layers(model: ir.Model, exclude: Iterable[str] = ()) -> tuple[FloatLayer, ...]:
+def float_layers(
+    model: ir.Model, chosen: Mapping[str, str] | None = None
+) -> tuple[FloatLayer, ...]:
     """The layers that stay float, those in bodies of If, Loop and Scan too.
 
     Args:
         model: prepared, before or after it was quantized.
-        exclude: patterns, as in a shell, of names of nodes that were left out on purpose.
+        chosen: names of nodes of the main graph that the user leaves out -> why.
     """
-    patterns = tuple(exclude)
+    chosen = chosen or {}
     found = []
     for node in model.graph.all_nodes():
         reason = why_float(node)
         if reason == "" and node.graph is not model.graph:
             reason = "it stands in a body of If, Loop or Scan"
-        elif reason == "" and any(fnmatchcase(node.name or "", each) for each in patterns):
-            reason = "excluded by name"
+        elif reason == "":
+            reason = chosen.get(node.name or "", "")
         if reason:
             found.append(FloatLayer(node.name or "", node.op_type, reason))
     return tuple(found)
 
 
 def count_integer(model: ir.Model) -> int:
-    """How many layers of a quantized model read a weight stored as integers."""
-    weights = (operand(node, 1) for node in model.graph if is_standard(node, *LAYERS))
-    makers = (weight.producer() for weight in weights if weight is not None)
-    return sum(
-        is_standard(maker, "DequantizeLinear") and constant(maker.inputs[0]) is not None
-        for maker in makers
-        if maker is not None
-    )
+    """How many layers of a quantized model read a weight that is integers: stored, or rounded."""
+    products = [node for node in model.graph if is_standard(node, "MatMulInteger")]
+    dynamic = sum(constant(operand(node, 1)) is not None for node in products)
+    layers = (node for node in model.graph if is_standard(node, *LAYERS))
+    return dynamic + sum(_is_integer(operand(node, 1)) for node in layers)
+
+
+def _is_integer(weight: ir.Value | None) -> bool:
+    """Whether the value is DequantizeLinear(w8), or that of QuantizeLinear(w), of a constant."""
+    maker = None if weight is None else weight.producer()
+    if maker is None or not is_standard(maker, "DequantizeLinear"):
+        return False
+    stored = operand(maker, 0)
+    rounding = None if stored is None else stored.producer()
+    if rounding is not None and is_standard(rounding, "QuantizeLinear"):
+        stored = operand(rounding, 0)
+    return constant(stored) is not None
 
 
 def is_quantized(model: ir.Model) -> bool:
@@ -123,9 +135,9 @@ def require_float(model: ir.Model) -> None:
         )
 
 
-def nothing_to_quantize(model: ir.Model, exclude: Iterable[str]) -> NothingToQuantizeError:
+def nothing_to_quantize(model: ir.Model, chosen: Mapping[str, str]) -> NothingToQuantizeError:
     """The error for a model without a layer that can be quantized, with all reasons."""
-    why = Counter((layer.op, layer.reason) for layer in float_layers(model, exclude))
+    why = Counter((layer.op, layer.reason) for layer in float_layers(model, chosen))
     reasons = ["expected a Conv, Gemm or MatMul with a constant float32 weight"]
     reasons += [f"{count} {op}: {reason}" for (op, reason), count in why.items()]
     if not why:

@@ -62,7 +62,7 @@ class WeightInfo:
     Attributes:
         name: of the initializer.
         node: name of the layer.
-        op_type: Conv, Gemm or MatMul.
+        op_type: Conv, Gemm, MatMul or MatMulInteger.
         shape: output channels, input channels, filter taps.
         dtype: as stored in the file.
         zeros: share of zeros, 0 to 1.
@@ -87,6 +87,11 @@ class WeightInfo:
     reason: str | None
     scale: ScaleInfo | None
     input_scale: ScaleInfo | None
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether it multiplies integers that are quantized at run time."""
+        return self.op_type == "MatMulInteger"
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,8 @@ def inspect(model: ir.Model) -> Inspection:
         weight_zeros=zeros / max(sum(sizes), 1),
         sparse_weights=sum("2:4" in info.patterns for info in weights),
         quantized_layers=sum(
-            info.scale is not None and info.input_scale is not None for info in weights
+            info.dynamic or (info.scale is not None and info.input_scale is not None)
+            for info in weights
         ),
         promises=check(model),
     )

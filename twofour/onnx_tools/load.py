@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import onnx_ir.passes.common as common_passes
 from google.protobuf.message import DecodeError
 
 from twofour.core.errors import InputError
+from twofour.core.writing import write_whole
 from twofour.onnx_tools import guard
 from twofour.onnx_tools.dialect import set_aside
 from twofour.onnx_tools.infer import inferred
@@ -96,20 +96,9 @@ def save_model(model: ir.Model, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     data = model_bytes(model)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        write_whole(path, data)
     except OSError as error:
         raise _unwritable(path, error) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return path
 
 

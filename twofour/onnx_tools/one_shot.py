@@ -12,7 +12,7 @@ So later layers see, and make up for, what pruning changed in earlier ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -28,7 +28,7 @@ from twofour.core.patterns import PAIR_BLOCK, Pattern, ineligible
 from twofour.core.progress import Report, silent
 from twofour.core.sparsegpt import Factor, factor, sparsegpt
 from twofour.onnx_tools.capture import Reading, Samples, capture, gram, squares
-from twofour.onnx_tools.weights import Weight
+from twofour.onnx_tools.jobs import Job, Room, within
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
@@ -76,21 +76,6 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A weight that is to be pruned.
-
-    Attributes:
-        name: of the first layer that reads it.
-        weight: what it is.
-        readings: one for each layer that reads it.
-    """
-
-    name: str
-    weight: Weight
-    readings: tuple[Reading, ...]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What became of a weight.
 
@@ -135,52 +120,18 @@ def prune_layers(
     samples = Samples(data, calibration.samples, calibration.threads)
     statistic = gram if calibration.method == "sparsegpt" else squares
     done, report = 0, calibration.progress
-    for group in _groups(jobs, calibration):
-        fitting = [job for job in group if not _too_large(job, calibration)]
+    room = Room(calibration.memory_bytes, 2 if calibration.method == "sparsegpt" else 1)
+    for group in room.groups(jobs):
+        fitting = [job for job in group if not room.too_small_for(job)]
         readings = [reading for job in fitting for reading in job.readings]
-        told = _within(report, done, len(jobs))
+        told = within(report, done, len(jobs))
         sums = capture(model, readings, statistic, samples, told) if readings else {}
         solver = _Solver(sums, pattern, calibration)
         for job in group:
-            reason = _too_large(job, calibration)
+            reason = room.too_small_for(job)
             yield job, Outcome(reason) if reason else solver.outcome(job)
             done += 1
             report(done, len(jobs), job.name)
-
-
-def _within(report: Report, layers_done: int, layers: int) -> Report:
-    """Tells of samples while so many layers of all are done."""
-
-    def told(done: int, total: int | None, what: str) -> None:
-        report(layers_done, layers, f"{what} {done}{'' if total is None else f' of {total}'}")
-
-    return told
-
-
-def _groups(jobs: Sequence[Job], calibration: Calibration) -> Iterator[list[Job]]:
-    """Consecutive jobs whose statistics fit the memory together; one too large is alone."""
-    group: list[Job] = []
-    for job in jobs:
-        readings = {reading for each in (*group, job) for reading in each.readings}
-        if group and _size_bytes(readings, calibration) > calibration.memory_bytes:
-            yield group
-            group = []
-        group.append(job)
-    if group:
-        yield group
-
-
-def _too_large(job: Job, calibration: Calibration) -> str:
-    """Why the statistics of a weight cannot be held; "" where they can."""
-    size, most = _size_bytes(set(job.readings), calibration), calibration.memory_bytes
-    if size <= most:
-        return ""
-    return f"its statistics take {size / 2**20:.0f} MiB, more than the {most / 2**20:.0f} allowed"
-
-
-def _size_bytes(readings: Collection[Reading], calibration: Calibration) -> int:
-    power = 2 if calibration.method == "sparsegpt" else 1
-    return sum(8 * reading.groups * reading.features**power for reading in readings)
 
 
 def _repeatable(data: DataLike, names: Sequence[str]) -> Data:

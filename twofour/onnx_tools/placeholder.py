@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from twofour.onnx_tools.histogram import Range
+from twofour.core.ranges import Range
+from twofour.onnx_tools.insert import insert
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.placement import place
 from twofour.onnx_tools.prepare import prepare
-from twofour.onnx_tools.quantize import insert
 
 _WIDTH, _STEP = 4.0, 1 / 1024
 
@@ -38,5 +38,6 @@ def placeholder_quantize(model: ir.Model, options: QuantizeOptions | None = None
     placement = place(model, options)
     widths = (_WIDTH * (1 + i * _STEP) for i in range(len(placement.calibrated)))
     spans = zip(placement.calibrated, widths, strict=False)
-    insert(model, placement, {str(v.name): Range(-width, width) for v, width in spans}, options)
+    ranges = {str(value.name): Range(-width, width) for value, width in spans}
+    insert(model, placement, placement.schemes(ranges, options.ranges.activation))
     return model

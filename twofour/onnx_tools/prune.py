@@ -24,7 +24,8 @@ from twofour.core.masks import magnitude_mask
 from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern
 from twofour.onnx_tools.capture import reading_of, why_unreadable
 from twofour.onnx_tools.edit import Array, is_standard
-from twofour.onnx_tools.one_shot import Calibration, Job, Outcome, prune_layers
+from twofour.onnx_tools.jobs import Job
+from twofour.onnx_tools.one_shot import Calibration, Outcome, prune_layers
 from twofour.onnx_tools.promises import check, promise, require_kept
 from twofour.onnx_tools.weights import Weight, layer_weights
 

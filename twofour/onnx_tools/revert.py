@@ -4,18 +4,19 @@
     x -> Q -> DQ -> Conv(DQ(w8))     =>     x -> Q -> DQ -> Conv(DQ(dense w8))
 
 A layer's own rounding is that of its weight and of what it reads, followed up through what only
-moves data. So two layers that read one tensor share its rounding, and switching either of them back
-removes it for both. A node without a weight (a residual Add, a product within attention) is a layer
-of its own where it reads a rounding that no layer with a weight has.
+moves data. Other layers with int8 weights that read the same tensor go on reading it rounded; nodes
+without a weight (a residual Add, say) read its floats. Such a node is a layer of its own where it
+reads a rounding that no layer with a weight has.
 
 The float weight of a quantized one comes from a float model. Where that is the dense model of a
 pruned one, the zeros stay; where it is another network (before fine-tuning, say), the weights stay
-rounded, and only what the layer reads is switched back.
+rounded, and only what the layer reads is switched back. Where the float model is known to be the
+one that was quantized, `float_switches` asks no such questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from twofour.core.patterns import is_pattern
+from twofour.core.rounding import quantize_weight
 from twofour.onnx_tools.edit import Array, Editor, constant, is_standard, operand
 from twofour.onnx_tools.inspect import patterns_of
 from twofour.onnx_tools.moving import moved_from
 from twofour.onnx_tools.placement import output_axis
 from twofour.onnx_tools.prepare import prepare
-from twofour.onnx_tools.quantize import quantize_weight
 from twofour.onnx_tools.weights import Weight, find_weight, layer_weights
 
 INT8 = "int8"
@@ -102,16 +103,62 @@ def find_switches(model: ir.Model, others: Sequence[ir.Model]) -> Switches:
     return Switches(rounded, tuple(sparse), stay, tuple(without))
 
 
+def float_switches(model: ir.Model, floats: ir.Model) -> tuple[Switch, ...]:
+    """What can be switched back to floats in a model that was quantized here.
+
+    Args:
+        model: with Q/DQ pairs.
+        floats: the model that they were put into: its nodes have the same names.
+    """
+    values = {
+        str(layer.name): weight.values.astype(np.float32)
+        for layer, weight in layer_weights(floats)
+        if weight.scale is None
+    }
+    return tuple(_rounded(model, values))
+
+
+def with_biases_of(model: ir.Model, floats: ir.Model) -> tuple[ir.Model, int]:
+    """A copy with the float model's biases, where a correction of the int8 model changed them.
+
+    A correction takes back what rounding shifts in one network; where some of its layers become
+    float again, it would shift them.
+
+    Args:
+        model: with Q/DQ pairs.
+        floats: the model that they were put into: its nodes have the same names.
+
+    Returns:
+        The copy, and how many constants were changed.
+    """
+    model = model.clone()
+    editor, changed = Editor(model.graph), 0
+    nodes = {str(node.name): node for node in floats.graph}
+    for node in model.graph:
+        given = nodes.get(str(node.name))
+        for index, value in enumerate(node.inputs if given is not None else ()):
+            now, before = constant(value), constant(operand(given, index)) if given else None
+            if now is None or before is None or now.shape != before.shape:
+                continue
+            if now.dtype == np.float32 and not np.array_equal(now, before):
+                name = f"{node.name}_bias_before_{index}"
+                node.replace_input_with(index, editor.initializer(name, before))
+                changed += 1
+    common_passes.RemoveUnusedNodesPass()(model)
+    return model, changed
+
+
 def switched(model: ir.Model, switches: Sequence[Switch]) -> ir.Model:
     """A copy of the model in which these layers have their other form."""
     model = model.clone()
     editor = Editor(model.graph)
     nodes = {str(node.name): node for node in model.graph.all_nodes()}
+    free = {nodes[switch.layer] for switch in switches if switch.kind == INT8}
     for switch in switches:
         layer = nodes[switch.layer]
         if switch.kind == INT8:
             for dq in _roundings(layer):
-                _unround(dq)
+                _unround(dq, free)
         if switch.values is not None:
             _set_weight(editor, layer, switch)
     common_passes.RemoveUnusedNodesPass()(model)
@@ -195,12 +242,21 @@ def _named(dq: ir.Node) -> tuple[str, str]:
     return (str(before.name) if before is not None else "", str(dq.outputs[0].name))
 
 
-def _unround(dq: ir.Node) -> None:
-    """Hands readers what the pair rounds: x -> Q -> DQ -> y becomes x -> y."""
+def _unround(dq: ir.Node, free: Collection[ir.Node]) -> None:
+    """Hands readers what the pair rounds: x -> Q -> DQ -> y becomes x -> y.
+
+    Layers with int8 weights that are not `free` stay behind the pair, to be integer layers.
+    """
     q = _quantizer(dq)
     before = None if q is None else operand(q, 0)
-    if before is not None:
-        dq.outputs[0].replace_all_uses_with(before, replace_graph_outputs=False)
+    for node, index in list(dq.outputs[0].uses()):
+        if before is not None and (node in free or not _is_integer(node)):
+            node.replace_input_with(index, before)
+
+
+def _is_integer(node: ir.Node) -> bool:
+    weight = find_weight(node)
+    return weight is not None and weight.scale is not None
 
 
 # Weights, all as `Weight.values`: output channels first.

@@ -1,5 +1,7 @@
 """Finds the weight of a Conv, Gemm or MatMul, float or quantized, laid out for the patterns.
 
+A MatMulInteger is a MatMul whose weight is quantized.
+
 It may be an initializer or a Constant node, of the main graph or of a body of If, Loop or Scan, and
 stand behind DequantizeLinear, QuantizeLinear, Transpose and Identity.
 """
@@ -79,13 +81,15 @@ def layer_weights(model: ir.Model) -> Iterator[tuple[ir.Node, Weight]]:
 
 
 def find_weight(layer: ir.Node) -> Weight | None:
-    """The constant weight of a Conv, Gemm or MatMul; None for other nodes and computed weights.
+    """The constant weight of a Conv, Gemm, MatMul or MatMulInteger; None for all others.
 
     The weights of a MatMul of more than two axes stay several matrices: [.., K, .., N].
     """
-    if not is_standard(layer, *LAYERS):
+    if not is_standard(layer, *LAYERS, "MatMulInteger"):
         return None
     found = _resolve(operand(layer, 1))
+    if found is not None and layer.op_type == "MatMulInteger":
+        found = _integer(layer, found)
     if found is None or layer.op_type == "Conv":
         return found
     if layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0) == 1:
@@ -132,11 +136,8 @@ def _through_quantization(node: ir.Node, source: Weight) -> Weight | None:
     if node.op_type == "DequantizeLinear":
         if zero_point is None or not zero_point.any():
             return replace(source, scale=scale)
-        values, point = source.values, _along(node, zero_point, source.values.ndim)
-        if source.stored.dtype.kind in "iu":
-            zero = source.as_stored(np.broadcast_to(point, values.shape))
-            source = replace(source, zero=zero)
-        return replace(source, values=values.astype(np.int32) - point, scale=scale)
+        point = _along(node, zero_point, source.values.ndim)
+        return replace(_relative(source, point), scale=scale)
     dtype = np.uint8 if zero_point is None else zero_point.dtype
     if dtype not in (np.int8, np.uint8):
         return None
@@ -144,6 +145,25 @@ def _through_quantization(node: ir.Node, source: Weight) -> Weight | None:
     point = np.zeros((), dtype) if zero_point is None else _along(node, zero_point, ndim)
     quantized = numerics.quantize(source.values, _along(node, scale, ndim), point, dtype)
     return replace(source, values=quantized)
+
+
+def _integer(layer: ir.Node, source: Weight) -> Weight | None:
+    """The weight of a MatMulInteger, whose zero point is one number or one for each column."""
+    given, point = operand(layer, 3), constant(operand(layer, 3))
+    if given is None or (point is not None and not point.any()):
+        return source
+    columns = source.values.shape[-1:]
+    if point is None or (point.size != 1 and point.shape != columns):
+        return None
+    return _relative(source, point.reshape(-1))
+
+
+def _relative(source: Weight, point: Array) -> Weight:
+    """Integers relative to a zero point that broadcasts to them."""
+    values = source.values
+    if source.stored.dtype.kind in "iu":
+        source = replace(source, zero=source.as_stored(np.broadcast_to(point, values.shape)))
+    return replace(source, values=values.astype(np.int32) - point)
 
 
 def _along(node: ir.Node, per_channel: Array, ndim: int) -> Array:

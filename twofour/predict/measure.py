@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from twofour.bench.inputs import random_feeds
+from twofour.bench.declared import random_feeds
 from twofour.bench.timing import Contestant, Ratio, Schedule, Timing, race, ratio
 from twofour.bench.versus import ours
 from twofour.compiler.build import BuildOptions

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from twofour.core.errors import InputError
+from twofour.core.writing import write_whole
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
@@ -39,10 +39,7 @@ def write_page(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, text.encode())
     except OSError as e:
         raise InputError(f"cannot write {path}", [str(e)], "name a file in another folder") from e

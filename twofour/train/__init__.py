@@ -4,9 +4,13 @@ from twofour.train.batchnorm import reestimate_batchnorm
 from twofour.train.checkpoint import Progress, load_checkpoint
 from twofour.train.distill import Distiller
 from twofour.train.export import export_onnx
+from twofour.train.fake_quant import FakeQuant
+from twofour.train.fold_batchnorm import fold_batchnorm, freeze_batchnorm
 from twofour.train.gradual import Gradual
 from twofour.train.permute import permute
 from twofour.train.permute_report import PermutationReport
+from twofour.train.quantize import Quantizer
+from twofour.train.quantize_plan import QuantizerOptions
 from twofour.train.reconstruct import ReconstructOptions
 from twofour.train.recover import evaluate, finetune, predict
 from twofour.train.regularize import Shrink
@@ -19,10 +23,13 @@ from twofour.train.srste import SrSte
 __all__ = [
     "AdamW",
     "Distiller",
+    "FakeQuant",
     "Gradual",
     "LayerReport",
     "PermutationReport",
     "Progress",
+    "Quantizer",
+    "QuantizerOptions",
     "ReconstructOptions",
     "ScanOptions",
     "Schedule",
@@ -33,6 +40,8 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "finetune",
+    "fold_batchnorm",
+    "freeze_batchnorm",
     "load_checkpoint",
     "permute",
     "predict",

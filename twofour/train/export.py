@@ -15,7 +15,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,19 @@ from torch import Tensor, nn
 from twofour.core import patterns
 from twofour.core.errors import GateError, InputError
 from twofour.core.promises import KEY, strongest, to_text
+from twofour.train.export_constants import Array, Rounded, constant, cut_constants
+from twofour.train.export_quantized import (
+    WeightForm,
+    fold_batchnorm,
+    free_name,
+    is_mark,
+    set_marks,
+    take_weights,
+    write_activations,
+    write_weights,
+)
+from twofour.train.fake_quant import MARK, FakeQuant
+from twofour.train.holding import why_stray
 from twofour.train.layers import find_weights
 
 OPSET = 18
@@ -42,8 +55,14 @@ def export_onnx(
     input_names: Sequence[str] = ("x",),
     output_names: Sequence[str] = ("y",),
     dynamic: Sequence[str] = ("batch",),
+    *,
+    weights: WeightForm = "int8",
 ) -> dict[str, str]:
     """Writes the model, as it is in eval mode, to an ONNX file (opset 18).
+
+    Quantizers that are on (`FakeQuant`) become QuantizeLinear and DequantizeLinear, quantized
+    weights int8; the file computes what the fake-quantized model does, but for values that lie
+    between two steps.
 
     Each weight that has a pattern in the model (2:4, 4:8 or another N:M, as a pair or both ways) is
     looked for in the file, read back and checked: those of linear layers, convolutions, and the
@@ -58,13 +77,15 @@ def export_onnx(
         output_names: one for each output.
         dynamic: names of sizes that stay open in the file, those of the first axes of every
             input: ("batch",), ("batch", "length"), or () for the sizes of the example.
+        weights: how quantized weights are stored: `int8`, or `float` with QuantizeLinear too.
 
     Returns:
         Name of the weight, as of `WeightRef`, -> its pattern, for each that was checked.
 
     Raises:
-        InputError: names and inputs do not match, or PyTorch cannot export the model.
-        GateError: a weight lost its pattern on the way.
+        InputError: names and inputs do not match, PyTorch cannot export the model, or a quantizer
+            has no scale yet.
+        GateError: a weight is not zero where its mask is, or lost its pattern on the way.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if len(inputs) != len(input_names):
@@ -72,22 +93,43 @@ def export_onnx(
             f"cannot export {type(model).__name__}",
             [f"expected one name for each input; got {len(input_names)} and {len(inputs)}"],
         )
-    weights = _sparse_weights(model)
-    graph_model = _exported(model, inputs, (input_names, output_names), dynamic)
-    _cut_constants(graph_model.graph)
-    modules = _name_nodes(model, graph_model.graph)
+    _require_masks_held(model)
+    graph_model, quants = _exported(model, inputs, (input_names, output_names), dynamic)
+    graph = graph_model.graph
+    cut_constants(graph, {})
+    rounded = take_weights(graph, quants)
+    sparse = _sparse_weights(model, {str(v.name): each for v, each in rounded.items()})
+    cut_constants(graph, rounded)
+    fold_batchnorm(graph, rounded)
+    modules = _name_nodes(model, graph)
     _drop_notes(graph_model)
+    write_weights(graph, rounded, weights)
+    write_activations(graph, quants)
+    graph_model.opset_imports.pop(MARK.split("::")[0], None)
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
-    if promised := _verify(graph_model, modules, weights):
+    if promised := _verify(graph_model, modules, sparse):
         graph_model.metadata_props[KEY] = to_text(promised)
     try:
         onnx_ir.save(graph_model, temporary)
-        _verify(onnx_ir.load(temporary), modules, weights)
+        _verify(onnx_ir.load(temporary), modules, sparse)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return {weight.name: weight.pattern for weight in weights}
+    return {weight.name: weight.pattern for weight in sparse}
+
+
+def _require_masks_held(model: nn.Module) -> None:
+    """Refuses weights that are not zero where a mask of theirs removes them."""
+    strays = {
+        w.name: why_stray(w.parameter, w.mask) for w in find_weights(model) if w.mask is not None
+    }
+    if broken := [f"{name}: {why}" for name, why in strays.items() if why is not None]:
+        raise GateError(
+            f"cannot export: {len(broken)} pruned weights left their masks",
+            broken,
+            "call Sparsifier.attach(optimizer) before training, or Sparsifier.apply() now",
+        )
 
 
 @dataclass(frozen=True)
@@ -123,12 +165,15 @@ class _Sparse:
         return None
 
 
-def _sparse_weights(model: nn.Module) -> list[_Sparse]:
+def _sparse_weights(model: nn.Module, rounded: Mapping[str, Rounded]) -> list[_Sparse]:
+    """The weights that have a pattern; those that were rounded, by parameter, as such."""
     found = []
     for ref in find_weights(model):
         values = ref.parameter.detach().to("cpu", torch.float32).numpy()
         pattern = strongest(values)
         if pattern is not None:
+            names = [n if n.endswith(ref.attribute) else f"{n}.{ref.attribute}" for n in ref.names]
+            values = next((rounded[n].floats for n in names if n in rounded), values)
             found.append(_Sparse(ref.name, ref.names, pattern, values))
     return found
 
@@ -138,7 +183,8 @@ def _exported(
     inputs: tuple[Tensor, ...],
     names: tuple[Sequence[str], Sequence[str]],
     dynamic: Sequence[str],
-) -> onnx_ir.Model:
+) -> tuple[onnx_ir.Model, dict[str, FakeQuant]]:
+    """The exporter's graph, with marks where the quantizers are."""
     for axis in range(len(dynamic)):  # torch.export takes a size of 1 for a constant
         inputs = tuple(torch.cat([x, x], axis) if x.shape[axis] == 1 else x for x in inputs)
     # Names, not `Dim`: those bounds that a network itself has need not be spelled out then.
@@ -148,6 +194,7 @@ def _exported(
     model = copy.deepcopy(model)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.contiguous()
+    quants = set_marks(model)
     notices = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = notices.level
     try:
@@ -166,54 +213,19 @@ def _exported(
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as e:
+        lines = [line.strip(" -") for line in str(e).strip().splitlines()]
+        static = [line for line in lines if "inferred a static shape" in line][:1]
         raise InputError(
             f"PyTorch cannot export {type(model).__name__} to ONNX",
-            [str(e).strip().splitlines()[0]],
+            [lines[0], *static],
             "see whether torch.export.export accepts the model; if only an open size is the "
-            "problem, use dynamic=()",
+            "problem, use dynamic=(), or x.shape[0] where forward() has len(x)",
         ) from e
     finally:
         notices.setLevel(level)
     if program is None:
         raise InputError(f"PyTorch exported nothing for {type(model).__name__}")
-    return onnx_ir.from_proto(program.model_proto)
-
-
-def _cut_constants(graph: onnx_ir.Graph) -> None:
-    """Computes Split and Transpose of constants, so that parts of a packed weight are weights.
-
-    The exporter leaves `in_proj_weight` of an attention over other tokens to be cut in each run.
-    """
-    for node in list(graph):
-        parts = _parts(node)
-        if parts is None or any(value.is_graph_output() for value in node.outputs):
-            continue
-        source = node.inputs[0]
-        for value, part in zip(node.outputs, parts, strict=True):
-            tensor = onnx_ir.tensor(np.ascontiguousarray(part), name=str(value.name))
-            made = onnx_ir.val(tensor.name, tensor.dtype, part.shape, const_value=tensor)
-            value.replace_all_uses_with(made)
-            value.name = None
-            graph.register_initializer(made)
-        graph.remove(node, safe=True)
-        if source is not None and source.is_initializer() and not source.uses():
-            del graph.initializers[str(source.name)]
-
-
-def _parts(node: onnx_ir.Node) -> list[NDArray[np.generic]] | None:
-    """What a Split or Transpose makes of a constant; None for other nodes."""
-    if node.op_type not in ("Split", "Transpose") or node.domain:
-        return None
-    given = [None if value is None else value.const_value for value in node.inputs]
-    if any(tensor is None for tensor in given):
-        return None
-    whole, *sizes = (tensor.numpy() for tensor in given if tensor is not None)
-    if node.op_type == "Transpose":
-        return [whole.transpose(node.attributes.get_ints("perm", range(whole.ndim)[::-1]))]
-    axis = node.attributes.get_int("axis", 0)
-    each = -(-whole.shape[axis] // len(node.outputs))
-    ends = np.cumsum(sizes[0])[:-1] if sizes else each * np.arange(1, len(node.outputs))
-    return np.split(whole, ends, axis)
+    return onnx_ir.from_proto(program.model_proto), quants
 
 
 def _name_nodes(model: nn.Module, graph: onnx_ir.Graph) -> dict[str, str]:
@@ -223,11 +235,13 @@ def _name_nodes(model: nn.Module, graph: onnx_ir.Graph) -> dict[str, str]:
     leaves = {name for name, m in model.named_modules() if name and not any(m.children())}
     modules = {}
     for node in graph:
+        if is_mark(node):
+            continue
         module = _module_of(node)
         name = module if module in leaves else f"{module}/{node.op_type}".lstrip("/")
         if name in taken:
             name = f"{module}/{node.op_type}".lstrip("/")
-        name = _free(name, taken)
+        name = free_name(name, taken)
         taken.add(name)
         node.name = name
         if node.op_type in _WEIGHTED:
@@ -249,14 +263,6 @@ def _module_of(node: onnx_ir.Node) -> str:
     return str(scopes[-2]) if len(scopes) >= 2 else ""
 
 
-def _free(name: str, taken: set[str | None]) -> str:
-    numbered, i = name, 0
-    while numbered in taken:
-        i += 1
-        numbered = f"{name}_{i}"
-    return numbered
-
-
 def _name_biases(graph: onnx_ir.Graph, taken: set[str | None]) -> None:
     """The bias that BatchNorm left becomes `conv1.bias`; the exporter says `conv1.weight_bias`."""
     for name, value in list(graph.initializers.items()):
@@ -276,7 +282,7 @@ def _name_weights(
         kind = "in_proj_weight" if module in attentions else "weight"
         wanted = f"{module}.{kind}".lstrip(".")
         if kind == "in_proj_weight":
-            wanted = _free(wanted, taken)
+            wanted = free_name(wanted, taken)
         if weight is not None and weight.is_initializer() and wanted not in taken:
             if not str(weight.name).endswith((".weight", kind)):
                 weight.name = wanted
@@ -314,7 +320,7 @@ def _verify(
         if weight is None or rows is None:
             continue
         held[weight.name][rows] = True
-        promised[str(node.inputs[1].name if node.inputs[1] else "")] = weight.pattern
+        promised[_stored_name(node.inputs[1])] = weight.pattern
         reason = patterns.why_not(part, weight.pattern)
         if reason is not None:
             lost.append(f"{weight.name}: weight is not {weight.pattern} in the file: {reason}")
@@ -333,15 +339,34 @@ def _verify(
     return promised
 
 
+def _floats(value: onnx_ir.Value | None) -> Array | None:
+    """A constant, also one that is stored as integers."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        return constant(value)
+    stored, scale = _floats(node.inputs[0]), constant(node.inputs[1])
+    if stored is None or scale is None or stored.dtype != np.int8:
+        return stored
+    shape = [1] * stored.ndim
+    shape[node.attributes.get_int("axis", 1)] = -1
+    return np.multiply(stored.astype(np.float32), scale.reshape(shape), dtype=np.float32)
+
+
+def _stored_name(value: onnx_ir.Value | None) -> str:
+    """The name of the initializer behind DequantizeLinear and QuantizeLinear."""
+    while value is not None and (node := value.producer()) is not None:
+        value = node.inputs[0]
+    return str(value.name if value else "")
+
+
 def _weights(graph: onnx_ir.Graph) -> Iterator[tuple[onnx_ir.Node, NDArray[np.generic]]]:
     """Each node with a constant weight, and the weight with output channels first."""
     for node in graph:
         if node.op_type not in _WEIGHTED:
             continue
-        value = node.inputs[1]
-        if value is None or value.const_value is None:
+        weight = _floats(node.inputs[1])
+        if weight is None:
             continue
-        weight = value.const_value.numpy()
         transposed = node.op_type == "MatMul" or (
             node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
         )

@@ -255,7 +255,17 @@ def why_broken(weight: Tensor, mask: Tensor, pattern: patterns.Pattern) -> str |
     no_mask = why_no_mask(mask, tuple(nonzero.shape), pattern)
     if no_mask is not None:
         return no_mask
-    stray = nonzero & ~mask.cpu()
+    return why_stray(weight, mask)
+
+
+def why_stray(weight: Tensor, mask: Tensor) -> str | None:
+    """Where a weight is not zero although its mask removes it, in words, or None.
+
+    Args:
+        weight: [N, C, ...]; under FSDP2 every process has to call this.
+        mask: bool, the same shape.
+    """
+    stray = (whole(weight.detach()) != 0).cpu() & ~mask.cpu()
     if not stray.any():
         return None
     row, channel, *tap = (int(i) for i in stray.nonzero()[0])

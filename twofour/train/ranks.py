@@ -27,6 +27,17 @@ def sum_over_ranks(sums: Iterable[Tensor]) -> None:
             distributed.all_reduce(value)
 
 
+def max_over_ranks(values: Iterable[Tensor]) -> None:
+    """Takes the maximum of tensors in place over all processes.
+
+    Args:
+        values: the same number of them, of the same shapes, in each process.
+    """
+    if several():
+        for value in values:
+            distributed.all_reduce(value, distributed.ReduceOp.MAX)
+
+
 def from_first_rank(values: Iterable[Tensor]) -> None:
     """Replaces tensors in place by those of the first process.
 

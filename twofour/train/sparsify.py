@@ -261,7 +261,8 @@ class Sparsifier:
         """
         pruned = self._require_masks()
         given = [holding.find_copies(self.weights, copy) for copy in copies]
-        broken = []
+        masked = {weight.name for weight, _ in pruned}
+        broken = [f"{n}: its locked mask is gone" for n in self._digests if n not in masked]
         for weight, mask in pruned:
             pattern = self.patterns[weight.name]
             problem = holding.why_broken(weight.parameter, mask, pattern)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twofour.bench.inputs import model_inputs, static_inputs
+from twofour.bench.declared import static_inputs
+from twofour.bench.inputs import model_inputs
 from twofour.bench.suite.cache import ENGINE_CODE, code_sha256, file_sha256, once
 from twofour.bench.suite.entries import Entry
 from twofour.bench.suite.files import Files

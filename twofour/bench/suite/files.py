@@ -32,6 +32,7 @@ from twofour.onnx_tools.quantize import quantize
 from twofour.train.networks.catalog import NETWORKS, Network, write_network
 
 IMAGES, SENTENCES = 16, 64
+INT8 = QuantizeOptions(activation="int8")
 UINT8 = QuantizeOptions(activation="uint8", add_inputs="both")
 TEXT_WEIGHTS = "minilm"
 """The network that real weights are at hand for."""
@@ -104,9 +105,9 @@ def _makers(
         "f32": partial(write_network, row.network, path("f32"), row.length, real),
         "24-f32": partial(_pruned, path("f32"), path("24-f32"), "2:4"),
         "pair-f32": partial(_pruned, path("f32"), path("pair-f32"), "2:4/pair"),
-        "int8": partial(_quantized, path("f32"), path("int8"), data),
-        "24-int8": partial(_quantized, path("24-f32"), path("24-int8"), data),
-        "pair-int8": partial(_quantized, path("pair-f32"), path("pair-int8"), data),
+        "int8": partial(_quantized, path("f32"), path("int8"), data, INT8),
+        "24-int8": partial(_quantized, path("24-f32"), path("24-int8"), data, INT8),
+        "pair-int8": partial(_quantized, path("pair-f32"), path("pair-int8"), data, INT8),
         "24-uint8": partial(_quantized, path("24-f32"), path("24-uint8"), data, UINT8),
     }
     if files.text:
@@ -118,9 +119,7 @@ def _pruned(source: Path, path: Path, pattern: str) -> None:
     save_model(prune(load_model(source), pattern)[0], path)
 
 
-def _quantized(
-    source: Path, path: Path, data: dict[str, Array], options: QuantizeOptions | None = None
-) -> None:
+def _quantized(source: Path, path: Path, data: dict[str, Array], options: QuantizeOptions) -> None:
     save_model(quantize(load_model(source), data, options), path)
 
 

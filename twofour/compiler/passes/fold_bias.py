@@ -2,8 +2,9 @@
 
     Add(twofour.Conv(x, w, bias), c)  ->  twofour.Conv(x, w, bias + c)
 
-    (x * w + bias) + c = x * w + (bias + c). The same for twofour.Gemm; exporters write a linear
-    layer as MatMul and Add. Float sums are rounded in another order.
+    (x * w + bias) + c = x * w + (bias + c). The same for twofour.Gemm, RowGemm and
+    TensorGemm; exporters write a linear layer as MatMul and Add. Float sums are rounded in another
+    order.
 
 Conditions:
     1. c is a float32 constant, or a DequantizeLinear of one
@@ -18,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler import ops
+from twofour.compiler.bases import PLAIN
 from twofour.compiler.passes import quantizers, reading
 from twofour.compiler.passes.rewrite import Refused, Replacement
 
@@ -38,8 +40,8 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
 
 
 def plain(node: ir.Node) -> bool:
-    """Whether the node is a twofour.Conv or twofour.Gemm without epilogue."""
-    return ops.is_fused(node) and node.op_type in ("Conv", "Gemm")
+    """Whether the node is a product of floats without epilogue."""
+    return ops.is_fused(node) and node.op_type in PLAIN
 
 
 def _fold(node: ir.Node, producer: ir.Node, c: reading.Array) -> Replacement | Refused:

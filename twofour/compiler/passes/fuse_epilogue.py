@@ -3,9 +3,9 @@
     Add(twofour.Conv(x, w, bias), res)  ->  twofour.ConvAdd(x, w, bias, res)
     Relu(twofour.Conv[Add](...))        ->  twofour.Conv[Add]Relu(...), likewise Clip, Gelu, ...
 
-    The same sums in the same order, without a tensor in between; likewise for twofour.Gemm. Where
-    both operands of Add could take the other one as residual (a projection shortcut), the one that
-    is computed later does: the other result is then ready.
+    The same sums in the same order, without a tensor in between; likewise for twofour.Gemm,
+    RowGemm and TensorGemm. Where both operands of Add could take the other one as residual (a
+    projection shortcut), the one that is computed later does: the other result is then ready.
 
 Conditions:
     1. nobody else reads the result of the Conv or Gemm
@@ -22,6 +22,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from twofour.compiler import ops
+from twofour.compiler.bases import DYNAMIC, PLAIN
 from twofour.compiler.passes import activations, reading
 from twofour.compiler.passes.rewrite import Refused, Replacement
 from twofour.core.functions import Activation
@@ -39,16 +40,22 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
 
 def variant_of(node: ir.Node | None) -> ops.Variant | None:
     """The variant, where the node is a float Conv or Gemm of domain "twofour"."""
+    variant = _product(node)
+    return None if variant is None or variant.base in DYNAMIC else variant
+
+
+def _product(node: ir.Node | None) -> ops.Variant | None:
+    """The variant, where the node is a product that reads and writes floats."""
     if node is None or not ops.is_fused(node):
         return None
     variant = ops.parse_type(node.op_type)
-    return variant if variant.base in ("Conv", "Gemm") else None
+    return variant if variant.base in PLAIN else None
 
 
 def _activation(node: ir.Node, activation: Activation | str) -> Replacement | Refused | None:
     """Conv, Relu -> ConvRelu."""
     producer = reading.data(node).producer()
-    variant = variant_of(producer)
+    variant = _product(producer)
     if producer is None or variant is None:
         return None
     if isinstance(activation, str):
@@ -70,7 +77,7 @@ def _add(node: ir.Node) -> Replacement | Refused | None:
     legal: list[tuple[ir.Node, ir.Value]] = []
     for index in (0, 1):
         producer = reading.data(node, index).producer()
-        if producer is None or variant_of(producer) is None:
+        if producer is None or _product(producer) is None:
             continue
         res = reading.data(node, 1 - index)
         if reason := _refuses_residual(producer, res):
@@ -94,7 +101,7 @@ def _refuses_residual(producer: ir.Node, res: ir.Value) -> str:
     result = producer.outputs[0]
     if isinstance(reader := reading.sole_reader(result), str):
         return reader
-    if variant_of(producer) not in (ops.Variant("Conv"), ops.Variant("Gemm")):
+    if producer.op_type not in PLAIN:
         return "it has an activation or a residual already"
     shape = reading.shape_of(result)
     if shape is None or shape != reading.shape_of(res):

@@ -22,10 +22,12 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler import ops
+from twofour.compiler.bases import DYNAMIC
 from twofour.compiler.passes import reading
 from twofour.compiler.passes.rewrite import Refused, Replacement
 
 NAME = "merge_projections"
+_PRODUCTS = ("Gemm", "QGemm", *DYNAMIC)
 
 
 def rule(node: ir.Node) -> Replacement | Refused | None:
@@ -42,7 +44,7 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
 
 def _is_projection(node: ir.Node) -> bool:
     """Whether the node is a plain product whose result attentions alone read."""
-    if not ops.is_fused(node) or ops.parse_type(node.op_type).base not in ("Gemm", "QGemm"):
+    if not ops.is_fused(node) or ops.parse_type(node.op_type).base not in _PRODUCTS:
         return False
     variant = ops.parse_type(node.op_type)
     result = node.outputs[0]

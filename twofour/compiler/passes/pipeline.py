@@ -27,6 +27,7 @@ from twofour.compiler.passes import (
     fold_dequantize,
     fold_weight_quantize,
     fuse_attention,
+    fuse_dynamic,
     fuse_epilogue,
     fuse_integer,
     fuse_integer_activation,
@@ -104,6 +105,7 @@ PIPELINE = (
     Pass(canonical_conv.NAME, canonical_conv.rule, "needs constant weights"),
     Pass(canonical_gather.NAME, canonical_gather.rule, "what it makes constant may be a weight"),
     Pass(canonical_gemm.NAME, canonical_gemm.rule, "needs constant weights"),
+    Pass(fuse_dynamic.NAME, fuse_dynamic.rule, "likewise, of those on integers"),
     Pass(
         canonical_activation.NAME,
         canonical_activation.rule,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from twofour.core.dynamic import TENSOR
 from twofour.core.functions import CLAMPS
 from twofour.kernels.cpu.functions import Floats, emit_activation
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.narrow import AT_ONCE, Narrow, Rounding, Target
 from twofour.kernels.cpu.packing import CONSTANTS_BYTES
 from twofour.kernels.cpu.problem import LANES, ConvProblem
+from twofour.kernels.cpu.quantize_rows import row_tail
 from twofour.kernels.cpu.rows import from_bfloats, load16, store16, to_bfloats
 from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector, lanes_below
 
@@ -41,7 +43,12 @@ def emit_epilogue(
             here = _held_back(f, here, I32S if problem.dtype == "int8" else F32S)
         for (row, block), total in zip(group, here, strict=True):
             i, j = spots[row]
-            value = scaled(v, problem, total, parts[block])
+            scale, bias = parts[block]
+            if problem.dynamic:
+                tail = i * problem.x.row + j * problem.x.pixel + row_tail(problem.c)[0]
+                total = _centred(f, problem, total, constants, (block, tail))
+                scale = f.let(f"fmul {F32S} {_broadcast(f, 'float', tail)}, {scale}")
+            value = scaled(v, problem, total, [scale, bias])
             if problem.add and problem.r is not None:
                 where = i * problem.r.row + j * problem.r.pixel + block * LANES * problem.r_bytes
                 value = _with_residual(v, problem, value, (where, masks[block]), scalar["r_scale"])
@@ -120,6 +127,30 @@ def scaled(v: Vector, problem: ConvProblem, value: Value, constants: list[Value]
     if problem.dtype != "int8":
         return v.f.let(f"fadd {F32S} {value}, {bias}")
     return v.fused(bias, v.f.let(f"sitofp {I32S} {value} to {F32S}"), scale)
+
+
+def _broadcast(f: Function, kind: str, offset: int) -> Value:
+    """What stands at an offset from the tile's first input, in all lanes."""
+    return f.splat(kind, f.load(kind, "%x", offset, 4))
+
+
+def _centred(
+    f: Function, problem: ConvProblem, total: Value, constants: Value, at: tuple[int, int]
+) -> Value:
+    """The sums of a block less zero point * sum of weights, where a row has a zero point.
+
+    Args:
+        f: the tile.
+        problem: what is computed.
+        total: <16 x i32>; begins with 0 where the zero point is not known (tile.py).
+        constants: of the panel; there `start` is minus the sum of the weights.
+        at: the block, and the offset of the tail of the row of x.
+    """
+    if problem.dynamic != TENSOR:
+        return total
+    start = f.load(I32S, constants, at[0] * CONSTANTS_BYTES, 4)
+    moved = f.let(f"mul {I32S} {_broadcast(f, 'i32', at[1] + 4)}, {start}")
+    return f.let(f"add {I32S} {total}, {moved}")
 
 
 def _tail_mask(f: Function, block: int) -> Value:

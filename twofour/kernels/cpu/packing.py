@@ -9,6 +9,7 @@
 
 A panel is `blocks` blocks of 16 output channels. `start` is what an integer sum begins with: minus
 the zero point of x times the sum of the weights. Zero points are as stored (int8 values plus 128).
+One that is known at run time only counts as 1 here, and is multiplied then (epilogue.py).
 """
 
 from __future__ import annotations

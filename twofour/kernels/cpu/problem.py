@@ -57,6 +57,9 @@ class ConvProblem:
             steps of their own after all runs (conv_dense_ends.py).
         open_rows: the number of rows is given at each call, out_h is a usual one; for columns of
             single pixels, in one image (see nest.py).
+        dynamic: x was quantized at run time, by "row" or as one "tensor" (core/dynamic.py): behind
+            each of its rows stand scale and zero point, see quantize_rows.py; "" where both are
+            known.
     """
 
     batch: int
@@ -79,6 +82,7 @@ class ConvProblem:
     gate: bool = False
     open_rows: bool = False
     ends: int = 0
+    dynamic: str = ""
 
     @property
     def x_bytes(self) -> int:

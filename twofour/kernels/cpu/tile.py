@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twofour.core.dynamic import TENSOR
 from twofour.kernels.cpu.epilogue import emit_epilogue
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.packing import CONSTANTS_BYTES, Format, end_steps, panel_bytes
@@ -49,7 +50,7 @@ class Tile:
         down, across = problem.x.row * problem.stride[0], problem.x.pixel * problem.stride[1]
         rows = [i * down + j * across for i, j in spots]
         constants = f.at("%w", panel_bytes(problem, self.fmt, blocks) - blocks * CONSTANTS_BYTES)
-        if problem.dtype == "int8":
+        if problem.dtype == "int8" and problem.dynamic != TENSOR:
             starts = [f.load(I32S, constants, b * CONSTANTS_BYTES, 4) for b in range(blocks)]
         else:
             starts = ["zeroinitializer"] * blocks

@@ -119,6 +119,6 @@ class Vit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, image, image] -> [B, classes]."""
         x = self.patch_embed(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
         classes: Tensor = self.head(self.norm(self.blocks(x)[:, 0]))
         return classes

@@ -11,10 +11,11 @@ from hypothesis.extra import numpy as arrays
 
 from twofour.core import numerics
 from twofour.core.errors import InputError
-from twofour.onnx_tools.histogram import HALF, Affine, Histogram, Range, affine, choose_range
+from twofour.core.histogram import HALF, Histogram
+from twofour.core.ranges import Affine, Range, RangeOptions, affine, choose_range
 from twofour.onnx_tools.options import QuantizeOptions
 
-METHODS = ["minmax", "percentile", "mse", "entropy"]
+METHODS = ["minmax", "average", "percentile", "mse", "entropy"]
 ACTIVATIONS = ["int8", "uint8"]
 FLOATS = st.floats(-(2.0**99), 2.0**99, width=32)
 
@@ -52,6 +53,28 @@ def test_every_value_is_counted_in_its_bin(x):
     # Exact: the width of a bin is a power of two.
     width = histogram.limit / HALF
     assert filled == Counter(math.floor(float(value) / width) + HALF for value in x if value)
+
+
+@settings(deadline=None)
+@given(arrays.arrays(np.float32, st.integers(0, 60), elements=FLOATS))
+def test_a_histogram_comes_back_from_its_text(x):
+    histogram = seen(x)
+    histogram.close_batch()
+    again = Histogram.restored(histogram.summary, histogram.counts_text())
+    assert same(histogram, again)
+    assert histogram.average == again.average
+
+
+def test_the_moving_average_of_batches():
+    histogram = Histogram()
+    assert histogram.averaged is None
+    for part in ([1.0, -2.0], [11.0, 0.0], []):
+        histogram.add(np.array(part, np.float32))
+        before = histogram.averaged
+        histogram.close_batch()
+        assert histogram.average == before
+    assert histogram.average == (-2 + 0.01 * 2, 1 + 0.01 * 10)
+    assert choose_range(histogram, RangeOptions("average")) == Range(-2 + 0.02, 1 + 0.1)
 
 
 def test_memory_is_bounded():
@@ -117,14 +140,14 @@ def test_known_schemes():
     ids=["zeros", "one value", "negative", "tiny", "huge", "mostly zero", "uniform"],
 )
 def test_the_range_lies_in_what_was_seen(method, activation, x):
-    span = choose_range(seen(x), QuantizeOptions(method=method, activation=activation))
+    span = choose_range(seen(x), RangeOptions(method=method, activation=activation))
     assert np.min(x) - 1e-6 <= span.low <= span.high or not np.any(x)
     assert span.high <= np.max(x)
     assert affine(span, activation).scale > 0
 
 
 def test_minmax_takes_all():
-    assert choose_range(seen([-3, 1, 2.5]), QuantizeOptions(method="minmax")) == Range(-3, 2.5)
+    assert choose_range(seen([-3, 1, 2.5]), RangeOptions(method="minmax")) == Range(-3, 2.5)
 
 
 def bell(outliers=0):
@@ -141,9 +164,94 @@ def error(x, span, activation):
 
 def test_percentile_is_that_of_numpy():
     x = bell()
-    span = choose_range(seen(x), QuantizeOptions(method="percentile", percentile=99.9))
+    span = choose_range(seen(x), RangeOptions(method="percentile", percentile=99.9))
     width = 8 / HALF
     assert abs(span.high - np.percentile(np.abs(x), 99.9, method="inverted_cdf")) <= width
+
+
+def test_percentile_of_asymmetric_values_is_the_shortest_range():
+    rng = np.random.default_rng(0)
+    gelu = np.concatenate([rng.uniform(-0.17, 0, 20_000), rng.exponential(1, 10_000), [30.0] * 2])
+    gelu = gelu.astype(np.float32)
+    options = RangeOptions("percentile", "uint8", 99.9)
+    span = choose_range(seen(gelu), options)
+    assert span.low < -0.169  # where many values lie nothing is cut
+    outside = np.count_nonzero((gelu < span.low) | (gelu > span.high))
+    assert 25 <= outside <= 30
+    tails = np.concatenate([rng.uniform(-0.1, 5, 30_000), [-4.0] * 20])
+    assert choose_range(seen(tails), options).low > -0.2
+    assert choose_range(seen(-gelu), options).high > 0.169
+
+
+@pytest.mark.parametrize("method", ["mse", "entropy"])
+def test_both_ends_of_an_asymmetric_range_are_cut(method):
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.uniform(-0.5, 6, 500_000), [-5.5], [6.5]])
+    span = choose_range(seen(x), RangeOptions(method, "uint8"))
+    assert -1.5 < span.low <= -0.4
+    assert 5.5 < span.high
+
+
+def slow_divergence(counts: np.ndarray, stop: int, levels: int, below: float = 0) -> float:
+    """KL(P || Q) as a person would write it down."""
+    p = [float(count) for count in counts[:stop]]
+    steps: dict[int, list[int]] = {}
+    for i in range(stop):
+        if p[i]:
+            steps.setdefault(i * levels // stop, []).append(i)
+    q = [0.0] * stop
+    for bins in steps.values():
+        for i in bins:
+            q[i] = sum(p[j] for j in bins) / len(bins)
+    p[-1] += float(counts[stop:].sum())
+    p[0] += below
+    ratio = sum(q) / sum(p)
+    return sum(
+        a * math.log(a * ratio / (b or 1e-12)) for a, b in zip(p, q, strict=True) if a
+    ) / sum(p)
+
+
+@pytest.mark.parametrize(("activation", "levels"), [("int8", 128), ("uint8", 256)])
+def test_entropy_is_the_least_divergence(activation, levels):
+    x = np.abs(np.random.default_rng(2).standard_normal(3000)) ** 1.5
+    histogram = seen(x)
+    counts = histogram.magnitudes().reshape(4096, -1).sum(axis=1)
+    counts[0] = counts[1]
+    width = histogram.limit / 4096
+    last = math.ceil(histogram.peak / width)
+    stops = list(range(last, levels - 1, -16))
+    costs = [slow_divergence(counts, stop, levels) for stop in stops]
+    span = choose_range(histogram, RangeOptions("entropy", activation))
+    assert span.high == min(width * stops[int(np.argmin(costs))], histogram.high)
+
+
+def test_entropy_of_both_signs_is_less_than_that_of_a_grid():
+    """256 steps from end to end; bins of either side of zero count as their neighbours do."""
+    rng = np.random.default_rng(3)
+    histogram = seen(np.concatenate([rng.standard_normal(9000), [30.0, -4.0]]))
+    counts = histogram.counts.reshape(8192, -1).sum(axis=1)
+    counts[4096], counts[4095] = counts[4097], counts[4094]
+    width = histogram.limit / 4096
+
+    def divergence(low: float, high: float) -> float:
+        start, stop = 4096 - math.ceil(-low / width), 4096 + math.ceil(high / width)
+        folded = counts[start:].copy()
+        below = counts[:start].sum()
+        # What lies below is added to the first bin of P, and is no part of Q.
+        return slow_divergence(folded, stop - start, 256, float(below))
+
+    found = choose_range(histogram, RangeOptions("entropy", "uint8"))
+    ends = [(a * histogram.low, b * histogram.high) for a in (0.5, 1) for b in (0.1, 0.15, 0.5, 1)]
+    assert divergence(found.low, found.high) <= min(divergence(*each) for each in ends)
+
+
+def test_mse_of_both_signs_is_near_that_of_a_grid_of_ends():
+    activation = "uint8"
+    x = np.concatenate([bell(), np.full(3, 40.0), np.full(3, -7.0)])
+    found = error(x, choose_range(seen(x), RangeOptions("mse", activation)), activation)
+    lows, highs = (end * np.geomspace(1 / 16, 1, 20) for end in (x.min(), x.max()))
+    tried = [error(x, Range(low, high), activation) for low in lows for high in highs]
+    assert found <= 1.03 * min(tried)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -162,14 +270,14 @@ def test_mse_finds_the_least_error(activation, relu, outliers):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("method", ["entropy", "percentile"])
 def test_a_few_outliers_do_not_take_the_range(method, activation):
-    span = choose_range(seen(bell(3)), QuantizeOptions(method=method, activation=activation))
+    span = choose_range(seen(bell(3)), RangeOptions(method=method, activation=activation))
     assert 2 < span.high < 30
 
 
 @pytest.mark.parametrize("method", ["entropy", "mse"])
 def test_an_even_distribution_is_hardly_cut(method):
     x = np.random.default_rng(0).uniform(-1, 1, 100_000)
-    assert choose_range(seen(x), QuantizeOptions(method=method)).high > 0.9
+    assert choose_range(seen(x), RangeOptions(method=method)).high > 0.9
 
 
 @pytest.mark.parametrize(
