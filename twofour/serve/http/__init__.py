@@ -1,0 +1,1 @@
+"""HTTP/1.1: connections, the routes of the protocol, and the page that describes them."""

@@ -1,0 +1,1 @@
+"""Models that run: versions with their queues, batches and instances."""

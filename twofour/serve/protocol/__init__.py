@@ -1,0 +1,1 @@
+"""The Open Inference Protocol (KServe v2): bytes to requests, and answers to bytes; no I/O."""

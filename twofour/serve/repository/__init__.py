@@ -1,0 +1,1 @@
+"""Where models lie: folders or URLs with a `config.yaml` and numbered versions."""

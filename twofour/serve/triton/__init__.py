@@ -1,0 +1,1 @@
+"""An engine as a model of Triton Inference Server: its configuration, its folder, its Python."""
