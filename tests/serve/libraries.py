@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from twofour.core.errors import EngineError
@@ -54,3 +54,16 @@ async def serving(shelf: Shelf, **options: Any) -> Service:
 
 def call(arrived_ns: int = 0, **headers: str) -> Call:
     return Call({name.replace("_", "-"): text for name, text in headers.items()}, arrived_ns)
+
+
+def run(shelf: Shelf, work: Callable[[Service], Awaitable[Any]], **options: Any) -> Any:
+    """Work with a service, which is closed in the end."""
+
+    async def whole() -> Any:
+        service = await serving(shelf, **options)
+        try:
+            return await work(service)
+        finally:
+            await service.fleet.close()
+
+    return asyncio.run(asyncio.wait_for(whole(), 60))

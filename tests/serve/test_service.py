@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.serve.engines import image, image_engine, text, text_engine
-from tests.serve.libraries import Shelf, call, serving
+from tests.serve.libraries import Shelf, call, run
 from twofour.runtime.session import Session
 from twofour.serve.errors import BusyError, ForbiddenError, MalformedError, NotFoundError
 from twofour.serve.models.instances import clock_ns
 from twofour.serve.protocol.messages import InferRequest, Wanted
 from twofour.serve.service import Service
-
-
-def run(shelf: Shelf, work: Callable[[Service], Awaitable[Any]], **options: Any) -> Any:
-    """Work with a service, which is closed in the end."""
-
-    async def whole() -> Any:
-        service = await serving(shelf, **options)
-        try:
-            return await work(service)
-        finally:
-            await service.fleet.close()
-
-    return asyncio.run(asyncio.wait_for(whole(), 60))
 
 
 def request(inputs: Any, model: str = "m", version: str = "", **more: Any) -> InferRequest:

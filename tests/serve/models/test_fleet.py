@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.serve.engines import image, image_engine
-from tests.serve.libraries import Shelf, call, serving
+from tests.serve.libraries import Shelf, call, run
 from twofour.core.errors import InputError
 from twofour.runtime.session import Session
 from twofour.serve.errors import BusyError, MalformedError, NotFoundError
@@ -23,17 +22,6 @@ from twofour.serve.repository.errors import PassingError
 from twofour.serve.service import Service
 
 OLD, NEW = image_engine(0), image_engine(1)
-
-
-def run(shelf: Shelf, work: Callable[[Service], Awaitable[Any]], **options: Any) -> Any:
-    async def whole() -> Any:
-        service = await serving(shelf, **options)
-        try:
-            return await work(service)
-        finally:
-            await service.fleet.close()
-
-    return asyncio.run(asyncio.wait_for(whole(), 60))
 
 
 async def ask(service: Service, seed: int = 0, name: str = "m", **headers: str) -> tuple[str, Any]:

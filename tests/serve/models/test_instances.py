@@ -6,14 +6,13 @@ import asyncio
 import os
 import random
 import threading
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.serve.engines import image, image_engine
-from tests.serve.libraries import Shelf, call, serving
+from tests.serve.libraries import Shelf, call, run
 from twofour.runtime.session import Session
 from twofour.serve.models import instances
 from twofour.serve.models import version as versions
@@ -21,17 +20,6 @@ from twofour.serve.protocol.messages import InferRequest
 from twofour.serve.service import Service
 
 ENGINE = image_engine()
-
-
-def run(shelf: Shelf, work: Callable[[Service], Awaitable[Any]]) -> Any:
-    async def whole() -> Any:
-        service = await serving(shelf)
-        try:
-            return await work(service)
-        finally:
-            await service.fleet.close()
-
-    return asyncio.run(asyncio.wait_for(whole(), 60))
 
 
 @pytest.fixture
