@@ -22,6 +22,7 @@ LEVELS = {
     "onnx_tools": 1,
     "train": 1,
     "engine": 1,
+    "cluster": 1,
     "kernels": 2,
     "runtime": 2,
     "compiler": 3,
@@ -31,9 +32,12 @@ LEVELS = {
     "serve": 4,
     "demo": 5,
     "predict": 5,
-    "cli": 6,
-    "__main__": 7,
-    "": 7,  # twofour/__init__.py
+    "registry": 5,
+    "search": 6,
+    "pipeline": 7,
+    "cli": 8,
+    "__main__": 9,
+    "": 9,  # twofour/__init__.py
 }
 # These meet in a file on disk, never in memory.
 APART = {("compiler", "train")}
@@ -70,16 +74,20 @@ HOMES = {
     "jinja2": ("twofour/report/page.py",),
     "matplotlib": ("twofour/report/plot.py",),
     "tokenizers": ("twofour/bench/suite/text.py",),
-    "yaml": ("twofour/serve/repository/config.py",),
-    "pydantic": ("twofour/serve/",),
+    "yaml": ("twofour/serve/repository/config.py", "twofour/search/recipe.py", "twofour/pipeline/"),
+    "pydantic": ("twofour/serve/", "twofour/pipeline/recipe.py"),
     "uvloop": ("twofour/serve/", "twofour/bench/load/"),
     "httptools": ("twofour/serve/", "twofour/bench/load/"),
     "grpc": ("twofour/bench/load/",),
     "hpack": ("twofour/serve/grpc/",),
-    "ray": ("twofour/serve/ray/",),
+    "ray": ("twofour/serve/ray/", "twofour/cluster/"),
     "starlette": ("twofour/serve/ray/",),  # which Ray Serve has
     "orjson": ("twofour/serve/", "twofour/bench/load/"),
-    "fsspec": ("twofour/serve/repository/",),
+    "fsspec": ("twofour/serve/repository/", "twofour/registry/"),
+    "cryptography": ("twofour/serve/repository/signatures.py", "twofour/registry/"),
+    "scipy": ("twofour/search/solve.py",),
+    "pynvml": ("twofour/bench/energy.py",),
+    "mlflow": ("twofour/registry/mlflow.py",),
     "prometheus_client": ("twofour/serve/",),
     "opentelemetry": ("twofour/serve/",),
     "triton_python_backend_utils": ("twofour/serve/triton/model.py",),  # in Triton's own process
