@@ -1,0 +1,1 @@
+"""A recipe carried through all stages, reused where nothing changed, and judged."""
