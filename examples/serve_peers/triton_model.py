@@ -12,6 +12,9 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb
 
+# The stub was built before NumPy 2, whose arrays it reads as if they were empty; DLPack is safe.
+DLPACK = int(np.__version__.partition(".")[0]) >= 2
+
 
 class TritonPythonModel:
     """The name is Triton's; config.pbtxt has the parameters `model` and `threads`."""
@@ -32,7 +35,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Runs one batch."""
         parts = [
-            [pb.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
+            [_array(pb.get_input_tensor_by_name(request, name)) for request in requests]
             for name in self._inputs
         ]
         if len(requests) == 1:
@@ -48,4 +51,13 @@ class TritonPythonModel:
 
     def _response(self, arrays: list[Any]) -> Any:
         named = zip(self._outputs, arrays, strict=True)
-        return pb.InferenceResponse([pb.Tensor(name, array) for name, array in named])
+        return pb.InferenceResponse([_tensor(name, array) for name, array in named])
+
+
+def _array(tensor: Any) -> Any:
+    return np.from_dlpack(tensor) if DLPACK else tensor.as_numpy()
+
+
+def _tensor(name: str, array: Any) -> Any:
+    array = np.ascontiguousarray(array)
+    return pb.Tensor.from_dlpack(name, array) if DLPACK else pb.Tensor(name, array)

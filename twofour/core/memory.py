@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -21,6 +22,7 @@ _PRIVATE = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 )
 _HUGE_BYTES = 1 << 21
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def allocate(size_bytes: int, *, huge: bool = False) -> Bytes:
@@ -53,6 +55,16 @@ def limit_bytes() -> int:
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return most if soft == resource.RLIM_INFINITY else min(most, soft)
+
+
+def give_back() -> None:
+    """Has the C library give pages back that nobody uses; of another one than glibc, nothing.
+
+    It keeps what is freed between two blocks that are in use, in each of its arenas: a process that
+    loads and drops large things grows by that, for a while.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def address(array: NDArray[Any]) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from twofour.core.errors import Error
+from twofour.core.memory import give_back
 from twofour.serve.errors import BusyError, NotFoundError
 from twofour.serve.models.shadow import Comparison
 from twofour.serve.models.traffic import choose, parts
@@ -235,6 +236,7 @@ class Model:
 
     async def _end(self, version: Version) -> None:
         await version.close()
+        await asyncio.get_running_loop().run_in_executor(None, give_back)
         if version.number not in self.live and self.states.get(version.number) == State(
             "UNLOADING"
         ):
