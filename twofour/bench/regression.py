@@ -7,10 +7,14 @@ medians; a clock that changed between the runs, or a busy neighbour, shows in th
 How sure that is comes from a bootstrap over blocks of rounds that lie side by side, because rounds
 in one second are disturbed alike (Kuensch 1989, The jackknife and the bootstrap for general
 stationary observations). A regression is one whose whole interval lies above what is allowed.
+
+Of contestants that took turns in one race the rounds that lay side by side are drawn together, so
+that what disturbed both cancels: `speedup`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from twofour.core.interval import Interval, student_quantile
 
 Floats = NDArray[np.float64]
 
@@ -120,6 +126,58 @@ def slowdown(before: Rounds, now: Rounds, seed: int = 0) -> Slowdown:
     ratio = _speed(runs[1]) / _speed(runs[0])
     clocks = [np.quantile(run[1], _QUANTILE) for run in runs]
     return Slowdown(float(ratio), float(low), float(high), float(clocks[1] / clocks[0]))
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two contestants of one race.
+
+    Attributes:
+        baseline_us: a median for each round, in order.
+        candidate_us: in the same rounds; as many.
+    """
+
+    baseline_us: Sequence[float]
+    candidate_us: Sequence[float]
+
+    def __post_init__(self) -> None:
+        """Refuses rounds that did not lie side by side, or no times. Raises ValueError."""
+        sizes = len(self.baseline_us), len(self.candidate_us)
+        if sizes[0] != sizes[1] or not sizes[0]:
+            raise ValueError(f"expected as many rounds of both, at least one; got {sizes}")
+        if not all(0 < us < math.inf for us in (*self.baseline_us, *self.candidate_us)):
+            raise ValueError("expected times above 0")
+
+
+def speedup(duels: Sequence[Duel], confidence: float = CONFIDENCE, seed: int = 0) -> Interval:
+    """How many times as fast the candidate is: above 1 means faster.
+
+    Sessions opened anew lie elsewhere in memory, which a race cannot see from within. So from two
+    duels on, each in sessions of its own, the interval is that of the rounds or that of the duels'
+    means by Student's t, whichever reaches further.
+
+    Args:
+        duels: at least one.
+        confidence: of each end.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: there is no duel.
+    """
+    if not duels:
+        raise ValueError("expected at least one duel")
+    random = np.random.default_rng(seed)
+    pairs = [np.array([duel.candidate_us, duel.baseline_us], np.float64) for duel in duels]
+    gains = np.array([-math.log(_speed(pair)) for pair in pairs])
+    drawn = np.mean([-np.log(_speed(_resampled(pair, random))) for pair in pairs], axis=0)
+    value = float(gains.mean())
+    low, high = (float(q) for q in np.quantile(drawn, [1 - confidence, confidence]))
+    if len(duels) > 1:
+        error = float(gains.std(ddof=1)) / math.sqrt(len(duels))
+        reach = student_quantile(confidence, len(duels) - 1) * error
+        low, high = min(low, value - reach), max(high, value + reach)
+    low, high = min(low, value), max(high, value)
+    return Interval(math.exp(value), math.exp(low), math.exp(high))
 
 
 def _columns(run: Rounds, gauged: bool) -> Floats:

@@ -24,6 +24,7 @@ in memory.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ Array = NDArray[Any]
 Rows = Mapping[str, Array]
 _DRAWS, _MANY = 200, 2_000_000
 _FIX = "name a function (outputs: dict, labels: array) -> float"
+Unseen = Callable[[Rows, Array], tuple[Rows, Rows, Array] | None]
+
+
+def _nothing_unseen(rows: Rows, labels: Array) -> None:
+    """Of metrics whose samples tell more than right and wrong."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class Metric:
         higher_is_better: whether more of it is better.
         unit: "%" or "".
         resampled: whether samples are independent, so that drawing them anew tells what is chance.
+        unseen: what was kept, and labels -> two samples that nobody drew, as rows of a network, of
+            another, and labels [2, ...]: only the one network is right on the first, only the other
+            on the second; None where rows tell more than right and wrong.
     """
 
     name: str
@@ -61,6 +70,7 @@ class Metric:
     higher_is_better: bool = True
     unit: str = ""
     resampled: bool = True
+    unseen: Unseen = _nothing_unseen
 
     def gain(self, before: float, after: float) -> float:
         """By how much `after` is better; negative where it is worse."""
@@ -74,18 +84,35 @@ class Metric:
         """
         if not self.resampled:
             return None
+        return float(np.std(self.drawn_gains(before, after, self.draws(before, _DRAWS))))
+
+    def draws(self, kept: Kept, wanted: int) -> int:
+        """How often samples are drawn anew: as wanted, less often where that would take long."""
+        large = sum(array.size for array in kept.rows.values()) > _MANY
+        return wanted // 10 if large else wanted
+
+    def drawn_gains(self, before: Kept, after: Kept, draws: int) -> Array:
+        """What the gain would be on other samples: drawn anew with replacement, alike for both.
+
+        Args:
+            before: of one network.
+            after: of another, on the same samples.
+            draws: how often; the same ones each time.
+
+        Returns:
+            float64 [draws].
+        """
         count = len(before.labels)
-        large = sum(array.size for array in before.rows.values()) > _MANY
         draw = np.random.default_rng(0)
         gains = []
-        for _ in range(_DRAWS // 10 if large else _DRAWS):
+        for _ in range(draws):
             index = draw.integers(0, count, count)
             figures = [
                 self.score({k: v[index] for k, v in each.rows.items()}, each.labels[index])
                 for each in (before, after)
             ]
             gains.append(self.gain(*figures))
-        return float(np.std(gains))
+        return np.array(gains, np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +123,14 @@ class Kept:
         rows: arrays [S, ...].
         labels: [S, ...].
         figure: the metric.
+        outputs_sha256: of all outputs; "" where they are no floats, since networks that choose the
+            same classes need not be the same.
     """
 
     rows: Rows
     labels: Array
     figure: float
+    outputs_sha256: str = ""
 
 
 def find_metric(name: str) -> Metric:
@@ -132,6 +162,7 @@ class Scorer:
         """Nothing is collected yet."""
         self._metric, self._output = metric, output
         self._rows: list[dict[str, Array]] = []
+        self._digest = _Digest()
 
     def add(self, outputs: Rows, batch: Batch) -> None:
         """Keeps what the metric needs of a batch.
@@ -147,15 +178,37 @@ class Scorer:
             )
         rows = self._metric.rows(outputs, self._output, batch)
         self._rows.append(rows | {_LABELS: batch.labels})
+        self._digest.add(outputs)
 
     def result(self) -> Kept:
         """Of all that was added."""
         rows = {k: np.concatenate([part[k] for part in self._rows]) for k in self._rows[0]}
         labels = rows.pop(_LABELS)
-        return Kept(rows, labels, float(self._metric.score(rows, labels)))
+        figure = float(self._metric.score(rows, labels))
+        return Kept(rows, labels, figure, self._digest.result())
 
 
 _LABELS = " labels"  # no output has a blank in front
+
+
+class _Digest:
+    """Of all outputs, whatever the batches are."""
+
+    def __init__(self) -> None:
+        self._each: dict[tuple[str, str], Any] = {}
+        self._floats = True
+
+    def add(self, outputs: Rows) -> None:
+        """Goes on with a batch."""
+        for name, array in outputs.items():
+            self._floats &= array.dtype.kind == "f"
+            hasher = self._each.setdefault((name, array.dtype.name), hashlib.sha256())
+            hasher.update(np.ascontiguousarray(array).data)
+
+    def result(self) -> str:
+        """Of all that was added."""
+        found = sorted((*key, hasher.hexdigest()) for key, hasher in self._each.items())
+        return hashlib.sha256(repr(found).encode()).hexdigest() if self._floats else ""
 
 
 def _scores(outputs: Rows, output: str, batch: Batch) -> tuple[Array, Array]:
@@ -253,6 +306,31 @@ def _errors(power: int) -> Callable[[Rows, str, Batch], dict[str, Array]]:
     return rows
 
 
+def _flipped(rows: Rows, labels: Array) -> tuple[Rows, Rows, Array] | None:
+    """Of samples that are right or wrong."""
+    if rows["right"].ndim > 1:
+        return None
+    right = np.array([True, False])
+    return {"right": right}, {"right": ~right}, labels[[0, 0]]
+
+
+def _swapped(rows: Rows, labels: Array) -> tuple[Rows, Rows, Array] | None:
+    """Of samples that have a class: one of the class whose F1 a single sample moves most."""
+    if rows["class"].ndim > 1:
+        return None
+    flat, several = labels.reshape(-1), rows["classes"][[0, 0]]
+    classes, counts = np.unique(flat, return_counts=True)
+    rarest = 1 if several[0] == 2 and 1 in classes else classes[counts.argmin()]
+    own, other = int(rarest), int((rarest + 1) % several[0])
+    index = int(np.flatnonzero(flat == rarest)[0])
+    one, another = np.array([own, other]), np.array([other, own])
+    return (
+        {"class": one, "classes": several},
+        {"class": another, "classes": several},
+        labels[[index, index]],
+    )
+
+
 def _share(rows: Rows, labels: Array) -> float:
     return 100 * float(rows["right"].mean())
 
@@ -295,9 +373,9 @@ def _mismatch(output: str, expected: str, values: Array, labels: Array) -> Input
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("top1", _top(1), _share, unit="%"),
-        Metric("top5", _top(5), _share, unit="%"),
-        Metric("f1", _predictions, _f1, unit="%"),
+        Metric("top1", _top(1), _share, unit="%", unseen=_flipped),
+        Metric("top5", _top(5), _share, unit="%", unseen=_flipped),
+        Metric("f1", _predictions, _f1, unit="%", unseen=_swapped),
         Metric("loss", _losses, _mean, higher_is_better=False),
         Metric("spearman", _pairs, _spearman),
         Metric("pearson", _pairs, _pearson),
