@@ -207,6 +207,14 @@ LIES: dict[str, tuple[Callable[[Header], None], str]] = {
         open_with("outputs", 0, "sizes", value=[None]),
         "2 dimensions and 1 sizes",
     ),
+    "value of no layer": (
+        plan_with("layers", 0, "reads", value=[{"layer": 4, "tensor": "v"}]),
+        "reads from layer 4 of 4",
+    ),
+    "value of a layer before the first": (
+        plan_with("layers", 0, "reads", value=[{"layer": -2, "tensor": "v"}]),
+        "reads from layer -2 of 4",
+    ),
     "value beyond the arena": (writes_with("at", "offset", value=1028), "outside the arena"),
     "value of long rows": (writes_with("at", "row", value=1 << 40), "outside the arena"),
     "value before the arena": (writes_with("at", "offset", value=-1), "outside the arena"),

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from twofour.compiler.emit import Emitter
 from twofour.compiler.fallback import subgraph
 from twofour.compiler.lower import Lowered, Placed, Section
+from twofour.compiler.origins import Origins
 from twofour.compiler.passes.pipeline import Fused
 from twofour.compiler.profile import Placement
 from twofour.compiler.reasons import Reasons
@@ -81,12 +82,17 @@ class Compiled:
         return Recorder(self.fused.model.graph, self.order, self.lowered, self.names)
 
     @cached_property
+    def origins(self) -> Origins:
+        """Tells who wrote what its layers read, as they are assembled."""
+        return Origins(self.fused.model.graph)
+
+    @cached_property
     def reasons(self) -> Reasons:
         """Why its layers are not integer, and who caused its conversions."""
         return Reasons(self.fused, self.order, self.bf16)
 
-    def fallback_layer(self, node: ir.Node, section: Section) -> Layer:
-        """A node that stays on ONNX Runtime, with all known reasons."""
+    def fallback_layer(self, node: ir.Node, section: Section, index: int) -> Layer:
+        """A node that stays on ONNX Runtime, with all known reasons; `index` is the layer's."""
         name = node.name or node.op_type
         notes = [self.order.reasons.get(node, "")]
         notes += [f"{r.rule}: {r.reason}" for r in self.fused.refusals if r.node == name]
@@ -97,16 +103,24 @@ class Compiled:
             notes=tuple(n for n in notes if n),
             source=self.recorder.nodes_of([node]),
             writes=self.recorder.outputs(node, section.outputs),
+            reads=self.origins.of_node(node, index),
         )
 
-    def recorded(self, layer: Layer, placed: Placed) -> Layer:
-        """A native layer with what it computes and writes, and what only the graph tells of it."""
+    def recorded(self, layer: Layer, placed: Placed, index: int) -> Layer:
+        """A native layer with what it computes, reads and writes, and what the graph tells of it.
+
+        Args:
+            layer: as the emitter made it.
+            placed: its operator.
+            index: of the layer among those of all profiles.
+        """
         return replace(
             layer,
             notes=(*layer.notes, *self.reasons.notes(placed, layer)),
             source=self.recorder.nodes(placed),
             writes=self.recorder.writes(placed),
             cause=self.reasons.cause(placed),
+            reads=self.origins.of_native(placed, index),
         )
 
     def profile(self, steps: Sequence[Step]) -> Profile:
@@ -196,9 +210,10 @@ class Assembler:
         for placed in section.ops:
             self._tell(placed.op.name)
             call = self.emitter.emit(placed, bindings)
-            self.emitter.layers[-1] = network.recorded(self.emitter.layers[-1], placed)
+            index = len(self.emitter.layers) - 1
+            self.emitter.layers[-1] = network.recorded(self.emitter.layers[-1], placed, index)
             calls.append(call)
-            self.placements.append(Placement(len(self.emitter.layers) - 1, call, infos, values))
+            self.placements.append(Placement(index, call, infos, values))
             self._done += 1
         self.emitter.sources[symbol] = Source(program_text(symbol, calls, self.threads))
 
@@ -207,7 +222,11 @@ class Assembler:
         self._tell(symbol)
         model = subgraph(network.proto, section, network.lowered.plain)
         self._subgraphs[symbol] = np.frombuffer(model, np.uint8)
-        self.emitter.layers += [network.fallback_layer(node, section) for node in section.nodes]
+        first = len(self.emitter.layers)
+        self.emitter.layers += [
+            network.fallback_layer(node, section, index)
+            for index, node in enumerate(section.nodes, first)
+        ]
         self._done += 1
 
     def _tell(self, what: str) -> None:

@@ -18,6 +18,7 @@ from twofour.compiler.assemble import CODE
 from twofour.compiler.fit import Fit
 from twofour.compiler.importer import bind_inputs
 from twofour.compiler.native import kind_of, static_shape
+from twofour.compiler.origins import MODEL
 from twofour.compiler.requests import Request
 from twofour.compiler.second_opinion import require_taken, told
 from twofour.compiler.writes import SourceNames
@@ -25,7 +26,18 @@ from twofour.core.errors import UnsupportedError
 from twofour.core.sizes import Count
 from twofour.core.target import Target
 from twofour.core.version import __version__
-from twofour.engine import DTYPES, Bytes, Engine, Layer, Plan, Profile, Step, TensorInfo, Write
+from twofour.engine import (
+    DTYPES,
+    Bytes,
+    Engine,
+    Layer,
+    Plan,
+    Profile,
+    Read,
+    Step,
+    TensorInfo,
+    Write,
+)
 from twofour.kernels.cpu.llvm import Source, compile_object
 from twofour.kernels.cpu.program import threads_text
 from twofour.onnx_tools.infer import inferred
@@ -78,7 +90,8 @@ def whole_engine(
         name = source.graph.name or "model"
         writes = tuple(Write(info, info.name) for info in outputs)
         layers.append(Layer(name, OP_TYPE, "onnxruntime", notes=(f"whole on ONNX Runtime: {why}",),
-                            source=SourceNames.of(source.graph).all, writes=writes))  # fmt: skip
+                            source=SourceNames.of(source.graph).all, writes=writes,
+                            reads=tuple(Read(MODEL, name) for name in ends[0])))  # fmt: skip
     code = compile_object([Source(threads_text())], target)
     plan = Plan(
         target=target,

@@ -175,6 +175,19 @@ class Write:
 
 
 @dataclass(frozen=True)
+class Read:
+    """A value that a layer reads.
+
+    Attributes:
+        layer: index into `Plan.layers` of the layer that wrote it; -1 for an input of the model.
+        tensor: its name in the fused graph.
+    """
+
+    layer: int
+    tensor: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """One fused operator of the engine, as `explain` shows it.
 
@@ -195,6 +208,7 @@ class Layer:
         source: the nodes of the source model that it computes.
         writes: what it writes, where.
         cause: of a conversion, who made it necessary; "" for a layer that the model means.
+        reads: what it reads, and which layers wrote that.
     """
 
     name: str
@@ -213,6 +227,7 @@ class Layer:
     source: tuple[str, ...] = ()
     writes: tuple[Write, ...] = ()
     cause: str = ""
+    reads: tuple[Read, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ def wrong(plan: Plan) -> Iterator[str]:
             yield from _wrong_writes(profile, plan.layers)
         if _ends(profile) != _ends(plan.profiles[0]):
             yield "the profiles have different inputs or outputs"
+    yield from _wrong_reads(plan.layers)
 
 
 def _ends(profile: Profile) -> list[list[tuple[str, str]]]:
@@ -143,6 +144,14 @@ def _wrong_steps(profile: Profile, layers: int) -> Iterator[str]:
                 yield f"step {step.symbol!r} names layer {layer} of {layers}"
         if step.kind not in _STEP_KINDS:
             yield f"step {step.symbol!r} is of unknown kind {step.kind!r}"
+
+
+def _wrong_reads(layers: Sequence[Layer]) -> Iterator[str]:
+    """Values whose writer is none."""
+    for layer in layers:
+        for read in layer.reads:
+            if not -1 <= read.layer < len(layers):
+                yield f"layer {layer.name!r} reads from layer {read.layer} of {len(layers)}"
 
 
 def _wrong_writes(profile: Profile, layers: Sequence[Layer]) -> Iterator[str]:
