@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from twofour.core.errors import InputError
@@ -26,6 +27,23 @@ def square(argument: int) -> Result:
 
 def start() -> Work:
     return square
+
+
+def start_process() -> Work:
+    return process
+
+
+def process(argument: int) -> Result:
+    """Who works at it."""
+    return {"figure": float(os.getpid())}
+
+
+def start_bytes() -> Callable[[int], bytes]:
+    return letters
+
+
+def letters(argument: int) -> bytes:
+    return b"x" * argument
 
 
 def start_odd(wrong: str) -> Work:

@@ -9,13 +9,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.core import scan_work
 from twofour.core.errors import InputError, UnsupportedError
-from twofour.core.scan import Cache, Item, in_words, key_of, scan
+from twofour.core.processes import AnyStart
+from twofour.core.scan import (
+    Arrivals,
+    Cache,
+    Item,
+    Processes,
+    arrivals,
+    in_words,
+    key_of,
+    scan,
+)
+from twofour.core.target import Target, host_target
 
 ROOT = Path(__file__).parents[2]
 FIGURE = ["figure"]
@@ -172,6 +185,71 @@ def test_what_cannot_be_sent_is_refused() -> None:
         scan(scan_work.items(2), lambda: scan_work.square, jobs=2)
     with pytest.raises(InputError, match="in 0 processes"):
         scan(scan_work.items(2), scan_work.start, jobs=0)
+
+
+class Backwards:
+    """A spread whose last item is ready first; remembers whether it was closed."""
+
+    jobs, threads = 3, 1
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def results(self, items: Sequence[Item], start: AnyStart) -> Arrivals:
+        work = start()
+        try:
+            for item in reversed(items):
+                yield item, work(item.argument)
+        finally:
+            self.closed = True
+
+
+def test_another_spread_gives_the_same_and_its_results_are_kept(tmp_path: Path) -> None:
+    path, spread = tmp_path / "cache", Backwards()
+    found = scan(scan_work.items(4), scan_work.start, Cache.open(path, FIGURE), spread=spread)
+    assert found == scan(scan_work.items(4), scan_work.start)
+    lines = [json.loads(line)["name"] for line in path.read_text().splitlines()]
+    assert lines == [f"item {k}" for k in (3, 2, 1, 0)]
+    again = Cache.open(path, FIGURE)
+    assert scan(scan_work.items(4), scan_work.refuse, again, spread=Backwards()) == found
+
+
+def test_a_spread_is_closed_when_a_result_cannot_be_kept(tmp_path: Path) -> None:
+    spread, cache = Backwards(), Cache.open(tmp_path / "cache", FIGURE)
+    cache.path = tmp_path / "gone" / "cache"
+    with pytest.raises(OSError, match="gone"):
+        scan(scan_work.items(3), scan_work.start, cache, spread=spread)
+    assert spread.closed
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_results_of_any_kind_arrive_with_their_items(jobs: int) -> None:
+    told: list[tuple[int, int | None]] = []
+    pieces = scan_work.items(3)
+    found = arrivals(
+        pieces, scan_work.start_bytes, Processes(jobs), lambda *now: told.append(now[:2])
+    )
+    assert dict((item.name, result) for item, result in found) == {
+        "item 0": b"",
+        "item 1": b"x",
+        "item 2": b"xx",
+    }
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_what_is_timed_is_worked_at_alone() -> None:
+    """Two processes would disturb each other: all of it is done in this one."""
+    pieces = [replace(each, target=host_target()) for each in scan_work.items(3)]
+    found = scan(pieces, scan_work.start_process, spread=Processes(3))
+    assert {each["figure"] for each in found} == {float(os.getpid())}
+
+
+def test_a_target_that_this_machine_cannot_run_is_refused_before_any_work() -> None:
+    first, second = scan_work.items(2)
+    foreign = replace(second, target=Target("vector", "s390x", "another"))
+    with pytest.raises(UnsupportedError, match="item 1: code for cpu:vector cannot run") as error:
+        scan([first, foreign], scan_work.refuse)
+    assert "architecture s390x" in str(error.value)
 
 
 def test_keys_tell_parts_apart() -> None:

@@ -36,6 +36,7 @@ from twofour.cli.quantize_quality import (
     quality_parts,
     write_page,
 )
+from twofour.cli.spread import OnRay, RayAddress
 
 if TYPE_CHECKING:
     from twofour.compiler.prunable import Network
@@ -73,6 +74,8 @@ def quantize(
     max_evaluations: MaxEvaluations = None,
     jobs: Jobs = None,
     cache: CacheFile = None,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
     require_cosine: RequireCosine = None,
     report: ReportPage = None,
     as_json: Json = False,
@@ -113,7 +116,8 @@ def quantize(
         return
     require_data(data, calibration_cache, "give --data; transformers can do without: --dynamic")
     require_samples(require_cosine, data)
-    wanted = Wanted(max_drop, eval_data, metric, metric_output, max_evaluations, jobs, cache)
+    judges = (jobs, cache, ray or None, ray_address)
+    wanted = Wanted(max_drop, eval_data, metric, metric_output, max_evaluations, *judges)
     _calibrated(files, _Request(options, data, wanted, require_cosine), out)
 
 
@@ -132,14 +136,14 @@ def _calibrated(files: Files, request: _Request, out: Output) -> None:
     from twofour.onnx_tools.quantize import quantize_with_report
 
     data = request.data
-    budget = request.wanted.budget(files.model, data, out)
-    source, source_bytes = _source(files.model)
-    with out.stage("calibrating") as progress:
-        result = quantize_with_report(
-            source, data, request.options, progress, files.calibration_cache
-        )
+    with request.wanted.budget(files.model, data, out) as budget:
+        source, source_bytes = _source(files.model)
+        with out.stage("calibrating") as progress:
+            result = quantize_with_report(
+                source, data, request.options, progress, files.calibration_cache
+            )
+        mixed = None if budget is None else budget.choose(result, out.stage)
     options = result.options
-    mixed = None if budget is None else budget.choose(result, out.stage)
     require_held(mixed)
     quantized = result.model if mixed is None else mixed.model
     patterns = _patterns(source, quantized)

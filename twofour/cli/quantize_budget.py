@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from rich.table import Table
 
 from twofour.cli.output import Output, printable, short
+from twofour.cli.spread import spread_of
 
 if TYPE_CHECKING:
     from twofour.evaluate import Budget, Mixed
@@ -38,7 +40,8 @@ MaxEvaluations = Annotated[
     int | None, typer.Option(min=8, help="For --max-drop: networks judged at most; by default 64.")
 ]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="For --max-drop: processes that judge; by default 1.")
+    int | None,
+    typer.Option(min=1, help="For --max-drop: processes that judge, by default 1; --ray: workers."),
 ]
 CacheFile = Annotated[
     Path | None,
@@ -57,19 +60,24 @@ class Wanted:
     max_evaluations: int | None
     jobs: int | None
     cache: Path | None
+    ray: bool | None
+    ray_address: str | None
 
-    def budget(self, model: Path, data: str | None, out: Output) -> Budget | None:
+    @contextmanager
+    def budget(self, model: Path, data: str | None, out: Output) -> Iterator[Budget | None]:
         """What searches; it finds here what does not fit, before any calibration.
 
         Raises:
-            InputError: an option that is of no use without --max-drop, or what `Budget` raises.
+            InputError: an option that is of no use without --max-drop, or what `Budget` or
+                `spread_of` raises.
         """
         from twofour.core.errors import InputError
         from twofour.evaluate import Budget, BudgetOptions
 
         if self.max_drop is None:
             self._require_none()
-            return None
+            yield None
+            return
         judged = self.eval_data or data
         if judged is None:
             raise InputError(
@@ -77,16 +85,18 @@ class Wanted:
                 ["expected --eval-data or --data, got none"],
                 "add --eval-data test.npz",
             )
-        options = BudgetOptions(
-            self.max_drop,
-            self.metric or "top1",
-            self.metric_output,
-            self.max_evaluations or 64,
-            jobs=self.jobs or 1,
-            cache=self.cache,
-        )
-        with out.stage("checking"):
-            return Budget(model, judged, options)
+        with spread_of(bool(self.ray), self.ray_address, self.jobs, out) as spread:
+            options = BudgetOptions(
+                self.max_drop,
+                self.metric or "top1",
+                self.metric_output,
+                self.max_evaluations or 64,
+                cache=self.cache,
+                spread=spread,
+            )
+            with out.stage("checking"):
+                found = Budget(model, judged, options)
+            yield found
 
     def _require_none(self) -> None:
         from twofour.core.errors import InputError

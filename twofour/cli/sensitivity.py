@@ -16,6 +16,7 @@ from rich.table import Table
 from twofour.cli.forecast import Precision
 from twofour.cli.options import Shapes, parse_shapes, require_packages, require_writable
 from twofour.cli.output import Json, Output, Quiet, by_reason, printable, short
+from twofour.cli.spread import OnRay, RayAddress, spread_of
 
 if TYPE_CHECKING:
     from twofour.core.sensitivity import Case, Sensitivity, Together, Tradeoff
@@ -45,10 +46,15 @@ def sensitivity(
         list[str] | None, typer.Option(help="Shell pattern of names not to try; repeatable.")
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="The first so many only.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, each with a model.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes, each with a model; with --ray: workers."),
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="File that keeps results: a scan goes on where it ended.")
     ] = None,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
     forecast: Annotated[
         str | None,
         typer.Option(
@@ -75,22 +81,30 @@ def sensitivity(
 
     Example: twofour sensitivity resnet20.onnx --data test.npz --samples 1000 -o layers.html
     Example: twofour sensitivity bert.onnx --data dev.npz --metric sts:spearman --cache scan.jsonl
+    Example: twofour sensitivity bert.onnx --data dev.npz --ray --ray-address auto
     """
     from twofour.core.sensitivity import document
     from twofour.evaluate.sensitivity import Scanner, SensitivityOptions
 
     out = Output(as_json, quiet)
     _require_outputs(output, plot)
-    options = SensitivityOptions(
-        metric, metric_output, tuple(pattern or ("2:4",)), tuple(skip or ()), samples, jobs, cache
-    )
-    with out.stage("checking"):
-        scanner = Scanner(model, data, options)
-    wanted = _Wanted(model, parse_shapes(shapes) or scanner.shapes, forecast, precision)
-    gains = wanted.gains(scanner.parameters, options.patterns, out)
-    found = scanner.alone(out.stage, out.note)
-    orders = _tradeoffs(found, gains, precision, scanner.parameters, out) if gains else []
-    ways = scanner.together(orders, [_counts(way) for way in orders], out.stage)
+    with spread_of(ray, ray_address, jobs, out) as spread:
+        options = SensitivityOptions(
+            metric,
+            metric_output,
+            tuple(pattern or ("2:4",)),
+            tuple(skip or ()),
+            samples,
+            cache=cache,
+            spread=spread,
+        )
+        with out.stage("checking"):
+            scanner = Scanner(model, data, options)
+        wanted = _Wanted(model, parse_shapes(shapes) or scanner.shapes, forecast, precision)
+        gains = wanted.gains(scanner.parameters, options.patterns, out)
+        found = scanner.alone(out.stage, out.note)
+        orders = _tradeoffs(found, gains, precision, scanner.parameters, out) if gains else []
+        ways = scanner.together(orders, [_counts(way) for way in orders], out.stage)
     everything = document(found, ways, gains.machine if gains else None)
     out.show(*_parts(found, ways, scanner.excluded))
     _write(everything, output, plot)

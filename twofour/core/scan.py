@@ -1,6 +1,6 @@
 """A function of many named items: its results kept on disk, in several processes, in order.
 
-    start(setup) -> work                 once in each process: what is slow to prepare
+    start(setup) -> work                 once in each worker: what is slow to prepare
     work(argument) -> {"figure": ...}    once for each item
 
 Each result is appended to the cache as soon as it is there, one line of JSON. A scan that ended
@@ -8,30 +8,29 @@ early (Ctrl-C, kill, no memory) goes on where it stood when it is started again.
 by its key, which has to name everything that it depends on; so files of other scans may be the
 same file.
 
-Processes are spawned: `start` is a function of a module, or `functools.partial` of one, and a
-script that asks for several processes has to be importable (`if __name__ == "__main__":`).
+Workers are what a `Spread` makes of them: processes of this machine (`Processes`), or of those of a
+cluster (`twofour/cluster`). Processes are spawned: `start` is a function of a module, or
+`functools.partial` of one, and a script that asks for several processes has to be importable
+(`if __name__ == "__main__":`). `arrivals` is a scan without a cache, of results of any kind.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
-import pickle
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from twofour.core.errors import Error, InputError, UnsupportedError
+from twofour.core.errors import InputError
+from twofour.core.machine import usable_cores
+from twofour.core.processes import AnyStart, here, in_processes, named
 from twofour.core.progress import Report, silent
+from twofour.core.target import Target, check_runs_here
 
 _ENTRY = b'{"key": '
 
@@ -49,11 +48,43 @@ class Item:
         name: for messages.
         key: of everything that its result depends on; see `key_of`.
         argument: of the function.
+        target: that code is timed for: who works at it has to be able to run that, and does nothing
+            else meanwhile. None: anybody may.
     """
 
     name: str
     key: str
     argument: Any
+    target: Target | None = None
+
+
+Arrivals = Generator[tuple[Item, Any], None, None]
+"""Items with their results, in the order they are there."""
+
+
+class Spread(Protocol):
+    """Workers that share items."""
+
+    @property
+    def jobs(self) -> int:
+        """Workers at once, at most."""
+
+    @property
+    def threads(self) -> int:
+        """That each of them should use."""
+
+    def results(self, items: Sequence[Item], start: AnyStart) -> Arrivals:
+        """Works at all items; no worker is left when this ends, or is closed before.
+
+        Args:
+            items: of different keys.
+            start: called by each worker once; returns the function of an item's argument.
+
+        Raises:
+            InputError: `start` or an argument cannot be sent to a worker.
+            UnsupportedError: workers end at an item, or no worker can run an item's target.
+            Error: whatever the function raised of these, its item named.
+        """
 
 
 def key_of(*parts: str | int | float | bool | None) -> str:
@@ -155,37 +186,99 @@ def scan(
     cache: Cache | None = None,
     jobs: int = 1,
     report: Report = silent,
+    *,
+    spread: Spread | None = None,
 ) -> tuple[Result, ...]:
     """Computes what the cache does not have.
 
     Args:
         items: the work; equal keys are computed once.
-        start: called in each process; returns the function of an item's argument.
+        start: called by each worker; returns the function of an item's argument.
         cache: of results; by default none are known, and none kept.
         jobs: processes; with 1 the work is done in this one.
         report: told the items done, and how long the others will take.
+        spread: workers, instead of `jobs` processes.
 
     Returns:
         The results, in the order of the items.
 
     Raises:
-        InputError: fewer than 1 job, or `start` or an argument cannot be sent to a process.
-        UnsupportedError: a process ended at an item.
+        InputError: fewer than 1 job, or `start` or an argument cannot be sent to a worker.
+        UnsupportedError: a worker ended at an item.
         Error: whatever the function raised of these, its item named.
     """
-    if jobs < 1:
-        raise InputError(f"cannot work in {jobs} processes", ["expected at least 1"])
+    spread = Processes(jobs) if spread is None else spread
     cache = Cache() if cache is None else cache
     left = {item.key: item for item in items if item.key not in cache.results}
     total = len({item.key for item in items})
     pace = _Pace(total, total - len(left), report)
-    pieces = list(left.values())
-    jobs = min(jobs, len(pieces))
-    found = _in_processes(pieces, start, jobs) if jobs > 1 else _here(pieces, start)
-    for item, result in found:
-        cache.add(item, result)
-        pace.done(item.name)
+    if left:
+        with closing(spread.results(list(left.values()), start)) as found:
+            for item, result in found:
+                cache.add(item, result)
+                pace.done(item.name)
     return tuple(cache.results[item.key] for item in items)
+
+
+def arrivals(
+    items: Sequence[Item],
+    start: AnyStart,
+    spread: Spread | None = None,
+    report: Report = silent,
+) -> Arrivals:
+    """Works at items whose results are no figures, such as the bytes of engines.
+
+    Args:
+        items: of different keys.
+        start: called by each worker; returns the function of an item's argument.
+        spread: workers; by default this process.
+        report: told the items done, and how long the others will take.
+
+    Raises:
+        InputError, UnsupportedError, Error: as `Spread.results`.
+    """
+    spread = Processes() if spread is None else spread
+    pace = _Pace(len(items), 0, report)
+    with closing(spread.results(items, start)) as found:
+        for item, result in found:
+            pace.done(item.name)
+            yield item, result
+
+
+@dataclass(frozen=True)
+class Processes:
+    """A `Spread` over processes of this machine.
+
+    Attributes:
+        jobs: processes; with 1 the work is done in this one. Items with a target are worked at one
+            after another.
+    """
+
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses none. Raises InputError."""
+        if self.jobs < 1:
+            raise InputError(f"cannot work in {self.jobs} processes", ["expected at least 1"])
+
+    @property
+    def threads(self) -> int:
+        """The cores that this process may use, shared out."""
+        return max(1, usable_cores() // self.jobs)
+
+    def results(self, items: Sequence[Item], start: AnyStart) -> Arrivals:
+        """As `Spread.results`."""
+        for item in items:
+            if item.target is not None:
+                with named(item.name):
+                    check_runs_here(item.target)
+        timed = any(item.target is not None for item in items)
+        jobs = 1 if timed else min(self.jobs, len(items))
+        pieces = [(item.name, item.argument) for item in items]
+        found = in_processes(pieces, start, jobs) if jobs > 1 else here(pieces, start)
+        with closing(found):
+            for index, result in found:
+                yield items[index], result
 
 
 class _Pace:
@@ -208,144 +301,3 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _here(items: Sequence[Item], start: Start) -> Iterator[tuple[Item, Result]]:
-    work = start() if items else None
-    for item in items:
-        assert work is not None
-        with _named(item):
-            result = work(item.argument)
-        yield item, result
-
-
-@contextmanager
-def _named(item: Item) -> Iterator[None]:
-    try:
-        yield
-    except Error as e:
-        raise _at(item, e) from e
-
-
-def _at(item: Item, error: Error) -> Error:
-    """The error with its item."""
-    return type(error)(f"{item.name}: {error.what}", error.reasons, error.fix)
-
-
-@dataclass
-class _Worker:
-    """A process, our end of the pipe to it, and the item it is at."""
-
-    process: SpawnProcess
-    pipe: Connection
-    item: Item | None = None
-
-
-def _in_processes(items: Sequence[Item], start: Start, jobs: int) -> Iterator[tuple[Item, Result]]:
-    """Results in the order they arrive; all processes have ended when this ends."""
-    pickled((start, [item.argument for item in items]))
-    waiting = list(reversed(items))
-    workers = [_spawn(start) for _ in range(jobs)]
-    try:
-        for worker in workers:
-            _next(worker, waiting)
-        while busy := {each.pipe: each for each in workers if each.item}:
-            for pipe in wait(list(busy)):
-                worker = busy[pipe]  # type: ignore[index]
-                item, result = _received(worker)
-                _next(worker, waiting)
-                yield item, result
-    finally:
-        for worker in workers:
-            worker.pipe.close()
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join()
-
-
-def _spawn(start: Start) -> _Worker:
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, start), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(process, ours)
-
-
-def _next(worker: _Worker, waiting: list[Item]) -> None:
-    worker.item = waiting.pop() if waiting else None
-    if worker.item is not None:
-        try:
-            worker.pipe.send(worker.item.argument)
-        except OSError as e:
-            raise _ended(worker) from e
-
-
-def _received(worker: _Worker) -> tuple[Item, Result]:
-    item = worker.item
-    assert item is not None
-    try:
-        answer = worker.pipe.recv()
-    except (EOFError, OSError) as e:
-        raise _ended(worker) from e
-    if isinstance(answer, Error):
-        raise _at(item, answer)
-    return item, answer
-
-
-def _ended(worker: _Worker) -> UnsupportedError:
-    worker.process.join()
-    code = worker.process.exitcode or 0
-    name = worker.item.name if worker.item else "its start"
-    return UnsupportedError(
-        f"a process ended at {name}",
-        [f"killed by signal {-code}" if code < 0 else f"exit code {code}; its trace stands above"],
-        "use fewer jobs if memory ran out; with one job the cause is seen best",
-    )
-
-
-def _serve(pipe: Connection, start: Start) -> None:
-    """One process: prepares, then answers until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first one ends the rest
-    work = _started(start)
-    while True:
-        try:
-            argument = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer: Result | Error = work(argument)
-        except Error as e:
-            answer = e
-        try:
-            pipe.send(answer)
-        except BrokenPipeError:
-            return
-
-
-def _started(start: Start) -> Work:
-    """The function; if it cannot be made, one that says so at the first item."""
-    try:
-        return start()
-    except Error as e:
-        return functools.partial(_refuse, e)
-
-
-def _refuse(error: Error, argument: object) -> Result:
-    raise error
-
-
-def pickled(work: object) -> bytes:
-    """Work as it is sent to another process.
-
-    Raises:
-        InputError: it cannot be sent.
-    """
-    try:
-        return pickle.dumps(work)
-    except (pickle.PicklingError, AttributeError, TypeError) as e:
-        raise InputError(
-            "the work cannot be sent to other processes",
-            [str(e)],
-            "name functions of a module (no lambda, no closure) and data on disk; or use one job",
-        ) from e

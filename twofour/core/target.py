@@ -147,9 +147,9 @@ def why_no_bf16(target: Target) -> str:
     return "" if _BF16 in host.features else f"bfloat16 needs {_BF16}, which {host.model} lacks"
 
 
-def missing_features(target: Target) -> tuple[str, ...]:
-    """What this machine lacks to run code for `target`; empty when it can."""
-    host = detect_host()
+def missing_features(target: Target, host: Host | None = None) -> tuple[str, ...]:
+    """What a machine, by default this one, lacks to run code for `target`; empty when it can."""
+    host = detect_host() if host is None else host
     if host.arch != target.arch:
         return (f"architecture {target.arch}",)
     return tuple(name for name in target.features if name not in host.features)

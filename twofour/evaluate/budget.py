@@ -26,9 +26,8 @@ from twofour.compiler.prunable import Network, digest
 from twofour.core.budget import LEAST_EVALUATIONS, Choice, fewest
 from twofour.core.data import DataLike
 from twofour.core.errors import InputError
-from twofour.core.machine import usable_cores
 from twofour.core.progress import Report, Stage, unseen
-from twofour.core.scan import Cache, Item, Result, Work, key_of, scan
+from twofour.core.scan import Cache, Item, Processes, Result, Spread, Work, key_of, scan
 from twofour.evaluate.guess import guess_errors
 from twofour.evaluate.judging import Bench, Setup, lasting
 from twofour.evaluate.metrics import Kept
@@ -54,6 +53,7 @@ class BudgetOptions:
         samples: the first so many of the data; None for all.
         jobs: processes; each holds the models.
         cache: file that keeps results, and that a later search goes on from.
+        spread: workers, instead of `jobs` processes: those of a cluster (`cluster.tasks`).
     """
 
     max_drop: float
@@ -63,6 +63,7 @@ class BudgetOptions:
     samples: int | None = None
     jobs: int = 1
     cache: str | os.PathLike[str] | None = None
+    spread: Spread | None = None
 
     def __post_init__(self) -> None:
         """Refuses what means nothing. Raises InputError."""
@@ -73,6 +74,11 @@ class BudgetOptions:
             found = f"got {self.evaluations} evaluations, {self.jobs} jobs"
             expected = f"expected at least {LEAST_EVALUATIONS} evaluations and 1 job, {found}"
             raise InputError("bad bounds of the search", [expected], "allow more")
+
+    @property
+    def workers(self) -> Spread:
+        """Who judges."""
+        return self.spread or Processes(self.jobs)
 
 
 @dataclass(frozen=True)
@@ -167,11 +173,15 @@ class Budget:
         self, model: str | os.PathLike[str], data: DataLike, options: BudgetOptions
     ) -> None:
         """Reads the model, and judges the first sample."""
-        threads = max(1, usable_cores() // options.jobs)
         self._options = options
         self._cache = Cache.open(options.cache, _FIGURES)
         self._setup = Setup(
-            Path(model), lasting(data), options.metric, options.output, options.samples, threads
+            Path(model),
+            lasting(data),
+            options.metric,
+            options.output,
+            options.samples,
+            options.workers.threads,
         )
         Bench.of(self._setup).try_first()
 
@@ -272,7 +282,8 @@ class _Judge:
         def report(done: int, total: int | None, what: str) -> None:
             self._report(self._done + done, self._options.evaluations, what)
 
-        results = scan(items, self._start, self._cache, self._options.jobs, report)
+        workers = self._options.workers
+        results = scan(items, self._start, self._cache, report=report, spread=workers)
         self._done += len(sets)
         return [math.inf if each["drop"] is None else each["drop"] for each in results]
 

@@ -140,7 +140,12 @@ def start(setup: Setup) -> Work:
 
 
 def lasting(data: DataLike) -> DataLike:
-    """Data that can be gone through again: batches of a generator are kept."""
+    """Data that can be gone through again: batches of a generator are kept.
+
+    What names a file becomes a path: workers on other machines are sent what a path names.
+    """
+    if isinstance(data, str) and Path(data).exists():
+        return Path(data)
     if isinstance(data, (str, PathLike, Mapping, Sequence, Data)):
         return data
     return list(data)

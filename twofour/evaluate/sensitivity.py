@@ -21,10 +21,9 @@ from pathlib import Path
 
 from twofour.compiler.prunable import find_layers, left_out, tried, tries
 from twofour.core.data import DataLike
-from twofour.core.machine import usable_cores
 from twofour.core.patterns import Pattern
 from twofour.core.progress import Report, Stage, unseen
-from twofour.core.scan import Cache, Item, Result, in_words, key_of, scan
+from twofour.core.scan import Cache, Item, Processes, Result, Spread, in_words, key_of, scan
 from twofour.core.sensitivity import JUDGED, Sensitivity, Together, Tradeoff, case_of
 from twofour.evaluate.judging import Bench, Setup, lasting, start
 from twofour.evaluate.metrics import Kept, Metric
@@ -46,6 +45,7 @@ class SensitivityOptions:
         samples: the first so many of the data; None for all.
         jobs: processes; each holds a model of its own.
         cache: file that keeps results, and that a later scan goes on from.
+        spread: workers, instead of `jobs` processes: those of a cluster (`cluster.tasks`).
     """
 
     metric: str = "top1"
@@ -55,6 +55,7 @@ class SensitivityOptions:
     samples: int | None = None
     jobs: int = 1
     cache: str | os.PathLike[str] | None = None
+    spread: Spread | None = None
 
 
 def sensitivity(
@@ -105,12 +106,17 @@ class Scanner:
         """Reads the model, and judges the first sample."""
         options = options or SensitivityOptions()
         patterns = tuple(dict.fromkeys(str(Pattern.parse(each)) for each in options.patterns))
-        threads = max(1, usable_cores() // max(1, options.jobs))
+        self._spread = options.spread or Processes(options.jobs)
         self._model, self._options = str(model), options
         self._dense: _Dense | None = None
         self._cache = Cache.open(options.cache, JUDGED)
         self._setup = Setup(
-            Path(model), lasting(data), options.metric, options.output, options.samples, threads
+            Path(model),
+            lasting(data),
+            options.metric,
+            options.output,
+            options.samples,
+            self._spread.threads,
         )
         first = Bench.of(self._setup)
         self.shapes = first.try_first()
@@ -196,13 +202,13 @@ class Scanner:
         ]
         note(self._cost(items, dense.seconds))
         with stage(name) as report:
-            jobs, work = self._options.jobs, functools.partial(start, self._setup)
-            return scan(items, work, self._cache, jobs, report)
+            work = functools.partial(start, self._setup)
+            return scan(items, work, self._cache, report=report, spread=self._spread)
 
     def _cost(self, items: Sequence[Item], seconds: float) -> str:
         left = sum(item.key not in self._cache.results for item in items)
         known = f", {len(items) - left} more are known" if left < len(items) else ""
-        whole_s = left * seconds / max(1, min(self._options.jobs, left))
+        whole_s = left * seconds / max(1, min(self._spread.jobs, left))
         text = f"{left} networks to judge{known}: about {in_words(whole_s)}"
         lost = whole_s > _LONG_S and self._cache.path is None
         return text + "; --cache FILE would keep what is done" * lost

@@ -31,8 +31,9 @@ from torch import nn
 from twofour.core.errors import InputError
 from twofour.core.machine import usable_cores
 from twofour.core.patterns import Pattern
+from twofour.core.processes import pickled
 from twofour.core.progress import Report, silent
-from twofour.core.scan import Cache, Item, Result, Work, key_of, pickled, scan
+from twofour.core.scan import Cache, Item, Result, Work, key_of, scan
 from twofour.core.sensitivity import JUDGED, Left, Sensitivity, case_of, judged
 from twofour.train.calibration import Batches, Forward, Loss
 from twofour.train.layers import find_weights

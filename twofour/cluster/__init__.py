@@ -1,0 +1,1 @@
+"""Work spread over the machines of a Ray cluster: scans, searches, builds."""
