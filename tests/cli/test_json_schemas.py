@@ -36,6 +36,11 @@ SHORT = ("--duration", "0.05")
 REPORT = ("--report", "quality.html")
 BUDGET = ("--max-drop", "0", "--cache", "mixed.jsonl", "--metric")
 OWN = "metric_of_the_page:first"
+SEARCH = (
+    *(*QUICK, "--precision", "int8", "--pattern", "2:4", "--prune-method", "magnitude"),
+    *("--evaluations", "6", "--cache", "search.jsonl"),
+)
+FILES = ("-o", "recipe.yaml", "--report", "search.html")
 BLAMED = (*DATA, "--metric", "top1", "--blame", "--runs", "8", "--source", "int8.onnx")
 # What commands print, in an order in which each finds its files: schema -> arguments.
 CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -62,6 +67,11 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "sensitivity/1",
         ("sensitivity", "model.onnx", *DATA, "--metric", "metric_of_the_page:low", *NONE),
+    ),
+    ("search/1", ("search", "model.onnx", *DATA, "--max-drop", "100", *SEARCH, *FILES)),
+    (
+        "search/1",
+        ("search", "model.onnx", *DATA, "--max-latency", "1us", "--metric", OWN, *SEARCH),
     ),
     ("build/1", ("build", "int8.onnx", "-o", "int8.engine", "--int8", *DATA, *QUICK)),
     ("build/1", ("build", "model.onnx", "-o", "f32.engine", *QUICK, "--shapes", "x:1x4x8x8")),
@@ -93,6 +103,13 @@ MAPS: dict[str, tuple[str, ...]] = {
     "explain/1": ("rates.peak_gmacs",),
     "forecast/1": ("inputs",),
     "run/1": ("outputs",),
+    "search/1": (
+        "layers",
+        "points[].counts",
+        "units[].times_us",
+        "units[].errors",
+        "units[].drops",
+    ),
     "bench/1": ("inputs",),
 }
 # These are tested where they are run: they take long, or need a server.

@@ -22,6 +22,7 @@ from twofour.cli import (
     prune,
     quantize,
     run,
+    search,
     sensitivity,
     serve,
 )
@@ -44,6 +45,7 @@ for function in (
     inspect.inspect,
     forecast.forecast,
     sensitivity.sensitivity,
+    search.search,
     prune.prune,
     quantize.quantize,
     build.build,

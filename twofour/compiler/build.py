@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,7 @@ class BuildOptions:
             has nothing to quantize, is built as it is, and the plan's notes say so.
         bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
             CPU cannot, or float32 is faster, they stay float32, and `explain` says so.
+        stay_float32: names of nodes of the model that `bf16` is not for.
         data: calibration batches, as `twofour quantize` takes them.
         calibration_cache: a file that keeps what calibration saw; where it has all that is needed,
             data may be left out. Or a calibration table of TensorRT.
@@ -99,6 +100,7 @@ class BuildOptions:
     sparsity: str = "enable"
     int8: bool = False
     bf16: bool = False
+    stay_float32: Collection[str] = ()
     data: DataLike | None = None
     calibration_cache: str | os.PathLike[str] | None = None
     shapes: Requested | None = None
@@ -279,12 +281,18 @@ class _Compilation:
 
     def networks(self, floats: Mapping[str, str], dump: Path | None = None) -> list[Compiled]:
         """The network for each profile, where these products stay float32."""
-        passes = passes_for(self.target, self.options.bf16, floats)
+        passes = passes_for(self.target, self.options.bf16, floats, self._chosen_float32())
         forced = self.options.sparsity == "force"
         return [
             replace(_network(self.source, each, passes, forced, dump), bf16=self.options.bf16)
             for each in self.requests
         ]
+
+    def _chosen_float32(self) -> frozenset[str]:
+        """The results of the nodes that the user keeps in float32."""
+        names = frozenset(self.options.stay_float32)
+        nodes = (node for node in self.source.graph if node.name in names)
+        return frozenset(node.outputs[0].name or "" for node in nodes)
 
     def attempt(self, networks: Sequence[Compiled]) -> tuple[Engine, dict[str, str]]:
         """The engine of these networks; and which further products should be float32, and why."""

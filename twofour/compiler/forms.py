@@ -196,5 +196,6 @@ def _layers(source: ir.Model, graph: ir.Model) -> tuple[Layer, ...]:
 
 
 def _with_kernels(precision: str) -> set[str]:
-    """The patterns that have kernels of their own."""
-    return {tactic.pattern for tactic in tactics() if tactic.dtype == _DTYPES[precision]}
+    """The patterns that have kernels; those of 2:4 that keep 4 of 8 in one step take 4:8 too."""
+    found = {tactic.pattern for tactic in tactics() if tactic.dtype == _DTYPES[precision]}
+    return found | ({"4:8"} if "2:4" in found else set())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -14,18 +14,22 @@ from twofour.compiler.passes.pipeline import BF16, PIPELINE, Fused, Pass
 from twofour.core.target import Target, why_no_bf16
 
 
-def passes_for(target: Target, bf16: bool, floats: Mapping[str, str]) -> tuple[Pass, ...]:
+def passes_for(
+    target: Target, bf16: bool, floats: Mapping[str, str], chosen: Collection[str] = ()
+) -> tuple[Pass, ...]:
     """The passes: those for bfloat16 too where it is allowed and the target has it.
 
     Args:
         target: what to build for.
         bf16: whether it is allowed.
         floats: why products stay float32 all the same, by their names.
+        chosen: results of the imported graph whose products the user keeps in float32.
     """
     if not bf16 or why_no_bf16(target):
         return PIPELINE
     cast, *others = BF16
-    return (*PIPELINE, replace(cast, rule=partial(cast_bf16.rule, floats=floats)), *others)
+    rule = partial(cast_bf16.rule, floats=floats, chosen=chosen)
+    return (*PIPELINE, replace(cast, rule=rule), *others)
 
 
 def target_of(target: Target, fused: Fused) -> Target:

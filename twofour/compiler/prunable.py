@@ -160,3 +160,12 @@ def prune_only(model: Network, weights: Sequence[str], pattern: str) -> tuple[Ne
             "leave it out: --skip",
         )
     return pruned, min(entry.energy_kept for entry in report if not entry.reason)
+
+
+def named(model: Network) -> Network:
+    """A copy as `read_network` has it, its nodes named as the compiler names them."""
+    model = standardized(model).clone()
+    if model.functions:
+        common_passes.InlinePass()(model)
+    name_nodes(model.graph)
+    return model

@@ -11,35 +11,47 @@ Conditions:
     2. w is a constant, and its bfloat16 values are finite
     3. a group has at least two input channels: a depthwise product has no pairs to add; it still
        reads and stores bfloat16 where that is held (hold_bf16, read_bf16)
-    4. it was not found to be faster in float32 (rivals.py)
+    4. it was not found to be faster in float32 (rivals.py), nor chosen to stay float32
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler import ops
-from twofour.compiler.passes import bfloats, reading
+from twofour.compiler.passes import bfloats, lineage, reading
 from twofour.compiler.passes.fuse_epilogue import variant_of
 from twofour.compiler.passes.rewrite import Refused, Replacement
 from twofour.core.bfloat16 import round_bf16
 
 NAME = "cast_bf16"
+CHOSEN = "it was chosen to be float32"
 
 
 def rule(
-    node: ir.Node, floats: Mapping[str, str] = MappingProxyType({})
+    node: ir.Node,
+    floats: Mapping[str, str] = MappingProxyType({}),
+    chosen: Collection[str] = (),
 ) -> Replacement | Refused | None:
-    """See the module; `floats` says why nodes of these names stay float32."""
+    """See the module.
+
+    Args:
+        node: to look at.
+        floats: why nodes of these names stay float32.
+        chosen: results of the imported graph; what computes one stays float32.
+    """
     variant = variant_of(node)
     if variant is None:
         return None
     op = ops.parse_op(node)
-    if reason := _refuses(op) or floats.get(node.name or "", ""):
+    reason = _refuses(op) or floats.get(node.name or "", "")
+    if not reason and not set(chosen).isdisjoint(lineage.computes(node)):
+        reason = CHOSEN
+    if reason:
         return Refused(reason)
     x = op.inputs["x"]
     there = next((use.node for use in x.uses() if bfloats.is_rounding(use.node)), None)
