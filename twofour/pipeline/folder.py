@@ -4,7 +4,6 @@
     RUN/stages/NAME-KEY12/          files of a stage, and stage.json with their hashes
     RUN/cache/                      measured times, what calibration saw: shared by all stages
     RUN/scratch/NAME-KEY12/         of a stage that was ended early: it may go on from there
-    RUN/logs/NAME-KEY12.log         words of other processes
 
 A stage writes into `stages/.part-*`, which is renamed as a whole when it has ended. So whoever is
 killed, whenever, leaves either the whole folder or none that counts; what is left of it is removed
@@ -62,10 +61,6 @@ class RunFolder:
         """What stages share."""
         return self.path / "cache"
 
-    def log(self, name: str) -> Path:
-        """For the words of other processes."""
-        return self.path / "logs" / f"{name}.log"
-
     def scratch(self, name: str) -> Path:
         """What a stage may go on from."""
         return self.path / "scratch" / name
@@ -82,7 +77,7 @@ class RunFolder:
         """
         self.require_ours()
         try:
-            for part in (self.stages, self.cache, self.path / "logs", self.path / "scratch"):
+            for part in (self.stages, self.cache, self.path / "scratch"):
                 part.mkdir(parents=True, exist_ok=True)
             lock = (self.path / _LOCK).open("a+")
         except OSError as e:

@@ -287,6 +287,8 @@ class Gate(Section):
             points where the metric is percent and there is data.evaluate.
         min_speedup: times as fast as the baseline.
         max_memory: peak resident memory of a process that runs it, such as 200M.
+        max_memory_share: the same in units of the baseline's.
+        undecided: what becomes of a result of which more measuring could not tell.
         baseline: dense: the dense float32 engine of this run; or the run.json of another.
         confidence: of the intervals.
     """
@@ -294,6 +296,8 @@ class Gate(Section):
     max_drop: Amount | None = None
     min_speedup: Rate | None = 1.0
     max_memory: Bytes | None = None
+    max_memory_share: Rate | None = None
+    undecided: Literal["fail", "pass"] = "fail"
     baseline: Text = "dense"
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 

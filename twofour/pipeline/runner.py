@@ -187,28 +187,12 @@ class Runner:
         try:
             scratch = self.folder.scratch(name)
             scratch.mkdir(parents=True, exist_ok=True)
-            facts = {
-                each: results[source.stage].facts
-                for each, source in stage.inputs.items()
-                if isinstance(source, From)
-            }
-            paths = {
-                each: self._place(source, given[each]) for each, source in stage.inputs.items()
-            }
+            inputs = stage.inputs.items()
+            facts = {n: results[i.stage].facts for n, i in inputs if isinstance(i, From)}
+            places = {n: self._place(i, given[n]) for n, i in inputs}
             began = time.monotonic()
-            assert self.show is not None
             with self.show(stage.name) as report:
-                made = stage.work(
-                    Task(
-                        paths,
-                        facts,
-                        part,
-                        scratch,
-                        self.folder.cache,
-                        self.folder.log(name),
-                        report,
-                    )
-                )
+                made = stage.work(Task(places, facts, part, scratch, self.folder.cache, report))
             result = _result(stage, key, given, made, part, time.monotonic() - began)
             self.folder.commit(part, name, result)
         finally:

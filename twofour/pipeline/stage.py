@@ -112,7 +112,6 @@ class Task:
         folder: empty; the stage writes here.
         scratch: outlives a stage that was ended early, for what it may go on from.
         cache: of the whole run: measured times, ranges.
-        log: file for the words of other processes.
         report: told how far it is.
     """
 
@@ -121,7 +120,6 @@ class Task:
     folder: Path
     scratch: Path
     cache: Path
-    log: Path
     report: Report
 
 

@@ -1,0 +1,40 @@
+"""What stages work with beside their inputs, and what no result depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from twofour.core.progress import Report, Stage
+
+
+@dataclass(frozen=True)
+class Means:
+    """How work is done.
+
+    Attributes:
+        spread: workers of a cluster, see `cluster/tasks.py`; None for this machine.
+    """
+
+    spread: Any = None
+
+    @property
+    def spreading(self) -> dict[str, Any]:
+        """As options of a scan take it."""
+        return {} if self.spread is None else {"spread": self.spread}
+
+
+def parts_of(report: Report) -> Stage:
+    """Shows the parts of a stage within its own display."""
+
+    @contextmanager
+    def part(name: str) -> Iterator[Report]:
+        def told(done: int, total: int | None, what: str) -> None:
+            report(done, total, f"{name}: {what}" if what else name)
+
+        told(0, None, "")
+        yield told
+
+    return part
