@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from twofour.compiler.build import BuildOptions, compile_model
-from twofour.compiler.requests import Requested, shapes_of_data
-from twofour.core.progress import Report
 from twofour.core.target import Target, detect_host, host_target
 from twofour.engine import Engine
-from twofour.onnx_tools.load import load_model
-from twofour.onnx_tools.reference import input_form
 from twofour.pipeline.networks import BASELINE, CANDIDATE, Network, networks_of
 from twofour.pipeline.quantities import bytes_of, size_text
 from twofour.pipeline.recipe import Recipe
 from twofour.pipeline.recipe_file import RecipeFile
-from twofour.pipeline.stage import Input, Made, Output, Source, Stage, Task
+from twofour.pipeline.stage import From, Input, Made, Output, Stage, Task
 from twofour.pipeline.stages.means import Means
+from twofour.pipeline.stages.shapes import SHAPES, read_shapes
 
 TIMES = "times.json"
 
@@ -69,18 +66,14 @@ def build_stages(file: RecipeFile, means: Means) -> list[Stage]:
 def _stage(file: RecipeFile, item: BuildItem, means: Means) -> Stage:
     recipe, network = file.recipe, item.network
     assert network.model is not None
-    inputs: dict[str, Input] = {"model": network.model}
-    data = recipe.data.calibrate or recipe.data.evaluate
-    if data is not None and not recipe.shapes:
-        inputs["shapes"] = Source(file.place(data), "data")
-    section = recipe.build.model_dump(mode="json", exclude={"targets", "cells"})
+    inputs: dict[str, Input] = {"model": network.model, "shapes": From(SHAPES, "shapes")}
+    section = recipe.build.model_dump(mode="json", exclude={"targets", "cells", "batch"})
     is_dense = network.role == BASELINE
     host = detect_host()
     settings = section | {
         "target": item.target,
         "cpu": host.model,
         "threads": recipe.threads,
-        "shapes": recipe.model_dump(mode="json")["shapes"],
         "sparsity": "disable" if is_dense else section["sparsity"],
         "bf16": section["bf16"] and not is_dense,
         "layers": dict(recipe.layers) if network.role == CANDIDATE else {},
@@ -105,7 +98,7 @@ def _build(
     options = BuildOptions(
         sparsity=settings["sparsity"],
         bf16=settings["bf16"],
-        shapes=_shapes(file.recipe, model, task.inputs.get("shapes")),
+        shapes=read_shapes(Path(task.inputs["shapes"])),
         threads=file.recipe.threads,
         timing_cache=task.cache / TIMES,
         tuning_effort=settings["tuning_effort"],
@@ -113,7 +106,7 @@ def _build(
         target=target_of(item.target),
         race=settings["race"],
     )
-    engine = compile_model(model, options, _shown(task.report))
+    engine = compile_model(model, options, task.report)
     engine.save(task.folder / item.file)
     return made_of(engine, item)
 
@@ -131,25 +124,3 @@ def made_of(engine: Engine, item: BuildItem) -> Made:
     size = f"{size_text(engine.size_bytes)}, weights {size_text(packed)}"
     text = f"{len(plan.layers)} layers for {plan.target}, {size}"
     return Made({"engine": Output(item.file, "engine", ("model",))}, text, facts, plan.notes)
-
-
-def _shapes(recipe: Recipe, model: Path, data: str | None) -> Requested | None:
-    """Those of the recipe; else those of a sample, with the batch that the recipe wants."""
-    if recipe.shapes:
-        return recipe.shapes
-    graph = load_model(model).graph
-    found = dict(shapes_of_data(graph, data)) if data is not None else {}
-    batch = recipe.build.batch
-    if batch is None:
-        return found or None
-    forms = [input_form(v) for v in graph.inputs if v.name not in graph.initializers]
-    for form in forms:
-        dims = form.dims or ()
-        if dims and isinstance(dims[0], str):
-            rest = found.get(form.name, tuple(d if isinstance(d, int) else 1 for d in dims))[1:]
-            found[form.name] = (batch, *rest)
-    return found
-
-
-def _shown(report: Report) -> Report:
-    return report

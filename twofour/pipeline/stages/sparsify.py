@@ -20,7 +20,7 @@ from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.one_shot import Calibration
 from twofour.onnx_tools.prune import Pruned, prune
 from twofour.onnx_tools.weights import layer_weights
-from twofour.pipeline.arrays import save_arrays
+from twofour.pipeline.arrays import Array, save_arrays
 from twofour.pipeline.quantities import bytes_of
 from twofour.pipeline.recipe import Sparsify
 from twofour.pipeline.recipe_file import RecipeFile
