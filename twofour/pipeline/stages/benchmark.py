@@ -90,9 +90,9 @@ def benchmark_stage(file: RecipeFile) -> Stage:
     recipe = file.recipe
     items = build_items(recipe)
     inputs: dict[str, Input] = {item.name: From(item.stage, "engine") for item in items}
-    for peer, item in _peers(file):
+    for peer, item in peers_of(file):
         assert item.network.model is not None
-        inputs[f"{_PEER}{peer} {item.network.name}"] = item.network.model
+        inputs[peer_name(peer, item)] = item.network.model
     data = recipe.data.evaluate or recipe.data.calibrate
     if data is not None:
         inputs["data"] = Source(file.place(data), "data")
@@ -104,7 +104,7 @@ def benchmark_stage(file: RecipeFile) -> Stage:
     return Stage(NAME, "benchmark", settings, inputs, partial(_benchmark, file))
 
 
-def _peers(file: RecipeFile) -> Iterator[tuple[str, BuildItem]]:
+def peers_of(file: RecipeFile) -> Iterator[tuple[str, BuildItem]]:
     """Each peer runs the file of the result, and the float one that it is compared with."""
     items = build_items(file.recipe)
     chosen = {i.network.name: i for i in items if i.network.role in (BASELINE, CANDIDATE)}
@@ -138,6 +138,11 @@ def read_rounds(path: Path) -> tuple[Rounds, ...]:
         Rounds(**(each | {"duels": tuple(tuple(duel) for duel in each["duels"])}))
         for each in json.loads(path.read_bytes())
     )
+
+
+def peer_name(peer: str, item: BuildItem) -> str:
+    """What a peer is called that runs the file of an engine."""
+    return f"{_PEER}{peer} {item.network.name}"
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ from twofour.engine import Engine
 from twofour.evaluate.drop import LEAST_SAMPLES
 from twofour.evaluate.feeding import engine_forms, engine_predictor
 from twofour.evaluate.judge import Task as Judging
+from twofour.evaluate.judging import Bench, Setup
 from twofour.evaluate.metrics import Kept, Metric, Scorer, find_metric
 from twofour.pipeline.arrays import Array, load_arrays, save_arrays
+from twofour.pipeline.networks import BASELINE, CANDIDATE
 from twofour.pipeline.recipe_file import RecipeFile
 from twofour.pipeline.stage import From, Input, Made, Output, Stage, Task
 from twofour.pipeline.stages.build import BuildItem, build_items
@@ -29,6 +31,7 @@ from twofour.pipeline.stages.metric import metric_inputs, metric_settings
 from twofour.runtime.session import Session
 
 ROWS = "rows.npz"
+USUAL_CONFIDENCE = 0.95
 _DRAWS = 400
 _ROW, _LABELS, _FIGURE, _SHA = "row ", "labels", "figure", "outputs_sha256"
 
@@ -42,13 +45,56 @@ def evaluate_stages(file: RecipeFile) -> list[Stage]:
     """One for each engine; none without data to judge on."""
     if file.recipe.data.evaluate is None:
         return []
-    return [_stage(file, item) for item in build_items(file.recipe)]
+    items = build_items(file.recipe)
+    peers = [_peer(file, item) for item in items if _has_peer(file, item)]
+    return [*(_stage(file, item) for item in items), *peers]
+
+
+def peer_stage(item: BuildItem) -> str:
+    """The name of the stage that judges ONNX Runtime on the file of an engine."""
+    return f"evaluate onnxruntime {item.network.name}"
+
+
+def _has_peer(file: RecipeFile, item: BuildItem) -> bool:
+    """Whether ONNX Runtime takes part with its file; then its outputs are judged, too."""
+    ours = item.network.role in (BASELINE, CANDIDATE)
+    first = item.target == file.recipe.build.targets[0]
+    return ours and first and "onnxruntime" in file.recipe.benchmark.vs
+
+
+def _peer(file: RecipeFile, item: BuildItem) -> Stage:
+    assert item.network.model is not None
+    inputs: dict[str, Input] = {"model": item.network.model, **metric_inputs(file)}
+    confidence = _confidence(file)
+    settings = metric_settings(file) | {"confidence": confidence}
+    work = partial(_evaluate_peer, file, confidence)
+    return Stage(peer_stage(item), "evaluate", settings, inputs, work)
+
+
+def _evaluate_peer(file: RecipeFile, confidence: float, task: Task) -> Made:
+    recipe = file.recipe
+    setup = Setup(
+        Path(task.inputs["model"]),
+        task.inputs["evaluate"],
+        recipe.metric,
+        recipe.metric_output,
+        recipe.evaluate.samples,
+        recipe.threads,
+    )
+    bench = Bench.of(setup)
+    kept = bench.judge(bench.model, task.report)
+    save_kept(task.folder / ROWS, kept)
+    facts = _facts(bench.metric, kept, confidence)
+    return Made({"rows": Output(ROWS, "rows")}, _text(bench.metric, kept), facts)
+
+
+def _confidence(file: RecipeFile) -> float:
+    return USUAL_CONFIDENCE if file.recipe.gate is None else file.recipe.gate.confidence
 
 
 def _stage(file: RecipeFile, item: BuildItem) -> Stage:
     inputs: dict[str, Input] = {"engine": From(item.stage, "engine"), **metric_inputs(file)}
-    gate = file.recipe.gate
-    confidence = 0.95 if gate is None else gate.confidence
+    confidence = _confidence(file)
     settings = metric_settings(file) | {"confidence": confidence}
     work = partial(_evaluate, file, confidence)
     return Stage(stage_of(item), "evaluate", settings, inputs, work)

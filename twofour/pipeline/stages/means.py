@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,11 @@ class Means:
 
     Attributes:
         spread: workers of a cluster, see `cluster/tasks.py`; None for this machine.
+        document: the run so far, as run.json has it.
     """
 
     spread: Any = None
+    document: Callable[[], Mapping[str, Any]] = dict
 
     @property
     def spreading(self) -> dict[str, Any]:

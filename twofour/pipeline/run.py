@@ -1,0 +1,163 @@
+"""A whole run: the stages of a recipe in a folder, and the result of it on disk after each.
+
+file = read_recipe(Path("recipe.yaml"))
+finished = run(file, RunFolder(Path("runs/r20")), Options("twofour pipeline recipe.yaml"))
+finished.outcome.verdict, finished.is_open
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from twofour.core.outcome import Outcome
+from twofour.core.progress import Stage as Show
+from twofour.core.progress import unseen
+from twofour.core.writing import write_whole
+from twofour.pipeline import plan
+from twofour.pipeline.folder import GATE_MD, GATE_XML, RECIPE, REPORT, RUN, RunFolder
+from twofour.pipeline.identity import Identity, identity
+from twofour.pipeline.recipe_file import RecipeFile
+from twofour.pipeline.result import outcome_of, plain_outcome
+from twofour.pipeline.runner import Forecast, Ran, Runner
+from twofour.pipeline.stages import decide
+from twofour.pipeline.stages.means import Means
+from twofour.pipeline.surroundings import surroundings_of
+
+WritePage = Callable[[Mapping[str, Any], Path], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a recipe is run.
+
+    Attributes:
+        command: that started the run.
+        again: the kind of stage to begin at, whatever is there; "" for none.
+        show: opens the display of a stage.
+        spread: workers of a cluster; None for this machine.
+        write_page: writes the report; None for none.
+    """
+
+    command: str
+    again: str = ""
+    show: Show = unseen
+    spread: Any = None
+    write_page: WritePage | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of it.
+
+    Attributes:
+        outcome: as run.json has it.
+        ran: all stages, in order.
+        is_open: whether the gate lets the result go on; True without a gate.
+    """
+
+    outcome: Outcome
+    ran: Sequence[Ran]
+    is_open: bool
+
+
+def run(file: RecipeFile, folder: RunFolder, options: Options) -> Finished:
+    """Runs all stages, or reuses what is there.
+
+    Args:
+        file: the recipe.
+        folder: of the run; made if it is not there.
+        options: how.
+
+    Raises:
+        Error: a stage failed, or the folder cannot be used; run.json says how far it came.
+    """
+    with _importing(file.home), folder.held(options.command):
+        write_whole(folder.path / RECIPE, file.content)
+        record = _Record(file, folder, options)
+        stages = plan.stages_of(file, Means(options.spread, record.document))
+        plan.require_kind(options.again, stages)
+        runner = Runner(
+            folder, file.home, options.again, options.show, record.changed, plan.why_not
+        )
+        ran = runner.run(stages)
+        _copy_gate(folder, ran)
+        record.report()
+    gate = {each.stage.name: each.result for each in ran}.get(decide.NAME)
+    return Finished(record.outcome, ran, gate is None or bool(gate.facts["open"]))
+
+
+def forecast(file: RecipeFile, folder: RunFolder, again: str = "") -> list[Forecast]:
+    """What a run would do; nothing is written.
+
+    Raises:
+        InputError: something that the recipe names cannot be read, or it has no such stage.
+    """
+    folder.require_ours()
+    with _importing(file.home):
+        stages = plan.stages_of(file, Means())
+        plan.require_kind(again, stages)
+        return Runner(folder, file.home, again).forecast(stages)
+
+
+@dataclass
+class _Record:
+    """What stands in run.json."""
+
+    file: RecipeFile
+    folder: RunFolder
+    options: Options
+    ran: Sequence[Ran] = ()
+    recipe: Identity = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.recipe = identity(str(self.folder.path / RECIPE), self.file.home)
+        self.surroundings = surroundings_of(self.file, self.options.command)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of what has been done."""
+        return outcome_of(self.file, self.ran, self.surroundings, self.recipe)
+
+    def document(self) -> dict[str, Any]:
+        """Plain form of it."""
+        return plain_outcome(self.outcome)
+
+    def changed(self, ran: Sequence[Ran]) -> None:
+        """Writes it anew. Raises OSError."""
+        self.ran = ran
+        text = json.dumps(self.document(), indent=1, allow_nan=False)
+        write_whole(self.folder.path / RUN, text.encode())
+
+    def report(self) -> None:
+        """Writes the page for people."""
+        if self.options.write_page is not None:
+            with self.options.show("report"):
+                self.options.write_page(self.document(), self.folder.path / REPORT)
+
+
+def _copy_gate(folder: RunFolder, ran: Sequence[Ran]) -> None:
+    """What the gate says, where programs look for it; none of an earlier run is left."""
+    for name, place in (("xml", GATE_XML), ("markdown", GATE_MD)):
+        found = [each.result for each in ran if each.stage.name == decide.NAME and each.result]
+        if found:
+            source = folder.stages / found[0].folder / found[0].outputs[name].file
+            write_whole(folder.path / place, source.read_bytes())
+        else:
+            (folder.path / place).unlink(missing_ok=True)
+
+
+@contextmanager
+def _importing(home: Path) -> Iterator[None]:
+    """Modules beside the recipe are found first."""
+    sys.path.insert(0, str(home))
+    try:
+        yield
+    finally:
+        if str(home) in sys.path:
+            sys.path.remove(str(home))
