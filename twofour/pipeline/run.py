@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from twofour.core.errors import Error
 from twofour.core.outcome import Outcome
 from twofour.core.progress import Stage as Show
 from twofour.core.progress import unseen
@@ -24,7 +25,8 @@ from twofour.pipeline.folder import GATE_MD, GATE_XML, RECIPE, REPORT, RUN, RunF
 from twofour.pipeline.identity import Identity, identity
 from twofour.pipeline.recipe_file import RecipeFile
 from twofour.pipeline.result import outcome_of, plain_outcome
-from twofour.pipeline.runner import Forecast, Ran, Runner
+from twofour.pipeline.runner import DONE, FAILED, Forecast, Ran, Runner
+from twofour.pipeline.stage import Made, Stage
 from twofour.pipeline.stages import decide
 from twofour.pipeline.stages.means import Means
 from twofour.pipeline.surroundings import surroundings_of
@@ -88,6 +90,7 @@ def run(file: RecipeFile, folder: RunFolder, options: Options) -> Finished:
         ran = runner.run(stages)
         _copy_gate(folder, ran)
         record.report()
+        ran = list(record.ran)
     gate = {each.stage.name: each.result for each in ran}.get(decide.NAME)
     return Finished(record.outcome, ran, gate is None or bool(gate.facts["open"]))
 
@@ -135,10 +138,22 @@ class _Record:
         write_whole(self.folder.path / RUN, text.encode())
 
     def report(self) -> None:
-        """Writes the page for people."""
-        if self.options.write_page is not None:
+        """Writes the page for people: the last stage, which is never reused.
+
+        Raises:
+            Error, OSError: it cannot be written; run.json says so.
+        """
+        write_page, before = self.options.write_page, self.ran
+        if write_page is None:
+            return
+        stage = Stage("report", "report", {}, {}, lambda task: Made({}, ""))
+        self.changed([*before, Ran(stage, DONE, REPORT)])
+        try:
             with self.options.show("report"):
-                self.options.write_page(self.document(), self.folder.path / REPORT)
+                write_page(self.document(), self.folder.path / REPORT)
+        except (Error, OSError) as e:
+            self.changed([*before, Ran(stage, FAILED, str(e).splitlines()[0])])
+            raise
 
 
 def _copy_gate(folder: RunFolder, ran: Sequence[Ran]) -> None:
