@@ -22,7 +22,6 @@ from twofour.cli import (
     pipeline,
     prune,
     quantize,
-    report,
     run,
     search,
     sensitivity,
@@ -56,7 +55,6 @@ for function in (
     bench.bench,
     compare.compare,
     pipeline.pipeline,
-    report.report,
     serve.serve,
     export_triton.export_triton,
 ):

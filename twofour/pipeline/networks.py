@@ -11,6 +11,7 @@ Where the recipe does not prune, what it makes of the dense network is the candi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofour.pipeline.recipe import Quantize, Recipe
@@ -55,6 +56,12 @@ def networks_of(recipe: Recipe) -> tuple[Network, ...]:
         asked = "build.cells: gate"
         cells = [Network(each.weights, each.precision, None, why_not=asked) for each in cells]
     return (baseline, *cells, last)
+
+
+def in_table(networks: Sequence[Network]) -> list[Network]:
+    """In the order of the table: dense first, float32 before PTQ before QAT."""
+    order = (FLOAT32, PTQ, QAT)
+    return sorted(networks, key=lambda n: (n.weights != DENSE, order.index(n.precision)))
 
 
 def quantize_of(recipe: Recipe) -> Quantize | None:

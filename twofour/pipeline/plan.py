@@ -10,6 +10,7 @@ from twofour.pipeline.stage import KINDS, Result, Stage
 from twofour.pipeline.stages import decide
 from twofour.pipeline.stages.benchmark import benchmark_stage
 from twofour.pipeline.stages.build import build_stages
+from twofour.pipeline.stages.choose import choose_stage
 from twofour.pipeline.stages.decide import gate_stage
 from twofour.pipeline.stages.evaluate import evaluate_stages
 from twofour.pipeline.stages.layers import layers_stage
@@ -29,6 +30,7 @@ def stages_of(file: RecipeFile, means: Means) -> tuple[Stage, ...]:
         if file.recipe.sparsify is not None and not file.recipe.layers:
             stages.append(sparsify_stage(file))
     stages.append(shapes_stage(file))
+    stages += [choose_stage(file)] if file.recipe.layers else []
     stages += quantize_stages(file, means)
     stages += build_stages(file, means)
     stages += evaluate_stages(file)

@@ -25,7 +25,7 @@ from twofour.core.outcome import Task as Judged
 from twofour.core.records import from_plain, to_plain
 from twofour.pipeline.folder import RECIPE
 from twofour.pipeline.identity import Identity
-from twofour.pipeline.networks import Network, networks_of
+from twofour.pipeline.networks import Network, in_table, networks_of
 from twofour.pipeline.recipe_file import RecipeFile
 from twofour.pipeline.runner import Ran
 from twofour.pipeline.stage import Given, Result
@@ -56,7 +56,7 @@ def outcome_of(
         str(gate.get("verdict", "")),
         tuple(from_plain(Check, each) for each in gate.get("checks", ())),
         _task(file, facts),
-        tuple(_cell(file, network, facts) for network in networks_of(file.recipe)),
+        tuple(_cell(file, network, facts) for network in in_table(networks_of(file.recipe))),
         tuple(_points(file, facts)),
         tuple(from_plain(LayerRow, each) for each in shown.get("layers", ())),
         tuple(from_plain(Edge, each) for each in shown.get("edges", ())),

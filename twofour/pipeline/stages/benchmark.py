@@ -18,6 +18,8 @@ import numpy as np
 
 from twofour.bench import peers
 from twofour.bench.declared import random_feeds
+from twofour.bench.energy import Unavailable, measure
+from twofour.bench.memory import peak_memory
 from twofour.bench.timing import Contestant, Feeds, Schedule, race
 from twofour.bench.versus import ours
 from twofour.core.data import as_data
@@ -29,6 +31,7 @@ from twofour.core.writing import write_whole
 from twofour.engine import Engine, Plan
 from twofour.evaluate.feeding import engine_forms
 from twofour.pipeline.networks import BASELINE, CANDIDATE
+from twofour.pipeline.recipe import Benchmark
 from twofour.pipeline.recipe_file import RecipeFile
 from twofour.pipeline.stage import From, Input, Made, Output, Source, Stage, Task
 from twofour.pipeline.stages.build import BuildItem, build_items
@@ -41,6 +44,7 @@ MORE_DUELS = 3
 """That are held where the gate cannot tell, each time."""
 _ROUNDS = "rounds.json"
 _LEAST_S = 0.2
+_ENERGY_S = 1.0
 _PEER = "peer "
 
 
@@ -118,11 +122,16 @@ def _benchmark(file: RecipeFile, task: Task) -> Made:
     entrants = Entrants.of(file, task.inputs)
     found = entrants.race(DUELS, recipe.benchmark.duration, task.report)
     write_whole(task.folder / _ROUNDS, json.dumps([vars(each) for each in found]).encode())
-    facts = {each.name: _facts(file, each) for each in found}
+    used = consumed(entrants, recipe.benchmark, task.report)
+    facts = {
+        "contestants": {each.name: _facts(file, each) for each in found},
+        "memory": used.memory_bytes,
+        "joules": used.joules,
+    }
     fastest = min(found, key=lambda each: each.median_us)
     text = f"{len(found)} contestants; fastest {fastest.name} {fastest.median_us:.4g} us"
     outputs = {"rounds": Output(_ROUNDS, "times")}
-    return Made(outputs, text, {"contestants": facts}, entrants.notes)
+    return Made(outputs, text, facts, (*entrants.notes, *used.notes))
 
 
 def _facts(file: RecipeFile, rounds: Rounds) -> dict[str, Any]:
@@ -209,6 +218,41 @@ class Entrants:
         for name, (peer, path) in self.models.items():
             made = peers.prepare(peer, path, self.feeds, self.threads)
             yield Contestant(name, made.version, made.setting, made.call, made.outputs)
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """What engines take beside time.
+
+    Attributes:
+        memory_bytes: name -> peak resident memory of a process that runs it.
+        joules: name -> of one run.
+        notes: what could not be measured, and why.
+    """
+
+    memory_bytes: dict[str, int]
+    joules: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+def consumed(entrants: Entrants, settings: Benchmark, report: Report) -> Consumed:
+    """Measures each engine by itself."""
+    memory_bytes: dict[str, int] = {}
+    joules: dict[str, float] = {}
+    notes: list[str] = []
+    for number, (name, path) in enumerate(entrants.engines.items()):
+        if settings.memory:
+            report(number, len(entrants.engines), f"memory of {name}")
+            found = peak_memory(path, entrants.feeds, entrants.threads)
+            memory_bytes[name] = found.peak_bytes
+        if settings.energy and not notes:
+            with Session(Engine.load(path), entrants.threads) as session:
+                used = measure(partial(session.run, dict(entrants.feeds)), _ENERGY_S)
+            if isinstance(used, Unavailable):
+                notes.append(f"energy is {used}")
+            else:
+                joules[name] = used.joules
+    return Consumed(memory_bytes, joules, tuple(notes))
 
 
 def _feeds(plan: Plan, data: str | None, seed: int) -> Feeds:

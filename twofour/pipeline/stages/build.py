@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twofour.compiler.build import BuildOptions, compile_model
+from twofour.core.scan import Item, arrivals
 from twofour.core.target import Target, detect_host, host_target
+from twofour.core.writing import write_whole
 from twofour.engine import Engine
 from twofour.pipeline.networks import BASELINE, CANDIDATE, Network, networks_of
 from twofour.pipeline.quantities import bytes_of, size_text
@@ -18,6 +21,7 @@ from twofour.pipeline.recipe_file import RecipeFile
 from twofour.pipeline.stage import From, Input, Made, Output, Stage, Task
 from twofour.pipeline.stages.means import Means
 from twofour.pipeline.stages.shapes import SHAPES, read_shapes
+from twofour.search.apply import with_choices
 
 TIMES = "times.json"
 
@@ -106,9 +110,36 @@ def _build(
         target=target_of(item.target),
         race=settings["race"],
     )
-    engine = compile_model(model, options, task.report)
+    if settings["layers"]:
+        options = with_choices(settings["layers"], options)
+    engine = _compiled(model, options, item, means, task)
     engine.save(task.folder / item.file)
     return made_of(engine, item)
+
+
+def _compiled(
+    model: Path, options: BuildOptions, item: BuildItem, means: Means, task: Task
+) -> Engine:
+    """Here, or on a machine of the cluster that can run the target."""
+    if means.spread is None:
+        return compile_model(model, options, task.report)
+    away = replace(options, timing_cache=None)
+    work = Item(item.name, item.name, model, options.target)
+    for _, content in arrivals([work], partial(_start, away), means.spread, task.report):
+        path = task.scratch / item.file
+        write_whole(path, content)
+        return Engine.load(path)
+    raise AssertionError("a scan of one item has one result")
+
+
+def _start(options: BuildOptions) -> Callable[[Path], bytes]:
+    """The function of a scan: the bytes of an engine."""
+    return partial(_bytes, options)
+
+
+def _bytes(options: BuildOptions, model: Path) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_model(model, options).save(Path(folder) / "engine").read_bytes()
 
 
 def made_of(engine: Engine, item: BuildItem) -> Made:

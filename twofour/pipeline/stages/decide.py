@@ -14,7 +14,16 @@ from twofour.core.target import detect_host
 from twofour.core.version import __version__
 from twofour.core.writing import write_whole
 from twofour.evaluate.metrics import find_metric
-from twofour.pipeline.gate import Limits, Looks, Measured, Paired, decide, is_open, verdict_of
+from twofour.pipeline.gate import (
+    SPEED,
+    Limits,
+    Looks,
+    Measured,
+    Paired,
+    decide,
+    is_open,
+    verdict_of,
+)
 from twofour.pipeline.gate_files import MARKDOWN, XML, Heading, write_gate
 from twofour.pipeline.networks import BASELINE, CANDIDATE
 from twofour.pipeline.quantities import bytes_of
@@ -116,7 +125,7 @@ class _Evidence:
 
     def measure(self, look: int, names: tuple[str, ...]) -> Measured:
         """All so far; from the second look on with more races."""
-        if look:
+        if look and SPEED in names:
             entrants = Entrants.of(self.file, self.task.inputs, self.names)
             duration = self.file.recipe.benchmark.duration
             more = entrants.race(benchmark.MORE_DUELS, duration, self.task.report)

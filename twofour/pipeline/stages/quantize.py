@@ -25,7 +25,6 @@ from twofour.onnx_tools.agreement import agreement
 from twofour.onnx_tools.eligible import count_integer
 from twofour.onnx_tools.inspect import patterns_of, require_patterns
 from twofour.onnx_tools.load import load_model, save_model
-from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.quality import tensor_quality
 from twofour.onnx_tools.quantize import Quantized, quantize_with_report
 from twofour.pipeline.networks import float_models, networks_of, quantize_of
@@ -34,6 +33,7 @@ from twofour.pipeline.recipe_file import RecipeFile
 from twofour.pipeline.stage import Input, Made, Output, Source, Stage, Task
 from twofour.pipeline.stages.means import Means, parts_of
 from twofour.pipeline.stages.metric import metric_inputs, metric_settings
+from twofour.pipeline.stages.options import options_of
 
 MODEL, CALIBRATION = "int8.onnx", "calibration.json"
 
@@ -41,7 +41,7 @@ MODEL, CALIBRATION = "int8.onnx", "calibration.json"
 def quantize_stages(file: RecipeFile, means: Means) -> list[Stage]:
     """One for each float network that is quantized after training."""
     settings, calibrate = quantize_of(file.recipe), file.recipe.data.calibrate
-    if settings is None or calibrate is None or file.recipe.layers:
+    if settings is None or calibrate is None:
         return []
     wanted = {cell.model.stage: cell for cell in networks_of(file.recipe) if cell.model}
     stages = []
@@ -62,18 +62,6 @@ def quantize_stages(file: RecipeFile, means: Means) -> list[Stage]:
         work = partial(_quantize, file, how, means)
         stages.append(Stage(name, "quantize", plain, inputs, work))
     return stages
-
-
-def options_of(settings: Quantize) -> QuantizeOptions:
-    """The settings as `quantize` takes them."""
-    return QuantizeOptions(
-        settings.method,
-        settings.activation,
-        include=settings.include,
-        exclude=settings.exclude,
-        recipe=settings.recipe,
-        samples=settings.samples,
-    )
 
 
 def _quantize(file: RecipeFile, settings: Quantize, means: Means, task: Task) -> Made:
