@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from twofour.core.errors import InputError
 from twofour.pipeline.faults import FUNCTION, NAME, fault_of, refusal
+from twofour.pipeline.own_module import with_own_module
 from twofour.pipeline.yaml_lines import Document
 
 _SIZE = r"^\d+[kMG]?$"
@@ -351,7 +352,7 @@ def recipe_of(document: Document) -> Recipe:
         got = f"{document.name}:1: expected fields such as name and model, got {document.plain!r}"
         raise InputError(f"{document.name} is no recipe", [got], "see docs/pipeline.md")
     try:
-        return Recipe.model_validate(document.plain)
+        return Recipe.model_validate(with_own_module(document.plain))
     except ValidationError as e:
         faults = [fault_of(document, each, Recipe) for each in e.errors(include_url=False)]
     raise refusal(document, faults)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from twofour.core.errors import Error, UnsupportedError
+from twofour.core.machine import usable_cores
 from twofour.core.progress import Report, silent
 from twofour.pipeline.jobs import MARK, Job, JobResult, error_of
 
@@ -29,6 +30,7 @@ def run_job(job: Job, folder: Path, report: Report = silent) -> JobResult:
     """Does a training job in processes of its own.
 
     `job.scratch` gets the job's file and its log, which later runs of the same job are added to.
+    The processes share the cores, unless OMP_NUM_THREADS says how many threads each is to have.
 
     Args:
         job: what is to be done; `settings.processes` of them do it.
@@ -46,7 +48,9 @@ def run_job(job: Job, folder: Path, report: Report = silent) -> JobResult:
     job.write(scratch / JOB)
     log = scratch / LOG
     processes = int(job.settings.get("processes", 1))
-    with log.open("ab") as file, _worker(_command(job, processes), folder, file) as worker:
+    threads = max(1, usable_cores() // processes)
+    command = _command(job, processes)
+    with log.open("ab") as file, _worker(command, folder, threads, file) as worker:
         told = _follow(worker, file, report)
         code = worker.wait()
     if told is not None:
@@ -66,13 +70,16 @@ def _command(job: Job, processes: int) -> list[str]:
 
 
 @contextmanager
-def _worker(command: list[str], folder: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _worker(
+    command: list[str], folder: Path, threads: int, log: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
     """The process, in a session of its own; gone when this ends."""
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    changed = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+        env={"OMP_NUM_THREADS": str(threads), **os.environ, **changed},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

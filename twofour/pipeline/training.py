@@ -45,7 +45,7 @@ def run(job: Job, report: Any) -> JobResult | None:
     Raises:
         Error: of the stage.
     """
-    with joined(job.threads) as rank:
+    with joined() as rank:
         task = _task(job, report)
         done = _done(job, task)
     if rank:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 
 # Between two steps of training others may load data, or trace a model.
@@ -15,17 +14,13 @@ _PATIENCE = timedelta(minutes=30)
 
 
 @contextmanager
-def joined(threads: int) -> Iterator[int]:
+def joined() -> Iterator[int]:
     """Joins the job that torchrun's environment names; without one there is nothing to join.
-
-    Args:
-        threads: of PyTorch in this process.
 
     Yields:
         The rank of this process, 0 for the first or only one.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    torch.set_num_threads(threads)
     if processes == 1:
         yield 0
         return
