@@ -152,6 +152,7 @@ def test_a_killed_node_loses_no_item(cluster: Cluster, spread: RayTasks, tmp_pat
     with work.in_thread(kill):
         results = {item.name: result for item, result in found}
     assert results == {f"item {k}": k * k for k in range(6)}
+    wait(lambda: third.node_id not in nodes.cpus_by_node(), 60)  # for the tests that follow
     assert len(killed) == 1
     first, second = begun(f"{killed[0].split()[0]} ")
     assert first == killed[0]

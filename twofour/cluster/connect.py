@@ -16,12 +16,13 @@ REACH_S = 5.0
 _HOST_PORT = re.compile(r"(.+):(\d{1,5})")
 
 
-def connect(address: str = "") -> None:
+def connect(address: str = "", shows_logs: bool = False) -> None:
     """Makes this process a driver of a cluster.
 
     Args:
         address: "auto", the one of this machine; "host:port", that of its head; "": one is started
             on this machine, and ends with this process's connection.
+        shows_logs: what workers of a cluster that is started here print comes out here.
 
     Raises:
         InputError: there is none, or it runs other versions of Ray or Python.
@@ -33,7 +34,10 @@ def connect(address: str = "") -> None:
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
         ray.init(
-            "local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
+            "local",
+            include_dashboard=False,
+            log_to_driver=shows_logs,
+            logging_level=logging.WARNING,
         )
     except (OSError, ValueError, RuntimeError, RayError) as e:
         if "ersion mismatch" in str(e):

@@ -21,7 +21,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from glob import escape
 from typing import Any
 
@@ -29,11 +29,10 @@ import torch
 from torch import nn
 
 from twofour.core.errors import InputError
-from twofour.core.machine import usable_cores
 from twofour.core.patterns import Pattern
 from twofour.core.processes import pickled
 from twofour.core.progress import Report, silent
-from twofour.core.scan import Cache, Item, Result, Work, key_of, scan
+from twofour.core.scan import Cache, Item, Processes, Result, Spread, Work, key_of, scan
 from twofour.core.sensitivity import JUDGED, Left, Sensitivity, case_of, judged
 from twofour.train.calibration import Batches, Forward, Loss
 from twofour.train.layers import find_weights
@@ -60,6 +59,8 @@ class ScanOptions:
         jobs: processes, each with a copy of the model; the score is then a function of a module.
         cache: file that keeps results, and that a later scan goes on from.
         key: with a cache, what the score depends on beside the model, in words: data, its number.
+        spread: workers, instead of `jobs` processes: those of a cluster (`cluster.tasks`). The
+            score is then a function of a module that is on every machine.
     """
 
     criterion: str = "magnitude"
@@ -74,6 +75,7 @@ class ScanOptions:
     jobs: int = 1
     cache: str | os.PathLike[str] | None = None
     key: str = ""
+    spread: Spread | None = None
 
 
 def sensitivity(
@@ -118,7 +120,8 @@ def sensitivity(
         )
         for weight, p in tries
     ]
-    results = scan(items, bench.start(), cache, asked.jobs, report)
+    spread = asked.spread or Processes(asked.jobs)
+    results = scan(items, bench.start(spread), cache, report=report, spread=spread)
     cases = tuple(
         case_of((weight.name, weight.name, weight.parameter.numel()), p, result)
         for (weight, p), result in zip(tries, results, strict=True)
@@ -136,12 +139,13 @@ class _Bench:
     score: Score
     options: ScanOptions
 
-    def start(self) -> Callable[[], Work]:
+    def start(self, spread: Spread) -> Callable[[], Work]:
         """For `scan`: this model in this process, a copy in another one."""
-        if self.options.jobs == 1:
+        if self.options.spread is None and spread.jobs == 1:
             return lambda: self.work
         # As bytes: torch would share the memory of the weights, which each process prunes.
-        return functools.partial(_start, pickled(self))
+        sent = replace(self, options=replace(self.options, spread=None))
+        return functools.partial(_start, pickled(sent), spread.threads)
 
     def work(self, argument: tuple[str, str, float]) -> Result:
         """Prunes one weight, scores, and puts everything back."""
@@ -167,9 +171,9 @@ class _Bench:
             return float(self.score(self.model))
 
 
-def _start(sent: bytes) -> Work:
+def _start(sent: bytes, threads: int) -> Work:
     bench: _Bench = pickle.loads(sent)
-    torch.set_num_threads(max(1, usable_cores() // bench.options.jobs))
+    torch.set_num_threads(threads)
     return bench.work
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import pickle
 import signal
 import sys
@@ -31,8 +30,8 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
 
+from twofour.cluster.connect import connect
 from twofour.core.errors import InputError
 from twofour.core.version import __version__
 from twofour.serve.app import ServeOptions
@@ -92,7 +91,7 @@ def deploy(options: ServeOptions, address: str = "") -> None:
         options = replace(options, repository=str(Path(options.repository).absolute()))
     logs = Logs(options.logs, sys.stderr)
     try:
-        connect(address)
+        connect(address, shows_logs=True)
         follow(options, http)
     finally:
         if not address and ray.is_initialized():
@@ -115,23 +114,6 @@ def follow(options: ServeOptions, http: dict[str, Any]) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     log.info("HTTP at %s:%d of every node", http["host"], http["port"])
     deployed.run(stop)
-
-
-def connect(address: str) -> None:
-    """Makes this process a driver of a cluster.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        if address:
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
-            return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-        ray.init("local", include_dashboard=False, logging_level=logging.WARNING)
-    except (ConnectionError, RayError) as e:
-        fix = "start it: ray start --head; or leave --ray-address out to start one here"
-        raise InputError(f"there is no Ray cluster at {address!r}", [str(e)], fix) from e
 
 
 def http_options(options: ServeOptions) -> dict[str, Any]:
