@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.cli.structure import GOLDEN, merged, structure
 from tests.sample_models import conv_model
+from twofour.bench.energy import RaplDomain, processor_counters
 from twofour.bench.regression import RUNS
 from twofour.cli import app
 from twofour.core.target import detect_host
@@ -55,6 +59,42 @@ def test_what_is_told_of_each(built: Path) -> None:
         assert timing["min_us"] <= timing["median_us"] <= timing["p90_us"] <= timing["p99_us"]
         assert 0 < timing["cpu_us"]
         assert 0 < timing["per_second"] < 1e6 / timing["min_us"]
+
+
+def test_memory_and_energy(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine whose one package consumes 1 mJ between two looks at its counter."""
+    folder = tmp_path / "intel-rapl:0"
+    folder.mkdir()
+    for name, text in (("name", "package-0"), ("energy_uj", "7"), ("max_energy_range_uj", "99")):
+        (folder / name).write_text(text)
+    count = itertools.count(0, 1000)
+    monkeypatch.setattr(RaplDomain, "read_uj", lambda domain: next(count))
+    monkeypatch.setattr(
+        "twofour.bench.versus.processor_counters", lambda: processor_counters(tmp_path)
+    )
+    arguments = ("bench", built / "model.engine", "--vs", "onnxruntime", *SHORT)
+    found = json.loads(twofour(*arguments, "--json").stdout)
+    assert 10e6 < found["memory"]["before_bytes"] < found["memory"]["peak_bytes"] < 500e6
+    golden = json.loads((GOLDEN / "bench.json").read_text())
+    for key in ("memory", "energy"):
+        assert merged(golden[key], structure(found[key])) == golden[key]
+    rows = found["energy"]["contestants"]
+    assert [row["name"] for row in rows] == ["twofour", "ONNX Runtime"]
+    for row in rows:
+        assert row["joules"] * row["runs"] == pytest.approx(1e-3, rel=0.01)
+    text = twofour(*arguments).stdout
+    assert re.search(r"memory of a process that only runs the engine: [\d.]+ MB", text)
+    assert re.search(r"one call \(package-0, all that it consumes\): twofour [\d.]+ [mu]?J", text)
+
+
+def test_a_machine_without_counters_says_so(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "twofour.bench.versus.processor_counters", lambda: processor_counters(tmp_path)
+    )
+    found = twofour("bench", built / "model.engine", *SHORT)
+    assert "energy unavailable: this machine shows no energy counter" in found.stdout
 
 
 def test_another_file_beside_the_engine_is_not_its_model(built: Path, tmp_path: Path) -> None:

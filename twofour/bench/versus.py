@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from twofour.bench import peers
+from twofour.bench.energy import Energy, Unavailable, measure, processor_counters
 from twofour.bench.gauge import gauge
 from twofour.bench.timing import Array, Contestant, Feeds, Ratio, Schedule, Timing, race, ratio
 from twofour.core.version import __version__
@@ -28,6 +29,7 @@ class Match:
         program: `.pt2` file that PyTorch runs; None if there is none.
         threads: for everybody.
         callers: so many call at once, everybody.
+        energy_s: for how long after the race each one's energy is measured, if there are counters.
     """
 
     peers: tuple[str, ...]
@@ -35,6 +37,7 @@ class Match:
     program: Path | None
     threads: int
     callers: int = 1
+    energy_s: float = 0.0
 
     def source(self, peer: str) -> Path | None:
         """The file that a peer runs."""
@@ -86,12 +89,14 @@ class Outcome:
         differences: of ours from ONNX Runtime on the model, if there is one.
         gauge: how fast the machine was in each round.
         gauge_sha256: which loop that was.
+        energy: of each row, one caller's; None if it was not asked for.
     """
 
     rows: list[Result]
     differences: list[Difference]
     gauge: Timing
     gauge_sha256: str
+    energy: tuple[Energy, ...] | Unavailable | None = None
 
 
 def ours(
@@ -149,7 +154,20 @@ def versus(
         )
         for contestant, timing in zip(contestants, timings, strict=True)
     ]
-    return Outcome(rows, differences, gauged, fixed.sha256)
+    energy = _energy(contestants, match.energy_s) if match.energy_s else None
+    return Outcome(rows, differences, gauged, fixed.sha256, energy)
+
+
+def _energy(contestants: Sequence[Contestant], seconds: float) -> tuple[Energy, ...] | Unavailable:
+    """One after the other: a counter does not tell who consumes."""
+    counters = processor_counters()
+    found = []
+    for contestant in contestants:
+        energy = measure(contestant.call, seconds, counters=counters)
+        if isinstance(energy, Unavailable):
+            return energy
+        found.append(energy)
+    return tuple(found)
 
 
 def _against_reference(

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from twofour.cli.bench_report import (
     circumstances,
+    consumption,
     document_of,
+    memory_data,
     results,
     verdict_data,
     verdict_lines,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from twofour.engine import Engine, TensorInfo
 
 _LOAD_SLICE_S, _LOAD_ROUNDS = 0.1, 10
+_MOST_ENERGY_S = 1.0  # of each contestant, counters permitting
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,9 @@ def bench_engine(
     watch = Watch.begin()
     outcome = _measured(subject, subject.match, "measuring", out)
     document = document_of(subject.engine, subject.feeds, subject.match, outcome)
-    out.show(*results(outcome, document, out.width))
+    with out.stage("peak memory"):
+        document["memory"] = memory_data(subject.engine, subject.feeds, subject.match.threads)
+    out.show(*results(outcome, document, out.width), *consumption(document))
     for line in watch.end():
         out.note(f"note: {line}")
     judged = None
@@ -181,7 +186,8 @@ def _subject(source: Path, request: Request, wanted: Wanted, out: Output) -> _Su
     _note_other_source(engine, model, out)
     feeds = _feeds(inputs, wanted.arrays)
     threads = request.threads or engine.plan.threads
-    match = Match(request.peers, model, request.program, threads, request.callers)
+    energy_s = min(_MOST_ENERGY_S, request.duration_s)
+    match = Match(request.peers, model, request.program, threads, request.callers, energy_s)
     return _Subject(engine, feeds, match, schedule)
 
 
@@ -238,7 +244,7 @@ def _judged(
 
     def runs() -> Iterator[tuple[Rounds, Rounds]]:
         yield comparable_rounds(earlier, now)
-        alone = dataclasses.replace(subject.match, peers=(), model=None)
+        alone = dataclasses.replace(subject.match, peers=(), model=None, energy_s=0.0)
         while True:
             again = _measured(subject, alone, "measuring again, to be sure", out)
             repeated = document_of(subject.engine, subject.feeds, alone, again)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,65 @@ def document_of(
             "sha256": outcome.gauge_sha256,
             "round_medians_us": list(outcome.gauge.round_medians_us),
         },
+        "energy": _energy(outcome),
+        "memory": None,
         "baseline": None,
     }
+
+
+def _energy(outcome: Outcome) -> dict[str, Any] | None:
+    """Of each contestant, or why there is none."""
+    from twofour.bench.energy import Unavailable
+
+    if outcome.energy is None:
+        return None
+    if isinstance(outcome.energy, Unavailable):
+        return {"unavailable": str(outcome.energy), "contestants": []}
+    pairs = zip(outcome.rows, outcome.energy, strict=True)
+    rows = [{"name": row.name, **dataclasses.asdict(each)} for row, each in pairs]
+    return {"unavailable": "", "contestants": rows}
+
+
+def memory_data(engine: Engine, feeds: Mapping[str, NDArray[Any]], threads: int) -> dict[str, Any]:
+    """Peak memory of a process that loads and runs the engine, or why it is not known."""
+    from twofour.bench.memory import peak_memory
+    from twofour.core.errors import UnsupportedError
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = engine.save(Path(folder) / "measured.engine")
+        try:
+            found = peak_memory(path, feeds, threads)
+        except UnsupportedError as e:
+            return {"unavailable": " ".join(e.reasons), "peak_bytes": None, "before_bytes": None}
+    return {"unavailable": "", **dataclasses.asdict(found)}
+
+
+def consumption(document: Mapping[str, Any]) -> list[str]:
+    """Memory and energy in words."""
+    memory, energy = document["memory"], document["energy"]
+    lines = []
+    if memory and memory["unavailable"]:
+        lines.append(f"peak resident memory unavailable: {memory['unavailable']}")
+    elif memory:
+        peak, before = (memory[key] / 1e6 for key in ("peak_bytes", "before_bytes"))
+        lines.append(
+            f"peak resident memory of a process that only runs the engine: {peak:.1f} MB, "
+            f"{before:.1f} MB of it Python and the runtime"
+        )
+    if energy and energy["unavailable"]:
+        lines.append(f"energy {energy['unavailable']}")
+    elif energy:
+        rows = energy["contestants"]
+        each = ", ".join(f"{row['name']} {_joules(row['joules'])}" for row in rows)
+        lines.append(f"energy of one call ({rows[0]['source']}, all that it consumes): {each}")
+    return lines
+
+
+def _joules(joules: float) -> str:
+    for unit, scale in (("J", 1.0), ("mJ", 1e3)):
+        if joules * scale >= 1:
+            return f"{joules * scale:.3g} {unit}"
+    return f"{joules * 1e6:.3g} uJ"
 
 
 def circumstances(
