@@ -83,6 +83,10 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("explain/1", ("explain", "f32.engine", "--conversions")),
     ("explain.layer/1", ("explain", "int8.engine", "--layer", "conv")),
     ("explain.layer/1", ("explain", "sample.engine", "--layer", "layer1.0.conv1")),
+    (
+        "explain.sizes/1",
+        ("explain", "int8.engine", "--beside", "f32.engine", "--beside", "model.onnx"),
+    ),
     ("explain.trace/1", ("explain", "int8.engine", "--trace", "trace.json")),
     ("export-triton/1", ("export-triton", "f32.engine", "-o", "for-triton", "--force")),
     ("run/1", ("run", "int8.engine", "--input", "x=x.npy", "--output-dir", "out")),

@@ -13,6 +13,7 @@ import typer
 from twofour.cli import layers as views
 from twofour.cli.output import Json, Output, Quiet
 from twofour.cli.roofline import Measures, gap_table, measured, rates_data, summary
+from twofour.cli.sizes import show_sizes
 from twofour.cli.trace import write_trace
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ def explain(
         list[str] | None, typer.Option("--input", help="For --trace: NAME=FILE.npy, else random.")
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="For --trace: how many.")] = 5,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Bytes of the file and of each layer's weight.")
+    ] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="For --sizes: other engines or .onnx files of the same network."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -58,12 +66,16 @@ def explain(
     Example: twofour explain resnet20.engine --layer layer1.0.conv1
     Example: twofour explain resnet20.engine --sort gap
     Example: twofour explain resnet20.engine --trace resnet20.json --input x=x.npy
+    Example: twofour explain sparse.engine --beside dense.engine --beside float.onnx
     """
     from twofour.compiler import explain as explaining
     from twofour.compiler import summary as explained
     from twofour.engine import Engine
 
     out = Output(as_json, quiet)
+    if sizes or beside:
+        show_sizes([engine, *(beside or [])], out)
+        return
     loaded = Engine.load(engine)
     plan = loaded.plan
     if trace is not None:
