@@ -155,6 +155,12 @@ def test_an_error_of_ours_comes_as_it_is(plain, tmp_path):
         run_job(job(tmp_path, "export", code="plain", sparse=broken), ROOT)
 
 
+def test_without_pytorch_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'twofour\[train\]'"):
+        run_job(job(tmp_path, "load"), ROOT)
+
+
 def test_export_leaves_files_that_compute_the_same(plain, tmp_path):
     made = job(tmp_path, "export", None, {"calibrate": f"{CODE}:calibrate"}, "plain")
     inputs = {"dense": str(plain["teacher"]), "sparse": str(plain["start"])}

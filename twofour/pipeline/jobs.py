@@ -21,26 +21,26 @@ JOB.json holds the fields of `Job`:
      "output": FOLDER,           exists and is empty; thrown away unless the stage succeeds
      "scratch": FOLDER}          exists; outlives a killed stage: for a checkpoint to go on from
 
-What each stage reads and writes (`.pt`: `torch.save` of plain data and tensors, loaded with
-`weights_only=True`; a state dict holds the masks as the buffers `NAME.weight_mask`):
+What each stage reads and writes (safetensors; a model's file holds its masks as the buffers
+`NAME.weight_mask`, and in its header their patterns and hashes, see `train/states.py`):
 
     stage      inputs                                        writes into `output`
-    load       -                                             model.pt
-    sparsify   start: model.pt                               model.pt, masks.npz
-    finetune   start: model.pt; teacher: model.pt            model.pt  (masks of start held)
-    qat        start: model.pt; teacher: model.pt            model.pt  (with quantizers' scales)
+    load       -                                             model.safetensors
+    sparsify   start: a model                                model.safetensors, masks.safetensors
+    finetune   start: a model; teacher: a model              model.safetensors (masks of start held)
+    qat        start: a model; teacher: a model              the same, with quantizers' scales
     export     dense, sparse, qat, dense_qat: those there    NAME.onnx for each input
 
 `load` calls model.torch, and loads model.checkpoint into it where there is one. `teacher` is given
-where `settings.distil` is true: the dense model as it was loaded. `masks.npz` has one bool array
-for each pruned weight, by its name. A stage may write more files; only those in its result are kept
-track of. The settings are those of `recipe.py` (`Sparsify`, `Finetune`, `Qat`); of load and export
-there are none.
+where `settings.distil` is true: the dense model as it was loaded. `masks.safetensors` has one bool
+tensor for each pruned weight, by its name. A stage may write more files; only those in its result
+are kept track of. The settings are those of `recipe.py` (`Sparsify`, `Finetune`, `Qat`); of load
+and export there are none. PyTorch's threads are those of OMP_NUM_THREADS, else all cores.
 
 As the last of all the worker writes `output`/result.json, the fields of `JobResult`:
 
-    {"outputs": {"model": {"file": "model.pt", "kind": "checkpoint"},
-                 "masks": {"file": "masks.npz", "kind": "masks"}},   of export: "dense", "sparse"
+    {"outputs": {"model": {"file": "model.safetensors", "kind": "checkpoint"},
+                 "masks": {"file": "masks.safetensors", "kind": "masks"}},
      "text": "30 epochs, loss 0.21",                                 one line for the table
      "notes": ["..."],                                               what the user should know
      "documents": {}}                                                plain data for the report
@@ -81,7 +81,7 @@ class Job:
     Attributes:
         stage: one of `STAGES`.
         seed: of all that draws.
-        threads: of one process.
+        threads: of engines.
         model: the recipe's model, paths absolute.
         data: its sources of samples, paths absolute.
         settings: the recipe's section of the stage.

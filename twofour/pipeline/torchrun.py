@@ -6,6 +6,7 @@ this process, however it ends (`attachment.py`), so that none is left behind by 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -24,6 +25,8 @@ from twofour.pipeline.jobs import MARK, Job, JobResult, error_of
 JOB, LOG = "job.json", "log.txt"
 _WORKER = "twofour.pipeline.training"
 _PATIENCE_S = 5.0
+_ONE_HOST = {"GLOO_SOCKET_IFNAME": "lo"}
+"""Processes of one machine need no network, whatever its name resolves to."""
 
 
 def run_job(job: Job, folder: Path, report: Report = silent) -> JobResult:
@@ -42,8 +45,11 @@ def run_job(job: Job, folder: Path, report: Report = silent) -> JobResult:
 
     Raises:
         Error: what the worker told, with the place of its log.
-        UnsupportedError: the worker ended without a word.
+        UnsupportedError: the worker ended without a word, or PyTorch is not installed.
     """
+    if importlib.util.find_spec("torch") is None:
+        what = f"stage {job.stage} needs PyTorch, which is not installed"
+        raise UnsupportedError(what, fix="pip install 'twofour[train]', or begin with an ONNX file")
     scratch = Path(job.scratch)
     job.write(scratch / JOB)
     log = scratch / LOG
@@ -65,8 +71,8 @@ def _command(job: Job, processes: int) -> list[str]:
     worker = ["-m", _WORKER, job.stage, str(Path(job.scratch) / JOB)]
     if processes == 1:
         return [sys.executable, *worker]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [sys.executable, *torchrun, *worker]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    return [sys.executable, *torchrun, f"--nproc-per-node={processes}", *worker]
 
 
 @contextmanager
@@ -79,7 +85,7 @@ def _worker(
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env={"OMP_NUM_THREADS": str(threads), **os.environ, **changed},
+        env={"OMP_NUM_THREADS": str(threads), **_ONE_HOST, **os.environ, **changed},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
