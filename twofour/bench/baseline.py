@@ -104,10 +104,15 @@ def require_comparable(before: Baseline, now: Mapping[str, Any]) -> None:
     Raises:
         InputError: names all that differ.
     """
+    require_alike(before.conditions, now)
+
+
+def require_alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Likewise of conditions by the names of the document, as many as the baseline has."""
     differ = [
-        f"{words}: the baseline has {before.conditions[key]}, this run {now[key]}"
+        f"{words}: the baseline has {before[key]}, this run {now[key]}"
         for key, words in _ALIKE.items()
-        if before.conditions[key] != now[key]
+        if key in before and before[key] != now[key]
     ]
     if differ:
         raise InputError(
