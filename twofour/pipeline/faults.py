@@ -116,7 +116,7 @@ def _expected(error: Mapping[str, Any]) -> str:
         return _WORDS[kind]
     if kind in _LIMITS:
         words, name = _LIMITS[kind]
-        return words.format(context[name])
+        return words.format(f"{context[name]:g}")
     message = str(error["msg"])
     message = message.removeprefix("Input should be ").removeprefix("Value error, ")
     return message[:1].lower() + message[1:]

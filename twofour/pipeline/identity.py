@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import invalidate_caches
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def module_file(module: str, folder: Path) -> Path | None:
         module: its name, a.b.c.
         folder: where it is looked for first.
     """
+    invalidate_caches()  # the file may be younger than what Python remembers of its folder
     places: Sequence[str] | None = [str(folder), *sys.path]
     spec = None
     for part in module.split("."):

@@ -192,7 +192,9 @@ class Runner:
             places = {n: self._place(i, given[n]) for n, i in inputs}
             began = time.monotonic()
             with self.show(stage.name) as report:
-                made = stage.work(Task(places, facts, part, scratch, self.folder.cache, report))
+                hashes, cache = {n: each.sha256 for n, each in given.items()}, self.folder.cache
+                task = Task(places, hashes, facts, part, scratch, cache, report)
+                made = stage.work(task)
             result = _result(stage, key, given, made, part, time.monotonic() - began)
             self.folder.commit(part, name, result)
         finally:

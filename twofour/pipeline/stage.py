@@ -108,6 +108,7 @@ class Task:
 
     Attributes:
         inputs: name -> path, or module:function.
+        hashes: name of an input -> SHA-256 of it.
         facts: name of an input -> facts of the stage that wrote it.
         folder: empty; the stage writes here.
         scratch: outlives a stage that was ended early, for what it may go on from.
@@ -116,6 +117,7 @@ class Task:
     """
 
     inputs: Mapping[str, str]
+    hashes: Mapping[str, str]
     facts: Mapping[str, Mapping[str, Any]]
     folder: Path
     scratch: Path

@@ -15,10 +15,10 @@ from typing import Any
 
 from twofour.compiler.importer import standardized
 from twofour.compiler.prunable import Network as Model
-from twofour.compiler.prunable import digest
 from twofour.core.errors import GateError
 from twofour.core.machine import usable_cores
 from twofour.core.records import to_plain
+from twofour.core.scan import key_of
 from twofour.evaluate.budget import Budget, BudgetOptions, Mixed
 from twofour.evaluate.quality import Quality
 from twofour.onnx_tools.agreement import agreement
@@ -68,8 +68,8 @@ def _quantize(file: RecipeFile, settings: Quantize, means: Means, task: Task) ->
     source = standardized(load_model(Path(task.inputs["model"])))
     data = task.inputs["data"]
     budget = _budget(file, settings, means, task)
-    cache = task.cache / f"calibration-{digest(source)[:16]}.json"
     options = options_of(settings)
+    cache = task.cache / f"calibration-{_seen(settings, task)[:16]}.json"
     result = quantize_with_report(source, data, options, task.report, cache)
     mixed = None if budget is None else budget.choose(result, parts_of(task.report))
     _require_held(mixed)
@@ -85,6 +85,12 @@ def _quantize(file: RecipeFile, settings: Quantize, means: Means, task: Task) ->
     of = layers + len(document["float_layers"])
     text = f"{layers} of {of} layers int8, recipe {result.options.recipe}"
     return Made(outputs, text, {"document": document}, mixed.notes if mixed else ())
+
+
+def _seen(settings: Quantize, task: Task) -> str:
+    """The key of what calibration sees: another method of choosing ranges sees the same."""
+    given = (task.hashes["model"], task.hashes["data"], settings.recipe, settings.samples)
+    return key_of(*given, *settings.include, "but", *settings.exclude)
 
 
 def _budget(file: RecipeFile, settings: Quantize, means: Means, task: Task) -> Budget | None:
