@@ -74,7 +74,12 @@ HOMES = {
     "jinja2": ("twofour/report/page.py",),
     "matplotlib": ("twofour/report/plot.py",),
     "tokenizers": ("twofour/bench/suite/text.py",),
-    "yaml": ("twofour/serve/repository/config.py", "twofour/search/recipe.py", "twofour/pipeline/"),
+    "yaml": (
+        "twofour/serve/repository/config.py",
+        "twofour/search/recipe.py",
+        "twofour/pipeline/",
+        "twofour/registry/config_text.py",
+    ),
     "pydantic": ("twofour/serve/", "twofour/pipeline/recipe.py"),
     "uvloop": ("twofour/serve/", "twofour/bench/load/"),
     "httptools": ("twofour/serve/", "twofour/bench/load/"),

@@ -117,7 +117,16 @@ MAPS: dict[str, tuple[str, ...]] = {
     "bench/1": ("inputs",),
 }
 # These are tested where they are run: they take long, or need a server.
-ELSEWHERE = {"demo": "tests/demo", "bench.url": "tests/cli/test_bench_url.py"}
+ELSEWHERE = {
+    "demo": "tests/demo",
+    "bench.url": "tests/cli/test_bench_url.py",
+    "registry.diff": "tests/cli/test_registry.py",
+    "registry.keygen": "tests/cli/test_registry.py",
+    "registry.promote": "tests/cli/test_registry.py",
+    "registry.publish": "tests/cli/test_registry.py",
+    "registry.verify": "tests/cli/test_registry.py",
+    "registry.versions": "tests/cli/test_registry.py",
+}
 SILENT = {"serve"}  # has no document: its log is lines of JSON
 NAMES = tuple(dict.fromkeys(schema for schema, _ in CALLS))
 
@@ -212,7 +221,7 @@ def test_each_command_and_each_golden_file_is_compared() -> None:
     commands = {
         command.callback.__name__.replace("_", "-")  # type: ignore[union-attr]
         for command in app.registered_commands
-    }
+    } | {group.name for group in app.registered_groups}
     elsewhere = {name.partition(".")[0] for name in ELSEWHERE}
     assert commands == {arguments[0] for _, arguments in CALLS} | elsewhere | SILENT
     assert {path.stem for path in GOLDEN.iterdir()} == {

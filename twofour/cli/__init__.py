@@ -22,6 +22,7 @@ from twofour.cli import (
     pipeline,
     prune,
     quantize,
+    registry,
     run,
     search,
     sensitivity,
@@ -59,6 +60,7 @@ for function in (
     export_triton.export_triton,
 ):
     app.command()(command(function))
+app.add_typer(registry.app, name="registry")
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,6 +15,7 @@ from twofour.cli.options import parse_size, require_packages
 _CACHE = Path("~/.cache/twofour/serve")
 if TYPE_CHECKING:
     from twofour.serve.app import ServeOptions
+    from twofour.serve.repository.manifest import Trust
 
 Listener = Callable[[Any], None]
 Port = Annotated[int, typer.Option(min=-1, max=65535, help="0: a free one; -1: none.")]
@@ -64,6 +65,10 @@ def serve(
         str | None, typer.Option(help="Of all models, as 2G; the least used make room.")
     ] = None,
     cache: Annotated[Path, typer.Option(help="For fetched files and built engines.")] = _CACHE,
+    trusted_keys: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of public keys: only versions signed by one are loaded."),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file: speak TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
     tls_client_ca: Annotated[
@@ -108,6 +113,7 @@ def serve(
     Example: twofour serve models
     Example: twofour serve s3://bucket/models --host 0.0.0.0 --control poll --log json
     Example: twofour serve models --control explicit --load resnet20
+    Example: twofour serve models --trusted-keys publish.pub --control poll
     Example: twofour serve s3://bucket/models --ray --ray-address auto --control poll
     """
     from twofour.core.errors import InputError
@@ -137,11 +143,22 @@ def serve(
             listeners,
             drain_delay,
             drain,
+            _trusted(trusted_keys),
         )
         if ray:
             _on_ray(options, ray_address)
         else:
             app.serve(options)
+
+
+def _trusted(path: Path | None) -> Trust | None:
+    """Whose signatures are believed; None: no key is required."""
+    if path is None:
+        return None
+    require_packages("--trusted-keys", ("cryptography",), "registry")
+    from twofour.serve.repository.signatures import read_trusted_keys
+
+    return read_trusted_keys(path)
 
 
 def _on_ray(options: ServeOptions, address: str) -> None:

@@ -34,6 +34,7 @@ from twofour.serve.metrics import Metrics
 from twofour.serve.models.fleet import Fleet, FleetOptions
 from twofour.serve.page import HEADERS, assets
 from twofour.serve.readings import Finished, ServerReading
+from twofour.serve.repository.manifest import Trust
 from twofour.serve.repository.rebuild import Builds
 from twofour.serve.repository.store import Store
 from twofour.serve.service import Service
@@ -89,6 +90,7 @@ class ServeOptions:
         listeners: are told of every request that got its answer or its error.
         drain_delay_s: after SIGTERM requests are taken for so long.
         drain_s: then those that came have so long.
+        trust: versions are loaded only if their signature is believed; None: any.
     """
 
     repository: str
@@ -103,6 +105,7 @@ class ServeOptions:
     listeners: tuple[Callable[[Finished], None], ...] = ()
     drain_delay_s: float = 0.0
     drain_s: float = 30.0
+    trust: Trust | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ async def running(options: ServeOptions) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
         logs = Logs(options.logs, sys.stderr)
         stack.callback(logs.close)
-        library = Library(Store(options.repository, options.cache), Builds(options.cache))
+        store = Store(options.repository, options.cache, trust=options.trust)
+        library = Library(store, Builds(options.cache))
         fleet = Fleet(library, options.fleet)
         stack.callback(library.close)
         stack.push_async_callback(_close, fleet)

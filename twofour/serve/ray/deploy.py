@@ -149,7 +149,7 @@ class Deployed:
             InputError: the repository or a token file cannot be used.
         """
         self.options = options
-        self.store = Store(options.repository, options.cache)
+        self.store = Store(options.repository, options.cache, trust=options.trust)
         self.auth = auth_of(options)
         self.now = Wanted()
         self.needed: list[str] = []

@@ -72,7 +72,8 @@ class Replica:
         sys.setswitchinterval(SWITCH_S)
         options = self.options
         self.logs = Logs(options.logs, sys.stderr)
-        self.library = Library(Store(options.repository, options.cache), Builds(options.cache))
+        store = Store(options.repository, options.cache, trust=options.trust)
+        self.library = Library(store, Builds(options.cache))
         self.fleet = Fleet(OneModel(self.library, self.model), options.fleet)
         service = Service(self.fleet, options.name)
         service.listeners.append(self.logs.request)

@@ -3,6 +3,7 @@
     REPOSITORY/MODEL/config.yaml         optional, see config.py
     REPOSITORY/MODEL/VERSION/*.engine    one or several, for several kinds of machine
     REPOSITORY/MODEL/VERSION/*.onnx      what they were made of, its external data beside it
+    REPOSITORY/MODEL/VERSION/manifest.json, manifest.sig    of a published one, see manifest.py
 
 A `Folder` is names, sizes and tags, from wherever it came; what is made of it is decided here, for
 folders and object stores alike. One bad name hides nothing else: it is kept with its reason.
@@ -22,6 +23,10 @@ from twofour.serve.repository.config import ModelConfig
 CONFIG = "config.yaml"
 ENGINE = ".engine"
 ONNX = ".onnx"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+CLAIM = ".publishing"
+"""Written first into the folder of a version that is published where nothing can be renamed: while
+there is no manifest beside it, the version is not whole."""
 
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGITS = re.compile(r"[0-9]+")
@@ -105,8 +110,9 @@ class VersionEntry:
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
-        """Names of all its other files: what an engine is built of."""
-        return tuple(file.name for file in self.files if not file.name.endswith(ENGINE))
+        """Names of what an engine is built of: all its other files but the manifest."""
+        others = (file.name for file in self.files if not file.name.endswith(ENGINE))
+        return tuple(name for name in others if name not in (MANIFEST, SIGNATURE))
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from twofour.core.errors import InputError
-from twofour.serve.repository.layout import File, Folder, is_hidden
+from twofour.serve.repository.layout import CLAIM, MANIFEST, File, Folder, is_hidden
 
 _DEPTH = 3  # files of a version: MODEL/VERSION/FILE
+_PART_BYTES = 8 << 20
 
 
 def list_folder(root: Path) -> Folder:
@@ -29,6 +31,33 @@ def list_folder(root: Path) -> Folder:
     except OSError as e:
         fix = "name an existing folder that this user may read"
         raise InputError(f"the repository {root} cannot be read", [_text(e)], fix) from e
+
+
+def parts(root: Path, place: str, size_bytes: int) -> Iterator[bytes]:
+    """A file's content, some megabytes at a time.
+
+    Args:
+        root: the repository.
+        place: of the file below it.
+        size_bytes: as it was listed.
+
+    Raises:
+        InputError: it cannot be read, or has another size.
+    """
+    left = size_bytes
+    try:
+        with (root / place).open("rb") as file:
+            while part := file.read(_PART_BYTES):
+                left -= len(part)
+                if left < 0:
+                    break
+                yield part
+    except OSError as e:
+        fix = "make it readable for this user"
+        raise InputError(f"{root / place} cannot be read", [_text(e)], fix) from e
+    if left:
+        got = f"expected {size_bytes} bytes, got {'more' if left < 0 else 'fewer'}"
+        raise InputError(f"{root / place} changed while it was read", [got], "try again")
 
 
 def _contents(top: str, folder: str, depth: int) -> Folder:
@@ -51,7 +80,9 @@ def _contents(top: str, folder: str, depth: int) -> Folder:
                 continue
             if stat.S_ISDIR(info.st_mode):
                 if depth < _DEPTH:
-                    found.folders[entry.name] = _inner(top, entry.path, depth + 1)
+                    inner = _inner(top, entry.path, depth + 1)
+                    if depth < _DEPTH - 1 or not _is_unfinished(entry.path, inner):
+                        found.folders[entry.name] = inner
             elif depth > 1:
                 found.files[entry.name] = _file(entry, info)
     return found
@@ -77,6 +108,13 @@ def _inner(top: str, path: str, depth: int) -> Folder | str:
         return _contents(top, path, depth)
     except OSError as e:
         return _text(e)
+
+
+def _is_unfinished(path: str, inner: Folder | str) -> bool:
+    """Whether a version is a copy, not whole yet, of one that was published in an object store."""
+    if isinstance(inner, str) or MANIFEST in inner.files:
+        return False
+    return os.path.lexists(os.path.join(path, CLAIM))
 
 
 def _file(entry: os.DirEntry[str], info: os.stat_result) -> File | str:

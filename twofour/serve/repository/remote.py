@@ -15,7 +15,7 @@ import fsspec
 
 from twofour.core.errors import InputError
 from twofour.serve.repository.errors import PassingError
-from twofour.serve.repository.layout import File, Folder, is_hidden
+from twofour.serve.repository.layout import CLAIM, MANIFEST, File, Folder, is_hidden
 
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "ukey")
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "created", "updated")
@@ -45,17 +45,33 @@ class Remote:
     def list_all(self) -> Folder:
         """What is in the repository, down to the files of its versions.
 
+        A version that is still being published is not there.
+
         Raises:
             PassingError: it cannot be read.
         """
         with self._reading(self.shown):
             found: Mapping[str, Mapping[str, Any]] = self._system.find(self._root, detail=True)
         top = Folder()
+        claimed = []
         for path, info in found.items():
             names = path.removeprefix(self._root).removeprefix("/").split("/")
             if info.get("type") == "file" and 2 <= len(names) <= 3:
                 _put(top, names, info)
+            if len(names) == 3 and names[-1] == CLAIM:
+                claimed.append(names[:2])
+        for model, version in claimed:
+            _leave_out_unfinished(top, model, version)
         return top
+
+    def has(self, place: str) -> bool:
+        """Whether there is a file, asked for by its name, so that no listing can be too old.
+
+        Raises:
+            PassingError: the store does not say.
+        """
+        with self._reading(f"{self.shown}/{place}"):
+            return bool(self._system.exists(f"{self._root}/{place}"))
 
     def parts(self, place: str, size_bytes: int) -> Iterator[bytes]:
         """A file's content, some megabytes at a time.
@@ -106,6 +122,14 @@ def _put(top: Folder, names: list[str], info: Mapping[str, Any]) -> None:
         folder = inner
     if names[-1]:  # else the empty object by which some tools mark a folder
         folder.files[names[-1]] = File(names[-1], int(info.get("size") or 0), _tag(info))
+
+
+def _leave_out_unfinished(top: Folder, model: str, version: str) -> None:
+    """Takes out a version whose publisher has not written its manifest yet."""
+    folder = top.folders.get(model)
+    inner = folder.folders.get(version) if isinstance(folder, Folder) else None
+    if isinstance(folder, Folder) and isinstance(inner, Folder) and MANIFEST not in inner.files:
+        del folder.folders[version]
 
 
 def _tag(info: Mapping[str, Any]) -> str:
