@@ -1,4 +1,7 @@
-"""Top-1 accuracy, and the gate that a compressed network has to pass."""
+"""Top-1 accuracy, and the gate of the demo and the examples: figures as they are.
+
+What noise may have made of a figure, `pipeline/gate.py` asks; it needs all rows and rounds.
+"""
 
 from __future__ import annotations
 
