@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 import socket
 import ssl
 import subprocess
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -212,18 +214,45 @@ def test_bodies_of_all_clients_together_are_bounded() -> None:
         asking = POST + b"Content-Length: 300000\r\n\r\n" + body
         with running.connect() as slow, running.connect() as other:
             slow.sendall(POST + b"Content-Length: 900000\r\n\r\n" + bytes(500_000))
-            until(lambda: shared.held_bytes == 500_000)
+            until(lambda: shared.held.bytes == 500_000)
             other.sendall(asking)
             status, headers, said = read_reply(other)
             assert (status, headers["retry-after"]) == (503, "1")
             assert b"no room" in said
-            assert shared.held_bytes == 500_000
+            assert shared.held.bytes == 500_000
             slow.close()
-            until(lambda: shared.held_bytes == 0)
+            until(lambda: shared.held.bytes == 0)
             other.sendall(asking)
             assert read_reply(other)[0] == 400, "read, and no JSON"
         healthy(running)
-        assert shared.held_bytes == 0
+        assert shared.held.bytes == 0
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_what_bodies_inflate_to_is_bounded_too(encoding: str) -> None:
+    """Small on its way, and more than there is room for."""
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    how = POST + f"Content-Encoding: {encoding}\r\n".encode()
+    with serving(Doubling(), limits=Limits(held_bytes=3 << 20)) as running:
+        shared = running.server.shared
+        with running.connect() as raw:
+            for size, wanted in ((2 << 20, 400), (4 << 20, 503), (2 << 20, 400)):
+                body = pack(bytes(size))
+                raw.sendall(how + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                status, _, said = read_reply(raw)
+                assert status == wanted, said
+                assert shared.held.bytes == 0
+        healthy(running)
+
+
+def test_requests_that_wait_are_forgotten_with_their_client() -> None:
+    service = Doubling()
+    with serving(service) as running:
+        shared = running.server.shared
+        with running.connect() as raw:
+            raw.sendall(infer_bytes(X, parameters={"sleep": 30}) + 3 * infer_bytes(X))
+            until(lambda: service.begun == 1 and shared.held.bytes > 0)
+        until(lambda: shared.held.bytes == 0)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +342,8 @@ def test_who_hangs_up_cancels() -> None:
 
 
 def test_slow_clients_are_closed() -> None:
-    quick = Timeouts(head_s=0.3, body_s=0.3, idle_s=0.3, write_s=0.3, linger_s=0.3)
-    with serving(Doubling(), timeouts=quick) as running:
+    quick = Timeouts(head_s=0.3, idle_s=0.3, write_s=0.3, linger_s=0.3)
+    with serving(Doubling(), timeouts=quick, limits=Limits(body_s=0.3)) as running:
         for begin in (b"", b"GET /v2", GET, POST + b"Content-Length: 9\r\n\r\nabc", GET + b"\r\n"):
             with running.connect() as raw:
                 raw.sendall(begin)

@@ -303,6 +303,20 @@ def test_encodings() -> None:
         for damaged in (packed[:-1], packed[1:], packed + b"a", b""):
             with pytest.raises(MalformedError):
                 content_encoding.inflate(damaged, encoding, 1 << 20)
+    large = np.random.default_rng(0).bytes(3 * content_encoding.STEP_BYTES + 5)
+    for plain in (large, bytes(len(large)), large[: content_encoding.STEP_BYTES]):
+        for packed, encoding in (
+            (gzip.compress(plain, 1), "gzip"),
+            (zlib.compress(plain), "deflate"),
+        ):
+            took: list[int] = []
+            found = content_encoding.inflate(packed, encoding, len(plain), took.append)
+            assert found == plain
+            assert sum(took) == len(plain)
+            assert max(took) <= content_encoding.STEP_BYTES
+            for damaged in (packed[:-1], packed + b"a", packed + large):
+                with pytest.raises(MalformedError):
+                    content_encoding.inflate(damaged, encoding, 1 << 30)
     with pytest.raises(MalformedError, match="'br'"):
         content_encoding.inflate(b"", "br", 1)
     with pytest.raises(TooLargeError):

@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import socket
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from onnx import parser
 from tests.serve.engines import image, image_engine
 from tests.serve.server_process import Served, put, serving, starting, wait_for
 from tests.serve.test_server import direct, tensors
+from tests.serve.test_tls import make
 
 DELAY_S = 0.6
 WAITING = {"execution": "thread", "batching": {"max_delay_us": int(DELAY_S * 1e6), "max_size": 8}}
@@ -213,6 +215,48 @@ def test_it_stops_before_all_is_loaded(tmp_path: Path, when: str) -> None:
         assert served.stop() == 0, served.log
         assert time.monotonic() - began < 5
     assert "Traceback" not in served.log
+
+
+def presented(address: str, cafile: Path) -> ssl.SSLSocket:
+    """A connection, with the certificate that the server showed."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cafile=cafile)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context.wrap_socket(
+        socket.create_connection((host, int(port)), 20), server_hostname="localhost"
+    )
+
+
+def alive(client: ssl.SSLSocket) -> bool:
+    """Whether a request on this connection is answered."""
+    client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+    return client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
+def test_sighup_takes_a_new_certificate_and_drops_no_connection(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    put(repository, "m", {1: image_engine(0)}, {})
+    files, other = make(tmp_path, "a"), make(tmp_path, "b")
+    first, second = tmp_path / "first.crt", tmp_path / "second.crt"
+    first.write_bytes(files.cert.read_bytes())
+    second.write_bytes(other.cert.read_bytes())
+    tls = ("--tls-cert", str(files.cert), "--tls-key", str(files.key))
+    with serving(repository, tmp_path, *tls) as served:
+        with presented(served.http, first) as client, presented(served.grpc, first):
+            assert alive(client)
+            files.cert.write_bytes(second.read_bytes())  # half of a new pair
+            served.process.send_signal(signal.SIGHUP)
+            served.wait_for_log("cannot be used, the one before stays: .* is not the key of")
+            with presented(served.http, first), presented(served.grpc, first):
+                pass
+            files.key.write_bytes(other.key.read_bytes())
+            served.process.send_signal(signal.SIGHUP)
+            served.wait_for_log("the TLS certificate .*a.crt is new")
+            for address in (served.http, served.grpc):
+                presented(address, second).close()
+                with pytest.raises(ssl.SSLError):
+                    presented(address, first)
+            assert alive(client)
 
 
 def onnx_file(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from twofour.core.errors import InputError
-from twofour.serve.tls import TlsFiles, load_tls
+from twofour.serve.tls import TlsFiles, load_tls, renewed
 
 
 def openssl(*arguments: str | Path) -> None:
@@ -89,6 +89,28 @@ def test_a_client_ca_shuts_out_clients_without_certificate(tmp_path: Path) -> No
         assert exchange(tls.context, context) != b""
     context.load_cert_chain(client.cert, client.key)
     assert exchange(tls.context, context) == b"hello"
+
+
+def test_new_files_are_for_handshakes_to_come(tmp_path: Path) -> None:
+    """In the contexts that servers have already; and what cannot be used changes nothing."""
+    files, other = make(tmp_path, "a"), make(tmp_path, "b")
+    tls = load_tls(files)
+    assert renewed(tls, files) is tls
+    old = files.cert.read_bytes()
+    files.cert.write_bytes(other.cert.read_bytes())  # and not yet its key
+    with pytest.raises(InputError, match=r"a\.key is not the key of .*a\.crt"):
+        renewed(tls, files)
+    (tmp_path / "old.crt").write_bytes(old)
+    trusts_old = ssl.create_default_context(cafile=tmp_path / "old.crt")
+    assert exchange(tls.context, trusts_old) == b"hello"
+    files.key.write_bytes(other.key.read_bytes())
+    found = renewed(tls, files)
+    assert (found.cert, found.key) == (other.cert.read_bytes(), other.key.read_bytes())
+    for before, after in ((tls.context, found.context), (tls.grpc_context, found.grpc_context)):
+        assert after is before
+        assert exchange(after, ssl.create_default_context(cafile=other.cert)) == b"hello"
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        exchange(tls.context, trusts_old)
 
 
 def test_another_certificates_key_is_refused(tmp_path: Path) -> None:

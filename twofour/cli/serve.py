@@ -81,6 +81,9 @@ def serve(
         Path | None, typer.Option(help="File of bearer tokens for loading and unloading.")
     ] = None,
     max_body: Annotated[str, typer.Option(help="Of a request.")] = "64M",
+    max_body_time: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a body may take, over HTTP.")
+    ] = 60.0,
     log: Annotated[LogFormat, typer.Option(help="Lines for people or for programs.")] = (
         LogFormat.text
     ),
@@ -136,7 +139,12 @@ def serve(
             name,
             app.Listen(host, None if http < 0 else http, None if grpc < 0 else grpc, files),
             FleetOptions(control.value, tuple(load or ()), parse_size(memory), poll),
-            Limits(body_bytes=body, tensor_bytes=body, json_bytes=min(body, Limits.json_bytes)),
+            Limits(
+                body_bytes=body,
+                body_s=max_body_time,
+                tensor_bytes=body,
+                json_bytes=min(body, Limits.json_bytes),
+            ),
             tokens,
             control_tokens,
             LogOptions(log.value, log_level.value, log_requests),

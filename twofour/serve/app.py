@@ -2,7 +2,8 @@
 
 It listens before models are loaded, so that a probe finds it live and not ready. At SIGTERM it
 says that it is not ready, goes on answering for `drain_delay_s` until load balancers know, takes no
-more connections, answers what has come, and ends. At SIGHUP it reads tokens and repository again.
+more connections, answers what has come, and ends. At SIGHUP it reads tokens, the certificate and
+the repository again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import uvloop
 from twofour.core.errors import Error
 from twofour.serve.auth import Auth, TokenFile, is_loopback
 from twofour.serve.grpc.server import GrpcOptions, GrpcServer
+from twofour.serve.held import Held
 from twofour.serve.http.api import Api, Page, Parts
 from twofour.serve.http.server import HttpServer
 from twofour.serve.library import Library
@@ -39,7 +41,7 @@ from twofour.serve.repository.rebuild import Builds
 from twofour.serve.repository.store import Store
 from twofour.serve.service import Service
 from twofour.serve.status import Status
-from twofour.serve.tls import TlsFiles, load_tls
+from twofour.serve.tls import Tls, TlsFiles, load_tls, renewed
 from twofour.serve.totals import Totals
 
 log = logging.getLogger(__name__)
@@ -174,46 +176,81 @@ async def running(options: ServeOptions) -> AsyncIterator[Running]:
         service.listeners += [logs.request, *options.listeners]
         auth = _auth(options)
         read = partial(_read, service, auth, logs)
-        http_port, grpc_port = await _listen(options, service, auth, read, stack)
+        certificate = _Certificate(options.listen.tls)
+        server = _Server(service, auth, certificate.tls, read)
+        http_port, grpc_port = await _listen(options, server, stack)
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, asked.set)
         stack.callback(loop.remove_signal_handler, signal.SIGHUP)
         loaded = loop.create_task(_load(fleet))
-        for task in (loop.create_task(_reread(auth, fleet, asked)), loaded):
+        reread = loop.create_task(_reread(auth, certificate, fleet, asked))
+        for task in (reread, loaded):
             stack.callback(task.cancel)
         yield Running(service, http_port, grpc_port, loaded)
 
 
+@dataclass(frozen=True)
+class _Server:
+    """What both protocols have in common."""
+
+    service: Service
+    auth: Auth
+    tls: Tls | None
+    read: Callable[[], ServerReading]
+
+
+class _Certificate:
+    """The files of TLS, and what they held when they could be used last."""
+
+    def __init__(self, files: TlsFiles | None) -> None:
+        """Reads them. Raises InputError: they cannot be used."""
+        self._files = files
+        self.tls = None if files is None else load_tls(files)
+        self._tell()
+
+    def reread(self) -> None:
+        """For handshakes to come; where the files cannot be used, what was before stays."""
+        if self._files is None or self.tls is None:
+            return
+        before = self.tls
+        try:
+            self.tls = renewed(before, self._files)
+        except Error as e:
+            log.error("the TLS certificate cannot be used, the one before stays: %s", e)
+            return
+        if self.tls is not before:
+            log.info("the TLS certificate %s is new", self._files.cert)
+            self._tell()
+
+    def _tell(self) -> None:
+        for warning in self.tls.warnings if self.tls is not None else ():
+            log.warning("%s", warning)
+
+
 async def _listen(
-    options: ServeOptions,
-    service: Service,
-    auth: Auth,
-    read: Callable[[], ServerReading],
-    stack: AsyncExitStack,
+    options: ServeOptions, server: _Server, stack: AsyncExitStack
 ) -> tuple[int | None, int | None]:
     """Opens both protocols; the stack drains them at the same time."""
-    listen = options.listen
+    listen, tls, held = options.listen, server.tls, Held(options.limits.held_bytes)
+    service, auth = server.service, server.auth
     servers: list[HttpServer | GrpcServer] = []
 
     async def drain() -> None:
         await asyncio.gather(*(each.stop(options.drain_s) for each in servers))
 
     stack.push_async_callback(drain)
-    tls = load_tls(listen.tls) if listen.tls is not None else None
-    for warning in tls.warnings if tls is not None else ():
-        log.warning("%s", warning)
     http_port = grpc_port = None
     if listen.http_port is not None:
-        status, metrics = _told(read, stack)
+        status, metrics = _told(server.read, stack)
         parts = Parts(service, auth, metrics.page, status.document, options.limits, _pages())
-        http = HttpServer(Api(parts))
+        http = HttpServer(Api(parts), held=held)
         http_port = await http.start(listen.host, listen.http_port, tls.context if tls else None)
         servers.append(http)
         log.info("HTTP at %s:%d", listen.host, http_port)
     if listen.grpc_port is not None:
         grpc = GrpcServer(
-            service, auth, GrpcOptions(listen.host, listen.grpc_port, tls, options.limits)
+            service, auth, GrpcOptions(listen.host, listen.grpc_port, tls, options.limits), held
         )
         grpc_port = await grpc.start()
         servers.append(grpc)
@@ -272,8 +309,10 @@ async def _close(fleet: Fleet) -> None:
         log.error("a batch still runs after %.0f s more: it is given up", LAST_S)
 
 
-async def _reread(auth: Auth, fleet: Fleet, asked: asyncio.Event) -> None:
-    """Reads tokens every few seconds, and at SIGHUP tokens and repository; until cancelled."""
+async def _reread(
+    auth: Auth, certificate: _Certificate, fleet: Fleet, asked: asyncio.Event
+) -> None:
+    """Reads tokens every few seconds, and everything at SIGHUP; until cancelled."""
     while True:
         with suppress(TimeoutError):
             await asyncio.wait_for(asked.wait(), REREAD_S)
@@ -282,6 +321,7 @@ async def _reread(auth: Auth, fleet: Fleet, asked: asyncio.Event) -> None:
             continue
         asked.clear()
         log.info("tokens and repository are read again")
+        certificate.reread()
         try:
             await fleet.look()
         except Error as e:

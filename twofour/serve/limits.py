@@ -1,4 +1,4 @@
-"""What one message may take: bounds that are checked before memory or time is spent on it."""
+"""What one request may take: bounds that are checked before memory or time is spent on it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ class Limits:
 
     Attributes:
         body_bytes: of a body, as it is sent and after it is inflated.
-        held_bytes: of all bodies over HTTP that are read, wait or are computed; one more is
-            answered with 503.
+        held_bytes: of all bodies, over HTTP and gRPC, that are read, wait or are computed, as they
+            were sent and inflated; one more is refused with `BusyError`.
+        body_s: seconds from the end of a request's headers to that of its body, over HTTP.
         json_bytes: of a body's JSON, which takes up to 20 times that while it is read.
         json_depth: lists and objects within each other.
         head_bytes: of a request's line and headers.
@@ -25,6 +26,7 @@ class Limits:
 
     body_bytes: int = 64 << 20
     held_bytes: int = 1 << 30
+    body_s: float = 60.0
     json_bytes: int = 16 << 20
     json_depth: int = 40
     head_bytes: int = 32 << 10

@@ -6,9 +6,12 @@ certificate, or a certificate that no client would take, is found here and not b
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twofour.core.errors import InputError
@@ -70,6 +73,35 @@ def load_tls(files: TlsFiles) -> Tls:
                 raise _unusable(f"no certificates in {files.client_ca}", e) from e
             context.verify_mode = ssl.CERT_REQUIRED
     return Tls(*contexts, cert, key, client_ca, _warnings(files))
+
+
+def renewed(tls: Tls, files: TlsFiles) -> Tls:
+    """The same, with what the files hold now: for handshakes to come, of servers that listen.
+
+    Connections go on with what they began with. Roots of clients' certificates stay what they are.
+
+    Raises:
+        InputError: the files cannot be used; nothing has changed.
+    """
+    found = load_tls(files)
+    if (found.cert, found.key) == (tls.cert, tls.key):
+        return tls
+    with _in_memory(found.cert) as cert, _in_memory(found.key) as key:
+        _context(TlsFiles(cert, key), "h2")  # these bytes, whatever the files have become
+        for context in (tls.context, tls.grpc_context):
+            context.load_cert_chain(cert, key, password=_no_password)
+    return replace(tls, cert=found.cert, key=found.key, warnings=found.warnings)
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[Path]:
+    """A file that no disk has: OpenSSL reads files only."""
+    handle = os.memfd_create("tls")
+    try:
+        os.write(handle, content)
+        yield Path(f"/proc/self/fd/{handle}")
+    finally:
+        os.close(handle)
 
 
 def _context(files: TlsFiles, protocol: str) -> ssl.SSLContext:

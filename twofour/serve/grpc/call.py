@@ -31,6 +31,7 @@ from twofour.serve.grpc.headers import Head, answer, trailers
 from twofour.serve.grpc.messages import PREFIX, Messages, prefixed
 from twofour.serve.grpc.outbox import Outbox, Outflow
 from twofour.serve.grpc.status import STATUS, failed, text_of
+from twofour.serve.held import Held, Share
 from twofour.serve.limits import Limits
 from twofour.serve.models.instances import clock_ns
 from twofour.serve.protocol.content_encoding import deflate
@@ -70,6 +71,7 @@ class Link:
         loop: that runs them.
         outbox: sends.
         budget: room for large messages.
+        held: what the messages of all connections take.
         limits: of a message.
         compression: of answers, for clients that take it.
         calls: that are open, by the numbers of their streams.
@@ -80,6 +82,7 @@ class Link:
     loop: asyncio.AbstractEventLoop
     outbox: Outbox
     budget: Budget
+    held: Held
     limits: Limits
     compression: str
     left: Callable[[ServerCall], None]
@@ -94,7 +97,8 @@ class ServerCall:
         number: of its stream.
         headers: its metadata, by lower-case name.
         deadline_ns: on the clock of requests; None: it has none.
-        began: when it did, on the loop's clock; and when its last bytes came.
+        began: when it did, on the loop's clock.
+        heard: when its last bytes came, or when more could come.
         half_closed: its client has sent all.
     """
 
@@ -105,7 +109,8 @@ class ServerCall:
         self.began = self.heard = link.loop.time()
         self.half_closed = self._answering = self._ended = False
         self.out = Outflow(number, link.outbox.first_window, self._drained)
-        self._in = Inflow(link.budget, self._grant)
+        self._in = Inflow(link.budget, self._granted)
+        self._share = Share(link.held)
         self._messages = Messages(link.limits.body_bytes)
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -140,6 +145,7 @@ class ServerCall:
             return
         try:
             if data:
+                self._share.take(len(data))
                 self._messages.feed(data)
             if last:
                 self._complete()
@@ -186,6 +192,8 @@ class ServerCall:
         """
         if self.out.parts:
             return now - self.out.since > write_s
+        if self._in.waits:  # for the server, not for its client
+            return False
         unary = not self._served.many[0]
         messages = self._messages
         waits = not self.half_closed and (unary or (messages.have > 0 and not messages.ready))
@@ -203,13 +211,29 @@ class ServerCall:
         Raises:
             ServeError: it cannot be inflated.
         """
+        if not await self.comes():
+            return None
+        body = await self.take()
+        self.free(body)
+        return body
+
+    async def comes(self) -> bool:
+        """Waits for the next message; False: there is no more.
+
+        Raises:
+            ServeError: the call ended within it.
+        """
         while not self._messages.ready:
             if self.half_closed:
                 self._complete()
-                return None
+                return False
             self._waiter = self._link.loop.create_future()
             await self._waiter
-        return await self._take()
+        return True
+
+    def free(self, body: bytes) -> None:
+        """A message that was taken is not kept any more."""
+        self._share.give(len(body))
 
     async def write(self, body: bytes) -> None:
         """Sends a message, and waits until it is on its way."""
@@ -234,10 +258,10 @@ class ServerCall:
                 await served.handler(self)
                 self.finish(_OK)
             elif served.many[1]:
-                await served.handler(await self._take(), self)
+                await served.handler(await self.take(), self)
                 self.finish(_OK)
             else:
-                self._answer(await self._packed(await served.handler(await self._take(), self)))
+                self._answer(await self._packed(await served.handler(await self.take(), self)))
         except ServeError as e:
             self.refuse(e)
         except asyncio.CancelledError:
@@ -247,18 +271,30 @@ class ServerCall:
             error = failed()
             LOG.exception("%s: %s", served.name, error.what)
             self.refuse(error)
+        finally:
+            self._share.close()
 
-    async def _take(self) -> bytes:
-        """The first of the messages that are there."""
+    async def take(self) -> bytes:
+        """The first of the messages that are there; it counts as held until it is freed.
+
+        Raises:
+            ServeError: it cannot be inflated.
+        """
         message = self._messages.take()
-        self._in.took(len(message.body) + PREFIX.size)
+        size = len(message.body)
+        self.heard = self._link.loop.time()  # until now the next one could not go on
+        self._in.took(size + PREFIX.size)
         self._grant()
+        self._share.give(PREFIX.size)
         if not message.compressed:
             return message.body
-        encoding, most = self._head.encoding, self._link.limits.body_bytes
-        if len(message.body) < LARGE_BYTES // 16:
-            return message.plain(encoding, most)
-        return await asyncio.to_thread(message.plain, encoding, most)
+        how = (self._head.encoding, self._link.limits.body_bytes, self._share.take)
+        if size < LARGE_BYTES // 16:
+            plain = message.plain(*how)
+        else:
+            plain = await asyncio.to_thread(message.plain, *how)
+        self._share.give(size)
+        return plain
 
     async def _packed(self, body: bytes) -> tuple[bytes, bytes]:
         """A message with its prefix, compressed if the server does so and the client takes it."""
@@ -327,6 +363,7 @@ class ServerCall:
             return
         self._link.outbox.forget(self.out)
         self._in.close()
+        self._share.close()
         self._link.left(self)
 
     def _drained(self) -> None:
@@ -338,6 +375,11 @@ class ServerCall:
     def _expire(self) -> None:
         text = "the deadline has passed"
         self.finish(trailers(STATUS["DEADLINE_EXCEEDED"], text))
+
+    def _granted(self) -> None:
+        """There is room for a large message."""
+        self.heard = self._link.loop.time()
+        self._grant()
 
     def _grant(self) -> None:
         """Lets the client send what there is room for."""

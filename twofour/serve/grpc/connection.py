@@ -40,6 +40,7 @@ from twofour.serve.grpc.frames import (
 )
 from twofour.serve.grpc.outbox import Outbox
 from twofour.serve.grpc.timeouts import Timeouts
+from twofour.serve.held import Held
 from twofour.serve.limits import Limits
 
 FRAME_BYTES = 1 << 18
@@ -62,6 +63,7 @@ class Shared:
         compression: of answers, for clients that take it.
         timeouts: of a client.
         most: connections at once; one more is closed as it comes.
+        held: what messages take.
         connections: that are open.
         draining: the server stops.
     """
@@ -71,6 +73,7 @@ class Shared:
     compression: str
     timeouts: Timeouts
     most: int
+    held: Held
     connections: set[Connection] = field(default_factory=set)
     draining: bool = False
 
@@ -108,7 +111,9 @@ class Connection(asyncio.Protocol):
         self.outbox = Outbox(self.transport, self.loop.time)
         shared, limits = self.shared, self.shared.limits
         budget = Budget(2 * limits.body_bytes)
-        link = Link(self.loop, self.outbox, budget, limits, shared.compression, self.left)
+        link = Link(
+            self.loop, self.outbox, budget, shared.held, limits, shared.compression, self.left
+        )
         self.calls = Calls(link, shared.served, self.idle)
         self.takers = (
             self.calls.on_data,
@@ -145,6 +150,9 @@ class Connection(asyncio.Protocol):
         self.outbox.stuck = False
         if not self.transport.is_closing():
             self.transport.resume_reading()
+        self.heard = self.loop.time()
+        for call in self.calls.open.values():  # of which nothing was read meanwhile
+            call.heard = self.heard
         self.outbox.pump()
 
     def data_received(self, data: bytes) -> None:

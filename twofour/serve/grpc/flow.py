@@ -65,6 +65,11 @@ class Inflow:
         self._budget = budget
         self._window, self._held = STREAM_WINDOW, 0
 
+    @property
+    def waits(self) -> bool:
+        """Whether it asked for room that others have: its client may not go on."""
+        return self.wanted > self.reserved
+
     def came(self, size: int, kept: int) -> bool:
         """Counts bytes that came, and those of them that are kept; False: too many came."""
         self._window -= size

@@ -8,10 +8,11 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from twofour.serve.errors import MalformedError, TooLargeError
-from twofour.serve.protocol.content_encoding import inflate
+from twofour.serve.protocol.content_encoding import inflate, uncounted
 
 PREFIX = struct.Struct(">BI")
 
@@ -23,12 +24,15 @@ class Message:
     compressed: bool
     body: bytes
 
-    def plain(self, encoding: str, most_bytes: int) -> bytes:
+    def plain(
+        self, encoding: str, most_bytes: int, took: Callable[[int], None] = uncounted
+    ) -> bytes:
         """Its bytes.
 
         Args:
             encoding: of the stream's messages that are compressed.
             most_bytes: that it may have.
+            took: is called with bytes as they come out; what it raises ends this.
 
         Raises:
             MalformedError: it is damaged, or compressed though the stream has no encoding.
@@ -39,7 +43,7 @@ class Message:
         if encoding == "identity":
             what = "a message is compressed, and the call does not say how"
             raise MalformedError(what, ["expected grpc-encoding: gzip or deflate", "got none"])
-        return inflate(self.body, encoding, most_bytes)
+        return inflate(self.body, encoding, most_bytes, took)
 
 
 class Messages:

@@ -22,6 +22,7 @@ from twofour.serve.grpc.health import Health
 from twofour.serve.grpc.streams import Streams
 from twofour.serve.grpc.timeouts import Timeouts
 from twofour.serve.grpc.unary import CONTROL, PUBLIC, Unary
+from twofour.serve.held import Held
 from twofour.serve.limits import Limits
 from twofour.serve.protocol.schema import HEALTH, INFERENCE
 from twofour.serve.service import Service
@@ -61,8 +62,17 @@ class GrpcOptions:
 class GrpcServer:
     """Serves a `Service` in the running event loop."""
 
-    def __init__(self, service: Service, auth: Auth, options: GrpcOptions) -> None:
-        """Makes the server; `start` opens its port."""
+    def __init__(
+        self, service: Service, auth: Auth, options: GrpcOptions, held: Held | None = None
+    ) -> None:
+        """Makes the server; `start` opens its port.
+
+        Args:
+            service: answers.
+            auth: who may ask.
+            options: how it listens.
+            held: what messages take, which other servers may share; None: of this one alone.
+        """
         self._options = options
         self._health = Health(service, options.limits)
         self._streams = Streams(service, options.limits, options.in_flight)
@@ -77,6 +87,7 @@ class GrpcServer:
             options.compression,
             options.timeouts,
             options.connections,
+            held or Held(options.limits.held_bytes),
         )
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None

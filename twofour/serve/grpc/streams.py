@@ -72,6 +72,7 @@ class _Stream:
         self._asked: asyncio.Queue[_Asked | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(streams.in_flight)
         self._computing: set[asyncio.Task[bytes]] = set()
+        self._stopped = self._taking = False
         self._reader = asyncio.create_task(self._read())
 
     async def run(self) -> None:
@@ -90,14 +91,17 @@ class _Stream:
                     raise
                 answer = encode_refusal(text_of(e), self._streams.reader.id(body))
             await self._call.write(answer)
+            self._call.free(body)
             self._room.release()
         if self._streams.stopped:
             raise BusyError(_STOPS)
         await self._reader
 
     def stop(self) -> None:
-        """Reads no further request."""
-        self._reader.cancel()
+        """Reads no further request; one that is being inflated was read."""
+        self._stopped = True
+        if not self._taking:
+            self._reader.cancel()
 
     def close(self) -> None:
         """Cancels what is left."""
@@ -105,10 +109,18 @@ class _Stream:
             task.cancel()
 
     async def _read(self) -> None:
-        """Starts computing each request as it comes, as long as there is room."""
+        """Starts computing each request as it comes, as long as there is room.
+
+        It waits for room first: a request that was read is computed, whatever comes meanwhile.
+        """
         try:
-            while (body := await self._call.read()) is not None:
+            while not self._stopped:
                 await self._room.acquire()
+                if not await self._call.comes():
+                    return
+                self._taking = True
+                body = await self._call.take()
+                self._taking = False
                 task = asyncio.create_task(self._answer(body))
                 self._computing.add(task)
                 task.add_done_callback(self._computing.discard)

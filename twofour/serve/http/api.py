@@ -265,9 +265,11 @@ class Api:
 
         Raises:
             MalformedError, TooLargeError: it is damaged, or beyond the limits.
+            BusyError: the server has no room for it.
         """
         encoding, most = request.headers["content-encoding"], self.limits.body_bytes
-        return await asyncio.to_thread(content_encoding.inflate, request.body, encoding, most)
+        took = request.share.take if request.share is not None else content_encoding.uncounted
+        return await asyncio.to_thread(content_encoding.inflate, request.body, encoding, most, took)
 
     async def document_of(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request that may have no body.

@@ -21,14 +21,14 @@ from typing import cast
 
 import httptools
 
-from twofour.serve.errors import ServeError
+from twofour.serve.errors import BusyError, ServeError
+from twofour.serve.held import Held, Share
 from twofour.serve.http.api import Api
 from twofour.serve.http.head import (
     ONCE,
     ambiguous,
     body_too_large,
     head_too_large,
-    no_room,
     not_http,
     refusal,
     request_id,
@@ -58,19 +58,19 @@ class Shared:
         limits: of a request.
         timeouts: of a client.
         most: connections at once; one more is closed as it comes.
+        held: what bodies take that are being read, wait or are computed.
         connections: that are open.
         drain_began: when the server began to stop, on the loop's clock; None: it does not. From
             then on a reply that nothing waits behind is its connection's last.
-        held_bytes: of bodies that are being read, wait or are computed, of all connections.
     """
 
     api: Api
     limits: Limits
     timeouts: Timeouts
     most: int
+    held: Held
     connections: set[Connection] = field(default_factory=set)
     drain_began: float | None = None
-    held_bytes: int = 0
 
 
 class Connection(asyncio.Protocol):
@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.parser = httptools.HttpRequestParser(self)
         self.waiting: deque[Request] = deque()
-        self.waiting_bytes = self.held_bytes = 0
+        self.waiting_bytes = 0
         self.active: Request | None = None
         self.task: asyncio.Task[Reply] | None = None
         self.unread: memoryview | None = None
@@ -129,10 +129,10 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: nobody waits for its request any more."""
         self.state = "closed"
-        self.waiting.clear()
         self.unread = None
         self.shared.connections.discard(self)
-        self.hold(-self.held_bytes)
+        self.forget(self.request, self.active, *self.waiting)
+        self.waiting.clear()
         if self.task is not None:
             self.task.cancel()
 
@@ -237,6 +237,7 @@ class Connection(asyncio.Protocol):
         method, version = self.parser.get_method().decode(), self.parser.get_http_version()
         request = Request(method, self.target, headers, request_id(headers))
         request.last = version != "1.1" or not self.parser.should_keep_alive()
+        request.share = Share(self.shared.held)
         self.request = request
         self.state, self.since = "body", self.loop.time()
         self.head_bytes = 0
@@ -263,21 +264,18 @@ class Connection(asyncio.Protocol):
         request = cast(Request, self.request)
         if request.refused is not None:
             return
-        if self.shared.held_bytes + len(body) > self.limits.held_bytes:
-            request.refused = no_room(self.limits)
-            self.hold(-sum(map(len, self.parts)))
+        share = cast(Share, request.share)
+        try:
+            share.take(len(body))
+        except BusyError as error:
+            request.refused = error
+            share.close()
             self.parts.clear()
             return
         if len(body) < SMALL_BYTES and self.parts and type(self.parts[-1]) is bytearray:
             self.parts[-1] += body
         else:
             self.parts.append(bytearray(body) if len(body) < SMALL_BYTES else body)
-        self.hold(len(body))
-
-    def hold(self, size: int) -> None:
-        """Counts bytes of bodies that this connection keeps, or keeps no more."""
-        self.held_bytes += size
-        self.shared.held_bytes += size
 
     def on_message_complete(self) -> None:
         """All of a request is there."""
@@ -296,7 +294,7 @@ class Connection(asyncio.Protocol):
         """The rest of what the client sends cannot be understood: its last reply says why."""
         request = self.request or Request("GET", b"", {}, request_id({}))
         request.refused, request.last = error, True
-        self.hold(-sum(map(len, self.parts)))
+        self.forget(request)
         self.state, self.unread, self.parts = "closing", None, []
         self.waiting.append(request)
 
@@ -358,7 +356,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(buffers[0])
         else:
             self.transport.writelines(buffers)
-        self.hold(-len(request.body))
+        self.forget(request)
         self.active = None
         self.since = self.loop.time()
         if request.last:
@@ -374,6 +372,7 @@ class Connection(asyncio.Protocol):
         """
         lingers = self.state != "idle" or self.unread is not None
         self.state, self.unread = "closing", None
+        self.forget(*self.waiting)
         self.waiting.clear()
         self.waiting_bytes = 0
         if not lingers:
@@ -381,6 +380,12 @@ class Connection(asyncio.Protocol):
         elif self.transport.can_write_eof():
             with contextlib.suppress(OSError):
                 self.transport.write_eof()
+
+    def forget(self, *requests: Request | None) -> None:
+        """Bodies of these are not kept any more."""
+        for request in requests:
+            if request is not None and request.share is not None:
+                request.share.close()
 
     def finish(self, now: float) -> None:
         """The server drains: closes what waits for a request, and has for `QUIET_S` since then."""
@@ -408,7 +413,7 @@ class Connection(asyncio.Protocol):
         most_s = {
             "idle": timeouts.idle_s,
             "head": timeouts.head_s,
-            "body": timeouts.body_s,
+            "body": self.limits.body_s,
             "closing": timeouts.linger_s,
         }
         if now - self.since > most_s[self.state]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import secrets
 
-from twofour.serve.errors import BusyError, MalformedError, ServeError, TooLargeError
+from twofour.serve.errors import MalformedError, ServeError, TooLargeError
 from twofour.serve.http.messages import Request
 from twofour.serve.limits import Limits
 
@@ -89,12 +89,6 @@ def head_too_large(limits: Limits) -> HeadTooLargeError:
     expected = f"expected at most {limits.head_bytes} bytes"
     fix = "send fewer or shorter headers"
     return HeadTooLargeError("the headers are too large", [expected, "got more"], fix)
-
-
-def no_room(limits: Limits) -> BusyError:
-    """The refusal of a body that finds the server's memory full of others."""
-    full = f"the bodies of other requests take {limits.held_bytes} bytes"
-    return BusyError("the server has no room for the body", [full], "try again later")
 
 
 def body_too_large(limits: Limits) -> TooLargeError:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from twofour.serve.errors import BusyError, ServeError, UnauthenticatedError
+from twofour.serve.held import Share
 from twofour.serve.http.routes import MethodError
 
 Buffer = bytes | bytearray | memoryview
@@ -40,6 +41,7 @@ class Request:
         refused: why it gets no other answer: known before its body was read.
         last: the connection ends with its reply.
         expects: the client waits for "100 Continue" before it sends the body.
+        share: of the server's memory for bodies; None: nobody counts it.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Request:
     refused: ServeError | None = None
     last: bool = False
     expects: bool = False
+    share: Share | None = None
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Sequence
 
 from twofour.core.errors import InputError
+from twofour.serve.held import Held
 from twofour.serve.http.api import Api
 from twofour.serve.http.connection import Connection, Shared
 from twofour.serve.http.timeouts import Timeouts
@@ -24,15 +25,23 @@ BACKLOG = 1024
 class HttpServer:
     """The connections of one server; all methods are called in its event loop."""
 
-    def __init__(self, api: Api, timeouts: Timeouts | None = None, connections: int = 4096) -> None:
+    def __init__(
+        self,
+        api: Api,
+        timeouts: Timeouts | None = None,
+        connections: int = 4096,
+        held: Held | None = None,
+    ) -> None:
         """Does not listen yet.
 
         Args:
             api: answers requests.
             timeouts: of clients.
             connections: at once; further ones are closed as they come.
+            held: what bodies take, which other servers may share; None: of this one alone.
         """
-        self.shared = Shared(api, api.limits, timeouts or Timeouts(), connections)
+        held = held or Held(api.limits.held_bytes)
+        self.shared = Shared(api, api.limits, timeouts or Timeouts(), connections, held)
         self.server: asyncio.Server | None = None
         self.sweeper: asyncio.Task[None] | None = None
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 class Timeouts:
     """Bounds on a client's slowness, in seconds; a connection beyond one is closed.
 
+    How long a body may take is one of the `Limits`.
+
     Attributes:
         head_s: from a request's first byte, or from the connection's begin, to the end of its
             headers.
-        body_s: from there to the end of its body.
         idle_s: between two requests.
         write_s: without a byte of a reply being taken.
         linger_s: of reading what a client still sends after its request was refused, so that it
@@ -21,7 +22,6 @@ class Timeouts:
     """
 
     head_s: float = 10.0
-    body_s: float = 60.0
     idle_s: float = 75.0
     write_s: float = 30.0
     linger_s: float = 2.0
