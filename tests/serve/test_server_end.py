@@ -217,6 +217,18 @@ def test_it_stops_before_all_is_loaded(tmp_path: Path, when: str) -> None:
     assert "Traceback" not in served.log
 
 
+def test_a_body_may_take_as_long_as_is_said(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    put(repository, "m", {1: image_engine(0)}, {})
+    with serving(repository, tmp_path, "--max-body-time", "0.5") as served:
+        host, _, port = served.http.rpartition(":")
+        with socket.create_connection((host, int(port)), 20) as client:
+            client.sendall(
+                b"POST /v2/models/m/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+            )
+            assert client.recv(100) == b"", "closed long before the minute that is the default"
+
+
 def presented(address: str, cafile: Path) -> ssl.SSLSocket:
     """A connection, with the certificate that the server showed."""
     host, _, port = address.rpartition(":")
