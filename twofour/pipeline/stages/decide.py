@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from twofour.bench.regression import Duel
-from twofour.core.records import to_plain
+from twofour.core.outcome import Figure
+from twofour.core.outcome import Task as Judged
+from twofour.core.records import from_plain, to_plain
 from twofour.core.target import detect_host
 from twofour.core.version import __version__
 from twofour.core.writing import write_whole
@@ -22,17 +24,20 @@ from twofour.pipeline.gate import (
     Paired,
     decide,
     is_open,
+    judge_gate,
     verdict_of,
 )
 from twofour.pipeline.gate_files import MARKDOWN, XML, Heading, write_gate
+from twofour.pipeline.gate_recorded import Now, against, read_recorded
 from twofour.pipeline.networks import BASELINE, CANDIDATE
 from twofour.pipeline.quantities import bytes_of
-from twofour.pipeline.recipe_file import RecipeFile
+from twofour.pipeline.recipe_file import DENSE_BASELINE, RecipeFile
 from twofour.pipeline.stage import From, Input, Made, Output, Source, Stage, Task
 from twofour.pipeline.stages import benchmark
 from twofour.pipeline.stages.benchmark import Entrants, Rounds, read_rounds
 from twofour.pipeline.stages.build import BuildItem, build_items
 from twofour.pipeline.stages.evaluate import load_kept, stage_of
+from twofour.pipeline.surroundings import surroundings_of
 
 NAME = "gate"
 _CHECKS = "checks.json"
@@ -58,9 +63,12 @@ def gate_stage(file: RecipeFile) -> list[Stage]:
         before.name: From(before.stage, "engine"),
         after.name: From(after.stage, "engine"),
     }
-    if file.max_drop is not None:
-        inputs["before"] = From(stage_of(before), "rows")
+    if gate.baseline != DENSE_BASELINE:
+        inputs["baseline"] = Source(file.place(gate.baseline), "baseline")
+    if recipe.data.evaluate is not None:
         inputs["after"] = From(stage_of(after), "rows")
+        if gate.baseline == DENSE_BASELINE:
+            inputs["before"] = From(stage_of(before), "rows")
     data = recipe.data.evaluate or recipe.data.calibrate
     if data is not None:
         inputs["data"] = Source(file.place(data), "data")
@@ -89,8 +97,12 @@ def _decide(file: RecipeFile, task: Task) -> Made:
     began = datetime.now(UTC)
     gate = file.recipe.gate
     assert gate is not None
-    evidence = _Evidence(file, task)
-    checks = decide(evidence.measure, limits_of(file), Looks(speed=_LOOKS))
+    limits = limits_of(file)
+    if "baseline" in task.inputs:
+        recorded = read_recorded(Path(task.inputs["baseline"]))
+        checks = judge_gate(against(recorded, _now(file, task), limits), limits)
+    else:
+        checks = decide(_Evidence(file, task).measure, limits, Looks(speed=_LOOKS))
     seconds = (datetime.now(UTC) - began).total_seconds()
     properties = {
         "cpu": detect_host().model,
@@ -111,6 +123,25 @@ def _decide(file: RecipeFile, task: Task) -> Made:
         "markdown": Output(MARKDOWN, "gate"),
     }
     return Made(outputs, verdict or "nothing was asked for", facts)
+
+
+def _now(file: RecipeFile, task: Task) -> Now:
+    """The candidate, to be compared with the one of another run."""
+    name = judged(file)[1].name
+    judgement, measured = task.facts.get("after"), task.facts["times"]
+    times = measured["contestants"][name]
+    judged_by, figure = None, None
+    if judgement is not None:
+        metric, unit = judgement["metric"], judgement["unit"]
+        judged_by = Judged(metric, unit, judgement["higher_is_better"], judgement["samples"])
+        figure = from_plain(Figure, judgement["figure"])
+    return Now(
+        judged_by,
+        figure,
+        Figure(times["latency_us"], times["low_us"], times["high_us"]),
+        measured["memory"].get(name),
+        surroundings_of(file, ""),
+    )
 
 
 class _Evidence:
@@ -134,7 +165,7 @@ class _Evidence:
         return Measured(self._accuracy(), self.duels, used[self.names[1]], used[self.names[0]])
 
     def _accuracy(self) -> Paired | None:
-        if "before" not in self.task.inputs:
+        if self.file.max_drop is None:
             return None
         before, after = (load_kept(Path(self.task.inputs[each])) for each in ("before", "after"))
         return Paired(find_metric(self.file.recipe.metric), before, after)
