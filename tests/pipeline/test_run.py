@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.pipeline.runs import DATA, METRIC, RECIPE, short_races, write_data, write_recipe
-from twofour.core.errors import Error, InputError
+from twofour.core.errors import Error, GateError, InputError
 from twofour.core.outcome import Outcome
 from twofour.engine import Engine
 from twofour.onnx_tools.load import load_model
@@ -325,3 +325,58 @@ def test_the_record_holds_no_path_outside_the_run(first_run: tuple[Path, Finishe
     folder = first_run[0]
     plain: Mapping[str, Any] = json.loads((folder / "run" / "run.json").read_text())
     assert str(folder) not in json.dumps(plain)
+
+
+PUBLISH = RECIPE + "publish: {repository: models}\n"
+
+
+def test_what_passed_is_published_once_and_served(tmp_path: Path) -> None:
+    finished = go(tmp_path, PUBLISH)
+    assert statuses(finished)["publish"] == "done"
+    version = tmp_path / "models" / "small" / "1"
+    files = {each.name for each in version.iterdir()}
+    assert "model.onnx" in files
+    (engine,) = [name for name in files if name.endswith(".engine")]
+    (built,) = [a for a in finished.outcome.artifacts if a.stage == "build 2:4 PTQ cpu"]
+    assert sha256_of(version / engine) == built.sha256
+    assert statuses(go(tmp_path, PUBLISH))["publish"] == "reused"
+    shutil.rmtree(tmp_path / "models")
+    assert statuses(go(tmp_path, PUBLISH))["publish"] == "done"
+    assert (version / engine).is_file()
+
+
+def test_what_the_gate_shuts_out_is_not_published(tmp_path: Path) -> None:
+    finished = go(tmp_path, PUBLISH.replace("min_speedup: 0.0001", "min_speedup: 100000"))
+    assert statuses(finished)["publish"] == "left out"
+    assert finished.ran[-1].text == "the gate: failed"
+    assert not (tmp_path / "models").exists()
+    opened = go(tmp_path, PUBLISH)
+    assert statuses(opened)["publish"] == "done"
+
+
+def test_a_recorded_run_is_the_baseline(was_run: Path) -> None:
+    shutil.copyfile(was_run / "run" / "run.json", was_run / "before.json")
+    text = RECIPE.replace("min_speedup: 0.0001", "min_speedup: 0.0001, baseline: before.json")
+    finished = go(was_run, text)
+    assert done(finished) == ["gate"]
+    assert finished.is_open
+    assert "baseline" in {each.kind for each in finished.outcome.artifacts}
+    (was_run / "before.json").write_text("{}")
+    with pytest.raises(InputError, match="no baseline"):
+        go(was_run, text)
+
+
+def test_a_metric_without_a_figure_does_not_pass_and_is_recorded(tmp_path: Path) -> None:
+    (tmp_path / "judge_none.py").write_text(
+        "count = []\n\n\ndef figure(outputs, labels):\n    count.append(1)\n"
+        "    return float('nan') if len(count) > 1 else 1.0\n"
+    )
+    text = RECIPE.replace("max_drop: 100", "max_drop: 1") + "metric: judge_none:figure\n"
+    with pytest.raises(GateError, match="no number"):
+        go(tmp_path, text)
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [cell["figure"] and cell["figure"]["value"] for cell in written["cells"]][:2] == [
+        1,
+        None,
+    ]
+    assert written["stages"][-1]["status"] == "failed"

@@ -2,7 +2,8 @@
 
 What a file says is not trusted: a record is built only when each field is there, none is unknown,
 and each value has the type that the dataclass declares. Known types are str, int, float, bool,
-`X | None`, `tuple[X, ...]`, `dict[str, X]` and dataclasses of these.
+`X | None`, `tuple[X, ...]`, `dict[str, X]` and dataclasses of these; what may be `Any` is not
+looked at.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def _value(kind: Any, data: Any, where: str) -> Any:
     if origin is dict:
         _require(isinstance(data, dict), "an object", data, where)
         return {key: _value(arguments[1], item, f"{where}[{key!r}]") for key, item in data.items()}
+    if kind is Any:
+        return data
     if dataclasses.is_dataclass(kind):
         return from_plain(typing.cast("type[Any]", kind), data, where)
     return _scalar(kind, data, where)

@@ -16,6 +16,7 @@ from twofour.pipeline.stages.evaluate import evaluate_stages
 from twofour.pipeline.stages.layers import layers_stage
 from twofour.pipeline.stages.load import load_stage
 from twofour.pipeline.stages.means import Means
+from twofour.pipeline.stages.publish import publish_stage
 from twofour.pipeline.stages.quantize import quantize_stages
 from twofour.pipeline.stages.shapes import shapes_stage
 from twofour.pipeline.stages.sparsify import sparsify_stage
@@ -35,6 +36,7 @@ def stages_of(file: RecipeFile, means: Means) -> tuple[Stage, ...]:
     stages += build_stages(file, means)
     stages += evaluate_stages(file)
     stages += [layers_stage(file), benchmark_stage(file), *gate_stage(file)]
+    stages += publish_stage(file, means)
     return tuple(stages)
 
 

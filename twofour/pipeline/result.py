@@ -22,7 +22,7 @@ from twofour.core.outcome import (
     Surroundings,
 )
 from twofour.core.outcome import Task as Judged
-from twofour.core.records import from_plain, to_plain
+from twofour.core.records import to_plain
 from twofour.pipeline.folder import RECIPE
 from twofour.pipeline.identity import Identity
 from twofour.pipeline.networks import Network, in_table, networks_of
@@ -54,12 +54,12 @@ def outcome_of(
         file.recipe.name,
         datetime.now(UTC).isoformat(timespec="seconds"),
         str(gate.get("verdict", "")),
-        tuple(from_plain(Check, each) for each in gate.get("checks", ())),
+        tuple(Check(**each) for each in gate.get("checks", ())),
         _task(file, facts),
         tuple(_cell(file, network, facts) for network in in_table(networks_of(file.recipe))),
         tuple(_points(file, facts)),
-        tuple(from_plain(LayerRow, each) for each in shown.get("layers", ())),
-        tuple(from_plain(Edge, each) for each in shown.get("edges", ())),
+        tuple(LayerRow(**each) for each in shown.get("layers", ())),
+        tuple(Edge(**each) for each in shown.get("edges", ())),
         tuple(_record(each) for each in ran),
         (
             Artifact(RECIPE, "recipe", recipe.sha256, recipe.size_bytes, ""),
@@ -123,7 +123,7 @@ def _cell(file: RecipeFile, network: Network, facts: Mapping[str, Facts]) -> Cel
 
 
 def _figure(facts: Facts | None) -> Figure | None:
-    return None if facts is None else from_plain(Figure, facts["figure"])
+    return None if facts is None else Figure(**facts["figure"])
 
 
 def _points(file: RecipeFile, facts: Mapping[str, Facts]) -> Iterator[Point]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from twofour.bench.regression import Duel
 from twofour.core.outcome import Figure
 from twofour.core.outcome import Task as Judged
-from twofour.core.records import from_plain, to_plain
+from twofour.core.records import to_plain
 from twofour.core.target import detect_host
 from twofour.core.version import __version__
 from twofour.core.writing import write_whole
@@ -134,7 +134,7 @@ def _now(file: RecipeFile, task: Task) -> Now:
     if judgement is not None:
         metric, unit = judgement["metric"], judgement["unit"]
         judged_by = Judged(metric, unit, judgement["higher_is_better"], judgement["samples"])
-        figure = from_plain(Figure, judgement["figure"])
+        figure = Figure(**judgement["figure"])
     return Now(
         judged_by,
         figure,
