@@ -46,6 +46,7 @@ OUTCOME = Outcome(
     stages=(),
     artifacts=(),
     surroundings=HERE,
+    documents={"quantize": {"model": "int8.onnx", "layers": [1, None]}},
 )
 NOW = Now(TASK, Figure(91.8, 91.4, 92.2), Figure(100.0, 98.0, 102.0), 50_000_000, HERE)
 LIMITS = Limits(1.5, 1.5, None, 1.0)

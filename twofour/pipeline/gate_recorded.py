@@ -148,6 +148,6 @@ def _outcome(path: Path) -> Outcome:
         reason = f"expected a document of schema twofour.{SCHEMA}, got {found or 'none'}"
         raise InputError(f"{path} is no baseline", [reason], _FIX)
     try:
-        return from_plain(Outcome, document)
+        return from_plain(Outcome, {k: v for k, v in document.items() if k != "documents"})
     except ValueError as e:
         raise InputError(f"{path} is a damaged baseline", [str(e)], _FIX) from e
