@@ -57,6 +57,25 @@ def scale_of(values: Sequence[float], first: float, last: float) -> Scale:
     return Scale(math.floor(least / step) * step, math.ceil(most / step) * step, first, last)
 
 
+def scale_between(values: Sequence[float], first: float, last: float) -> Scale:
+    """A scale of these values alone, with some room at both ends; 0 need not be on it.
+
+    Args:
+        values: shown; those that cannot be drawn are left out.
+        first: pixel of the least.
+        last: pixel of the most.
+    """
+    shown = [value for value in values if abs(value) <= _LARGEST]
+    least, most = min(shown, default=0.0), max(shown, default=1.0)
+    room = _ROOM * (most - least)
+    if room < _LEAST_ROOM * max(abs(least), abs(most)) or not room:
+        room = max(abs(most) * _ROOM, 1 / _LARGEST if most else 1.0)
+    return Scale(least - room, most + room, first, last)
+
+
+_ROOM, _LEAST_ROOM = 0.1, 1e-6
+
+
 def round_values(least: float, most: float) -> tuple[float, ...]:
     """Round values from `least` to `most`, about five."""
     step = _step(most - least)
@@ -123,6 +142,19 @@ def ending(name: str, letters: int) -> str:
 
 
 _NEAR = 10
+_PARTS = "/.;:"
+
+
+def last_parts(name: str, letters: int) -> str:
+    """As many of the last parts of a long name as there is room for: of a path, or of modules."""
+    if len(name) <= letters:
+        return name
+    end = name[1 - letters :]
+    starts = [k + 1 for k, letter in enumerate(end) if letter in _PARTS]
+    whole = next((end[k:] for k in starts if len(end) - k >= letters // 3), end)
+    return f"\u2026\u2060{whole}"
+
+
 _LINE, _GLYPH = 13.0, 6.2  # height of a label, width of a letter
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from twofour.core.version import __version__
-from twofour.report.charts import bar, ending, scale_of
+from twofour.report.charts import ending
+from twofour.report.histograms import CELL_LETTERS, histogram, layer_bars, percent, tensor_row
 from twofour.report.page import render, write_page
 
 Document = Mapping[str, Any]
 _WORST = 10
-_BOX = (6.0, 254.0, 8.0, 78.0)  # left, right, top, bottom of a small histogram
-_ROW, _TOP, _BARS = 17, 34, (210.0, 880.0)
-_LETTERS, _CELL_LETTERS = 32, 96
-_LEAST_CLIPPED = 1e-6
 
 
 def write_quantize(document: Document, path: str | os.PathLike[str]) -> None:
@@ -35,15 +32,15 @@ def write_quantize(document: Document, path: str | os.PathLike[str]) -> None:
 def quantize_page(document: Document) -> str:
     """The page as HTML."""
     quality = document["quality"]
-    rows = [_row(each) for each in quality["tensors"]]
+    rows = [tensor_row(each) for each in quality["tensors"]]
     content = {
         "title": f"{document['model']}, quantized",
         "found": document,
         "quality": quality,
         "worst": [row for row in rows if row["db"] < math.inf][:_WORST],
         "rows": rows,
-        "plots": [_plot(row) for row in rows if row["bins"] is not None],
-        "bars": _bars(quality["layers"]) if quality["layers"] else None,
+        "plots": [histogram(row) for row in rows if row["bins"] is not None],
+        "bars": layer_bars(quality["layers"]) if quality["layers"] else None,
         "moved": [_moved(each) for each in quality["moved"]],
         "left": [
             each for each in (document["mixed"] or {"layers": []})["layers"] if each["is_float"]
@@ -53,105 +50,10 @@ def quantize_page(document: Document) -> str:
     return render("quantize.html", content)
 
 
-def decibels(value: float | None) -> float:
-    """Of a document: infinite where it has none, because every value is exact."""
-    return math.inf if value is None else value
-
-
-def _row(tensor: Document) -> dict[str, Any]:
-    """A tensor, and its figures in words; `db` orders it, infinite where nothing is known."""
-    known = tensor["seen"] is not None
-    db = decibels(tensor["sqnr_db"])
-    words = _db(db) if known else "not looked at"
-    return {
-        **tensor,
-        "shown": ending(tensor["name"], _CELL_LETTERS),
-        "db": db,
-        "words": words,
-        "seen_words": _span(tensor["seen"]) if known else "",
-        "kept_words": _span(tensor["kept"]),
-        "clipped_words": percent(tensor["clipped"]),
-        "worst_words": _channel(tensor),
-    }
-
-
-def _channel(tensor: Document) -> str:
-    if tensor["kind"] == "activation":
-        return ""
-    return _db(decibels(tensor["worst_channel_db"]))
-
-
-def _db(value: float) -> str:
-    return "exact" if math.isinf(value) else f"{value:.1f} dB"
-
-
-def _span(ends: Sequence[float]) -> str:
-    return f"{ends[0]:.4g} to {ends[1]:.4g}"
-
-
-def percent(share: float | None) -> str:
-    """A share in words; "" for one that is not known."""
-    if share is None:
-        return ""
-    if 0 < share < _LEAST_CLIPPED:
-        return "<0.0001 %"
-    return f"{100 * share:.3g} %"
-
-
-def _plot(row: Document) -> dict[str, Any]:
-    """A histogram: logarithms of counts over values, and the ends of what the scale keeps."""
-    left, right, top, bottom = _BOX
-    bins, kept = row["bins"], row["kept"]
-    ends = (bins["low"], bins["high"], *kept)
-    low, high = min(ends), max(ends)
-    pixels = (right - left) / ((high - low) or 1.0)
-    width = (bins["high"] - bins["low"]) / len(bins["counts"])
-    most = math.log1p(max(bins["counts"]))
-    inside: list[str] = []
-    outside: list[str] = []
-    for index, count in enumerate(bins["counts"]):
-        if not count:
-            continue
-        start = bins["low"] + index * width
-        height = (bottom - top) * math.log1p(count) / most
-        x, step = left + (start - low) * pixels, max(width * pixels, 0.8)
-        part = f"M{x:.1f} {bottom:g}v{-height:.1f}h{step:.2f}v{height:.1f}z"
-        middle = start + width / 2
-        (inside if kept[0] <= middle <= kept[1] else outside).append(part)
-    return {
-        **row,
-        "short": ending(row["name"], _LETTERS),
-        "inside": "".join(inside),
-        "outside": "".join(outside),
-        "lines": [round(left + (end - low) * pixels, 1) for end in kept],
-        "zero": round(left - low * pixels, 1) if low <= 0 <= high else None,
-        "ends": (f"{low:.3g}", f"{high:.3g}"),
-        "box": _BOX,
-    }
-
-
-def _bars(layers: Sequence[Document]) -> dict[str, Any]:
-    """A bar for each layer: its SQNR; none where it is exact."""
-    values = [decibels(each["sqnr_db"]) for each in layers]
-    scale = scale_of(values, *_BARS)
-    lines = [
-        {
-            "y": _TOP + _ROW * index,
-            "name": f"{each['layer']} ({each['op']})",
-            "short": ending(each["layer"], _LETTERS),
-            "drop": bar(scale, value, None, f"{_db(value)}, cosine {each['cosine']:.5f}"),
-            "gain": None,
-        }
-        for index, (each, value) in enumerate(zip(layers, values, strict=True))
-    ]
-    height = _TOP + _ROW * len(layers) + 8
-    return {"lines": lines, "drop": scale, "gain": None, "height": height}
-
-
 def _moved(each: Document) -> dict[str, Any]:
     shares = ("own", "own_by_more", "by_one", "by_more")
     return {
         **each,
-        "shown": ending(each["name"], _CELL_LETTERS),
+        "shown": ending(each["name"], CELL_LETTERS),
         "shares": [(each[name], percent(each[name] / each["values"])) for name in shares],
     }
