@@ -21,6 +21,8 @@ from tests.report.test_sensitivity_page import Page
 from twofour.compiler.outline import Outline
 from twofour.core.errors import InputError
 from twofour.core.outcome import Cell, Check, Edge, Figure, LayerRow, Outcome, Point
+from twofour.report import quantities
+from twofour.report.charts import last_parts
 from twofour.report.outcomes import read_outcome
 from twofour.report.run import run_page, write_run
 
@@ -284,6 +286,64 @@ def test_numbers_that_json_cannot_spell() -> None:
     said = texts(document)
     assert "no number" in said
     assert "nan" not in said.lower().replace("penance", "")
+
+
+def nothing_but(words: str) -> str:
+    return (
+        words.replace(" ", "\u00a0")
+        .replace("us", "\u00b5s")
+        .replace("-", "\u2212")
+        .replace("x", "\u00d7")
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words", "signed", "on_an_axis"),
+    [
+        (91.257, "%", "91.26 %", "+91.26", "91.26 %"),
+        (-0.004, "points", "0.00 points", "0.00", "-0.004 points"),
+        (0.005, "%", "0.01 %", "+0.01", "0.005 %"),
+        (-1.5, "points", "-1.50 points", "-1.50", "-1.5 points"),
+        (0.86318, "", "0.8632", "+0.8632", "0.8632"),
+        (3.1, "x", "3.10x", "+3.100", "3.1x"),
+        (12_340_000, "bytes", "12.3 MB", None, "12.34 MB"),
+        (999.96, "us", "1.00 ms", None, "1 ms"),
+        (0.0123, "us", "0.01 us", None, "0.0123 us"),
+        (0.0, "us", "0 us", None, "0 us"),
+        (float("nan"), "%", "", "", None),
+        (float("inf"), "bytes", "", None, None),
+    ],
+)  # fmt: skip
+def test_quantities(
+    value: float, unit: str, words: str, signed: str | None, on_an_axis: str | None
+) -> None:
+    assert quantities.with_unit(value, unit) == nothing_but(words)
+    if signed is not None:
+        assert quantities.signed(value, unit) == nothing_but(signed)
+    if on_an_axis is not None:
+        assert quantities.rounded(value, unit) == nothing_but(on_an_axis)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (412.0, "6 min 52 s"), (7200.0, "2.0 h")],
+)
+def test_waiting(seconds: float, words: str) -> None:
+    assert quantities.seconds(seconds) == words.replace(" ", "\u00a0")
+
+
+@pytest.mark.parametrize(
+    ("name", "letters", "short"),
+    [
+        ("layer1.0.conv1", 20, "layer1.0.conv1"),
+        ("encoder.layer.11.attention.output.dense", 20, "\u2026\u2060output.dense"),
+        ("a;model/conv2d_2/BiasAdd;model/conv2d_2/Conv2D", 20, "\u2026\u2060conv2d_2/Conv2D"),
+        ("x" * 50, 10, "\u2026\u2060" + "x" * 9),
+        ("a." + "x" * 8, 10, "a." + "x" * 8),
+    ],
+)
+def test_long_names_keep_their_last_parts(name: str, letters: int, short: str) -> None:
+    assert last_parts(name, letters) == short
 
 
 FLOATS = st.floats() | st.sampled_from([0.0, -1.0, 1e308, 5e-324])

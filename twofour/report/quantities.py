@@ -22,7 +22,8 @@ def digits(value: Number, count: int = 3) -> str:
         return ""
     if value == 0:
         return "0"
-    places = max(count - 1 - math.floor(math.log10(abs(value))), 0)
+    power = int(f"{value:.{count - 1}e}".partition("e")[2])  # of the rounded value
+    places = max(count - 1 - power, 0)
     text = f"{value:,.{min(places, 12)}f}"
     return text.replace("-", _MINUS)
 
@@ -89,14 +90,14 @@ def amount(value: Number, unit: str) -> str:
     if value is None or not math.isfinite(value):
         return ""
     if unit in ("%", "points"):
-        return f"{value:,.2f}".replace("-", _MINUS)
+        return f"{round(value, 2) or 0.0:,.2f}".replace("-", _MINUS)
     return digits(value, 4)
 
 
 def signed(value: Number, unit: str) -> str:
     """A difference of such amounts, with its sign."""
     text = amount(value, unit)
-    return f"+{text}" if text and value is not None and value > 0 else text
+    return f"+{text}" if text.strip("0.,") and value is not None and value > 0 else text
 
 
 def with_unit(value: Number, unit: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from twofour.report.histograms import histogram, layer_bars, tensor_row
 from twofour.report.outcomes import read_record
 
-_SHOWN = 15
+_SHOWN = 14
 
 
 @dataclass(frozen=True)
