@@ -71,8 +71,11 @@ def test_the_stages_follow_each_other(ran):
     (result,) = (path for path in engines if "build-2-4-QAT" in path)
     kinds = {each["path"]: each["kind"] for each in ran.outcome["artifacts"]}
     came = ancestors(made_from, result)
-    assert {kinds[path] for path in came} == {"onnx", "checkpoint", "code", "data"}
+    assert {kinds[path] for path in came} == {"onnx", "masks", "checkpoint", "code", "data"}
     assert {"digits:model", "digits:train", "digits:calibrate"} < came
+    assert [path.rpartition("/")[2] for path in came if kinds[path] == "onnx"] == ["qat.onnx"]
+    (dense,) = (path for path in engines if "build-dense-float32" in path)
+    assert {kinds[path] for path in ancestors(made_from, dense)} == {"onnx", "checkpoint", "code"}
 
 
 def ancestors(made_from, path):

@@ -231,6 +231,19 @@ def test_what_was_changed_between_two_stages_is_found(chain, tmp_path, name, cha
         loaded(task(tmp_path / "t", inputs={"start": tmp_path / MODEL}), "start")
 
 
+def test_masks_are_compared_with_those_that_were_chosen(chain, tmp_path):
+    masks = chain.root / "sparsify" / "out" / MASKS
+    given = {"start": chain.tuned, "teacher": chain.dense, "masks": masks}
+    assert loaded(task(tmp_path / "a", inputs=given), "start").sparsifier is not None
+    assert loaded(task(tmp_path / "a", inputs=given), "teacher").sparsifier is None
+    other = load_file(masks)
+    other["layer1.conv1"] = other["layer1.conv1"].flip(0)
+    save_file(other, tmp_path / MASKS)
+    made = task(tmp_path / "b", inputs={**given, "masks": tmp_path / MASKS})
+    with pytest.raises(GateError, match="masks are not those of"):
+        loaded(made, "start")
+
+
 def test_files_that_are_none_are_refused(chain, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(chain.pruned.read_bytes()[:500])
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")

@@ -31,6 +31,7 @@ What each stage reads and writes (safetensors; a model's file holds its masks as
     qat        start: a model; teacher: a model              the same, with quantizers' scales
     export     dense, sparse, qat, dense_qat: those there    NAME.onnx for each input
 
+`masks`, where it is given, is what the masks of `start`, `sparse` and `qat` are compared with.
 `load` calls model.torch, and loads model.checkpoint into it where there is one. `teacher` is given
 where `settings.distil` is true: the dense model as it was loaded. `masks.safetensors` has one bool
 tensor for each pruned weight, by its name. A stage may write more files; only those in its result

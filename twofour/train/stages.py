@@ -33,6 +33,7 @@ from twofour.train.states import (
     load_state,
     load_weights,
     read_facts,
+    require_masks,
     save_masks,
     save_state,
 )
@@ -56,7 +57,7 @@ class Task:
         train: module:function of training data.
         calibrate: DATA, see `core/data.py`.
         seed: of all that draws.
-        inputs: files of earlier stages by name.
+        inputs: files of earlier stages by name; "masks" are what a sparse model has to have.
         output: folder for what it makes.
         scratch: folder for what a killed stage goes on from.
         report: told of each piece of work.
@@ -173,6 +174,8 @@ def loaded(task: Task, name: str) -> Loaded:
     model = build_model(task.model, task.seed, weights_follow=True)
     example = _example(task, model)
     sparsifier = load_state(model, path, example)
+    if sparsifier is not None and "masks" in task.inputs:
+        require_masks(sparsifier, task.inputs["masks"])
     return Loaded(model.eval(), example, sparsifier, read_facts(path))
 
 

@@ -176,6 +176,32 @@ def load_state(model: nn.Module, path: Path, example_inputs: Any) -> Sparsifier 
     return sparsifier
 
 
+def require_masks(sparsifier: Sparsifier, path: Path) -> None:
+    """Compares a model's masks with those that `save_masks` wrote.
+
+    Args:
+        sparsifier: holds the model's.
+        path: of the file.
+
+    Raises:
+        GateError: a mask is missing, too many, or another one.
+        InputError: the file is missing or damaged.
+    """
+    kept = _tensors(path)
+    held = {w.name: w.mask.cpu() for w in sparsifier.weights if w.mask is not None}
+    differ = [
+        name
+        for name in sorted({*kept, *held})
+        if name not in kept or name not in held or not torch.equal(kept[name], held[name])
+    ]
+    if differ:
+        raise GateError(
+            f"the model's masks are not those of {path.name}",
+            [f"differ: {', '.join(differ[:8])}" + (", ..." if len(differ) > 8 else "")],
+            "run the recipe again from the stage sparsify",
+        )
+
+
 def put_state(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
     """Loads tensors into a model, all of them, each of the right shape.
 

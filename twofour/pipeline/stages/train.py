@@ -13,7 +13,8 @@ from twofour.pipeline.recipe_file import RecipeFile
 from twofour.pipeline.stage import From, Input, Made, Output, Source, Stage, Task
 from twofour.pipeline.torchrun import run_job
 
-_JOB_INPUTS = ("start", "teacher", "dense", "sparse", "qat", "dense_qat")
+_JOB_INPUTS = ("start", "teacher", "masks", "dense", "sparse", "qat", "dense_qat")
+_SPARSE = ("sparse", "qat")
 
 
 def train_stages(file: RecipeFile) -> list[Stage]:
@@ -62,6 +63,8 @@ def _trained(file: RecipeFile, name: str, kind: str, start: From) -> Stage:
     section: Training | None = recipe.finetune if kind == "finetune" else recipe.qat
     assert section is not None
     inputs: dict[str, Input] = {"start": start, **_code(file)}
+    if start.stage != "load":
+        inputs |= _masks(recipe)
     if section.distil:
         inputs["teacher"] = From("load")
     if recipe.data.train is not None:
@@ -74,7 +77,14 @@ def _trained(file: RecipeFile, name: str, kind: str, start: From) -> Stage:
 
 
 def _export(file: RecipeFile, exported: Mapping[str, From]) -> Stage:
-    return _stage(file, "export", "export", {**exported, **_code(file)}, {})
+    masks = _masks(file.recipe) if set(_SPARSE) & set(exported) else {}
+    return _stage(file, "export", "export", {**exported, **masks, **_code(file)}, {})
+
+
+def _masks(recipe: Recipe) -> dict[str, Input]:
+    """What the weights of a pruned network have to keep to; nothing where none is pruned."""
+    pruned = recipe.sparsify is not None and not recipe.layers
+    return {"masks": From("sparsify", "masks")} if pruned else {}
 
 
 def _code(file: RecipeFile) -> dict[str, Input]:
@@ -96,8 +106,19 @@ def _stage(
 def _run(file: RecipeFile, kind: str, settings: dict[str, Any], task: Task) -> Made:
     job = job_of(file.recipe, kind, settings, task)
     found = run_job(job, file.home, task.report)
-    outputs = {name: Output(each.file, each.kind) for name, each in found.outputs.items()}
+    outputs = {
+        name: Output(each.file, each.kind, _made_from(kind, name, task.inputs))
+        for name, each in found.outputs.items()
+    }
     return Made(outputs, found.text, {"documents": found.documents}, found.notes)
+
+
+def _made_from(kind: str, name: str, inputs: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Each ONNX file has a model of its own; other files are made from all that a stage reads."""
+    if kind != "export":
+        return None
+    own = {name, "model", "example", *(("masks",) if name in _SPARSE else ())}
+    return tuple(each for each in inputs if each in own)
 
 
 def job_of(recipe: Recipe, kind: str, settings: dict[str, Any], task: Task) -> Job:
