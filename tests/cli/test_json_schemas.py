@@ -40,7 +40,7 @@ SEARCH = (
     *(*QUICK, "--precision", "int8", "--pattern", "2:4", "--prune-method", "magnitude"),
     *("--evaluations", "6", "--cache", "search.jsonl"),
 )
-FILES = ("-o", "recipe.yaml", "--report", "search.html")
+FILES = ("--samples", "5", "-o", "recipe.yaml", "--report", "search.html")
 BLAMED = (*DATA, "--metric", "top1", "--blame", "--runs", "8", "--source", "int8.onnx")
 # What commands print, in an order in which each finds its files: schema -> arguments.
 CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (

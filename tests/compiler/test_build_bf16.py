@@ -90,6 +90,21 @@ BLOCK_WEIGHTS = weights(
 
 
 @needs_bf16
+def test_layers_that_are_chosen_stay_float32() -> None:
+    """By the names of nodes, whatever the passes make of those."""
+    model = export(with_statistics(ResNet18()), images(1))
+    names = [str(node.name) for node in model.graph if node.op_type in ("Conv", "Gemm")]
+    chosen = {names[0], names[3], names[-1]}
+    engine = build(model, bf16=True, stay_float32=chosen, tuning_effort=0, race=False)
+    computed = {name: each for each in engine.plan.layers for name in each.source}
+    for name in names:
+        wanted = "float32" if name in chosen else "bfloat16"
+        assert computed[name].precision == wanted, name
+        reason = "not bfloat16: it was chosen to be float32"
+        assert (reason in computed[name].notes) == (name in chosen)
+
+
+@needs_bf16
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_transformer(threads) -> None:
     model = graph(f"(float[1,6,8] x) => (float[1,6,8] y) <{HEADS}> {{ {BLOCK} }}", **BLOCK_WEIGHTS)

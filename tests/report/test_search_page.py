@@ -61,6 +61,13 @@ def found(layers: int = 4, name: str = "layer", **more: Any) -> dict[str, Any]:
         "target": "cpu:x",
         "answer": 2,
         "layers": {},
+        "unseen": {
+            "samples": 700,
+            "dense": 90.5,
+            "figure": 90.0,
+            "drop": 0.5,
+            "drop_error": 0.1,
+        },
         "points": [
             point("1 of 4, everything float32", 100.0, 90.0, on_front=True),
             point("2 of 4, everything INT8", 30.0, 89.5),
@@ -84,15 +91,16 @@ def test_the_page_is_whole_and_needs_nothing_else(layers: int) -> None:
     assert page.tags.count("svg") == 2
     assert page.tags.count("tr") == 1 + 4 + 1 + layers
     assert page.tags.count("circle") == 3 + 3 * layers  # one engine has no figure
-    words = " ".join(page.texts)
+    words = " ".join(" ".join(page.texts).split())
     assert "everything INT8" in page.texts
     assert "25.0 us" in words
     assert "no number" in words
+    assert "On 700 samples that the search did not use: top1 90 (float32 90.5), drop +0.5" in words
 
 
 def test_the_answer_and_the_front_are_marked() -> None:
     text = search_page(found())
-    drawing = text.partition('aria-label="top1 over us"')[2].partition("</svg>")[0]
+    drawing = text.partition('aria-label="top1 over us (logarithmic)"')[2].partition("</svg>")[0]
     assert drawing.count('class="cost"') == 1
     assert drawing.count('class="gain"') == 1
     assert drawing.count('class="mark"') == 1

@@ -16,11 +16,12 @@ from twofour.compiler.build import BuildOptions, compile_model
 from twofour.core.errors import InputError
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.quantize import quantize
-from twofour.search import points
+from twofour.search import final, points
 from twofour.search.apply import ApplyOptions, apply, with_choices
+from twofour.search.options import SearchOptions
 from twofour.search.recipe import fields_of, write_recipe
 from twofour.search.results import Found, document
-from twofour.search.search import SearchOptions, search
+from twofour.search.search import search
 
 COUNT = 64
 QUICK = SearchOptions(
@@ -98,9 +99,11 @@ def test_a_search_goes_on_where_it_ended(
     race = points.race
     monkeypatch.setattr(points, "race", lambda *args: raced.append(args) or race(*args))
     other = again(folder, replace(QUICK, cache=cache))
-    assert [p.choices for p in other.points[:3]] == [p.choices for p in found.points[:3]]
-    assert other.points[:3] == found.points[:3]  # what was known was not measured again
-    assert len(raced) == len(other.points) - 3
+    first_ones = [
+        [(p.name, p.choices, p.error) for p in each.points[:3]] for each in (other, found)
+    ]
+    assert first_ones[0] == first_ones[1]
+    assert len(raced) == len(other.points) - 3  # what was known was not measured again
     assert any("1 damaged line(s)" in note for note in other.notes)
     raced.clear()
     once_more = again(folder, replace(QUICK, cache=cache))
@@ -233,6 +236,40 @@ def test_a_file_that_is_no_cache_stays_as_it_is(folder: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="no cache"):
         again(folder, replace(QUICK, cache=file))
     assert file.read_text() == "mine\n"
+
+
+def test_the_answer_on_samples_that_the_search_did_not_use(folder: Path, tmp_path: Path) -> None:
+    options = replace(QUICK, samples=40, evaluations=6, cache=tmp_path / "cache.jsonl")
+    found = again(folder, options)
+    assert found.samples == 40
+    assert found.unseen is not None
+    assert found.unseen.samples == COUNT - 40
+    assert found.unseen.dense == 100
+    assert found.unseen.figure is not None
+    assert found.unseen.drop == pytest.approx(100 - found.unseen.figure)
+    assert again(folder, options).unseen == found.unseen
+
+
+def test_engines_as_fast_as_each_other_run_side_by_side(
+    folder: Path, found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here all that hold the bound; each keeps its metric, and has the latency of the last race."""
+    cache = tmp_path / "cache.jsonl"
+    cache.write_bytes((folder / "cache.jsonl").read_bytes())
+    Path(f"{cache}.times").write_bytes((folder / "cache.jsonl.times").read_bytes())
+    monkeypatch.setattr(final, "_CLOSE", 1e6)
+    raced = []
+    race = final.race
+    monkeypatch.setattr(final, "race", lambda *args: raced.append(args[0]) or race(*args))
+    options = replace(QUICK, max_drop=100.0, cache=cache)
+    other = again(folder, options)
+    assert [len(contestants) for contestants in raced] == [final._MOST + 1]
+    assert again(folder, options).points == other.points
+    assert len(raced) == 1
+    before = {point.choices: point for point in found.points}
+    known = [point for point in other.points if point.choices in before]
+    assert any(point.latency_us != before[point.choices].latency_us for point in known)
+    assert all(point.figure == before[point.choices].figure for point in known)
 
 
 def test_the_document_is_plain(found: Found) -> None:

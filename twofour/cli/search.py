@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,11 +22,13 @@ from twofour.cli.options import (
 from twofour.cli.output import Json, Output, Quiet, by_reason, printable, short
 from twofour.cli.prune import Method
 from twofour.cli.quantize_options import Recipe
+from twofour.cli.spread import OnRay, RayAddress, spread_of
 
 if TYPE_CHECKING:
+    from twofour.search.final import Unseen
+    from twofour.search.options import SearchOptions
     from twofour.search.points import Point
     from twofour.search.results import Found
-    from twofour.search.search import SearchOptions
 
 _UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
 _METRIC = 16
@@ -77,13 +80,19 @@ def search(
     scan_samples: Annotated[
         int, typer.Option(min=1, help="Of these, for each layer alone; few are enough.")
     ] = 256,
+    prune_samples: Annotated[int, typer.Option(min=1, help="That pruning reads at most.")] = 512,
     calibration_samples: Annotated[
-        int, typer.Option(min=1, help="For pruning and calibrating, at most.")
-    ] = 512,
+        int, typer.Option(min=1, help="For the ranges of INT8, anew for each engine.")
+    ] = 128,
     evaluations: Annotated[
         int, typer.Option(min=6, help="Engines built, run and judged at most.")
     ] = 24,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that judge each layer alone.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that judge each layer alone; with --ray: workers."),
+    ] = None,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
     shapes: Shapes = None,
     threads: Threads = None,
     tuning_effort: Annotated[int, typer.Option(min=1, max=3, help="As of twofour build.")] = 2,
@@ -108,9 +117,10 @@ def search(
     from twofour.compiler.forms import PRECISIONS
     from twofour.onnx_tools.options import QuantizeOptions
     from twofour.search.apply import ApplyOptions
+    from twofour.search.options import PATTERNS, SearchOptions
     from twofour.search.recipe import fields_of, write_recipe
     from twofour.search.results import document
-    from twofour.search.search import PATTERNS, Search, SearchOptions
+    from twofour.search.search import Search
 
     out = Output(as_json, quiet)
     require_packages("twofour search", ["scipy", "yaml"], "search")
@@ -124,7 +134,9 @@ def search(
         scan_samples=scan_samples,
         calibrate=calibration_data,
         apply=ApplyOptions(
-            prune_method.value, calibration_samples, quantize=QuantizeOptions(recipe=recipe.value)
+            prune_method.value,
+            prune_samples,
+            quantize=QuantizeOptions(recipe=recipe.value, samples=calibration_samples),
         ),
         precisions=tuple(each.value for each in precision) if precision else PRECISIONS,
         patterns=tuple(pattern) if pattern else PATTERNS,
@@ -132,13 +144,14 @@ def search(
         threads=threads or 1,
         tuning_effort=tuning_effort,
         evaluations=evaluations,
-        jobs=jobs,
         cache=cache,
         timing_cache=timing_cache,
     )
-    with out.stage("checking"):
-        looking = Search(model, data, options)
-    found = looking.run(out.stage)
+    with spread_of(ray, ray_address, jobs, out) as spread:
+        options = replace(options, spread=spread)
+        with out.stage("checking"):
+            looking = Search(model, data, options)
+        found = looking.run(out.stage)
     everything = document(found)
     out.show(*_parts(found))
     if report is not None:
@@ -198,6 +211,8 @@ def _parts(found: Found) -> list[Table | str]:
     )
     parts: list[Table | str] = [head, _points(found)]
     if found.best is not None:
+        if found.unseen is not None:
+            parts.append(_unseen(found, found.unseen))
         by_choice = [(text, name) for name, text in found.layers(found.best).items()]
         parts.append(f"the answer: {_words(found, found.best)}")
         parts += by_reason("layers", sorted(by_choice))
@@ -209,6 +224,14 @@ def _words(found: Found, point: Point) -> str:
     return (
         f"{point.latency_us:.1f} us, {point.speed[0]:.2f}x float32, {found.metric} "
         f"{_figure(point.figure)}{unit}, drop {_drop(point)}"
+    )
+
+
+def _unseen(found: Found, last: Unseen) -> str:
+    """The answer on other samples."""
+    return (
+        f"on {last.samples} samples that the search did not use: {found.metric} "
+        f"{_figure(last.figure)} (float32 {_figure(last.dense)}), drop {_drop(last)}"
     )
 
 
@@ -250,7 +273,7 @@ def _figure(figure: float | None) -> str:
     return "no number" if figure is None else f"{figure:.4g}"
 
 
-def _drop(point: Point) -> str:
+def _drop(point: Point | Unseen) -> str:
     if point.drop is None:
         return "?"
     error = "" if point.drop_error is None else f" \u00b1{point.drop_error:.2g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from twofour.core.version import __version__
@@ -17,6 +18,9 @@ _ROW, _TOP = 17, 34
 _TIMES = (230.0, 880.0)  # left and right end of the column of times
 _NAMED, _LETTERS, _CELL_LETTERS = 8, 34, 60
 _EVERYTHING = "everything"
+_LEAST_US = 1e-3
+_ROUND = (1, 1.5, 2, 3, 4, 5, 6, 8)
+_APART = 40.0  # pixels between two ticks
 
 
 def write_search(document: Document, path: str | os.PathLike[str]) -> None:
@@ -41,6 +45,7 @@ def search_page(document: Document) -> str:
         "found": document,
         "points": sorted(points, key=lambda point: float(point["latency_us"])),
         "best": None if answer is None else points[answer],
+        "unseen": None if document["unseen"] is None else _drop(document["unseen"]),
         "plot": _plot(document, points),
         "choices": list(dict.fromkeys(c for unit in document["units"] for c in unit["times_us"])),
         "units": [_unit(unit) for unit in document["units"]],
@@ -74,7 +79,7 @@ def _plot(document: Document, points: Sequence[Document]) -> dict[str, Any]:
     """The metric of each engine over its latency, the front joined."""
     left, right, top, bottom = _PLOT
     known = [point for point in points if point["figure"] is not None]
-    x = scale_of([point["latency_us"] for point in known], left, right)
+    x = _Times.of([point["latency_us"] for point in known], left, right)
     y = _zoomed([*(point["figure"] for point in known), document["dense"]], bottom, top)
     sides = sorted(known, key=lambda p: (not p["is_answer"], _EVERYTHING not in p["label"]))
     placed = place_labels(
@@ -110,6 +115,35 @@ def _plot(document: Document, points: Sequence[Document]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Times:
+    """Times on a logarithmic scale: what is half as long is as far away everywhere."""
+
+    scale: Scale
+
+    @staticmethod
+    def of(times: Sequence[float], first: float, last: float) -> _Times:
+        """From below the least to above the largest."""
+        ends = math.log(min(times) * 0.93), math.log(max(times) * 1.07)
+        return _Times(Scale(*ends, first, last))
+
+    def at(self, us: float) -> float:
+        """The pixel of a time."""
+        return self.scale.at(math.log(max(us, _LEAST_US)))
+
+    @property
+    def ticks(self) -> tuple[tuple[float, str], ...]:
+        """Pixel and text of round times, none over another."""
+        least, most = (math.exp(end) for end in (self.scale.least, self.scale.most))
+        powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)))
+        round_ = [step * 10.0**power for power in powers for step in _ROUND]
+        found: list[tuple[float, str]] = []
+        for us in (each for each in round_ if least <= each <= most):
+            if not found or self.at(us) - found[-1][0] > _APART:
+                found.append((self.at(us), f"{us:g}"))
+        return tuple(found)
+
+
 def _zoomed(values: Sequence[float], first: float, last: float) -> Scale:
     """A scale of the values alone: a metric of 90 that falls to 88 would hide in one from 0."""
     least, most = min(values), max(values)
@@ -117,7 +151,7 @@ def _zoomed(values: Sequence[float], first: float, last: float) -> Scale:
     return Scale(least - room, most + room, first, last)
 
 
-def _bound(document: Document, x: Scale, y: Scale) -> tuple[float, float, float, float]:
+def _bound(document: Document, x: _Times, y: Scale) -> tuple[float, float, float, float]:
     """A line: both ends."""
     left, right, top, bottom = _PLOT
     if document["max_drop"] is None:

@@ -41,17 +41,20 @@ class ApplyOptions:
 
     Attributes:
         method: of pruning: sparsegpt also changes the weights that stay; magnitude needs no data.
-        samples: of the data used at most, for pruning and for calibrating; None for all.
+        samples: of the data that pruning reads at most; None for all.
         memory_bytes: that pruning may keep of the inputs of layers.
         threads: of ONNX Runtime; 0 for as many as there are cores.
-        quantize: recipe, ranges, placement; `exclude` holds beside the choices.
+        quantize: recipe, ranges, placement, samples to calibrate with, which is done for each
+            network anew; `exclude` holds beside the choices.
     """
 
     method: PruneMethod = "sparsegpt"
     samples: int | None = 512
     memory_bytes: int = 2**30
     threads: int = 0
-    quantize: QuantizeOptions = field(default_factory=lambda: QuantizeOptions(recipe="balanced"))
+    quantize: QuantizeOptions = field(
+        default_factory=lambda: QuantizeOptions(recipe="balanced", samples=128)
+    )
 
     def __post_init__(self) -> None:
         """Refuses an unknown method. Raises InputError."""
@@ -62,8 +65,8 @@ class ApplyOptions:
 
     @property
     def quantizing(self) -> QuantizeOptions:
-        """With the samples and threads of this."""
-        return replace(self.quantize, samples=self.samples, threads=self.threads)
+        """With the threads of this."""
+        return replace(self.quantize, threads=self.threads)
 
 
 class Catalogue:

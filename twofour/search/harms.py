@@ -22,7 +22,7 @@ from twofour.compiler.forms import BF16, INT8
 from twofour.compiler.prunable import Network as Model
 from twofour.core.data import DataLike
 from twofour.core.progress import Stage
-from twofour.core.scan import Cache, Item, Result, Work, key_of, scan
+from twofour.core.scan import Cache, Item, Result, Spread, Work, key_of, scan
 from twofour.evaluate.feeding import model_predictor
 from twofour.evaluate.judging import Bench, Setup
 from twofour.onnx_tools.load import load_model, save_model
@@ -44,6 +44,8 @@ FIGURES = (
     "speed_low",
     "speed_high",
     "time_us",
+    "dense",
+    "samples",
     "seconds",
 )
 """Of a line of the cache; null where a line has none of them."""
@@ -134,7 +136,7 @@ class Scanner:
         catalogue: of pruned weights.
         data: to calibrate with.
         apply: how to prune and to quantize.
-        jobs: processes.
+        spread: who works.
         cache: of results.
     """
 
@@ -144,7 +146,7 @@ class Scanner:
     catalogue: Catalogue
     data: DataLike
     apply: ApplyOptions
-    jobs: int
+    spread: Spread
     cache: Cache = field(compare=False)
 
     def scan(self, stage: Stage) -> dict[tuple[str, str], Harm]:
@@ -156,7 +158,7 @@ class Scanner:
             if not known:
                 self._write(Path(folder), items, stage)
             with stage("each layer alone") as report:
-                results = scan(items, start, self.cache, self.jobs, report)
+                results = scan(items, start, self.cache, report=report, spread=self.spread)
         found = {}
         for item, result in zip(items, results, strict=True):
             part, layers = item.argument

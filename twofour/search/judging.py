@@ -128,7 +128,12 @@ def judge(
         part = expected.against(outputs, run.batch.start)
         error, whole = error + part[0], whole + part[1]
         report(run.batch.start + len(run.batch), task.total, what)
-    return Judged(scorer.result(), error / whole if whole else error)
+    return Judged(scorer.result(), _not_negative(error / whole if whole else error))
+
+
+def _not_negative(error: float) -> float:
+    """What rounding makes of 0 may lie below it; what is no number stays so."""
+    return 0.0 if error < 0 else error
 
 
 def _divergence(expected: Array, got: Array) -> float:

@@ -114,12 +114,21 @@ class Workshop:
             UnsupportedError: it cannot be built.
         """
         if choices not in self.points:
-            reference_us = self._line("the float32 engine", self.baseline, stage)["time_us"]
-            assert reference_us is not None
+            reference_us = self.reference_us(stage)
             found = self._line(name, choices, stage)
             self.points[choices] = _point(name, choices, found, reference_us)
             self.evaluations += 1
         return self.points[choices]
+
+    def reference_us(self, stage: Stage) -> float:
+        """What the float32 engine takes by itself."""
+        found = self._line("the float32 engine", self.baseline, stage)["time_us"]
+        assert found is not None
+        return found
+
+    def words(self, choices: Assignment) -> list[str]:
+        """The choice of each layer, for a key."""
+        return [f"{layer}={choice}" for layer, choice in self.named(choices).items()]
 
     def named(self, choices: Assignment) -> dict[str, Choice]:
         """By the names of layers."""
@@ -127,8 +136,8 @@ class Workshop:
         return {layer: choice for unit, choice in pairs for layer in unit.layers}
 
     def _line(self, name: str, choices: Assignment, stage: Stage) -> Result:
-        words = [f"{layer}={choice}" for layer, choice in self.named(choices).items()]
-        item = Item(name, key_of(FORMAT, *self.identity, "point", *words), choices)
+        key = key_of(FORMAT, *self.identity, "point", *self.words(choices))
+        item = Item(name, key, choices)
         if item.key in self.cache.results:
             return self.cache.results[item.key]
         with stage(name) as report:
@@ -136,7 +145,7 @@ class Workshop:
 
     def _work(self, report: Report, choices: Assignment) -> Result:
         began = time.monotonic()
-        engine = self._engine(choices, report)
+        engine = self.engine(choices, report)
         with ExitStack() as passing:
             alone = choices == self.baseline
             held = self._held if alone and self._reference is None else passing
@@ -150,7 +159,7 @@ class Workshop:
         return line(time.monotonic() - began, **figures_of(self.bench, judged), **raced)
 
     def _raced(self, mine: Contestant, alone: bool, report: Report) -> dict[str, float]:
-        every = [mine] if alone else [mine, self._base(report)]
+        every = [mine] if alone else [mine, self.base(report)]
         times = race(every, SCHEDULE, lambda done, total: report(done, total, "running"))
         if alone:
             return {"time_us": times[0].median_us, "speed": 1, "speed_low": 1, "speed_high": 1}
@@ -162,15 +171,16 @@ class Workshop:
             "speed_high": speed.high,
         }
 
-    def _base(self, report: Report) -> Contestant:
+    def base(self, report: Report) -> Contestant:
         """The float32 engine, built anew where a former run judged it."""
         if self._reference is None:
-            engine = self._engine(self.baseline, report)
+            engine = self.engine(self.baseline, report)
             session = self._held.enter_context(Session(engine, self.build.threads))
             self._reference = ours(session, random_feeds(engine.plan.inputs))
         return self._reference
 
-    def _engine(self, choices: Assignment, report: Report) -> Engine:
+    def engine(self, choices: Assignment, report: Report) -> Engine:
+        """Prunes, quantizes and compiles."""
         named = self.named(choices)
         model = applied(self.catalogue, named, self.data, self.apply, report)
         options = replace(building(named, self.build), race=False, sparsity="enable")

@@ -13,8 +13,8 @@ import yaml
 from twofour.compiler.forms import BF16
 from twofour.core.errors import InputError
 from twofour.core.writing import write_whole
+from twofour.search.options import SearchOptions
 from twofour.search.results import Found
-from twofour.search.search import SearchOptions
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -62,7 +62,8 @@ def fields_of(
         fields["shapes"] = {name: list(shape) for name, shape in options.shapes.items()}
     if options.apply.samples is not None:
         fields["sparsify"]["samples"] = options.apply.samples
-        fields["quantize"]["samples"] = options.apply.samples
+    if options.apply.quantize.samples is not None:
+        fields["quantize"]["samples"] = options.apply.quantize.samples
     if options.samples is not None:
         fields["evaluate"] = {"samples": options.samples}
     if options.max_drop is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from twofour.compiler.forms import INT8
 from twofour.search.choices import BASELINE, Choice
+from twofour.search.final import Unseen
 from twofour.search.harms import Harm
 from twofour.search.points import Point, front
 from twofour.search.units import Unit
@@ -38,6 +39,7 @@ class Found:
         offered: the choices that each unit could have.
         points: in the order in which they were built.
         answer: index of the best one that holds the bound; None where none does.
+        unseen: the answer on samples that the search did not use; None where there are none.
         predicted: the front that the solver predicts with all that was learned: microseconds,
             error, drop.
         notes: what the user should know.
@@ -60,6 +62,7 @@ class Found:
     offered: tuple[tuple[Choice, ...], ...]
     points: tuple[Point, ...]
     answer: int | None
+    unseen: Unseen | None
     predicted: tuple[tuple[float, float, float], ...]
     notes: tuple[str, ...]
 
@@ -112,6 +115,7 @@ def document(found: Found) -> dict[str, Any]:
         **{name: getattr(found, name) for name in _PLAIN},
         "answer": found.answer,
         "layers": found.layers(found.best) if found.best else {},
+        "unseen": None if found.unseen is None else asdict(found.unseen),
         "points": [
             _point(found, index, on_front=id(point) in on_front)
             for index, point in enumerate(found.points)

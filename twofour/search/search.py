@@ -16,19 +16,17 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from twofour.compiler.build import EFFORTS, BuildOptions
+from twofour.compiler.build import BuildOptions
 from twofour.compiler.forms import BF16, F32, PRECISIONS, Form, Forms
 from twofour.compiler.prunable import named, read_network
 from twofour.core.data import DataLike, as_data
 from twofour.core.errors import InputError
-from twofour.core.machine import usable_cores
-from twofour.core.patterns import Pattern
 from twofour.core.progress import Stage, unseen
 from twofour.core.scan import Cache, Item, Result, key_of, scan
 from twofour.core.target import host_target
@@ -38,8 +36,9 @@ from twofour.evaluate.judging import Bench, Setup, lasting
 from twofour.evaluate.metrics import Kept
 from twofour.onnx_tools.reference import Reference
 from twofour.runtime.session import Session
-from twofour.search.apply import ApplyOptions, Catalogue
-from twofour.search.explore import Explorer, Goal
+from twofour.search.apply import Catalogue
+from twofour.search.explore import Explorer
+from twofour.search.final import Unseen, heat, on_unseen
 from twofour.search.harms import (
     FIGURES,
     FORMAT,
@@ -51,87 +50,10 @@ from twofour.search.harms import (
 )
 from twofour.search.judging import Expected, judge
 from twofour.search.network import layers_of
+from twofour.search.options import SearchOptions
 from twofour.search.points import Point, Workshop, engine_task
 from twofour.search.results import Found
 from twofour.search.units import Network, measured_network
-
-PATTERNS = ("2:4", "2:4/pair", "4:8")
-LEAST_EVALUATIONS = 6
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """What is asked for, and how it is looked for. One of the two bounds has to be given.
-
-    Attributes:
-        max_drop: most that the metric may be worse than the float model's, in its own unit; the
-            least latency within it is looked for.
-        max_latency_us: most that a run may take; the best metric within it is looked for.
-        metric: one of `metrics.METRICS`, or module:function.
-        output: that the metric reads; by default the first.
-        samples: that engines are judged on: the first so many; None for all.
-        scan_samples: that single changes are judged on, of these; their error needs few.
-        calibrate: data for pruning and calibrating, by default the same; better another.
-        apply: how layers are pruned and quantized.
-        precisions: to choose from; "f32" always is.
-        patterns: to choose from, beside dense.
-        shapes: of a run; by default those of the first sample.
-        threads: of engines.
-        tuning_effort: 1 to 3, as of a build.
-        evaluations: engines that are built, run and judged.
-        jobs: processes that judge single changes.
-        cache: file that keeps what was found.
-        timing_cache: file that keeps the times of kernels; by default beside the cache.
-    """
-
-    max_drop: float | None = None
-    max_latency_us: float | None = None
-    metric: str = "top1"
-    output: str | None = None
-    samples: int | None = None
-    scan_samples: int = 256
-    calibrate: DataLike | None = None
-    apply: ApplyOptions = field(default_factory=ApplyOptions)
-    precisions: Sequence[str] = PRECISIONS
-    patterns: Sequence[str] = PATTERNS
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    threads: int = 1
-    tuning_effort: int = 2
-    evaluations: int = 24
-    jobs: int = 1
-    cache: str | os.PathLike[str] | None = None
-    timing_cache: str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses what means nothing. Raises InputError."""
-        bounds = [b for b in (self.max_drop, self.max_latency_us) if b is not None]
-        if len(bounds) != 1:
-            raise InputError(
-                "a search needs one bound",
-                [f"expected a drop or a latency, got {len(bounds)} of them"],
-                "give --max-drop 1.0, or --max-latency 250us",
-            )
-        if not math.isfinite(bounds[0]) or bounds[0] < 0 or self.max_latency_us == 0:
-            raise InputError(f"bad bound {bounds[0]}", ["expected a number above 0"])
-        if self.evaluations < LEAST_EVALUATIONS or self.jobs < 1 or self.scan_samples < 1:
-            found = f"{self.evaluations} evaluations, {self.jobs} jobs, {self.scan_samples} samples"
-            expected = f"expected at least {LEAST_EVALUATIONS}, 1 and 1, got {found}"
-            raise InputError("bad bounds of the search", [expected], "allow more")
-        if self.tuning_effort not in EFFORTS[1:]:
-            expected = f"expected {EFFORTS[1]} to {EFFORTS[-1]}: a search is made of times"
-            raise InputError(f"cannot search with tuning effort {self.tuning_effort!r}", [expected])
-        for what, given, known in (
-            ("precision", self.precisions, PRECISIONS),
-            ("pattern", [str(Pattern.parse(p)) for p in self.patterns], PATTERNS),
-        ):
-            if unknown := [each for each in given if each not in known]:
-                expected = f"expected some of {', '.join(known)}"
-                raise InputError(f"no kernels for {what} {unknown[0]!r}", [expected])
-
-    @property
-    def goal(self) -> Goal:
-        """The bound."""
-        return Goal(self.max_drop, self.max_latency_us)
 
 
 def search(
@@ -176,9 +98,13 @@ class Search:
         self._cache = Cache.open(options.cache, FIGURES)
         self._data = lasting(data)
         self._calibrate = self._data if options.calibrate is None else lasting(options.calibrate)
-        threads = max(1, usable_cores() // options.jobs)
         self._setup = Setup(
-            Path(model), self._data, options.metric, options.output, options.samples, threads
+            Path(model),
+            self._data,
+            options.metric,
+            options.output,
+            options.samples,
+            options.workers.threads,
         )
         first = Bench.of(self._setup)
         self._shapes = dict(options.shapes) or first.try_first()
@@ -219,7 +145,10 @@ class Search:
             )
             held.enter_context(workshop)
             explorer = Explorer(network, harms, workshop, options.goal, options.evaluations, stage)
-            return self._found(explorer, explorer.run(), task, forms.notes)
+            points = self._settled(explorer.run(), workshop, stage)
+            best = options.goal.best(points)
+            last = None if best is None else on_unseen(workshop, best, stage)
+            return self._found(explorer, points, last, task, forms.notes)
 
     def _building(self, held: ExitStack) -> BuildOptions:
         """How engines are built. What they take is known again as long as the file of times is."""
@@ -248,7 +177,10 @@ class Search:
         return (*task.bench.identity(task.seen), seen, *machine, *how)
 
     def _digest_of_calibration(self) -> str:
-        samples = self._options.apply.samples
+        how = self._options.apply
+        samples = None
+        if how.samples is not None and how.quantize.samples is not None:
+            samples = max(how.samples, how.quantize.samples)
         data = as_data(self._calibrate, [each.name for each in Bench.of(self._setup).task.forms])
         seen = hashlib.sha256()
         for batch in data.batches(64, samples):
@@ -311,7 +243,7 @@ class Search:
             catalogue,
             self._calibrate,
             options.apply,
-            options.jobs,
+            options.workers,
             self._cache,
         )
         found = scanner.scan(stage)
@@ -323,10 +255,20 @@ class Search:
             found |= bf16_harms(network.units, error, result["drop"])
         return Harms(found)
 
+    def _settled(
+        self, points: tuple[Point, ...], workshop: Workshop, stage: Stage
+    ) -> tuple[Point, ...]:
+        """The points, those that could be the fastest within the drop raced once more."""
+        if self._options.max_drop is None:
+            return points
+        again = heat(workshop, [p for p in points if self._options.goal.holds(p)], stage)
+        return tuple(again.get(point.choices, point) for point in points)
+
     def _found(
         self,
         explorer: Explorer,
         points: tuple[Point, ...],
+        last: Unseen | None,
         task: _Judged,
         notes: tuple[str, ...],
     ) -> Found:
@@ -351,11 +293,18 @@ class Search:
             tuple(map(explorer.harms.worth, explorer.network.units)),
             points,
             None if best is None else points.index(best),
+            last,
             explorer.predicted(),
-            (*notes, *self._cache.notes(), *self._notes(best)),
+            (*notes, *self._cache.notes(), *self._notes(best, last)),
         )
 
-    def _notes(self, best: Point | None) -> Iterator[str]:
+    def _notes(self, best: Point | None, last: Unseen | None) -> Iterator[str]:
+        most = self._options.max_drop
+        if most is not None and last is not None and (last.drop is None or last.drop > most):
+            yield (
+                f"on the {last.samples} samples that the search did not use the answer loses more "
+                "than the bound: search with more samples, or with a smaller drop"
+            )
         if best is None:
             yield "no engine that was built holds the bound"
         if self._options.calibrate is None:
