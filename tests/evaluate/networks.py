@@ -15,16 +15,16 @@ from twofour.onnx_tools.quantize import quantize
 
 CHANNELS, SIZE, CLASSES = 16, 6, 5
 LAYERS = ("c0", "c1", "c2", "fc")
-RNG = np.random.default_rng(5)
 
 
-def weights() -> dict[str, np.ndarray]:
+def weights(seed: int = 8) -> dict[str, np.ndarray]:
     """Dense, and all but 2:4: pruning by magnitude takes next to nothing."""
+    random = np.random.default_rng(seed)
     shapes = {name: (CHANNELS, CHANNELS, 3, 3) for name in LAYERS[:-1]}
     shapes["fc"] = (CLASSES, CHANNELS * SIZE * SIZE)
     found = {}
     for name, shape in shapes.items():
-        w = RNG.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]))
+        w = random.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]))
         large = magnitude_mask(w, "2:4")
         found[name] = np.where(large, w + np.sign(w) * np.abs(w).max() / 4, 0.01 * w)
     return {name: w.astype(np.float32) for name, w in found.items()}

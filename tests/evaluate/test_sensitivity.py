@@ -97,7 +97,7 @@ def test_results_of_another_model_data_or_metric_are_not_taken(
 ) -> None:
     cache = tmp_path / "cache.jsonl"
     options = SensitivityOptions(samples=8, cache=cache)
-    other = save(network(weights()), tmp_path / "other.onnx")
+    other = save(network(weights(6)), tmp_path / "other.onnx")
     data = dict(np.load(folder / "data.npz"))
     calls = [
         (folder / "model.onnx", data, options),

@@ -24,7 +24,7 @@ from twofour.serve.http.messages import Reply, Request
 from twofour.serve.limits import Limits
 from twofour.serve.models.fleet import FleetOptions
 from twofour.serve.ray.deploy import http_options, model_target
-from twofour.serve.ray.front import TRIES, Directory, Front, State
+from twofour.serve.ray.front import MOST_PAUSES, TRIES, Directory, Front, State
 from twofour.serve.repository.config import config_of
 
 INFER = "/v2/models/m/infer"
@@ -86,6 +86,20 @@ def test_a_request_that_kills_replicas_is_given_up() -> None:
     assert reply.status_code == 503
     assert int(reply.headers["retry-after"]) >= 1
     assert len(replicas.asked) == TRIES
+
+
+def test_a_replica_that_is_known_to_be_dead_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twofour.serve.ray.front.LONGEST_PAUSE_S", 0.01)
+    replicas = Replicas(*[RayActorError("a1")] * 6, RayActorError("b2"), Reply(200, (b"{}",)))
+    assert ask(front(replicas), INFER).status_code == 200
+    assert len(replicas.asked) == 8
+
+
+def test_nothing_but_dead_replicas_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twofour.serve.ray.front.LONGEST_PAUSE_S", 0.0)
+    replicas = Replicas(*[RayActorError("a1")] * (MOST_PAUSES + 1))
+    assert ask(front(replicas), INFER).status_code == 503
+    assert len(replicas.asked) == MOST_PAUSES
 
 
 def test_a_full_queue_is_503_with_retry_after() -> None:

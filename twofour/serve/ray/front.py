@@ -2,8 +2,9 @@
 
 What concerns one model is answered by a replica of it, wherever in the cluster that is; the rest is
 put together here. A request whose replica dies is sent to another one: inference changes nothing,
-so computing it twice does no harm. After `TRIES` it is given up, so that a request that kills
-processes does not kill them all.
+so computing it twice does no harm. When `TRIES` have died it is given up, so that a request that
+kills processes does not kill them all; that one which is dead already takes it once more, because
+Ray has not heard of it yet, does not count.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from twofour.serve.protocol import json_text
 from twofour.serve.service import EXTENSIONS
 
 TRIES = 3
+MOST_PAUSES = 40
+LONGEST_PAUSE_S = 1.0
 LOST = (RayActorError, NodeDiedError, ObjectLostError, ReplicaUnavailableError)
 """A replica or its node died, or its answer was lost with them."""
 LOOK_S = 1.0
@@ -202,7 +205,8 @@ class Front:
         handle = self.handles.get(model)
         if handle is None:
             raise NotFoundError(f"there is no model {model[:100]!r}")
-        for tried in range(TRIES):
+        dead: set[str] = set()
+        for tried in range(MOST_PAUSES):
             try:
                 return await self.computed(model, handle.answer.remote(request))
             except BackPressureError as e:
@@ -210,9 +214,12 @@ class Front:
                 raise BusyError(full, [], "send fewer at once, or allow more replicas") from e
             except DeploymentUnavailableError as e:
                 raise not_loaded(model) from e
-            except LOST:
-                await asyncio.sleep(0.05 * tried)
-        raise BusyError(f"{TRIES} replicas of model {model!r} ended while they computed this")
+            except LOST as e:
+                dead.add(str(getattr(e, "actor_id", None) or f"unknown {tried}"))
+                if len(dead) == TRIES:
+                    break
+                await asyncio.sleep(min(0.05 * 2**tried, LONGEST_PAUSE_S))
+        raise BusyError(f"{len(dead)} replicas of model {model!r} ended while they computed this")
 
     async def computed(self, model: str, response: Awaitable[Reply]) -> Reply:
         """A replica's reply, while there is or may come one that gives it.
