@@ -20,7 +20,7 @@ from tests.report.test_quantize_page import tensor
 from tests.report.test_sensitivity_page import Page
 from twofour.compiler.outline import Outline
 from twofour.core.errors import InputError
-from twofour.core.outcome import Cell, Check, Edge, Figure, LayerRow, Outcome, Point
+from twofour.core.outcome import Artifact, Cell, Check, Edge, Figure, LayerRow, Outcome, Point
 from twofour.report import quantities
 from twofour.report.charts import last_parts
 from twofour.report.outcomes import read_outcome
@@ -252,6 +252,30 @@ def test_two_thousand_layers() -> None:
     assert len(text) < 4_000_000
     many = texts(many_layers(SMALL, 4001))
     assert "4,001 layers are too many to draw" in many
+
+
+def test_what_led_to_the_engine_is_drawn() -> None:
+    """Neither the recipe, which nothing was made from, nor the figures that the engine gave."""
+    text = run_page(plain(SMALL))
+    drawing = re.findall(r'<svg class="made".*?</svg>', text, re.S)[0]
+    drawn = {int(k) for k in re.findall(r'href="#artifact-(\d+)"', drawing)}
+    paths = {SMALL.artifacts[place].path.rpartition("/")[2] for place in drawn}
+    assert paths == {"resnet20.pt", "cifar10-train.npz", "masks.npz", "sparse.pt", "qat.pt",
+                     "model.onnx", "cpu.engine"}  # fmt: skip
+    assert drawing.count("<path d=") - 1 == sum(  # the head of the arrows is a path, too
+        len(each.made_from) for place, each in enumerate(SMALL.artifacts) if place in drawn
+    )
+    for link in re.findall(r'href="#(artifact-\d+)"', text):
+        assert f'<tr id="{link}">' in text
+    assert "masks.npz of sparsify" in texts(SMALL)
+
+
+def test_files_made_from_each_other_in_a_circle_are_listed() -> None:
+    circle = tuple(
+        Artifact(f"f{k}", "engine", "ab", 1, "build", (f"f{(k + 1) % 3}", "gone")) for k in range(3)
+    )
+    said = texts(dataclasses.replace(SMALL, artifacts=circle))
+    assert said.count("gone") == 3
 
 
 def test_an_engine_that_does_not_know_its_edges_says_so() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twofour.core.outcome import Artifact, StageRecord, Surroundings
@@ -12,9 +12,9 @@ from twofour.report.graph_places import Sizes, draw
 from twofour.report.quantities import seconds, size
 
 _TIMED = ("done", "reused", "failed")
-_LETTERS, _NODE_LETTERS = 90, 26
+_LETTERS, _NODE_LETTERS, _BELOW_LETTERS = 60, 23, 27
 _MOST_DRAWN = 80
-_SIZES = Sizes(width=190.0, height=40.0, across=14.0, down=24.0, gutter=30.0, aspect=2.0)
+_SIZES = Sizes(width=188.0, height=40.0, across=12.0, down=26.0, gutter=30.0, aspect=1.2)
 
 
 def stages(records: Sequence[StageRecord]) -> dict[str, Any] | None:
@@ -56,65 +56,98 @@ def lineage(artifacts: Sequence[Artifact]) -> dict[str, Any] | None:
     """The files as a table and a graph; None without any."""
     if not artifacts:
         return None
+    place_of = {each.path: place for place, each in enumerate(artifacts)}
     rows = [
         {
             "place": place,
             "path": each.path,
-            "shown": last_parts(each.path, _LETTERS) or "no name",
+            "file": last_parts(_file(each), _LETTERS) or "no name",
             "kind": each.kind,
             "sha256": each.sha256,
             "short": each.sha256[:12],
             "size": size(each.size_bytes),
             "bytes": each.size_bytes,
             "stage": each.stage,
-            "made_from": [last_parts(path, _LETTERS) for path in each.made_from],
+            "made_from": [_source(path, artifacts, place_of) for path in each.made_from],
         }
         for place, each in enumerate(artifacts)
     ]
-    return {"rows": rows, "graph": _graph(artifacts)}
+    return {"rows": rows, "graph": _graph(artifacts, place_of)}
 
 
-def _graph(artifacts: Sequence[Artifact]) -> dict[str, Any] | None:
-    """What was made from what, drawn; None where that says nothing."""
-    place_of = {each.path: place for place, each in enumerate(artifacts)}
+def _source(
+    path: str, artifacts: Sequence[Artifact], place_of: Mapping[str, int]
+) -> dict[str, Any]:
+    """A file that another was made from, in a few words; its place in the table if it is there."""
+    place = place_of.get(path)
+    if place is None:
+        return {"place": None, "words": last_parts(path, _LETTERS), "path": path}
+    found = artifacts[place]
+    words = f"{_file(found)} of {found.stage}" if found.stage else _file(found)
+    return {"place": place, "words": last_parts(words, _LETTERS), "path": path}
+
+
+def _graph(artifacts: Sequence[Artifact], place_of: Mapping[str, int]) -> dict[str, Any] | None:
+    """What was made from what, drawn; None where that says nothing.
+
+    Where there are engines, only what led to them: the figures that they gave stand in the table.
+    """
     sources = [
         sorted({place_of[path] for path in each.made_from if path in place_of} - {place})
         for place, each in enumerate(artifacts)
     ]
-    if not any(sources) or len(artifacts) > _MOST_DRAWN:
+    kept = _led_to([k for k, each in enumerate(artifacts) if each.kind == "engine"], sources)
+    order = [place for place in _sorted(sources) if place in kept or not kept]
+    if not any(sources[place] for place in order) or len(order) > _MOST_DRAWN:
         return None
-    order = _sorted(sources)
-    rank = {place: index for index, place in enumerate(order)}
+    number = {place: index for index, place in enumerate(order)}
     edges = [
-        (rank[source], rank[place])
+        (number[source], number[place])
         for place in order
         for source in sources[place]
-        if rank[source] < rank[place]
+        if number[source] < number[place]
     ]
     drawing = draw(len(order), edges, _SIZES)
-    nodes = [
-        {
-            "place": place,
-            "x": x,
-            "y": y,
-            "short": last_parts(artifacts[place].path.rpartition("/")[2], _NODE_LETTERS)
-            or "no name",
-            "path": artifacts[place].path,
-            "kind": artifacts[place].kind,
-            "given": not artifacts[place].stage,
-            "below": ", ".join(
-                filter(None, (artifacts[place].kind, size(artifacts[place].size_bytes)))
-            ),
-        }
-        for place, (x, y) in zip(order, drawing.nodes, strict=True)
-    ]
+    pairs = zip(order, drawing.nodes, strict=True)
     return {
-        "nodes": nodes,
+        "nodes": [_node(artifacts[place], place, at) for place, at in pairs],
         "paths": drawing.paths,
         "width": drawing.width,
         "height": drawing.height,
         "size": (_SIZES.width, _SIZES.height),
+        "left_out": len(artifacts) - len(order),
     }
+
+
+def _led_to(ends: Sequence[int], sources: Sequence[Sequence[int]]) -> set[int]:
+    """These, and all that they were made from."""
+    found: set[int] = set()
+    waiting = list(ends)
+    while waiting:
+        place = waiting.pop()
+        if place not in found:
+            found.add(place)
+            waiting += sources[place]
+    return found
+
+
+def _node(artifact: Artifact, place: int, at: tuple[float, float]) -> dict[str, Any]:
+    """A file by the stage that wrote it, or, given by the user, by its name."""
+    file, stage = _file(artifact), artifact.stage
+    below = [file if stage else artifact.kind, size(artifact.size_bytes)]
+    return {
+        "place": place,
+        "x": at[0],
+        "y": at[1],
+        "short": last_parts(stage or file, _NODE_LETTERS) or "no name",
+        "below": last_parts(", ".join(filter(None, below)), _BELOW_LETTERS),
+        "path": artifact.path,
+        "given": not stage,
+    }
+
+
+def _file(artifact: Artifact) -> str:
+    return artifact.path.rpartition("/")[2]
 
 
 def _sorted(sources: Sequence[Sequence[int]]) -> list[int]:

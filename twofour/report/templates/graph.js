@@ -256,13 +256,13 @@
       fit();
     } else zoom(button.dataset.do === "in" ? 1.4 : 1 / 1.4, 0.5, 0.5);
   });
-  let width = 0;
+  let width = svg.clientWidth;
+  fit();
   new ResizeObserver(() => {
-    if (svg.clientWidth !== width) { // its height follows; what is seen stays
-      const first = !width, all = Math.abs(view.w - whole.w) < 1;
-      width = svg.clientWidth;
-      if (first || all) fit(); else show();
-    }
+    if (svg.clientWidth === width) return;
+    const all = view.w >= whole.w;
+    width = svg.clientWidth;
+    if (all) fit(); else show(); // its height follows; what is seen stays
   }).observe(svg);
   addEventListener("beforeprint", fit);
 })();
