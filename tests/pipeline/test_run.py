@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +16,8 @@ import pytest
 from tests.pipeline.runs import DATA, METRIC, RECIPE, short_races, write_data, write_recipe
 from twofour.core.errors import Error, GateError, InputError
 from twofour.core.outcome import Outcome
+from twofour.core.processes import AnyStart
+from twofour.core.scan import Arrivals, Item, Processes
 from twofour.engine import Engine
 from twofour.onnx_tools.load import load_model
 from twofour.onnx_tools.weights import layer_weights
@@ -254,6 +257,39 @@ def test_several_targets_and_a_batch(tmp_path: Path) -> None:
     assert engines["build 2:4 PTQ cpu"].plan.inputs[0].shape == (4, 4, 8, 8)
     figures = {each.name: each.figure for each in finished.outcome.points}
     assert figures["2:4 PTQ"] == figures["2:4 PTQ cpu:vector"]
+
+
+@dataclass
+class Recorded:
+    """Workers of this machine, and what they were given at once."""
+
+    workers: Processes
+    given: list[list[str]] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> int:
+        return self.workers.jobs
+
+    @property
+    def threads(self) -> int:
+        return self.workers.threads
+
+    def results(self, items: Sequence[Item], start: AnyStart) -> Arrivals:
+        self.given.append([item.name for item in items])
+        return self.workers.results(items, start)
+
+
+def test_a_cluster_builds_all_engines_at_once(tmp_path: Path) -> None:
+    text = RECIPE.replace("effort: 0", "effort: 0, cells: gate, targets: [cpu, cpu:vector]")
+    path, spread = write_recipe(tmp_path, text), Recorded(Processes(1))
+    options = Options("a test", spread=spread)
+    finished = run(read_recipe(path), RunFolder(tmp_path / "run"), options)
+    names = ["build dense float32 cpu", "build 2:4 PTQ cpu", "build 2:4 PTQ cpu:vector"]
+    assert spread.given == [names]
+    assert [name for name in done(finished) if name.startswith("build")] == names
+    assert done(go(tmp_path, text)) == []  # where it was built makes no other stage of it
+    run(read_recipe(path), RunFolder(tmp_path / "run"), options)
+    assert len(spread.given) == 1
 
 
 def test_masks_are_those_of_the_pruned_network(first_run: tuple[Path, Finished]) -> None:

@@ -123,7 +123,7 @@ def _cell(file: RecipeFile, network: Network, facts: Mapping[str, Facts]) -> Cel
 
 
 def _figure(facts: Facts | None) -> Figure | None:
-    return None if facts is None else Figure(**facts["figure"])
+    return None if facts is None or facts["figure"] is None else Figure(**facts["figure"])
 
 
 def _points(file: RecipeFile, facts: Mapping[str, Facts]) -> Iterator[Point]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from twofour.pipeline.result import outcome_of, plain_outcome
 from twofour.pipeline.runner import DONE, FAILED, Forecast, Ran, Runner
 from twofour.pipeline.stage import Made, Stage
 from twofour.pipeline.stages import decide
+from twofour.pipeline.stages.build import build_away
 from twofour.pipeline.stages.means import Means
 from twofour.pipeline.surroundings import surroundings_of
 
@@ -82,10 +84,12 @@ def run(file: RecipeFile, folder: RunFolder, options: Options) -> Finished:
     with _importing(file.home), folder.held(options.command):
         write_whole(folder.path / RECIPE, file.content)
         record = _Record(file, folder, options)
-        stages = plan.stages_of(file, Means(options.spread, record.document))
+        means = Means(options.spread, record.document)
+        stages = plan.stages_of(file, means)
         plan.require_kind(options.again, stages)
+        ahead = None if options.spread is None else partial(build_away, file, means)
         runner = Runner(
-            folder, file.home, options.again, options.show, record.changed, plan.why_not
+            folder, file.home, options.again, options.show, record.changed, ahead, plan.why_not
         )
         ran = runner.run(stages)
         _copy_gate(folder, ran)

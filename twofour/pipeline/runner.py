@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from twofour.core.errors import Error, UnsupportedError
+from twofour.core.progress import Report, unseen
 from twofour.core.progress import Stage as Show
-from twofour.core.progress import unseen
 from twofour.core.records import to_plain
 from twofour.pipeline.folder import RunFolder
 from twofour.pipeline.identity import Identity, identity, sha256_of
@@ -93,6 +93,8 @@ class Runner:
             "" for none.
         show: opens the display of a stage.
         changed: told after each stage what became of all so far.
+        ahead: does work of several build stages at once: gets, by the names of all that are to
+            run, the places of their inputs; None where each works by itself.
         why_not: a stage that is to run -> why it is left out; "" if it is not.
     """
 
@@ -101,6 +103,7 @@ class Runner:
     again: str = ""
     show: Show = unseen
     changed: Callable[[Sequence[Ran]], None] = lambda ran: None
+    ahead: Callable[[Mapping[str, Mapping[str, str]], Report], None] | None = None
     why_not: Callable[[Stage, Mapping[str, Result]], str] = lambda stage, results: ""
     _known: dict[str, Identity] = field(default_factory=dict)
 
@@ -115,6 +118,8 @@ class Runner:
         for index, stage in enumerate(stages):
             left = stages[index + 1 :]
             try:
+                if stage.kind == "build" and self.ahead is not None:
+                    self._ahead(stages[index:], results)
                 now = self._one(stage, results)
             except BaseException as e:
                 failed = Ran(stage, FAILED, _words(e))
@@ -174,6 +179,18 @@ class Runner:
         with _disk(self.folder.path, stage.name):
             result = self._work(stage, given, key, results)
         return Ran(stage, DONE, result.text, result)
+
+    def _ahead(self, stages: Sequence[Stage], results: Mapping[str, Result]) -> None:
+        """Lets all build stages that are to run be worked at together, once."""
+        ahead, self.ahead = self.ahead, None
+        places = {}
+        for stage in (each for each in stages if each.kind == "build"):
+            if self._there(stage, results)[1]:
+                given = self._given(stage, results)
+                places[stage.name] = {n: self._place(i, given[n]) for n, i in stage.inputs.items()}
+        if places and ahead is not None:
+            with self.show(f"build of {len(places)} engines") as report:
+                ahead(places, report)
 
     def _work(
         self,

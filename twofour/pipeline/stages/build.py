@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twofour.compiler.build import BuildOptions, compile_model
+from twofour.core.progress import Report
 from twofour.core.scan import Item, arrivals
 from twofour.core.target import Target, detect_host, host_target
 from twofour.core.writing import write_whole
@@ -68,22 +69,26 @@ def build_stages(file: RecipeFile, means: Means) -> list[Stage]:
 
 
 def _stage(file: RecipeFile, item: BuildItem, means: Means) -> Stage:
+    assert item.network.model is not None
+    inputs: dict[str, Input] = {"model": item.network.model, "shapes": From(SHAPES, "shapes")}
+    settings = _settings(file, item)
+    work = partial(_build, file, item, settings, means)
+    return Stage(item.stage, "build", settings, inputs, work)
+
+
+def _settings(file: RecipeFile, item: BuildItem) -> dict[str, Any]:
+    """All that an engine depends on beside its model and shapes."""
     recipe, network = file.recipe, item.network
-    assert network.model is not None
-    inputs: dict[str, Input] = {"model": network.model, "shapes": From(SHAPES, "shapes")}
     section = recipe.build.model_dump(mode="json", exclude={"targets", "cells", "batch"})
     is_dense = network.role == BASELINE
-    host = detect_host()
-    settings = section | {
+    return section | {
         "target": item.target,
-        "cpu": host.model,
+        "cpu": detect_host().model,
         "threads": recipe.threads,
         "sparsity": "disable" if is_dense else section["sparsity"],
         "bf16": section["bf16"] and not is_dense,
         "layers": dict(recipe.layers) if network.role == CANDIDATE else {},
     }
-    work = partial(_build, file, item, settings, means)
-    return Stage(item.stage, "build", settings, inputs, work)
 
 
 def target_of(text: str) -> Target:
@@ -98,46 +103,71 @@ def target_of(text: str) -> Target:
 def _build(
     file: RecipeFile, item: BuildItem, settings: Mapping[str, Any], means: Means, task: Task
 ) -> Made:
-    model = Path(task.inputs["model"])
+    options = _options(file, item, settings, Path(task.inputs["shapes"]))
+    if item.stage not in means.built:
+        options = replace(options, timing_cache=task.cache / TIMES, target=target_of(item.target))
+    engine = _compiled(Path(task.inputs["model"]), options, item, means, task)
+    engine.save(task.folder / item.file)
+    return made_of(engine, item)
+
+
+def _options(
+    file: RecipeFile, item: BuildItem, settings: Mapping[str, Any], shapes: Path
+) -> BuildOptions:
+    """How to build; for a target that this machine may not be able to run."""
+    isa, host = item.target.partition(":")[2], detect_host()
     options = BuildOptions(
         sparsity=settings["sparsity"],
         bf16=settings["bf16"],
-        shapes=read_shapes(Path(task.inputs["shapes"])),
+        shapes=read_shapes(shapes),
         threads=file.recipe.threads,
-        timing_cache=task.cache / TIMES,
         tuning_effort=settings["tuning_effort"],
         workspace_bytes=bytes_of(settings["workspace"]),
-        target=target_of(item.target),
+        target=Target(isa, host.arch, host.model) if isa else host_target(),
         race=settings["race"],
     )
-    if settings["layers"]:
-        options = with_choices(settings["layers"], options)
-    engine = _compiled(model, options, item, means, task)
-    engine.save(task.folder / item.file)
-    return made_of(engine, item)
+    return with_choices(settings["layers"], options) if settings["layers"] else options
 
 
 def _compiled(
     model: Path, options: BuildOptions, item: BuildItem, means: Means, task: Task
 ) -> Engine:
-    """Here, or on a machine of the cluster that can run the target."""
-    if means.spread is None:
+    """Here, or what a machine of the cluster has built."""
+    content = means.built.pop(item.stage, None)
+    if content is None:
         return compile_model(model, options, task.report)
-    away = replace(options, timing_cache=None)
-    work = Item(item.name, item.name, model, options.target)
-    for _, content in arrivals([work], partial(_start, away), means.spread, task.report):
-        path = task.scratch / item.file
-        write_whole(path, content)
-        return Engine.load(path)
-    raise AssertionError("a scan of one item has one result")
+    write_whole(task.scratch / item.file, content)
+    return Engine.load(task.scratch / item.file)
 
 
-def _start(options: BuildOptions) -> Callable[[Path], bytes]:
-    """The function of a scan: the bytes of an engine."""
-    return partial(_bytes, options)
+def build_away(
+    file: RecipeFile, means: Means, places: Mapping[str, Mapping[str, str]], report: Report
+) -> None:
+    """Builds engines at once, each on a machine of the cluster that can run its target.
+
+    Args:
+        file: the recipe.
+        means: with the cluster; gets the engines.
+        places: of the inputs, by the name of each stage that is to run.
+        report: told the engines done.
+    """
+    items = {item.stage: item for item in build_items(file.recipe)}
+    work = []
+    for name, inputs in places.items():
+        item, settings = items[name], _settings(file, items[name])
+        options = _options(file, item, settings, Path(inputs["shapes"]))
+        work.append(Item(name, name, (options, Path(inputs["model"])), options.target))
+    for done, content in arrivals(work, _start, means.spread, report):
+        means.built[done.name] = content
 
 
-def _bytes(options: BuildOptions, model: Path) -> bytes:
+def _start() -> Callable[[tuple[BuildOptions, Path]], bytes]:
+    return _bytes
+
+
+def _bytes(argument: tuple[BuildOptions, Path]) -> bytes:
+    """The file of an engine."""
+    options, model = argument
     with tempfile.TemporaryDirectory() as folder:
         return compile_model(model, options).save(Path(folder) / "engine").read_bytes()
 

@@ -6,6 +6,7 @@ The rows are what the gate draws from anew; they are an .npz without pickle.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from twofour.core.data import as_data
 from twofour.core.errors import InputError
 from twofour.core.outcome import Figure
 from twofour.core.records import to_plain
+from twofour.core.target import missing_features
 from twofour.engine import Engine
 from twofour.evaluate.drop import LEAST_SAMPLES
 from twofour.evaluate.feeding import engine_forms, engine_predictor
@@ -112,6 +114,8 @@ def _evaluate(file: RecipeFile, confidence: float, task: Task) -> Made:
     data = as_data(task.inputs["evaluate"], [form.name for form in forms])
     judging = Judging(data, forms, most, recipe.evaluate.samples, metric, output)
     scorer = Scorer(metric, output)
+    if lacking := missing_features(engine.plan.target):
+        return _not_judged(metric, lacking)
     with Session(engine) as session:
         predict = engine_predictor(session)
         for run in judging.runs():
@@ -122,6 +126,13 @@ def _evaluate(file: RecipeFile, confidence: float, task: Task) -> Made:
     return Made(
         {"rows": Output(ROWS, "rows")}, _text(metric, kept), _facts(metric, kept, confidence)
     )
+
+
+def _not_judged(metric: Metric, lacking: Sequence[str]) -> Made:
+    """Of an engine that was built elsewhere, for another machine."""
+    words = {"unit": metric.unit, "higher_is_better": metric.higher_is_better}
+    facts = {"metric": metric.name, "samples": 0, "figure": None, **words}
+    return Made({}, f"not judged: this machine lacks {', '.join(lacking)}", facts)
 
 
 def figure_of(metric: Metric, kept: Kept, confidence: float) -> Figure:

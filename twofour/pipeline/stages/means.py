@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from twofour.core.progress import Report, Stage
@@ -17,10 +17,12 @@ class Means:
     Attributes:
         spread: workers of a cluster, see `cluster/tasks.py`; None for this machine.
         document: the run so far, as run.json has it.
+        built: engines that the cluster has built, by the stage that takes them.
     """
 
     spread: Any = None
     document: Callable[[], Mapping[str, Any]] = dict
+    built: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def spreading(self) -> dict[str, Any]:
