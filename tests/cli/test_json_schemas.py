@@ -96,6 +96,10 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("compare/1", ("compare", "model.onnx", "int8.engine", *DATA)),
     ("compare/1", ("compare", "model.onnx", "int8.engine", *DATA, "--layers")),
     ("compare/1", ("compare", "model.onnx", "int8.engine", *BLAMED, "--max-drop", "100")),
+    ("pipeline.plan/1", ("pipeline", "small.yaml", "--run", "new", "--dry-run")),
+    ("pipeline/1", ("pipeline", "small.yaml", "--run", "run")),
+    ("pipeline.plan/1", ("pipeline", "small.yaml", "--run", "run", "--dry-run")),
+    ("report/1", ("report", "run", "-o", "page.html")),
     ("error/1", ("explain", "none.engine")),
     ("error/1", ("build", "model.onnx", "-o", "no.engine", "--int8")),
 )
@@ -115,6 +119,7 @@ MAPS: dict[str, tuple[str, ...]] = {
         "units[].drops",
     ),
     "bench/1": ("inputs",),
+    "pipeline/1": ("stages[].settings",),
 }
 # These are tested where they are run: they take long, or need a server.
 ELSEWHERE = {
@@ -128,6 +133,16 @@ ELSEWHERE = {
     "registry.versions": "tests/cli/test_registry.py",
 }
 SILENT = {"serve"}  # has no document: its log is lines of JSON
+RECIPE_OF_THE_PAGE = """\
+name: small
+model: {onnx: model.onnx}
+data: {calibrate: data.npz, evaluate: data.npz}
+sparsify: {method: magnitude, exclude: [linear]}
+quantize: {recipe: fast}
+build: {tuning_effort: 0}
+benchmark: {duration: 0.05, vs: []}
+gate: {max_drop: 100, min_speedup: 0.0001, max_memory: 10G, undecided: pass}
+"""
 NAMES = tuple(dict.fromkeys(schema for schema, _ in CALLS))
 
 
@@ -151,6 +166,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "x.npy", x[:1])
     np.savez(folder / "data.npz", x=x, labels=np.zeros(len(x), np.int64))
     (folder / "gains.json").write_text(json.dumps(made_up_forecast({"conv": 2.0, "linear": -1.0})))
+    (folder / "small.yaml").write_text(RECIPE_OF_THE_PAGE)
     (folder / "scan.jsonl").write_text('{"key": "k"}\n')
     (folder / "metric_of_the_page.py").write_text(
         "def low(outputs, labels):\n    return float('nan')\n"

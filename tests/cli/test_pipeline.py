@@ -153,3 +153,22 @@ def test_a_run_that_was_ended_goes_on(tmp_path: Path, how: signal.Signals) -> No
     assert shown.returncode == 0, err.decode()
     assert b"small: stages" in out
     assert not list((tmp_path / "run" / "stages").glob(".*"))
+
+
+def test_the_page_is_written_and_written_again(tmp_path: Path) -> None:
+    path, run = write_recipe(tmp_path), tmp_path / "run"
+    assert twofour("pipeline", path, "--run", run).exit_code == 0
+    page = (run / "report.html").read_text()
+    assert "small" in page
+    assert "passed" in page
+    again = twofour("report", run, "-o", tmp_path / "page.html", "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout) == {
+        "schema": "twofour.report/1",
+        "page": str(tmp_path / "page.html"),
+        "name": "small",
+    }
+    assert (tmp_path / "page.html").read_text() == page
+    (tmp_path / "none.json").write_text("{}")
+    for name in ("none.json", "missing"):
+        assert twofour("report", tmp_path / name).exit_code == 2

@@ -23,6 +23,7 @@ from twofour.cli import (
     prune,
     quantize,
     registry,
+    report,
     run,
     search,
     sensitivity,
@@ -56,6 +57,7 @@ for function in (
     bench.bench,
     compare.compare,
     pipeline.pipeline,
+    report.report,
     serve.serve,
     export_triton.export_triton,
 ):

@@ -65,10 +65,11 @@ def pipeline(
         return
     from twofour.pipeline.run import Options
     from twofour.pipeline.run import run as run_stages
+    from twofour.report.run import write_run
 
     with spread_of(ray, ray_address, None, out) as workers:
         spread = workers if ray else None
-        options = Options(_command(), again or "", out.stage, spread)
+        options = Options(_command(), again or "", out.stage, spread, write_run)
         finished = run_stages(file, folder, options)
     _show(finished, folder.path, out)
 

@@ -104,7 +104,7 @@ def predict(
     notes: tuple[str, ...] = ()
     if any(each.latency_us is None for each in expected.values()):
         expected, notes = _with_forecast(file, expected, networks, stage)
-    return Prediction(sum(known), unknown, tuple(expected.values()), notes)
+    return Prediction(sum(known, 0.0), unknown, tuple(expected.values()), notes)
 
 
 def _weights(file: RecipeFile) -> int:
