@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twofour.bench.regression import Duel, speedup
+from twofour.bench.regression import Duel, median_time, speedup
 
 RUNS, MOST_WRONG = 100, 13  # as in tests/evaluate/test_drop.py
 
@@ -77,3 +77,21 @@ def test_what_is_no_duel(baseline: list[float], candidate: list[float]) -> None:
 def test_no_duel_at_all() -> None:
     with pytest.raises(ValueError, match="at least one"):
         speedup([])
+
+
+def test_the_median_of_a_race_lies_within_its_ends() -> None:
+    random = np.random.default_rng(0)
+    missed = 0
+    for seed in range(60):
+        races = [100 + 5 * random.standard_normal(60) for _ in range(3)]
+        found = median_time([list(map(float, race)) for race in races], 0.95, seed)
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low <= found.value <= found.high
+        missed += not found.low <= 100 <= found.high
+    assert missed <= 15  # two ends of 5 % each: 6 are expected
+
+
+def test_equal_rounds_have_no_width() -> None:
+    found = median_time([[7.0] * 30, [7.0] * 30], 0.95)
+    assert (found.low, found.value, found.high) == (7.0, 7.0, 7.0)

@@ -180,6 +180,22 @@ def speedup(duels: Sequence[Duel], confidence: float = CONFIDENCE, seed: int = 0
     return Interval(math.exp(value), math.exp(low), math.exp(high))
 
 
+def median_time(races: Sequence[Sequence[float]], confidence: float, seed: int = 0) -> Interval:
+    """The median over all rounds of several races, and the ends that other races would stay within.
+
+    Args:
+        races: a median for each round, in order.
+        confidence: of each end.
+        seed: of the bootstrap.
+    """
+    random = np.random.default_rng(seed)
+    drawn = [_resampled(np.array([rounds], np.float64), random) for rounds in races]
+    medians = np.median(np.concatenate(drawn, axis=-1), axis=-1)
+    low, high = (float(q) for q in np.quantile(medians, [1 - confidence, confidence]))
+    value = float(np.median(np.concatenate([np.asarray(rounds) for rounds in races])))
+    return Interval(value, min(low, value), max(high, value))
+
+
 def _columns(run: Rounds, gauged: bool) -> Floats:
     """float64 [2, rounds]: times, and those of the gauge or ones."""
     times = np.asarray(run.times_us, np.float64)
@@ -195,7 +211,7 @@ def _speed(run: Floats) -> Any:
 
 
 def _resampled(run: Floats, random: np.random.Generator) -> Floats:
-    """float64 [2, samples, rounds]: blocks of rounds drawn with replacement, both rows alike."""
+    """float64 [rows, samples, rounds]: blocks drawn with replacement, all rows alike."""
     rounds = run.shape[1]
     block = min(_BLOCK, max(rounds // 4, 1))  # a few long blocks would always hold the same rounds
     starts = random.integers(0, rounds, (_SAMPLES, -(-rounds // block), 1))

@@ -20,6 +20,7 @@ from twofour.bench import peers
 from twofour.bench.declared import random_feeds
 from twofour.bench.energy import Unavailable, measure
 from twofour.bench.memory import peak_memory
+from twofour.bench.regression import median_time
 from twofour.bench.timing import Contestant, Feeds, Schedule, race
 from twofour.bench.versus import ours
 from twofour.core.data import as_data
@@ -70,23 +71,9 @@ class Rounds:
         return float(np.median(np.concatenate(self.duels)))
 
     def interval(self, confidence: float) -> Figure:
-        """The median, and within which ends those of other races would be.
-
-        Blocks of rounds are drawn anew, of each race as many.
-        """
-        random = np.random.default_rng(0)
-        drawn = [[_resampled(np.array(duel), random) for duel in self.duels] for _ in range(400)]
-        medians = [float(np.median(np.concatenate(each))) for each in drawn]
-        low, high = (float(q) for q in np.quantile(medians, [1 - confidence, confidence]))
-        return Figure(self.median_us, min(low, self.median_us), max(high, self.median_us))
-
-
-def _resampled(rounds: Any, random: np.random.Generator) -> Any:
-    """As many rounds, in blocks that lay side by side, since one second disturbs them alike."""
-    block = min(8, max(len(rounds) // 4, 1))
-    starts = random.integers(0, len(rounds), -(-len(rounds) // block))
-    picked = (starts[:, None] + np.arange(block)) % len(rounds)
-    return rounds[picked.reshape(-1)[: len(rounds)]]
+        """The median, and within which ends those of other races would be."""
+        found = median_time(self.duels, confidence)
+        return Figure(found.value, found.low, found.high)
 
 
 def benchmark_stage(file: RecipeFile) -> Stage:
