@@ -420,3 +420,14 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(InputError, match="cannot write"):
         write_run(plain(SMALL), tmp_path / "none" / "report.html")
+
+
+def test_the_speed_on_top_is_the_one_that_the_gate_judged() -> None:
+    point = {"figure": {"value": 99.0}, "name": "n"}
+    points = [
+        point | {"kind": "baseline", "latency_us": 100.0},
+        point | {"kind": "candidate", "latency_us": 50.0},
+    ]
+    check = {"name": "speed", "verdict": "passed", "value": 2.25, "limit": 1.0, "unit": "x"}
+    assert "2.25\u00d7" in run_page({"points": points, "checks": [check]})
+    assert "2.00\u00d7" in run_page({"points": points})
