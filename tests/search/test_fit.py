@@ -80,3 +80,15 @@ def test_the_map_never_falls_and_its_inverse_is_one(
     assert most >= 0
     if 0 < most < math.inf:
         assert rising.at(most) <= limit / 10 + 1e-6
+
+
+def test_a_point_that_was_disturbed_counts_less() -> None:
+    random = np.random.default_rng(1)
+    points = []
+    for _ in range(10):
+        parts = {name: float(random.uniform(20, 50)) for name in ("a", "b")}
+        points.append((parts, 1.2 * parts["a"] + 0.9 * parts["b"]))
+    clean = fit_factors(points)
+    spoiled = fit_factors([*points, (points[0][0], 5 * points[0][1])])
+    for name in ("a", "b"):
+        assert spoiled.of(name) == pytest.approx(clean.of(name), rel=0.03)

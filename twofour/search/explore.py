@@ -22,7 +22,7 @@ from twofour.core.progress import Stage
 from twofour.search.choices import BASELINE, Choice
 from twofour.search.harms import Harms
 from twofour.search.learned import Learned
-from twofour.search.points import Assignment, Point, Workshop, front
+from twofour.search.points import Assignment, Point, Workshop, error_front
 from twofour.search.units import Network
 
 _SPREAD = 0.35  # of the evaluations, for the second step
@@ -143,8 +143,12 @@ class Explorer:
         return model.error(choices) < _BETTER * (best.error or math.inf)
 
     def _in_gap(self) -> Assignment | None:
-        """Choices in the widest gap of the front that has new ones."""
-        model, found = self._learned(), front(self._points)
+        """Choices in the widest gap of the front that has new ones.
+
+        Of the front by the error: that by the metric has gaps that no engine will ever fill, where
+        chance was kind to a fast one.
+        """
+        model, found = self._learned(), error_front(self._points)
         gaps = sorted(
             pairwise(found),
             key=lambda pair: -pair[1].latency_us / pair[0].latency_us,

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from twofour.bench.declared import random_feeds
-from twofour.bench.timing import Schedule, race, ratio
+from twofour.bench.timing import Schedule, race
 from twofour.bench.versus import ours
 from twofour.core.progress import Report, Stage
 from twofour.core.scan import Item, Result, key_of, scan
@@ -23,7 +23,7 @@ from twofour.evaluate.metrics import Kept, Scorer
 from twofour.onnx_tools.reference import Reference
 from twofour.runtime.session import Session
 from twofour.search.harms import FORMAT, line
-from twofour.search.points import Assignment, Point, Workshop, engine_task
+from twofour.search.points import Assignment, Point, Workshop, engine_task, speeds
 
 SCHEDULE = Schedule(duration_s=3.0, min_rounds=25)
 _CLOSE = 1.03  # times as long as the best: what one race may have got wrong
@@ -99,12 +99,8 @@ def _raced(workshop: Workshop, points: Sequence[Point], report: Report) -> list[
             contestants.append(ours(session, random_feeds(engine.plan.inputs)))
         every = [*contestants, workshop.base(report)]
         times = race(every, SCHEDULE, lambda done, total: report(done, total, "running"))
-    found = []
-    for own in times[:-1]:
-        speed = ratio(own, times[-1])
-        quartiles = {"speed": speed.median, "speed_low": speed.low, "speed_high": speed.high}
-        found.append(line(time.monotonic() - began, time_us=own.median_us, **quartiles))
-    return found
+    seconds = time.monotonic() - began
+    return [line(seconds, **speeds(own, times[-1])) for own in times[:-1]]
 
 
 def on_unseen(workshop: Workshop, answer: Point, stage: Stage) -> Unseen | None:

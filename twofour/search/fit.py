@@ -5,10 +5,11 @@
     drop  = a rising function of the error
 
 Few points are measured, and parts rise and fall together. So factors are pulled towards one that
-all parts share: least squares of relative errors with a penalty (ridge regression), none negative.
+all parts share: least squares of relative errors with a penalty (ridge regression), none negative;
+a point that is far off counts less (Huber's weights), for something may have disturbed it.
 The map is isotonic regression (pool adjacent violators), straight between its points.
 
-Source: Hoerl and Kennard 1970 (ridge); Barlow et al. 1972 (isotonic).
+Source: Hoerl and Kennard 1970 (ridge); Huber 1964; Barlow et al. 1972 (isotonic).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _PULL = 0.02  # of a factor that is off by as much as itself, against a point that is off so
+_ROUNDS, _FAR = 5, 0.1  # of weighing points by how far off they are; what is far
 _LEAST, _MOST = 0.2, 5.0  # of a factor over the shared one: what a few points can be trusted with
 Parts = Mapping[str, float]
 
@@ -59,9 +61,13 @@ def fit_factors(points: Sequence[tuple[Parts, float]]) -> Factors:
     shared = float(np.median([y / sum(parts.values()) for parts, y in known]))
     names = sorted({name for parts, _ in known for name, value in parts.items() if value > 0})
     rows = np.array([[parts.get(n, 0.0) * shared / y for n in names] for parts, y in known])
-    left = np.vstack([rows, np.sqrt(_PULL) * np.eye(len(names))])
-    right = np.concatenate([1 - rows.sum(1), np.zeros(len(names))])
-    change = np.linalg.lstsq(left, right, rcond=None)[0]
+    wanted, trust = 1 - rows.sum(1), np.ones(len(rows))
+    for _ in range(_ROUNDS):
+        left = np.vstack([trust[:, None] * rows, np.sqrt(_PULL) * np.eye(len(names))])
+        right = np.concatenate([trust * wanted, np.zeros(len(names))])
+        change = np.linalg.lstsq(left, right, rcond=None)[0]
+        off = np.abs(rows @ change - wanted)
+        trust = np.sqrt(np.minimum(1, _FAR / np.maximum(off, _FAR)))
     factors = np.clip(1 + change, _LEAST, _MOST)
     return Factors(shared, {n: shared * float(f) for n, f in zip(names, factors, strict=True)})
 

@@ -2,11 +2,14 @@
 
 A point's latency is how many times as fast its engine ran beside the float32 engine, which is the
 same in all races, and the float32 engine's own time: so points of different hours can be compared.
+Compared are the fastest calls of each: whatever else computes only makes calls slower, and long
+ones more so, which would make every engine that is faster than float32 look better than it is.
 Each point is a line of the cache.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from twofour.bench.declared import random_feeds
-from twofour.bench.timing import Contestant, Schedule, race, ratio
+from twofour.bench.timing import Contestant, Schedule, Timing, race, ratio
 from twofour.bench.versus import ours
 from twofour.compiler.build import BuildOptions, compile_model
 from twofour.core.data import DataLike
@@ -46,7 +49,8 @@ class Point:
         name: why it was built.
         choices: of each unit.
         latency_us: of one run.
-        speed: times as fast as the float32 engine; first and third quartile of the rounds with it.
+        speed: times as fast as the float32 engine, by the fastest calls of both; and the first and
+            third quartile of the rounds of their race.
         figure: of the metric; None where that gives no number.
         drop: by how much that is worse than the float model's.
         drop_error: its standard error; None for a metric of the user's own.
@@ -162,14 +166,8 @@ class Workshop:
         every = [mine] if alone else [mine, self.base(report)]
         times = race(every, SCHEDULE, lambda done, total: report(done, total, "running"))
         if alone:
-            return {"time_us": times[0].median_us, "speed": 1, "speed_low": 1, "speed_high": 1}
-        speed = ratio(*times)
-        return {
-            "time_us": times[0].median_us,
-            "speed": speed.median,
-            "speed_low": speed.low,
-            "speed_high": speed.high,
-        }
+            return {"time_us": times[0].min_us, "speed": 1, "speed_low": 1, "speed_high": 1}
+        return speeds(times[0], times[1])
 
     def base(self, report: Report) -> Contestant:
         """The float32 engine, built anew where a former run judged it."""
@@ -185,6 +183,17 @@ class Workshop:
         model = applied(self.catalogue, named, self.data, self.apply, report)
         options = replace(building(named, self.build), race=False, sparsity="enable")
         return compile_model(model, options, partial(told, report))
+
+
+def speeds(own: Timing, base: Timing) -> dict[str, float]:
+    """How an engine did beside another one, as a line of the cache has it."""
+    rounds = ratio(own, base)
+    return {
+        "time_us": own.min_us,
+        "speed": base.min_us / own.min_us,
+        "speed_low": rounds.low,
+        "speed_high": rounds.high,
+    }
 
 
 def engine_task(task: Task, plan: Plan) -> Task:
@@ -208,10 +217,21 @@ def _point(name: str, choices: Assignment, found: Result, reference_us: float) -
 
 
 def front(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Those that no other is both as fast and as good as, the fastest first."""
+    """Those that no other is both as fast and as good as by the metric, the fastest first."""
+    return _front([(point, point.drop) for point in points])
+
+
+def error_front(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The same by the error of the outputs, which knows less of chance."""
+    return _front([(point, point.error) for point in points])
+
+
+def _front(points: Sequence[tuple[Point, float | None]]) -> tuple[Point, ...]:
     found: list[Point] = []
-    known = [p for p in points if p.drop is not None]
-    for point in sorted(known, key=lambda p: (p.latency_us, p.drop or 0.0)):
-        if not found or (point.drop or 0.0) < (found[-1].drop or 0.0):
+    least = math.inf
+    known = [(point, loss) for point, loss in points if loss is not None]
+    for point, loss in sorted(known, key=lambda pair: (pair[0].latency_us, pair[1])):
+        if loss < least:
             found.append(point)
+            least = loss
     return tuple(found)

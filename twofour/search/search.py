@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from twofour.bench.noise import Watch
 from twofour.compiler.build import BuildOptions
 from twofour.compiler.forms import BF16, F32, PRECISIONS, Form, Forms
 from twofour.compiler.prunable import named, read_network
@@ -145,10 +146,12 @@ class Search:
             )
             held.enter_context(workshop)
             explorer = Explorer(network, harms, workshop, options.goal, options.evaluations, stage)
+            watch = Watch.begin()
             points = self._settled(explorer.run(), workshop, stage)
             best = options.goal.best(points)
             last = None if best is None else on_unseen(workshop, best, stage)
-            return self._found(explorer, points, last, task, forms.notes)
+            notes = (*forms.notes, *(f"times are unsteady: {why}" for why in watch.end()))
+            return self._found(explorer, points, last, task, notes)
 
     def _building(self, held: ExitStack) -> BuildOptions:
         """How engines are built. What they take is known again as long as the file of times is."""
