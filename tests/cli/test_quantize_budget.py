@@ -21,7 +21,7 @@ from twofour.onnx_tools.load import load_model
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A channel that c0 makes large and c1 makes small again: one scale for all cannot be good."""
     here = tmp_path_factory.mktemp("budget")
-    arrays = weights()
+    arrays = weights(5)
     arrays["c0"][:2] *= 3000
     arrays["c1"][:, :2] /= 3000
     dense = save(network(arrays), here / "dense.onnx")

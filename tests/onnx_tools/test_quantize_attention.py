@@ -10,7 +10,6 @@ from twofour.core.errors import InputError
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.quantize import quantize
 
-RNG = np.random.default_rng(2)
 S, H, D = 4, 2, 8
 C = H * D
 HEADS = "".join(
@@ -36,8 +35,10 @@ LAST = "y = LayerNormalization (i, gamma, beta)"
 
 
 def constants(body):
+    random = np.random.default_rng(2)
+
     def weights(*shape):
-        return (RNG.normal(size=shape) / np.sqrt(C)).astype(np.float32)
+        return (random.normal(size=shape) / np.sqrt(C)).astype(np.float32)
 
     given = {f"w{x}": weights(C, C) for x in "qkvo"} | {f"b{x}": weights(C) for x in "qkv"}
     given |= {"wf": weights(C, 2 * C), "we": weights(2 * C, C), "wj": weights(C, 3 * C)}
@@ -52,8 +53,9 @@ def block(body=BLOCK):
 
 
 def data(count=12):
-    mask = np.where(RNG.random((count, 1, 1, S)) < 0.2, -1e4, 0).astype(np.float32)
-    return {"x": RNG.normal(size=(count, S, C)).astype(np.float32), "mask": mask}
+    random = np.random.default_rng(count)
+    mask = np.where(random.random((count, 1, 1, S)) < 0.2, -1e4, 0).astype(np.float32)
+    return {"x": random.normal(size=(count, S, C)).astype(np.float32), "mask": mask}
 
 
 def quantized(model, **options):

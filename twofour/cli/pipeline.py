@@ -44,7 +44,7 @@ def pipeline(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Carry a model to production: prune, train, quantize, build, judge, gate, publish.
+    """Carry a model to production, through a gate.
 
     What is there already is reused; a run that was ended goes on where it stood. Exit code 1 when
     the gate does not let the result go on.

@@ -106,8 +106,9 @@ def search(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Choose per layer: dense, 2:4, 2:4/pair or 4:8, in float32, bfloat16 or INT8.
+    """Choose for each layer what to prune to and compute in.
 
+    There are dense, 2:4, 2:4/pair and 4:8 weights, in float32, bfloat16 and INT8.
     Within a drop of the metric the fastest network, or within a latency the best one: layer times
     and what each change costs are measured, networks are built, run and judged.
 
