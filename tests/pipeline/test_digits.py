@@ -59,6 +59,8 @@ def test_all_six_networks_are_made_and_judged(ran):
         assert cell["latency_us"] > 0, name
     sizes = {name: cell["weight_bytes"] for name, cell in cells.items()}
     assert sizes["2:4", "QAT"] < sizes["dense", "QAT"] < sizes["dense", "float32"]
+    assert len(ran.outcome["documents"]["sensitivity"]["cases"]) == 9
+    assert "What each layer costs" in (ran.run / "report.html").read_text()
 
 
 def test_the_stages_follow_each_other(ran):
@@ -101,5 +103,7 @@ def test_a_second_run_does_nothing_again(ran):
     done = start(ran.folder)
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = json.loads((ran.run / "run.json").read_text())
-    assert {each["status"] for each in outcome["stages"]} == {"reused"}
+    statuses = {each["name"]: each["status"] for each in outcome["stages"]}
+    assert statuses.pop("report") == "done"  # the page is written in each run
+    assert set(statuses.values()) == {"reused"}
     assert outcome["cells"] == ran.outcome["cells"]

@@ -125,6 +125,7 @@ BAD = [
     (f"name: a\n{TORCH}finetune: {{}}\n", 3, "needs data.train", "add data"),
     (f"name: a\n{TORCH}qat: {{lr: 0.1, final_lr: 1}}\n", 3, "at most lr", ""),
     (f"name: a\n{TORCH}qat: {{warmup: -1}}\n", 3, "a whole number of steps", ""),
+    ("name: a\nmodel: {onnx: r20.onnx}\nsensitivity: {}\n", 3, "needs data.evaluate", "labels"),
     ("name: a\nmodel: {onnx: r20.onnx}\nsparsify: {permute: true}\n", 3, "only torch", "leave"),
     ("name: a\nmodel: {onnx: r20.onnx}\npublish: {repository: m}\n", 3, "passed a gate", "gate:"),
 ]

@@ -184,6 +184,20 @@ def test_other_samples_to_calibrate_leave_the_float_networks(was_run: Path) -> N
     ]
 
 
+def test_each_layer_is_pruned_alone_for_the_heat_map(tmp_path: Path) -> None:
+    text = RECIPE + "sensitivity: {patterns: [2:4, 2:4/pair]}\n"
+    finished = go(tmp_path, text)
+    scan = finished.outcome.documents["sensitivity"]
+    assert [(case["layer"], case["pattern"]) for case in scan["cases"]] == [
+        (layer, pattern) for pattern in ("2:4", "2:4/pair") for layer in ("conv", "linear")
+    ]
+    assert scan["dense"] == 100  # labels are what the model says
+    assert all(case["drop"] >= 0 for case in scan["cases"])
+    assert str(tmp_path) not in json.dumps(scan)
+    assert not done(go(tmp_path, text))
+    assert done(go(tmp_path, text.replace("[2:4, ", "["))) == ["sensitivity"]
+
+
 def test_functions_of_the_user_are_metric_and_data(tmp_path: Path) -> None:
     (tmp_path / "judge_small.py").write_text(METRIC)
     (tmp_path / "data_small.py").write_text(DATA)

@@ -18,6 +18,7 @@ from twofour.pipeline.stages.load import load_stage
 from twofour.pipeline.stages.means import Means
 from twofour.pipeline.stages.publish import publish_stage
 from twofour.pipeline.stages.quantize import quantize_stages
+from twofour.pipeline.stages.sensitivity import sensitivity_stage
 from twofour.pipeline.stages.shapes import shapes_stage
 from twofour.pipeline.stages.sparsify import sparsify_stage
 from twofour.pipeline.stages.train import train_stages
@@ -31,6 +32,7 @@ def stages_of(file: RecipeFile, means: Means) -> tuple[Stage, ...]:
         if file.recipe.sparsify is not None and not file.recipe.layers:
             stages.append(sparsify_stage(file))
     stages.append(shapes_stage(file))
+    stages += sensitivity_stage(file, means)
     stages += [choose_stage(file)] if file.recipe.layers else []
     stages += quantize_stages(file, means)
     stages += build_stages(file, means)

@@ -131,6 +131,20 @@ class Sparsify(Section):
     correct: bool = True
 
 
+class Scan(Section):
+    """Each layer pruned alone, for the report's heat map; see `twofour sensitivity`.
+
+    Attributes:
+        patterns: by default that of `sparsify`.
+        samples: of data.evaluate used at most.
+        jobs: processes that judge.
+    """
+
+    patterns: tuple[Literal["2:4", "4:8", "2:4/pair", "2:4/2d"], ...] = ()
+    samples: Count | None = None
+    jobs: Annotated[int, Field(ge=1, le=1024)] = 1
+
+
 class Training(Section):
     """A training stage of a torch model; see `twofour.train.Schedule` and `Distiller`.
 
@@ -330,6 +344,7 @@ class Recipe(Section):
     shapes: dict[str, Shape] = {}
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    sensitivity: Scan | None = None
     sparsify: Sparsify | None = None
     finetune: Finetune | None = None
     qat: Qat | None = None

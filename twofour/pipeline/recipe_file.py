@@ -156,6 +156,9 @@ class _Checks:
         if recipe.quantize and recipe.quantize.max_drop is not None and not data.evaluate:
             fix = "add data: {evaluate: test.npz}, with labels"
             yield self._at("quantize", "max_drop")("it needs data.evaluate, got none", fix)
+        if recipe.sensitivity is not None and not data.evaluate:
+            fix = "add data: {evaluate: test.npz}, with labels"
+            yield self._at("sensitivity")("it needs data.evaluate, got none", fix)
         if ":" not in recipe.metric and recipe.metric not in METRICS:
             what = f"expected one of {', '.join(METRICS)}, or module:function"
             yield self._at("metric")(f"{what}, got {recipe.metric!r}")

@@ -29,7 +29,7 @@ from twofour.pipeline.networks import Network, in_table, networks_of
 from twofour.pipeline.recipe_file import RecipeFile
 from twofour.pipeline.runner import Ran
 from twofour.pipeline.stage import Given, Result
-from twofour.pipeline.stages import benchmark, decide, layers
+from twofour.pipeline.stages import benchmark, decide, layers, sensitivity
 from twofour.pipeline.stages.build import BuildItem, build_items
 from twofour.pipeline.stages.evaluate import peer_stage, stage_of
 
@@ -203,6 +203,9 @@ def _shown(given: Given) -> str:
 
 def _documents(file: RecipeFile, facts: Mapping[str, Facts]) -> Iterator[tuple[str, Any]]:
     """Of other commands, as their --json has them."""
+    scan = facts.get(sensitivity.NAME)
+    if scan is not None:
+        yield "sensitivity", scan["document"]
     candidate = networks_of(file.recipe)[-1]
     for network in (candidate, *networks_of(file.recipe)):
         name = network.model.stage if network.model is not None else ""

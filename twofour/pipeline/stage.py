@@ -24,6 +24,7 @@ KINDS = (
     "finetune",
     "qat",
     "export",
+    "sensitivity",
     "quantize",
     "build",
     "evaluate",
