@@ -31,6 +31,7 @@ def job(folder, stage, settings=None, data=None, code="model", **inputs):
         stage=stage,
         seed=3,
         threads=1,
+        device="auto",
         model={
             "torch": f"{CODE}:{code}",
             "example": f"{CODE}:example",

@@ -13,6 +13,7 @@ JOB.json holds the fields of `Job`:
      "stage": "finetune",
      "seed": 0,
      "threads": 1,
+     "device": "auto",           cpu, cuda, or auto: cuda where PyTorch has it
      "model": {"torch": "module:function", "example": "module:function", "checkpoint": PATH | null,
                "inputs": ["x"], "outputs": ["y"], "dynamic": ["batch"]},
      "data": {"train": "module:function" | null, "calibrate": DATA | null, "evaluate": DATA | null},
@@ -69,6 +70,8 @@ from twofour.core.writing import write_whole
 
 SCHEMA = "twofour.job/1"
 STAGES = ("load", "sparsify", "finetune", "qat", "export")
+ON_CPU = ("load", "export")
+"""Stages that neither train nor prune."""
 RESULT = "result.json"
 MARK = "@twofour "
 """What a line on a worker's stdout begins with that the pipeline reads."""
@@ -83,6 +86,7 @@ class Job:
         stage: one of `STAGES`.
         seed: of all that draws.
         threads: of engines.
+        device: of pruning and training: cpu, cuda or auto.
         model: the recipe's model, paths absolute.
         data: its sources of samples, paths absolute.
         settings: the recipe's section of the stage.
@@ -94,6 +98,7 @@ class Job:
     stage: str
     seed: int
     threads: int
+    device: str
     model: dict[str, Any]
     data: dict[str, str | None]
     settings: dict[str, Any]

@@ -344,6 +344,7 @@ class Recipe(Section):
     shapes: dict[str, Shape] = {}
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     sensitivity: Scan | None = None
     sparsify: Sparsify | None = None
     finetune: Finetune | None = None

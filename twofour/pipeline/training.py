@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from twofour.core.errors import Error, GateError, InputError
 from twofour.onnx_tools.load import load_model
 from twofour.onnx_tools.reference import Reference
 from twofour.pipeline.attachment import Attachment
-from twofour.pipeline.jobs import Job, JobResult, Output
+from twofour.pipeline.jobs import ON_CPU, Job, JobResult, Output
 from twofour.train.export_stage import Exported, export
-from twofour.train.processes import joined
+from twofour.train.processes import find_device, joined, name_of
 from twofour.train.settings import QatSettings, SparsifySettings, TrainSettings, settings_of
 from twofour.train.stages import Done, Task, load, sparsify
 from twofour.train.train_stages import finetune, qat
@@ -45,13 +46,15 @@ def run(job: Job, report: Any) -> JobResult | None:
     Raises:
         Error: of the stage.
     """
-    with joined() as rank:
-        task = _task(job, report)
+    device = find_device("cpu" if job.stage in ON_CPU else job.device)
+    with joined(device) as rank:
+        task = _task(job, device, report)
         done = _done(job, task)
     if rank:
         return None
     outputs = {name: Output(file, kind) for name, (file, kind) in done.files.items()}
-    return JobResult(outputs, done.text, done.notes, {job.stage: done.document})
+    text = f"{done.text}, on {name_of(device)}" if device.type == "cuda" else done.text
+    return JobResult(outputs, text, done.notes, {job.stage: done.document})
 
 
 def _done(job: Job, task: Task) -> Done:
@@ -68,7 +71,7 @@ def _done(job: Job, task: Task) -> Done:
     raise InputError(f"no training stage {job.stage!r}")
 
 
-def _task(job: Job, report: Any) -> Task:
+def _task(job: Job, device: torch.device, report: Any) -> Task:
     model, checkpoint = job.model, job.model.get("checkpoint")
     return Task(
         model["torch"],
@@ -84,6 +87,7 @@ def _task(job: Job, report: Any) -> Task:
         Path(job.output),
         Path(job.scratch),
         report,
+        device,
     )
 
 

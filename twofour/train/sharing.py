@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from twofour.core.errors import InputError
-from twofour.train.batches import Batches, samples_in
+from twofour.train.batches import Batches, device_of, samples_in
 from twofour.train.calibration import bare
 from twofour.train.ranks import several
 
@@ -38,11 +39,13 @@ def spread(model: nn.Module, parallel: str) -> nn.Module:
     if parallel == "ddp":
         # Masks do not change, and the statistics of BatchNorm are taken from the first process.
         return DistributedDataParallel(model, find_unused_parameters=True)
+    # By default it would be that of the machine's accelerator, whatever the model is on.
+    mesh = init_device_mesh(device_of(model).type, (dist.get_world_size(),))
     for child in model.children():
         runs = type(child).forward is not nn.Module.forward  # a ModuleList is not called
         if runs and any(True for _ in child.parameters()):
-            fully_shard(child)
-    fully_shard(model)
+            fully_shard(child, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     return model
 
 

@@ -21,7 +21,7 @@ from twofour.core.data import Batch, load_data
 from twofour.core.errors import InputError
 from twofour.core.progress import Report
 from twofour.core.records import to_plain
-from twofour.train.batches import forward
+from twofour.train.batches import forward, to_device
 from twofour.train.permute import permute
 from twofour.train.settings import SparsifySettings
 from twofour.train.sparsify import Sparsifier
@@ -61,6 +61,7 @@ class Task:
         output: folder for what it makes.
         scratch: folder for what a killed stage goes on from.
         report: told of each piece of work.
+        device: that models are pruned and trained on.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Task:
     output: Path
     scratch: Path
     report: Report
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class Loaded:
     """A model that an earlier stage left.
 
     Attributes:
-        model: in eval mode.
-        example: its example inputs.
+        model: in eval mode, on the task's device.
+        example: its example inputs, there too.
         sparsifier: what holds its masks; None where it has none.
         facts: of its file.
     """
@@ -171,8 +173,8 @@ def loaded(task: Task, name: str) -> Loaded:
     path = task.inputs.get(name)
     if path is None:
         raise InputError(f"this stage needs the model {name!r} of an earlier one, and has none")
-    model = build_model(task.model, task.seed, weights_follow=True)
-    example = _example(task, model)
+    model = build_model(task.model, task.seed, weights_follow=True).to(task.device)
+    example = to_device(_example(task, model), task.device)
     sparsifier = load_state(model, path, example)
     if sparsifier is not None and "masks" in task.inputs:
         require_masks(sparsifier, task.inputs["masks"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from twofour.pipeline.jobs import Job
+from twofour.pipeline.jobs import ON_CPU, Job
 from twofour.pipeline.networks import is_trained
 from twofour.pipeline.recipe import Recipe, Training
 from twofour.pipeline.recipe_file import RecipeFile
@@ -77,8 +77,12 @@ def _trained(file: RecipeFile, name: str, kind: str, start: From) -> Stage:
 
 
 def _export(file: RecipeFile, exported: Mapping[str, From]) -> Stage:
-    masks = _masks(file.recipe) if set(_SPARSE) & set(exported) else {}
-    return _stage(file, "export", "export", {**exported, **masks, **_code(file)}, {})
+    inputs = {**exported, **_code(file)}
+    if set(_SPARSE) & set(exported):
+        inputs |= _masks(file.recipe)
+    if file.recipe.data.calibrate is not None:  # files are run on some of it, beside their models
+        inputs["calibrate"] = Source(file.place(file.recipe.data.calibrate), "data")
+    return _stage(file, "export", "export", inputs, {})
 
 
 def _masks(recipe: Recipe) -> dict[str, Input]:
@@ -99,7 +103,9 @@ def _stage(
 ) -> Stage:
     recipe = file.recipe
     names = recipe.model.model_dump(mode="json", include={"inputs", "outputs", "dynamic"})
-    every = {"settings": settings, "seed": recipe.seed, "names": names}
+    every: dict[str, Any] = {"settings": settings, "seed": recipe.seed, "names": names}
+    if kind not in ON_CPU:
+        every["device"] = recipe.device
     return Stage(name, kind, every, inputs, partial(_run, file, kind, settings))
 
 
@@ -128,6 +134,7 @@ def job_of(recipe: Recipe, kind: str, settings: dict[str, Any], task: Task) -> J
         kind,
         recipe.seed,
         recipe.threads,
+        recipe.device,
         {
             "torch": recipe.model.torch,
             "example": recipe.model.example,
