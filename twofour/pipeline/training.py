@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from twofour.core.errors import Error, GateError, InputError
 from twofour.onnx_tools.load import load_model
@@ -48,7 +48,7 @@ def run(job: Job, report: Any) -> JobResult | None:
     """
     device = find_device("cpu" if job.stage in ON_CPU else job.device)
     with joined(device) as rank:
-        task = _task(job, device, report)
+        task = replace(_task(job, report), device=device)
         done = _done(job, task)
     if rank:
         return None
@@ -71,7 +71,7 @@ def _done(job: Job, task: Task) -> Done:
     raise InputError(f"no training stage {job.stage!r}")
 
 
-def _task(job: Job, device: torch.device, report: Any) -> Task:
+def _task(job: Job, report: Any) -> Task:
     model, checkpoint = job.model, job.model.get("checkpoint")
     return Task(
         model["torch"],
@@ -87,7 +87,6 @@ def _task(job: Job, device: torch.device, report: Any) -> Task:
         Path(job.output),
         Path(job.scratch),
         report,
-        device,
     )
 
 
