@@ -26,6 +26,7 @@ from twofour.train.networks.resnet import CifarResNet
 BATCH_SIZE = 128
 CALIBRATION_IMAGES = 1024
 PAD = 4
+_DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def resnet20(pretrained: bool = True) -> nn.Module:
@@ -134,7 +135,7 @@ def _loader() -> ModuleType:
 
 
 def _folder() -> Path:
-    folder = Path(os.environ.get("TWOFOUR_DATA", "data")) / "cifar10"
+    folder = Path(os.environ.get("TWOFOUR_DATA", _DEFAULT)) / "cifar10"
     if not (folder / "load_cifar10.py").is_file():
         raise InputError(
             f"no CIFAR-10 in {folder}",

@@ -27,6 +27,7 @@ LENGTH = 64
 LEARNED_PAIRS = 1000
 CALIBRATION_SENTENCES = 256
 BATCH_SIZE = 32
+_DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 CONFIG = CONFIGS["minilm"]
 
 
@@ -133,7 +134,7 @@ def _tokens(sentences: Sequence[str]) -> Mapping[str, NDArray[Any]]:
 
 @functools.cache
 def _pairs() -> Pairs:
-    return read_pairs(Path(os.environ.get("TWOFOUR_DATA", "data")))
+    return read_pairs(Path(os.environ.get("TWOFOUR_DATA", _DEFAULT)))
 
 
 def _files() -> TextModel:

@@ -121,8 +121,7 @@ def test_a_finished_search_is_all_in_the_cache(found: Found, folder: Path) -> No
 
 
 def test_another_network_takes_none_of_it(folder: Path, found: Found, tmp_path: Path) -> None:
-    arrays = weights()
-    save(network(arrays), tmp_path / "other.onnx")
+    save(network(weights(9)), tmp_path / "other.onnx")
     cache = tmp_path / "cache.jsonl"
     cache.write_bytes((folder / "cache.jsonl").read_bytes())
     before = len(cache.read_bytes().splitlines())
