@@ -44,6 +44,9 @@ def spearman_of_pairs(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any])
     return 100 * float(spearman((a * b).sum(1) / norms, labels[0::2]))
 
 
+spearman_of_pairs.group = 2  # type: ignore[attr-defined]  # a pair is drawn as one
+
+
 def write_pairs(folder: Path) -> tuple[Path, Path, Path]:
     """Writes the model, the pairs to judge, and the sentences to calibrate with.
 

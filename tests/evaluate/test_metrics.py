@@ -118,6 +118,14 @@ def distance(outputs, labels, inputs):
 distance.lower_is_better = True
 def text(outputs, labels):
     return "good"
+def pairs(outputs, labels):
+    first, second = outputs["y"][0::2], outputs["y"][1::2]
+    assert (first == second).all(), "pairs stay together"
+    return float(first.mean())
+pairs.group = 2
+def none(outputs, labels):
+    return 0.0
+none.group = "two"
 """
 
 
@@ -141,6 +149,35 @@ def test_a_function_of_the_user() -> None:
     with_inputs = find_metric("own_metric:distance")
     assert score(with_inputs, y, labels) == 0.0
     assert not with_inputs.higher_is_better
+
+
+@pytest.mark.usefixtures("own")
+def test_samples_that_belong_together_are_drawn_together() -> None:
+    """And their mean errs as that of half as many samples that stand for themselves."""
+    found, random = find_metric("own_metric:pairs"), np.random.default_rng(4)
+    values = random.standard_normal(400).astype(np.float32)
+    before, after = (
+        kept(found, np.repeat(values + other * random.standard_normal(400), 2), np.zeros(800))
+        for other in (0, 1)
+    )
+    error = found.error(before, after)
+    assert error == pytest.approx(1 / np.sqrt(400), rel=0.2)
+    assert not find_metric("own_metric:sts").resampled
+    odd = Kept({"output y": np.zeros(7)}, np.zeros(7), 0.0)
+    with pytest.raises(InputError, match="groups of 2 samples"):
+        found.error(odd, odd)
+
+
+def kept(metric: Metric, y: np.ndarray, labels: np.ndarray) -> Kept:
+    scorer = Scorer(metric, "y")
+    scorer.add({"y": y}, Batch({}, labels, 0))
+    return scorer.result()
+
+
+@pytest.mark.usefixtures("own")
+def test_a_group_is_a_number_of_samples() -> None:
+    with pytest.raises(InputError, match="attribute 'group' that is none"):
+        find_metric("own_metric:none")
 
 
 @pytest.mark.usefixtures("own")

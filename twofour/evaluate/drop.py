@@ -31,7 +31,7 @@ from twofour.core.interval import Interval, student_quantile
 from twofour.evaluate.metrics import Array, Kept, Metric
 
 LEAST_SAMPLES = 30
-"""Of fewer a bootstrap says nothing."""
+"""Of fewer, or of fewer groups of them, a bootstrap says nothing."""
 _DRAWS, _LEAST_BEYOND = 1000, 10
 _MOST_LOST = 0.01  # share of draws on which the metric may have no value
 
@@ -60,8 +60,7 @@ def drop_of(metric: Metric, before: Kept, after: Kept, confidence: float) -> Int
         return Interval(value, value, value)
     if not metric.resampled:
         return Interval(value)
-    count = len(before.labels)
-    if count < LEAST_SAMPLES:
+    if metric.groups(before) < LEAST_SAMPLES:
         return Interval(value, -math.inf, math.inf)
     low, high = _ends(metric, *_with_unseen(metric, before, after), confidence)
     return Interval(value, min(low, value), max(high, value))
@@ -69,7 +68,7 @@ def drop_of(metric: Metric, before: Kept, after: Kept, confidence: float) -> Int
 
 def _ends(metric: Metric, before: Kept, after: Kept, confidence: float) -> tuple[float, float]:
     """Of the drop; infinite where too many draws have none."""
-    count = len(before.labels)
+    count = metric.groups(before)
     center = -metric.gain(before.figure, after.figure)
     drops = -metric.drawn_gains(before, after, metric.draws(before, _DRAWS))
     known = drops[np.isfinite(drops)]

@@ -17,7 +17,11 @@ which more is better (or, where it says so, less):
         cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         return float(scipy.stats.spearmanr(cosine, labels[0::2])[0])
 
-With a third parameter it gets the inputs, too. `sts.lower_is_better = True` would turn it around.
+    sts.group = 2
+
+`group` is how many neighbouring samples belong together, 1 where each stands for itself: it says
+that groups may be drawn anew to tell what is chance. Without it the figure has no interval. With a
+third parameter the function gets the inputs, too. `sts.lower_is_better = True` turns it around.
 The metrics of the list keep a few numbers a sample; a function's outputs (and inputs) are all kept
 in memory.
 """
@@ -26,6 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +45,9 @@ from twofour.core.errors import InputError
 Array = NDArray[Any]
 Rows = Mapping[str, Array]
 _DRAWS, _MANY = 200, 2_000_000
+_DRAW_S, _LEAST_DRAWS = 0.01, 20  # of a function of the user's own
 _FIX = "name a function (outputs: dict, labels: array) -> float"
+_FIX_GROUP = "set it to 1 where each sample stands for itself, or leave it out"
 Unseen = Callable[[Rows, Array], tuple[Rows, Rows, Array] | None]
 
 
@@ -58,7 +65,9 @@ class Metric:
         score: what was kept of all samples, and the labels [S, ...] -> the figure.
         higher_is_better: whether more of it is better.
         unit: "%" or "".
-        resampled: whether samples are independent, so that drawing them anew tells what is chance.
+        group: how many neighbouring samples belong together; groups are independent, so that
+            drawing them anew tells what is chance. 0 where they are not.
+        slow: what a score takes is not known: it is measured before samples are drawn anew.
         unseen: what was kept, and labels -> two samples that nobody drew, as rows of a network, of
             another, and labels [2, ...]: only the one network is right on the first, only the other
             on the second; None where rows tell more than right and wrong.
@@ -69,8 +78,35 @@ class Metric:
     score: Callable[[Rows, Array], float]
     higher_is_better: bool = True
     unit: str = ""
-    resampled: bool = True
+    group: int = 1
+    slow: bool = False
     unseen: Unseen = _nothing_unseen
+
+    @property
+    def resampled(self) -> bool:
+        """Whether drawing samples anew tells what is chance."""
+        return self.group > 0
+
+    def groups(self, kept: Kept) -> int:
+        """How many groups of samples there are.
+
+        Raises:
+            InputError: the last one is not whole.
+        """
+        count, left = divmod(len(kept.labels), self.group)
+        if left:
+            raise InputError(
+                f"metric {self.name} has groups of {self.group} samples",
+                [f"expected a multiple of {self.group} samples, got {len(kept.labels)}"],
+                f"judge on {count * self.group} samples, or mend the function's attribute 'group'",
+            )
+        return count
+
+    def drawn(self, kept: Kept, draw: np.random.Generator) -> Array:
+        """As many samples as there are, groups drawn with replacement: int64 indices."""
+        count = self.groups(kept)
+        first = draw.integers(0, count, count) * self.group
+        return (first[:, None] + np.arange(self.group)).reshape(-1)
 
     def gain(self, before: float, after: float) -> float:
         """By how much `after` is better; negative where it is worse."""
@@ -87,7 +123,17 @@ class Metric:
         return float(np.std(self.drawn_gains(before, after, self.draws(before, _DRAWS))))
 
     def draws(self, kept: Kept, wanted: int) -> int:
-        """How often samples are drawn anew: as wanted, less often where that would take long."""
+        """How often samples are drawn anew: as wanted, less often where that would take long.
+
+        Raises:
+            InputError: the last group is not whole.
+        """
+        self.groups(kept)
+        if self.slow:
+            began = time.perf_counter()
+            self.score(kept.rows, kept.labels)
+            each = max(time.perf_counter() - began, 1e-9)
+            return max(_LEAST_DRAWS, min(wanted, int(wanted * _DRAW_S / each)))
         large = sum(array.size for array in kept.rows.values()) > _MANY
         return wanted // 10 if large else wanted
 
@@ -102,11 +148,10 @@ class Metric:
         Returns:
             float64 [draws].
         """
-        count = len(before.labels)
         draw = np.random.default_rng(0)
         gains = []
         for _ in range(draws):
-            index = draw.integers(0, count, count)
+            index = self.drawn(before, draw)
             figures = [
                 self.score({k: v[index] for k, v in each.rows.items()}, each.labels[index])
                 for each in (before, after)
@@ -357,8 +402,11 @@ def _own(name: str, function: Callable[..., Any]) -> Metric:
             raise InputError(f"metric {name} returned no number", got, _FIX)
         return float(found)
 
-    less = getattr(function, "lower_is_better", False)
-    return Metric(name, rows, score, not less, resampled=False)
+    less, group = getattr(function, "lower_is_better", False), getattr(function, "group", 0)
+    if type(group) is not int or group < 0:
+        got = [f"expected a whole number of samples that belong together, got {group!r}"]
+        raise InputError(f"metric {name} has an attribute 'group' that is none", got, _FIX_GROUP)
+    return Metric(name, rows, score, not less, group=group, slow=True)
 
 
 def _mismatch(output: str, expected: str, values: Array, labels: Array) -> InputError:

@@ -285,7 +285,7 @@ def _accuracy(evidence: Paired | Figures, limit: float, limits: Limits, looks: L
         drop = drop_of(evidence.metric, evidence.before, evidence.after, confidence)
         figures = evidence.before.figure, evidence.after.figure
         samples = len(evidence.before.labels)
-        why = f"{evidence.metric.name} is computed over all samples at once"
+        why = f"{evidence.metric.name} does not say which samples belong together ('group')"
         if drop.low == -math.inf:
             why = f"{samples} samples are too few to tell, {LEAST_SAMPLES} at least"
     else:

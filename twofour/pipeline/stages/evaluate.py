@@ -140,13 +140,12 @@ def figure_of(metric: Metric, kept: Kept, confidence: float) -> Figure:
 
     Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993.
     """
-    count = len(kept.labels)
-    if not metric.resampled or count < LEAST_SAMPLES:
+    if not metric.resampled or metric.groups(kept) < LEAST_SAMPLES:
         return Figure(kept.figure)
     draw = np.random.default_rng(0)
     figures = []
     for _ in range(metric.draws(kept, _DRAWS)):
-        index = draw.integers(0, count, count)
+        index = metric.drawn(kept, draw)
         rows = {name: array[index] for name, array in kept.rows.items()}
         figures.append(metric.score(rows, kept.labels[index]))
     known = [each for each in figures if math.isfinite(each)]
