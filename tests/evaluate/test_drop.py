@@ -10,7 +10,8 @@ import pytest
 from twofour.core.data import Batch
 from twofour.core.errors import GateError, InputError
 from twofour.evaluate.drop import drop_of
-from twofour.evaluate.metrics import METRICS, Array, Kept, Metric, Scorer, find_metric
+from twofour.evaluate.metric import Array, Kept, Metric, Scorer
+from twofour.evaluate.metrics import METRICS, find_metric
 
 RUNS = 100
 # Of 100 runs each with a chance of 5 % more than 13 go wrong once in a thousand times.

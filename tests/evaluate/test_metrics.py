@@ -10,7 +10,8 @@ import pytest
 
 from twofour.core.data import Batch
 from twofour.core.errors import InputError
-from twofour.evaluate.metrics import METRICS, Kept, Metric, Scorer, find_metric
+from twofour.evaluate.metric import Kept, Metric, Scorer
+from twofour.evaluate.metrics import METRICS, find_metric
 
 RNG = np.random.default_rng(0)
 

@@ -10,7 +10,8 @@ import pytest
 from twofour.bench.regression import Duel
 from twofour.core.errors import InputError
 from twofour.core.outcome import FAILED, PASSED, UNDECIDED, Check, Figure
-from twofour.evaluate.metrics import METRICS, Kept
+from twofour.evaluate.metric import Kept
+from twofour.evaluate.metrics import METRICS
 from twofour.pipeline.gate import (
     Figures,
     Limits,

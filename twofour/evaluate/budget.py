@@ -30,7 +30,7 @@ from twofour.core.progress import Report, Stage, unseen
 from twofour.core.scan import Cache, Item, Processes, Result, Spread, Work, key_of, scan
 from twofour.evaluate.guess import guess_errors
 from twofour.evaluate.judging import Bench, Setup, lasting
-from twofour.evaluate.metrics import Kept
+from twofour.evaluate.metric import Kept
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.promises import carry, require_kept
 from twofour.onnx_tools.quantize import Quantized

@@ -23,7 +23,8 @@ from twofour.evaluate.differences import Difference
 from twofour.evaluate.feeding import engine_forms, engine_predictor, model_predictor
 from twofour.evaluate.judge import Judgement, Task, judge
 from twofour.evaluate.layers import Layers, compare_layers, tensors_of
-from twofour.evaluate.metrics import Metric, find_metric
+from twofour.evaluate.metric import Metric
+from twofour.evaluate.metrics import find_metric
 from twofour.evaluate.variants import Origin
 from twofour.onnx_tools.load import load_model
 from twofour.onnx_tools.reference import Reference

@@ -28,7 +28,7 @@ import numpy as np
 
 from twofour.core.errors import GateError, InputError
 from twofour.core.interval import Interval, student_quantile
-from twofour.evaluate.metrics import Array, Kept, Metric
+from twofour.evaluate.metric import Array, Kept, Metric
 
 LEAST_SAMPLES = 30
 """Of fewer, or of fewer groups of them, a bootstrap says nothing."""

@@ -14,7 +14,7 @@ from twofour.core.feeds import Form, Run, runs
 from twofour.core.progress import Report, silent
 from twofour.evaluate.differences import Array, Difference, Sums
 from twofour.evaluate.feeding import Predictor
-from twofour.evaluate.metrics import Kept, Metric, Scorer
+from twofour.evaluate.metric import Kept, Metric, Scorer
 
 
 @dataclass(frozen=True)

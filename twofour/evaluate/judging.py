@@ -18,7 +18,8 @@ from twofour.core.scan import Result, Work
 from twofour.core.sensitivity import judged
 from twofour.evaluate.feeding import MOST, model_predictor
 from twofour.evaluate.judge import Task
-from twofour.evaluate.metrics import Kept, Metric, Scorer, find_metric
+from twofour.evaluate.metric import Kept, Metric, Scorer
+from twofour.evaluate.metrics import find_metric
 from twofour.onnx_tools.reference import Reference
 
 

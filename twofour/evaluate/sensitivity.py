@@ -26,7 +26,7 @@ from twofour.core.progress import Report, Stage, unseen
 from twofour.core.scan import Cache, Item, Processes, Result, Spread, in_words, key_of, scan
 from twofour.core.sensitivity import JUDGED, Sensitivity, Together, Tradeoff, case_of
 from twofour.evaluate.judging import Bench, Setup, lasting, start
-from twofour.evaluate.metrics import Kept, Metric
+from twofour.evaluate.metric import Kept, Metric
 
 _FORMAT = 1  # of what a result means; part of a key
 _LONG_S = 60

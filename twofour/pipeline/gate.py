@@ -30,7 +30,7 @@ from twofour.core.errors import InputError
 from twofour.core.interval import Interval
 from twofour.core.outcome import FAILED, PASSED, UNDECIDED, Check, Figure
 from twofour.evaluate.drop import LEAST_SAMPLES, drop_of
-from twofour.evaluate.metrics import Kept, Metric
+from twofour.evaluate.metric import Kept, Metric
 from twofour.pipeline.gate_text import MORE, accuracy_text, ends_text, memory_text, speed_text
 
 ACCURACY, SPEED, MEMORY = "accuracy", "speed", "memory"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from twofour.core.interval import Interval
 from twofour.core.outcome import FAILED, PASSED, UNDECIDED, Check
-from twofour.evaluate.metrics import Metric
+from twofour.evaluate.metric import Metric
 
 MORE = {"accuracy": "judge more samples", "speed": "measure longer"}
 _MARKS = {PASSED: "passed", FAILED: "FAILED", UNDECIDED: "undecided"}

@@ -19,7 +19,7 @@ from twofour.core.progress import Report, Stage
 from twofour.core.scan import Item, Result, key_of, scan
 from twofour.evaluate.feeding import Predictor, engine_predictor, model_predictor
 from twofour.evaluate.judge import Task
-from twofour.evaluate.metrics import Kept, Scorer
+from twofour.evaluate.metric import Kept, Scorer
 from twofour.onnx_tools.reference import Reference
 from twofour.runtime.session import Session
 from twofour.search.harms import FORMAT, line

@@ -19,7 +19,8 @@ from twofour.core.errors import InputError
 from twofour.core.progress import Report, silent
 from twofour.evaluate.feeding import Array, Predictor
 from twofour.evaluate.judge import Task
-from twofour.evaluate.metrics import METRICS, Kept, Scorer
+from twofour.evaluate.metric import Kept, Scorer
+from twofour.evaluate.metrics import METRICS
 
 _CLASSIFIERS = ("top1", "top5", "f1", "loss")
 _MOST_BYTES = 1 << 28

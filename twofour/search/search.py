@@ -34,7 +34,7 @@ from twofour.core.target import host_target
 from twofour.core.version import __version__
 from twofour.evaluate.feeding import engine_predictor, model_predictor
 from twofour.evaluate.judging import Bench, Setup, lasting
-from twofour.evaluate.metrics import Kept
+from twofour.evaluate.metric import Kept
 from twofour.onnx_tools.reference import Reference
 from twofour.runtime.session import Session
 from twofour.search.apply import Catalogue

@@ -23,7 +23,8 @@ from twofour.evaluate.drop import LEAST_SAMPLES
 from twofour.evaluate.feeding import engine_forms, engine_predictor
 from twofour.evaluate.judge import Task as Judging
 from twofour.evaluate.judging import Bench, Setup
-from twofour.evaluate.metrics import Kept, Metric, Scorer, find_metric
+from twofour.evaluate.metric import Kept, Metric, Scorer
+from twofour.evaluate.metrics import find_metric
 from twofour.pipeline.arrays import Array, load_arrays, save_arrays
 from twofour.pipeline.networks import BASELINE, CANDIDATE
 from twofour.pipeline.recipe_file import RecipeFile
