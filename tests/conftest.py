@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+from tests.draws import Draws
 from twofour.compiler import build as building
 
 TESTS = Path(__file__).parent
@@ -25,6 +27,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz-seconds", type=float, default=0, help="for how long; by default about a minute"
     )
     parser.addoption("--fuzz-seed", type=int, default=0, help="the first one")
+
+
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+DRAWS = pytest.StashKey[Draws]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[DRAWS] = Draws()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[DRAWS].begin_test()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    if fixturedef.scope == "function":
+        return (yield)
+    with request.config.stash[DRAWS].of_fixture(f"{fixturedef.baseid} {fixturedef.argname}"):
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

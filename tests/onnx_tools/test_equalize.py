@@ -130,8 +130,19 @@ def test_normalizations_are_smoothed() -> None:
     assert len(smoothed.graph) == len(prepare(model).graph)
     for a, b in zip(run(model, {"x": x}), run(smoothed, {"x": x}), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
-    before, after = (loss(model, quantize(each, {"x": x}), x) for each in (model, smoothed))
-    assert after < before
+
+
+def test_smoothed_networks_lose_less() -> None:
+    """Most do: in a softmax of so large scores the least error may turn a tie round."""
+    losses = []
+    for _ in range(30):
+        model, x = outliers(), normal(2, 5, 16)
+        smoothed = prepare(model)
+        smooth(smoothed, samples(x), RANGES)
+        losses.append([loss(model, quantize(each, {"x": x}), x) for each in (model, smoothed)])
+    before, after = np.transpose(losses)
+    assert (after < before).mean() > 2 / 3
+    assert np.median(after) < np.median(before)
 
 
 POST = """(float[n,5,16] x) => (float[n,5,16] y)
