@@ -4,7 +4,9 @@
     2. points spread over the front that the solver predicts
     3. at the bound: the solver's answer with what was learned (`fit.py`); if that was built
        already, one a little further on this side or the other, as long as it may be better
-    4. what is left of the evaluations: the widest gaps of the front
+    4. beside each corner that nothing built is ahead of in both: the solver's answer to its time
+    5. what is left of the evaluations: the widest gaps of the front, as far as the metric still
+       gets better there
 
 An answer is a point that was built. All that this depends on is in the cache and in the files of
 times, so a search that was ended goes the same way again.
@@ -13,6 +15,7 @@ times, so a search that was ended goes the same way again.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -28,6 +31,8 @@ from twofour.search.units import Network
 _SPREAD = 0.35  # of the evaluations, for the second step
 _WIDTH = 200.0  # largest error over the least one that the second step goes to
 _STEPS = (1.0, 1.05, 0.95, 1.12, 0.88, 1.25, 0.78, 1.5, 0.65, 2.0, 0.5)
+_BESIDE = (0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9)  # of a corner's time
+_TRIES = 6  # for each corner
 _BETTER = 0.995  # of the best point's time or error: less is not worth an evaluation
 _TARGETS = 40
 
@@ -80,6 +85,7 @@ class Explorer:
     evaluations: int
     stage: Stage
     _offered: tuple[tuple[Choice, ...], ...] = field(init=False)
+    _tried: Counter[Assignment] = field(init=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
         """Leaves out choices that gain nothing."""
@@ -90,7 +96,12 @@ class Explorer:
         for name, choices in corners(self.network):
             self._build(name, choices)
         self._spread()
-        for name, next_ in (("at the bound", self._at_bound), ("in a gap", self._in_gap)):
+        steps = {
+            "at the bound": self._at_bound,
+            "beside layers all alike": self._beside_corner,
+            "in a gap": self._in_gap,
+        }
+        for name, next_ in steps.items():
             while self._left and (found := next_()):
                 self._build(name, found)
         return self._points
@@ -142,13 +153,31 @@ class Explorer:
             return model.time_us(choices) < _BETTER * best.latency_us
         return model.error(choices) < _BETTER * (best.error or math.inf)
 
+    def _beside_corner(self) -> Assignment | None:
+        """Choices that should lose less than a corner in a little less time, if none built does."""
+        model = self._learned()
+        for _, corner in corners(self.network):
+            point = self.workshop.points.get(corner)
+            if point is None or point.error is None or self._tried[corner] == _TRIES:
+                continue
+            if any(other.is_ahead_of(point) for other in self._points):
+                continue
+            for share in _BESIDE:
+                choices = model.least_harm(share * point.latency_us)
+                if choices is None or choices in self.workshop.points:
+                    continue
+                if model.error(choices) < point.error:
+                    self._tried[corner] += 1
+                    return choices
+        return None
+
     def _in_gap(self) -> Assignment | None:
         """Choices in the widest gap of the front that has new ones.
 
         Of the front by the error: that by the metric has gaps that no engine will ever fill, where
         chance was kind to a fast one.
         """
-        model, found = self._learned(), error_front(self._points)
+        model, found = self._learned(), _improving(error_front(self._points))
         gaps = sorted(
             pairwise(found),
             key=lambda pair: -pair[1].latency_us / pair[0].latency_us,
@@ -174,6 +203,17 @@ class Explorer:
                 error = model.error(choices)
                 found[choices] = model.time_us(choices), error, model.drops.at(error)
         return tuple(found.values())
+
+
+def _improving(front: Sequence[Point]) -> Sequence[Point]:
+    """A front, fastest first, up to where no slower point surely has a better metric."""
+    for index, point in enumerate(front):
+        if point.drop is None:
+            continue
+        sure = point.drop - (point.drop_error or 0.0)
+        if all(other.drop is None or other.drop >= sure for other in front[index + 1 :]):
+            return front[: index + 1]
+    return front
 
 
 def corners(network: Network) -> Iterator[tuple[str, Assignment]]:

@@ -66,6 +66,13 @@ class Point:
     drop_error: float | None
     error: float | None
 
+    def is_ahead_of(self, other: Point) -> bool:
+        """Whether it is at least as fast and loses no more of the metric, and is not the same."""
+        if self.drop is None or other.drop is None:
+            return False
+        mine, others = (self.latency_us, self.drop), (other.latency_us, other.drop)
+        return mine != others and all(a <= b for a, b in zip(mine, others, strict=True))
+
 
 @dataclass
 class Workshop:
