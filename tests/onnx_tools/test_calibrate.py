@@ -202,8 +202,9 @@ def test_100_000_batches_of_one_image_take_no_more_memory_than_ten():
     found = calibrate(model, ["a"], images(), QuantizeOptions(method="minmax", threads=1))
     assert found["a"].high == x.max()
     assert len(resident) == 6
-    # Ten batches have made all there is to make; one batch kept of each would be 1.6 MB at least.
-    assert max(resident) - resident[0] < 1000
+    # Ten batches have made all there is to make; one number kept of each batch, of 16 bytes at
+    # least, would be 312 kB in each fifth. What else happens in the process does not come in all.
+    assert np.median(np.diff(resident)) < 150
 
 
 @pytest.mark.parametrize("method", ["minmax", "average", "percentile", "mse", "entropy"])
