@@ -87,9 +87,10 @@ def run(args: argparse.Namespace, out: Output) -> None:
         results.append({"name": name, **searched(CASES[name], folder, args, out)})
     host = detect_host()
     summary = {
+        "title": "A search over layers, against layers all alike",
         "command": command(args),
         "version": __version__,
-        "device": f"{host.model}, {host.cores} cores, one thread",
+        "device": [f"{host.model}, {host.cores} cores, one thread"],
         "tools": {"python": platform.python_version(), **versions()},
         "results": results,
     }
@@ -156,14 +157,14 @@ def short(point: Mapping[str, Any]) -> str:
 def page(summary: Mapping[str, Any]) -> str:
     """The summary as markdown."""
     lines = [
-        "# Per layer what to prune to and what to compute in: a search against layers all alike",
+        f"# {summary['title']}",
         "",
         f"    {summary['command']}",
         "",
-        f"Run on: {summary['device']}; twofour {summary['version']}. No network was trained.",
+        f"Run on: {'; '.join(summary['device'])}; twofour {summary['version']}.",
     ]
     for result in summary["results"]:
-        lines += ["", f"## {result['title']}", "", *_points(result), "", *_verdicts(result)]
+        lines += ["", *_points(result), "", *_verdicts(result)]
     return "\n".join([*lines, ""])
 
 
@@ -174,8 +175,9 @@ def _points(result: Mapping[str, Any]) -> list[str]:
     shown = [(i, p) for i, p in enumerate(points) if p["on_front"] or ALIKE in p["name"]]
     name = str(result["metric"]).rpartition(":")[2]
     lines = [
-        f"{result['samples']} samples, {name} of the float network {result['dense']:.2f}. Bold: "
-        f"the answer to a drop of at most {result['max_drop']:g}.",
+        f"{result['title']}, not trained anew: {result['samples']} samples, {name} of the float "
+        f"network {result['dense']:.2f}. Bold: the answer to a drop of at most "
+        f"{result['max_drop']:g}.",
         "",
         f"| network | us | vs float32 | vs INT8 | {name} | drop | layers |",
         "| --- | --: | --: | --: | --: | --: | --- |",

@@ -62,7 +62,8 @@ def test_the_page(tmp_path: Path) -> None:
         "points": every,
         "against": [module.against(rival, every) for rival in module.alike(every)],
     }
-    summary = {"command": "c", "version": "1", "device": "a CPU", "results": [result]}
+    summary = {"title": "t", "command": "c", "version": "1", "device": ["a CPU"]}
+    summary |= {"results": [result]}
     (tmp_path / "search.json").write_text(json.dumps(summary))
     assert module.main(["--again", str(tmp_path / "search.json")]) == 0
     page = (tmp_path / "search.md").read_text()
