@@ -117,7 +117,10 @@ def test_a_finished_search_is_all_in_the_cache(found: Found, folder: Path) -> No
     before = (folder / "cache.jsonl").read_bytes()
     other = again(folder, replace(QUICK, cache=folder / "cache.jsonl"))
     assert (folder / "cache.jsonl").read_bytes() == before
-    assert document(other) == document(found)
+    first, second = document(found), document(other)
+    notes = [[n for n in each.pop("notes") if "unsteady" in n] for each in (first, second)]
+    assert not notes[1], "nothing was measured"
+    assert first == second
 
 
 def test_another_network_takes_none_of_it(folder: Path, found: Found, tmp_path: Path) -> None:

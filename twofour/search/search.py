@@ -146,11 +146,12 @@ class Search:
             )
             held.enter_context(workshop)
             explorer = Explorer(network, harms, workshop, options.goal, options.evaluations, stage)
-            watch = Watch.begin()
+            watch, known = Watch.begin(), len(self._cache.results)
             points = self._settled(explorer.run(), workshop, stage)
             best = options.goal.best(points)
             last = None if best is None else on_unseen(workshop, best, stage)
-            notes = (*forms.notes, *(f"times are unsteady: {why}" for why in watch.end()))
+            seen = watch.end() if len(self._cache.results) > known else ()
+            notes = (*forms.notes, *(f"times are unsteady: {why}" for why in seen))
             return self._found(explorer, points, last, task, notes)
 
     def _building(self, held: ExitStack) -> BuildOptions:
