@@ -130,6 +130,11 @@ class Sensitivity:
         cases = [case for case in self.cases if case.pattern == pattern]
         return tuple(sorted(cases, key=lambda case: -_number(case.drop)))
 
+    @property
+    def worst(self) -> Case | None:
+        """The case with the largest drop of all patterns, NaN as in `at`; None without cases."""
+        return max(self.cases, key=lambda case: _number(case.drop), default=None)
+
 
 @dataclass(frozen=True)
 class Step:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from twofour.core.machine import usable_cores
-from twofour.core.sensitivity import Case, Sensitivity, document
+from twofour.core.sensitivity import Sensitivity, document
 from twofour.evaluate.sensitivity import Scanner, SensitivityOptions
 from twofour.pipeline.networks import DENSE, float_models
 from twofour.pipeline.recipe import Scan
@@ -30,7 +30,7 @@ def sensitivity_stage(file: RecipeFile, means: Means) -> list[Stage]:
     }
     settings = metric_settings(file) | {
         "patterns": _patterns(file, scan),
-        "samples": _samples(file, scan),
+        "evaluate.samples": _samples(file, scan),
     }
     return [Stage(NAME, NAME, settings, inputs, partial(_scan, file, scan, means))]
 
@@ -66,11 +66,7 @@ def _scan(file: RecipeFile, scan: Scan, means: Means, task: Task) -> Made:
 def _text(found: Sensitivity) -> str:
     """How many were tried, and the worst."""
     tried = f"{len(found.cases)} layers pruned alone"
-    if not found.cases:
+    worst = found.worst
+    if worst is None:
         return tried
-    worst: Case = max((found.at(each)[0] for each in found.patterns), key=_cost)
     return f"{tried}; {worst.layer} to {worst.pattern} costs most, {worst.drop:.3g} {found.unit}"
-
-
-def _cost(case: Case) -> float:
-    return case.drop if case.drop == case.drop else float("inf")
