@@ -349,8 +349,9 @@ class ServerCall:
         return frames if self.half_closed else frames + reset(self.number, Code.NO_ERROR)
 
     def _end(self) -> None:
-        """No status follows, and no handler is needed."""
+        """No status follows and no handler is needed; who reads that finds its room free."""
         self._ended = True
+        self._share.close()
         if self._timer is not None:
             self._timer.cancel()
         task = self._task

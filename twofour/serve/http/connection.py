@@ -347,16 +347,16 @@ class Connection(asyncio.Protocol):
         self.go_on()
 
     def reply(self, request: Request, reply: Reply) -> None:
-        """Gives a reply to the transport."""
+        """Gives a reply to the transport; a client that reads it finds its body's room free."""
         if self.shared.drain_began is not None:
             nothing_comes = self.state == "idle" and not self.waiting and self.unread is None
             request.last = request.last or nothing_comes
         buffers = written(reply, request)
+        self.forget(request)
         if len(buffers) == 1:
             self.transport.write(buffers[0])
         else:
             self.transport.writelines(buffers)
-        self.forget(request)
         self.active = None
         self.since = self.loop.time()
         if request.last:
