@@ -26,6 +26,8 @@ LEVELS = {
     "kernels": 2,
     "runtime": 2,
     "compiler": 3,
+    "operators": 3,
+    "plugins": 3,
     "evaluate": 4,
     "bench": 4,
     "report": 4,
