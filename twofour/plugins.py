@@ -26,6 +26,7 @@ from twofour.core.plugins import (
 )
 from twofour.core.target import Target
 from twofour.kernels.cpu.llvm import Function, Value, module_text
+from twofour.kernels.cpu.vector import float_bits
 
 __all__ = [
     "GROUP",
@@ -45,6 +46,7 @@ __all__ = [
     "Typed",
     "Value",
     "find",
+    "float_bits",
     "installed",
     "kernel",
     "module_text",

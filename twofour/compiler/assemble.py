@@ -17,10 +17,12 @@ from twofour.compiler.lower import Lowered, Placed, Section
 from twofour.compiler.origins import Origins
 from twofour.compiler.passes.pipeline import Fused
 from twofour.compiler.profile import Placement
+from twofour.compiler.python_calls import python_call
 from twofour.compiler.reasons import Reasons
 from twofour.compiler.schedule import Schedule
 from twofour.compiler.writes import Recorder, SourceNames
 from twofour.core.abi import BINDINGS
+from twofour.core.plan import PluginCall
 from twofour.core.sizes import Symbol
 from twofour.core.version import __version__
 from twofour.engine import Bytes, Engine, Layer, Plan, Profile, Step, TensorInfo
@@ -29,6 +31,9 @@ from twofour.kernels.cpu.program import program_text, threads_text
 
 CODE = "native"
 """Name of the one object that holds an engine's native code."""
+PYTHON = "python"
+"""Tactic of a plugin's operator that runs by its meaning."""
+_SYMBOLS = {"native": "program", "onnxruntime": "fallback", "python": "plugin"}
 
 
 class Progress(Protocol):
@@ -160,6 +165,7 @@ class Assembler:
     progress: Progress | None = None
     placements: list[Placement] = field(default_factory=list)
     _subgraphs: dict[str, Bytes] = field(default_factory=dict)
+    _plugins: list[PluginCall] = field(default_factory=list)
     _done: int = 0
 
     def assemble(self) -> Engine:
@@ -167,11 +173,13 @@ class Assembler:
         profiles: list[Profile] = []
         for network in self.networks:
             first = sum(len(profile.steps) for profile in profiles)
+            self.emitter.begin(network.lowered.arena_bytes)
             steps = [
                 self._step(network, index, section)
                 for index, section in enumerate(network.lowered.sections, first)
             ]
-            profiles.append(network.profile(steps))
+            profile = network.profile(steps)
+            profiles.append(replace(profile, arena_bytes=self.emitter.memory_bytes))
         self._tell("code")
         sources = [*self.emitter.sources.values(), Source(threads_text())]
         code = compile_object(sources, self.emitter.tuner.target)
@@ -184,6 +192,7 @@ class Assembler:
             layers=tuple(self.emitter.layers),
             threads=self.threads,
             code=(CODE,),
+            plugins=tuple(self._plugins),
             free=self.networks[0].names.free(layer.source for layer in self.emitter.layers),
         )
         return Engine(plan, self.emitter.weights(), objects, self._subgraphs)
@@ -191,13 +200,15 @@ class Assembler:
     def _step(self, network: Compiled, index: int, section: Section) -> Step:
         """A section as a step."""
         first = len(self.emitter.layers)
-        symbol = f"{'program' if section.native else 'fallback'}{index}"
-        if section.native:
+        kind = section.kind
+        symbol = f"{_SYMBOLS[kind]}{index}"
+        if kind == "native":
             self._native(network, symbol, section)
+        elif kind == "python":
+            self._python(network, symbol, section)
         else:
             self._fallback(network, symbol, section)
         layers = tuple(range(first, len(self.emitter.layers)))
-        kind = "native" if section.native else "onnxruntime"
         return Step(kind, symbol, section.inputs, section.outputs, layers)
 
     def _native(self, network: Compiled, symbol: str, section: Section) -> None:
@@ -209,11 +220,14 @@ class Assembler:
         calls = []
         for placed in section.ops:
             self._tell(placed.op.name)
-            call = self.emitter.emit(placed, bindings)
-            index = len(self.emitter.layers) - 1
-            self.emitter.layers[-1] = network.recorded(self.emitter.layers[-1], placed, index)
-            calls.append(call)
-            self.placements.append(Placement(index, call, infos, values))
+            first = len(self.emitter.layers)
+            added = self.emitter.emit(placed, bindings)
+            last = len(self.emitter.layers) - 1
+            self.emitter.layers[-1] = network.recorded(self.emitter.layers[-1], placed, last)
+            calls += added
+            self.placements += [
+                Placement(index, call, infos, values) for index, call in enumerate(added, first)
+            ]
             self._done += 1
         self.emitter.sources[symbol] = Source(program_text(symbol, calls, self.threads))
 
@@ -227,6 +241,18 @@ class Assembler:
             network.fallback_layer(node, section, index)
             for index, node in enumerate(section.nodes, first)
         ]
+        self._done += 1
+
+    def _python(self, network: Compiled, symbol: str, section: Section) -> None:
+        """An operator of a plugin, by its meaning."""
+        (node,) = section.nodes
+        self._tell(node.name or symbol)
+        call, self._subgraphs[symbol] = python_call(symbol, node, section.inputs)
+        self._plugins.append(call)
+        layer = network.fallback_layer(node, section, len(self.emitter.layers))
+        note = f"it runs in Python, by the meaning that {call.package} gives it"
+        layer = replace(layer, tactic=PYTHON, notes=(note, *layer.notes))
+        self.emitter.layers.append(layer)
         self._done += 1
 
     def _tell(self, what: str) -> None:

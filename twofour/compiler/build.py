@@ -284,7 +284,10 @@ class _Compilation:
         passes = passes_for(self.target, self.options.bf16, floats, self._chosen_float32())
         forced = self.options.sparsity == "force"
         return [
-            replace(_network(self.source, each, passes, forced, dump), bf16=self.options.bf16)
+            replace(
+                _network(self.source, each, passes, self.target, forced, dump),
+                bf16=self.options.bf16,
+            )
             for each in self.requests
         ]
 
@@ -320,14 +323,19 @@ def _whole_us(engine: Engine) -> float:
 
 
 def _network(
-    source: ir.Model, request: Request, passes: tuple[Pass, ...], forced: bool, dump: Path | None
+    source: ir.Model,
+    request: Request,
+    passes: tuple[Pass, ...],
+    target: Target,
+    forced: bool,
+    dump: Path | None,
 ) -> Compiled:
-    """The network for one profile; `forced` prunes weights that have no pattern."""
+    """The network for one profile, for a target; `forced` prunes weights that have no pattern."""
     operators: list[int] = []
     names = [SourceNames.of(source.graph)]
 
     def imported(shapes: Mapping[str, Shape]) -> ir.Model:
-        graph = import_graph(source, shapes)
+        graph = import_graph(source, shapes, None if request.symbols else target)
         operators.append(len(graph.graph))
         names.append(names[0].with_imported(graph.graph))
         return prune(graph, keep=("4:8",))[0] if forced else graph

@@ -13,12 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.compiler.conv_problems import conv_problem
 from twofour.compiler.emit_nd import nd_nests, nd_shape, nd_table
+from twofour.compiler.emit_plugin import Room, emit_plugin
 from twofour.compiler.layers import conv_layer, extent_of, plain_layer, precision_of
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.lower import Place, Placed, images_of
-from twofour.compiler.native import AttentionOp, ConvOp, MapOp, NormOp, PoolOp, RowsOp
+from twofour.compiler.native import (
+    AttentionOp,
+    ConvOp,
+    MapOp,
+    NativeOp,
+    NormOp,
+    PoolOp,
+    RowsOp,
+)
 from twofour.compiler.native_nd import NdOp
+from twofour.compiler.native_plugin import PluginOp
 from twofour.compiler.native_resize import ResizeOp
 from twofour.compiler.rivals import FloatForm, Rivals
 from twofour.compiler.row_problems import (
@@ -43,14 +54,13 @@ from twofour.kernels.cpu.nd import emit_nd, nd_pieces
 from twofour.kernels.cpu.norm import emit_norm, pack_norm
 from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_average, pack_mean
-from twofour.kernels.cpu.problem import ConvProblem, Strides, activation_of, merge_groups
+from twofour.kernels.cpu.problem import Strides, merge_groups
 from twofour.kernels.cpu.program import Call, Operand
 from twofour.kernels.cpu.quantize_rows import emit_rows
 from twofour.kernels.cpu.resize import ResizeProblem, emit_resize, pack_resize
 from twofour.kernels.cpu.tactic import Tactic
 
 Array = NDArray[Any]
-_INT32 = 2.0**31 - 256  # with room for rounding
 
 
 @dataclass(frozen=True)
@@ -99,19 +109,46 @@ class Emitter:
     _constants: list[Array] = field(default_factory=list)
     _constant_bytes: int = 0
     _kept: dict[str, int] = field(default_factory=dict)
+    _arena_bytes: int = 0
+    _workspace_bytes: int = 0
 
     def weights(self) -> NDArray[np.uint8]:
         """All constants in one block."""
         return np.concatenate(self._constants) if self._constants else np.zeros(0, np.uint8)
 
-    def emit(self, placed: Placed, bindings: dict[str, int]) -> Call:
-        """One operator.
+    @property
+    def memory_bytes(self) -> int:
+        """Of the network that is emitted, workspaces of plugins among them."""
+        if not self._workspace_bytes:
+            return self._arena_bytes
+        return self._workspaces_at + self._workspace_bytes
+
+    @property
+    def _workspaces_at(self) -> int:
+        """Where they all begin: behind the activations."""
+        return -(-self._arena_bytes // ALIGNMENT) * ALIGNMENT
+
+    def begin(self, arena_bytes: int) -> None:
+        """Goes on with a network of that much activation memory."""
+        self._arena_bytes, self._workspace_bytes = arena_bytes, 0
+
+    def emit(self, placed: Placed, bindings: dict[str, int]) -> list[Call]:
+        """One operator; its last call is that of its last new layer.
 
         Args:
             placed: the operator and its places.
             bindings: plain tensor -> its index in the step's table of pointers.
         """
         op = placed.op
+        if isinstance(op, PluginOp):
+            room = Room(self._plugin_kernel, self._keep_once, self._workspace, bindings)
+            calls, layers = emit_plugin(op, placed, self.tuner, room)
+            self.layers += layers
+            return calls
+        return [self._call(op, placed, bindings)]
+
+    def _call(self, op: NativeOp, placed: Placed, bindings: dict[str, int]) -> Call:
+        """An operator of one kernel."""
         if isinstance(op, NdOp):
             return self._nd(op, placed, bindings)
         if isinstance(op, ConvOp):
@@ -159,6 +196,15 @@ class Emitter:
         if symbol not in self.sources:
             self.sources[symbol] = Source(renamed(text, symbol), vectorize)
         return symbol
+
+    def _plugin_kernel(self, source: Source) -> str:
+        return self._kernel(source.text, vectorize=source.vectorize)
+
+    def _workspace(self, name: str, size_bytes: int) -> int:
+        """Where a workspace lies: that of one operator may be that of the next."""
+        self._require_workspace(name, size_bytes)
+        self._workspace_bytes = max(self._workspace_bytes, size_bytes)
+        return self._workspaces_at
 
     def _conv(self, op: ConvOp, placed: Placed) -> _Kernel:
         w, groups = merge_groups(op.w, op.groups)
@@ -299,7 +345,7 @@ class Emitter:
         if self.workspace_bytes is not None and needed > self.workspace_bytes:
             raise UnsupportedError(
                 f"no tactic for {name!r} within the workspace",
-                [f"attention needs {needed} bytes a thread, {self.workspace_bytes} are allowed"],
+                [f"it needs {needed} bytes, {self.workspace_bytes} are allowed"],
                 f"allow more: --workspace {needed}",
             )
 
@@ -332,57 +378,6 @@ class Emitter:
         if key not in self._kept:
             self._kept[key] = self._keep(held)
         return self._kept[key]
-
-
-def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProblem:
-    """The kernel's view of a placed convolution, merged into one column where it can be.
-
-    Where the batch is open: of the usual size, with open rows if it is one column.
-    """
-    x, y, r = placed.x, placed.y, placed.r
-    assert isinstance(x, Tensor)
-    out_h, out_w = op.window.output_size(x.height, x.width)
-    channels = w.shape[0]
-    pixel = channels * 4
-    y_strides = (
-        y.strides if isinstance(y, Tensor) else Strides(pixel * out_h * out_w, pixel * out_w, pixel)
-    )
-    problem = ConvProblem(
-        x.batch,
-        out_h,
-        out_w,
-        w.shape[1],
-        channels // groups,
-        "int8" if w.dtype == np.int8 else x.kind,
-        x.strides,
-        y_strides,
-        precision_of(y),
-        op.window.kernel,
-        op.window.stride,
-        op.window.dilation,
-        groups,
-        r.strides if isinstance(r, Tensor) else None,
-        op.add,
-        activation_of(op.epilogue),
-        _bounded(op),
-        op.epilogue.gate is not None,
-        dynamic=op.dynamic,
-    )
-    column = problem.flattened()
-    if x.open_batch is None:
-        return column
-    shown = replace(problem, batch=x.open_batch.usual)
-    return shown if column is problem else replace(shown.flattened(), open_rows=True)
-
-
-def _bounded(op: ConvOp) -> bool:
-    """Whether the result, in steps of y, is sure to fit int32: true of all real weights."""
-    if op.w.dtype != np.int8 or op.add == "float32":
-        return False
-    most = 255.0 * np.abs(op.w.reshape(op.w.shape[0], -1).astype(np.float64)).sum(1)
-    e = op.epilogue
-    largest = most * np.abs(e.scale) + np.abs(e.bias) + 255.0 * abs(e.residual_scale)
-    return bool((largest * max(1.0, e.y_factor) < _INT32).all())
 
 
 def _second(place: Place, size: tuple[int, int]) -> View:

@@ -8,6 +8,7 @@ from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import Array
 from twofour.compiler.native_nd import Look, NdOp, NdValue
+from twofour.compiler.native_plugin import PluginOp
 from twofour.core.abi import ARENA, WEIGHTS
 from twofour.core.sizes import Count, usual
 from twofour.kernels.cpu.nd import Nest, Ref, contiguous
@@ -16,7 +17,7 @@ from twofour.kernels.cpu.program import Operand
 Strides = tuple[Count, ...]
 
 
-def _places(op: NdOp, placed: Placed) -> list[Place | None]:
+def places_of(op: NdOp | PluginOp, placed: Placed) -> list[Place | None]:
     """The place of each operand; None for constants."""
     places = dict(zip(op.reads, placed.reads, strict=True))
     places |= dict(zip(op.writes, placed.writes, strict=True))
@@ -25,7 +26,7 @@ def _places(op: NdOp, placed: Placed) -> list[Place | None]:
 
 def nd_nests(op: NdOp, placed: Placed) -> tuple[Nest, ...]:
     """The walks of a placed operator over bytes; operand i is entry i of the table."""
-    places = _places(op, placed)
+    places = places_of(op, placed)
     strides = [_strides(v, p) for v, p in zip(op.values, places, strict=True)]
     kinds = [_kind(v, p) for v, p in zip(op.values, places, strict=True)]
 
@@ -47,7 +48,7 @@ def nd_nests(op: NdOp, placed: Placed) -> tuple[Nest, ...]:
 
 
 def nd_table(
-    op: NdOp, placed: Placed, bindings: dict[str, int], keep: Callable[[Array], int]
+    op: NdOp | PluginOp, placed: Placed, bindings: dict[str, int], keep: Callable[[Array], int]
 ) -> tuple[Operand, ...]:
     """Where each operand lies (arena, plain array or beside the weights), and the arena.
 
@@ -58,7 +59,7 @@ def nd_table(
         keep: puts a constant beside the weights, and returns its offset.
     """
     table = []
-    for value, place in zip(op.values, _places(op, placed), strict=True):
+    for value, place in zip(op.values, places_of(op, placed), strict=True):
         if value.constant is not None:
             table.append(Operand(WEIGHTS, keep(value.constant)))
         elif isinstance(place, Tensor):
@@ -68,7 +69,7 @@ def nd_table(
     return (*table, Operand(ARENA))  # where the values of open sizes lie
 
 
-def nd_shape(op: NdOp) -> str:
+def nd_shape(op: NdOp | PluginOp) -> str:
     """First input and first output, for people."""
     first = next(value for value in op.values if value.name == op.x)
     last = next(value for value in op.values if value.name == op.y)
@@ -90,8 +91,13 @@ def _strides(value: NdValue, place: Place | None) -> Strides:
         return contiguous(value.kind, value.constant.shape)
     if not isinstance(place, Tensor):
         return contiguous(value.kind, value.dims)
+    return strides_of(value.dims, place)
+
+
+def strides_of(dims: tuple[Count, ...], place: Tensor) -> Strides:
+    """Bytes of a step along each axis of a value that a tensor holds."""
     lie = place.strides
-    if len(value.dims) == 4:
+    if len(dims) == 4:
         return lie.image, place.element_bytes, lie.row, lie.pixel
-    rows = contiguous("uint8", value.dims[:-1])  # counted in rows, which are images
-    return (*(lie.image * row for row in rows), place.element_bytes) if value.dims else ()
+    rows = contiguous("uint8", dims[:-1])  # counted in rows, which are images
+    return (*(lie.image * row for row in rows), place.element_bytes) if dims else ()

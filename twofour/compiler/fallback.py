@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx
 from onnx import helper
@@ -39,15 +39,27 @@ def subgraph(model: onnx.ModelProto, section: Section, plain: Mapping[str, Tenso
         initializer=[tensor for tensor in model.graph.initializer if tensor.name in read],
         value_info=[infos[name] for name in sorted(inner)],
     )
-    called = {(node.domain, node.op_type) for node in nodes}
     part = helper.make_model(
         graph,
         ir_version=model.ir_version,
         opset_imports=model.opset_import,
-        functions=[f for f in model.functions if (f.domain, f.name) in called],
+        functions=_called(model, nodes),
     )
     data: bytes = part.SerializeToString()
     return data
+
+
+def _called(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> list[onnx.FunctionProto]:
+    """The functions that nodes call, and those that these call."""
+    called: set[tuple[str, str]] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        key = (node.domain, node.op_type)
+        if key not in called:
+            called.add(key)
+            waiting += [n for f in model.functions if (f.domain, f.name) == key for n in f.node]
+    return [f for f in model.functions if (f.domain, f.name) in called]
 
 
 def _opened(info: onnx.ValueInfoProto, tensor: TensorInfo) -> onnx.ValueInfoProto:

@@ -1,6 +1,7 @@
 """Any ONNX model -> a clean static graph: the form every pass expects.
 
-    model-local functions        -> inlined
+    model-local functions        -> inlined, but the meanings of plugins' operators that a tactic
+                                    takes: these stay nodes
     opset below 17               -> 17 (newer ones stay as they are)
     symbolic dimensions          -> numbers: the user's, or 1, then recorded in the metadata
     Constant nodes               -> initializers, which are no longer inputs as well
@@ -28,10 +29,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from twofour.compiler.bounds import require_fits, require_possible
+from twofour.compiler.native_plugin import inline_refused
 from twofour.compiler.settle import settle
 from twofour.core import promises
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.target import Target
 from twofour.onnx_tools.infer import infer_shapes, require_consistent
+from twofour.onnx_tools.plugins import inline
 from twofour.onnx_tools.promises import carry, require_kept
 from twofour.onnx_tools.upgrade import move_foreign, upgrade
 from twofour.onnx_tools.windows import require_windows
@@ -45,16 +49,21 @@ _NAMELESS = re.compile(r"(node(_\d+)?)?")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
+def import_graph(
+    model: ir.Model, shapes: Shapes | None = None, target: Target | None = None
+) -> ir.Model:
     """The model as a clean static graph; the given model is not changed.
 
     Args:
         model: as loaded from a file.
         shapes: shapes of inputs by name; the dimensions of inputs not named here, where symbolic,
             follow from equal symbols or become 1.
+        target: operators of plugins that have a tactic for it stay whole; without one, all whose
+            meaning is a function are inlined.
 
     Returns:
-        A new model. Its metadata entry `ASSUMED_KEY` lists the dimensions that became 1 unasked.
+        A new model. Its metadata entry `ASSUMED_KEY` lists the dimensions that became 1 unasked,
+        `INLINED_KEY` why operators of plugins were inlined.
 
     Raises:
         InputError: an unknown input name, a shape that contradicts the model, or one at which an
@@ -66,8 +75,7 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
     common.RemoveInitializersFromInputsPass()(model)
     assumed = bind_inputs(model.graph, shapes or {})
-    common.InlinePass()(model)
-    model.functions.clear()
+    inline(model, lambda operator: target is not None and bool(operator.cpu))
     require_kept(model)
     model.metadata_props.pop(promises.KEY, None)  # weights may change from here on
     move_foreign(model)
@@ -75,6 +83,8 @@ def import_graph(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props[ASSUMED_KEY] = json.dumps(assumed)
     _clean(model)
+    if target is not None and inline_refused(model, target):
+        _clean(model)
     name_nodes(model.graph)
     require_windows(model.graph)
     require_possible(model.graph)
@@ -95,8 +105,7 @@ def standardized(model: ir.Model) -> ir.Model:
         return source
     model = ir.external_data.load_to_model(model)
     common.RemoveInitializersFromInputsPass()(model)
-    common.InlinePass()(model)
-    model.functions.clear()
+    inline(model)
     model = upgrade(model)
     settle(model)
     carry(source, model)

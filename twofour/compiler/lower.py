@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import onnx_ir as ir
 
@@ -29,6 +30,7 @@ from twofour.compiler.native import (
     static_shape,
 )
 from twofour.compiler.native_nd import NdOp, copy_op
+from twofour.compiler.native_plugin import PluginOp, runs_in_python
 from twofour.compiler.parts import Parts, first_channels, is_join
 from twofour.compiler.schedule import Schedule, Stretch
 from twofour.core.errors import UnsupportedError
@@ -105,6 +107,13 @@ class Section:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """Of the step that it becomes."""
+        if self.native:
+            return "native"
+        return "python" if runs_in_python(self.nodes[0]) else "onnxruntime"
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -139,11 +148,12 @@ def lower(graph: ir.Graph, order: Schedule, open_dims: Dims | None = None) -> Lo
             has a type that engines do not hold.
     """
     forms = _Forms(graph, order, open_dims or {})
-    placed = [forms.place(stretch) for stretch in order.stretches]
+    stretches = tuple(part for stretch in order.stretches for part in _apart(stretch))
+    placed = [forms.place(stretch) for stretch in stretches]
     ops = [p for part in placed for p in part]
     _set_halos(ops)
     arena_bytes, fills = plan(forms.arena(), _lives(ops), ALIGNMENT if open_dims else 0)
-    sections = _sections(order.stretches, placed, graph)
+    sections = _sections(stretches, placed, graph)
     names = [n for s in sections for n in (*s.inputs, *s.outputs)]
     names += [value.name or "" for value in (*graph.inputs, *graph.outputs)]
     infos = {n: forms.info(n) for n in names}
@@ -314,7 +324,7 @@ def _padded(ops: list[NativeOp], parts: Parts) -> set[str]:
 
 def _flexible(op: NativeOp) -> bool:
     """Whether an operator reads and writes plain arrays as well as tensors."""
-    return isinstance(op, NdOp) or (isinstance(op, MapOp) and op.op == "convert")
+    return isinstance(op, (NdOp, PluginOp)) or (isinstance(op, MapOp) and op.op == "convert")
 
 
 def _set_halos(ops: list[Placed]) -> None:
@@ -363,6 +373,16 @@ def _lives(ops: list[Placed]) -> dict[str, Life]:
             life = lives[placed.y.name]
             lives[placed.y.name] = Life(life.first, life.last, placed.r.name)
     return lives
+
+
+def _apart(stretch: Stretch) -> list[Stretch]:
+    """A stretch without kernels, cut where a node runs in Python."""
+    if stretch.native or not any(map(runs_in_python, stretch.nodes)):
+        return [stretch]
+    runs = groupby(stretch.nodes, runs_in_python)
+    parts = [(python, tuple(nodes)) for python, nodes in runs]
+    single = [[(n,) for n in nodes] if python else [nodes] for python, nodes in parts]
+    return [Stretch(False, nodes) for part in single for nodes in part]
 
 
 def _sections(

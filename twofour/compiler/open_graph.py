@@ -28,6 +28,7 @@ from twofour.compiler.native import (
     static_shape,
 )
 from twofour.compiler.native_nd import NdOp, NdValue
+from twofour.compiler.native_plugin import PluginOp
 from twofour.compiler.passes.pipeline import Fused
 from twofour.compiler.requests import Request, Shape
 from twofour.compiler.schedule import read_twins
@@ -120,6 +121,8 @@ class OpenGraph:
             NotNative: there is none.
             UnsupportedError: the sizes within its images are open.
         """
+        if isinstance(ops[0], PluginOp):
+            raise NotNative("kernels of plugins are for fixed shapes")
         try:
             op: NativeOp = _join(ops, self.fit)
         except Irregular as e:

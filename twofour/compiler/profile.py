@@ -112,7 +112,7 @@ def _time_call(code: Code, placed: Placement, memory: tuple[Bytes, Bytes]) -> fl
 def _time_fallbacks(engine: Engine, layers: list[Layer], cache: TimingCache) -> None:
     """Times the steps on ONNX Runtime within whole runs on ones; zeros could be divisors."""
     for profile in engine.plan.profiles:
-        steps = [step for step in profile.steps if step.kind == "onnxruntime"]
+        steps = [step for step in profile.steps if step.kind != "native"]
         keys = [_step_key(engine, profile, step) for step in steps]
         if any(key not in cache.times_us for key in keys):
             try:
@@ -140,7 +140,7 @@ def _measured(engine: Engine, profile: Profile) -> dict[str, float]:
     return {
         _step_key(engine, profile, step): time_us
         for step, time_us in zip(profile.steps, times_us, strict=True)
-        if step.kind == "onnxruntime"
+        if step.kind != "native"
     }
 
 

@@ -12,12 +12,12 @@ from itertools import chain
 from os import PathLike
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from twofour.compiler.importer import name_nodes, standardized
 from twofour.core.errors import InputError
 from twofour.core.sensitivity import Left
 from twofour.onnx_tools.load import load_model, model_bytes
+from twofour.onnx_tools.plugins import inline
 from twofour.onnx_tools.prune import Pruned, prune, require_matches
 from twofour.onnx_tools.weights import layer_weights
 
@@ -35,7 +35,7 @@ def read_network(path: str | PathLike[str]) -> Network:
     model = standardized(load_model(path))
     if model.functions:
         model = model.clone()
-        common_passes.InlinePass()(model)
+        inline(model)
     return model
 
 
@@ -166,6 +166,6 @@ def named(model: Network) -> Network:
     """A copy as `read_network` has it, its nodes named as the compiler names them."""
     model = standardized(model).clone()
     if model.functions:
-        common_passes.InlinePass()(model)
+        inline(model)
     name_nodes(model.graph)
     return model

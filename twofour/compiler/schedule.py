@@ -21,9 +21,11 @@ from twofour.compiler import (
     native_standard,
 )
 from twofour.compiler.native import ConvOp, NativeOp, NotNative
+from twofour.compiler.native_plugin import read_plugin
 from twofour.compiler.ops import is_fused, parse_op
 from twofour.compiler.units import Unit, units
 from twofour.onnx_tools.edit import reads
+from twofour.onnx_tools.plugins import plugin_of
 
 Reader = Callable[[ir.Node], NativeOp | str]
 _FUSED = {**native_fused.READERS, **native_rows.FUSED}
@@ -86,7 +88,8 @@ def schedule(graph: ir.Graph, reader: Reader | None = None) -> Schedule:
 
 def _is_idle(op: NativeOp, node: ir.Node) -> bool:
     """Whether an operator is no reason to run natively: plain arrays can hold its results."""
-    return op.kind != "conv" and all(v.dtype != ir.DataType.BFLOAT16 for v in node.outputs)
+    product = op.kind in ("conv", "plugin")
+    return not product and all(v.dtype != ir.DataType.BFLOAT16 for v in node.outputs)
 
 
 def weight_bytes(order: Schedule) -> int:
@@ -122,6 +125,8 @@ def _readers(node: ir.Node) -> list[Callable[[ir.Node], NativeOp]]:
     """What may read the node, the best kernels first."""
     if is_fused(node):
         return [lambda twin: _FUSED[parse_op(twin).base](parse_op(twin))]
+    if plugin_of(node) is not None:
+        return [read_plugin]
     found = [table.get(node.op_type) for table in _STANDARD] if node.domain == "" else []
     return [reader for reader in found if reader is not None]
 

@@ -64,7 +64,7 @@ def require_taken(data: bytes, why: str) -> None:
         InputError: with its message, which names the node.
     """
     try:
-        _session(data)
+        open_session(data)
     except ERRORS as error:
         raise InputError(
             "the model is not valid: ONNX Runtime refuses it too",
@@ -88,7 +88,7 @@ def told(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, Told]:
     del asked.graph.output[:]
     asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     try:
-        session = _session(asked.SerializeToString())
+        session = open_session(asked.SerializeToString())
     except ERRORS:
         return {}
     return {end.name: _told(end) for end in session.get_outputs()}
@@ -111,7 +111,7 @@ def _told(end: ort.NodeArg) -> Told:
     return Told(end.type, _NAMES.get(name[1]) if name else None, dims if whole else None)
 
 
-def _session(data: bytes) -> ort.InferenceSession:
+def open_session(data: bytes) -> ort.InferenceSession:
     """The model, each node by itself."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

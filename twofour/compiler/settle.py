@@ -2,7 +2,7 @@
 
 what depends on no input        -> folded, except QuantizeLinear and DequantizeLinear
 operators of ONNX Runtime       -> standard ones, where a pass of `UNFUSE` knows how
-shapes that onnx cannot infer   -> as ONNX Runtime infers them
+shapes that onnx cannot infer   -> as a plugin or ONNX Runtime infers them
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from twofour.compiler.passes import rewrite
 from twofour.compiler.passes.pipeline import UNFUSE
 from twofour.compiler.second_opinion import told
 from twofour.onnx_tools.folding import fold_constants
+from twofour.onnx_tools.plugins import infer_plugins
 
 _MAX_FILLED_ELEMENTS = 1 << 12
 
@@ -32,6 +33,7 @@ def settle(model: ir.Model) -> None:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         fold_constants(model, _should_fold)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        infer_plugins(model.graph)
         _ask(model)
 
 

@@ -156,6 +156,11 @@ def kernel_sources() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
+def rounds_of(effort: int) -> int:
+    """How often candidates take turns."""
+    return _ROUNDS[effort]
+
+
 def rounded(time_us: float | None) -> float | None:
     """To nanoseconds."""
     return None if time_us is None else round(time_us, 3)
@@ -190,6 +195,7 @@ class Tuner:
         self.threads = threads
         self.cold_bytes = cold_bytes
         self.effort = effort
+        self.checked: set[str] = set()  # kernels of plugins that were found right, untimed
         self._texts: dict[tuple[ConvProblem, str, Config], str] = {}
 
     def choose(

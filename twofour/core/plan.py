@@ -231,12 +231,40 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class PluginCall:
+    """What a step asks of an installed plugin: an operator that runs by its meaning, in Python.
+
+    Attributes:
+        step: the symbol of the step.
+        domain: of the operator.
+        name: of the operator.
+        version: of the operator, as the plugin counts.
+        package: that has it.
+        attributes: of the node, as JSON.
+        operands: for each input the index of the step's input, -1 for the next constant, or -2
+            where it is left out.
+        constants: those inputs that are; their elements lie one after the other, each on a
+            multiple of 64 bytes.
+    """
+
+    step: str
+    domain: str
+    name: str
+    version: int
+    package: str
+    attributes: str
+    operands: tuple[int, ...]
+    constants: tuple[TensorInfo, ...] = ()
+
+
+@dataclass(frozen=True)
 class Step:
     """One call at run time.
 
     Attributes:
-        kind: "native" (a generated program) or "onnxruntime" (a subgraph).
-        symbol: the program's function in the object code, or the subgraph's key.
+        kind: "native" (a generated program), "onnxruntime" (a subgraph) or "python" (a plugin).
+        symbol: the program's function in the object code, the subgraph's key, or that of a plugin's
+            constants.
         inputs: names of the plain tensors it reads.
         outputs: names of the plain tensors it writes.
         layers: indices into `Plan.layers` of what it runs.
@@ -303,6 +331,7 @@ class Plan:
         notes: what was asked for and could not be done, and why, for people.
         free: nodes of the source model that no layer computes: they are folded, removed, or only
             give a result another name.
+        plugins: what it asks of installed plugins.
     """
 
     target: Target
@@ -316,6 +345,7 @@ class Plan:
     graph: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
+    plugins: tuple[PluginCall, ...] = ()
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:

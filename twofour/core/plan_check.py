@@ -26,7 +26,7 @@ _MAX_RANK = 32
 _MAX_PROFILES = 64
 _MAX_TERMS = 64
 _MAX_POWER = 4
-_STEP_KINDS = ("native", "onnxruntime")
+_STEP_KINDS = ("native", "onnxruntime", "python")
 
 
 def wrong(plan: Plan) -> Iterator[str]:
@@ -50,6 +50,7 @@ def wrong(plan: Plan) -> Iterator[str]:
         if _ends(profile) != _ends(plan.profiles[0]):
             yield "the profiles have different inputs or outputs"
     yield from _wrong_reads(plan.layers)
+    yield from _wrong_plugins(plan)
 
 
 def _ends(profile: Profile) -> list[list[tuple[str, str]]]:
@@ -144,6 +145,27 @@ def _wrong_steps(profile: Profile, layers: int) -> Iterator[str]:
                 yield f"step {step.symbol!r} names layer {layer} of {layers}"
         if step.kind not in _STEP_KINDS:
             yield f"step {step.symbol!r} is of unknown kind {step.kind!r}"
+
+
+def _wrong_plugins(plan: Plan) -> Iterator[str]:
+    """Calls of plugins that no step makes, or that cannot be made."""
+    calls = {call.step: call for call in plan.plugins}
+    for step in plan.steps:
+        if step.kind != "python":
+            continue
+        call = calls.get(step.symbol)
+        if call is None:
+            yield f"step {step.symbol!r} calls no plugin"
+            continue
+        read = [index for index in call.operands if index >= 0]
+        if any(index >= len(step.inputs) for index in read) or min(call.operands, default=0) < -2:
+            yield f"step {step.symbol!r} reads operands {call.operands}"
+        if call.operands.count(-1) != len(call.constants):
+            yield f"step {step.symbol!r} has {len(call.constants)} constants"
+        for tensor in call.constants:
+            if tensor.dtype not in DTYPES or tensor.sizes or not tensor.known:
+                yield f"step {step.symbol!r} has a constant of {tensor.dtype}"
+            yield from _wrong_shape(tensor, plan.profiles[0])
 
 
 def _wrong_reads(layers: Sequence[Layer]) -> Iterator[str]:

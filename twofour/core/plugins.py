@@ -51,8 +51,9 @@ class Operand:
         dtype: numpy's name of its type; "bfloat16" is one.
         strides: bytes of one step along each axis.
         constant: its elements, of a weight; None where it is computed while running.
+        biased: int8 values are stored plus 128, as uint8; only tactics that are `strided` see it.
         scale: of a quantized tensor, one number or one a channel; None of all others.
-        zero_point: as stored: real = (stored - zero_point) * scale.
+        zero_point: real = (value - zero_point) * scale.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Operand:
     dtype: str
     strides: Shape
     constant: Array | None = None
+    biased: bool = False
     scale: Array | None = None
     zero_point: int = 0
 
@@ -159,7 +161,7 @@ class CpuTactic:
 Meaning = str | bytes | Callable[..., Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operator:
     """An operator that a package adds.
 
@@ -176,6 +178,8 @@ class Operator:
         samples: (problem, generator) -> arrays to compare and time kernels with, one for each input
             that is no constant. By default normal floats, and bytes of a quantized tensor; an
             operator that reads other integers has to say which ones make sense.
+        reference: computes what the meaning does, on numpy arrays and in bounded memory, where that
+            would take too much to compare kernels with.
         tolerance: how far a kernel may be from the meaning, relative to the largest magnitude of
             the output. Integers must be equal.
         quantized: inputs and outputs by name that its tactics take as int8, where the model
@@ -190,6 +194,7 @@ class Operator:
     shapes: Callable[[Sequence[Typed], Attributes], Sequence[Typed]] | None = None
     tactics: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     samples: Callable[[Problem, np.random.Generator], Sequence[Array]] | None = None
+    reference: Callable[..., Any] | None = None
     tolerance: float = 1e-5
     quantized: tuple[str, ...] = ()
     version: int = 1

@@ -34,7 +34,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from twofour.core.progress import Report, silent
@@ -51,6 +50,7 @@ from twofour.onnx_tools.edit import (
     sole_use,
 )
 from twofour.onnx_tools.eligible import LAYERS
+from twofour.onnx_tools.plugins import inline
 from twofour.onnx_tools.weights import Weight, find_weight, layer_weights
 
 BIAS, MOMENTS, NORM = "bias", "scale and bias", "batchnorm"
@@ -256,7 +256,7 @@ def _plain(model: ir.Model) -> ir.Model:
     """A copy without functions."""
     model = model.clone()
     if model.functions:
-        common_passes.InlinePass()(model)
+        inline(model)
     return model
 
 

@@ -18,6 +18,7 @@ from twofour.core import numerics
 from twofour.onnx_tools.edit import Editor, bypass, constant, is_standard, operand, sole_use
 from twofour.onnx_tools.folding import fold_constants
 from twofour.onnx_tools.infer import infer_shapes
+from twofour.onnx_tools.plugins import inline
 from twofour.onnx_tools.upgrade import upgrade
 
 Array = NDArray[Any]
@@ -34,7 +35,7 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     model = model.clone()
     common_passes.RemoveInitializersFromInputsPass()(model)
-    common_passes.InlinePass()(model)
+    inline(model)
     model = upgrade(model, LEAST_OPSET)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     fold_constants(model)

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from twofour.core import promises
 from twofour.core.errors import GateError
 from twofour.core.patterns import why_not
+from twofour.onnx_tools.plugins import inline
 from twofour.onnx_tools.weights import layer_weights
 
 _SHOWN = 8
@@ -172,7 +172,7 @@ def _inlined(model: ir.Model) -> ir.Model:
     """Layers may stand in functions of the model; itself where it has none."""
     if model.functions:
         model = model.clone()
-        common_passes.InlinePass()(model)
+        inline(model)
     return model
 
 

@@ -17,7 +17,6 @@ from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from twofour.core.errors import InputError
 from twofour.core.masks import magnitude_mask
@@ -26,6 +25,7 @@ from twofour.onnx_tools.capture import reading_of, why_unreadable
 from twofour.onnx_tools.edit import Array, is_standard
 from twofour.onnx_tools.jobs import Job
 from twofour.onnx_tools.one_shot import Calibration, Outcome, prune_layers
+from twofour.onnx_tools.plugins import inline
 from twofour.onnx_tools.promises import check, promise, require_kept
 from twofour.onnx_tools.weights import Weight, layer_weights
 
@@ -86,7 +86,7 @@ def prune(
     """
     model = model.clone()
     if model.functions:
-        common_passes.InlinePass()(model)
+        inline(model)
     patterns = tuple(Pattern.parse(each) for each in (pattern, *keep))
     names = _Names(tuple(include), tuple(skip))
     names.require_matches(model)

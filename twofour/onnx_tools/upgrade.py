@@ -9,6 +9,7 @@ import onnx_ir as ir
 from twofour.core.errors import UnsupportedError
 from twofour.onnx_tools.edit import constant, operand
 from twofour.onnx_tools.infer import require_inferable
+from twofour.onnx_tools.plugins import attach_meanings
 
 UPGRADE_TO = 17
 CONTRIB = "com.microsoft"
@@ -22,7 +23,8 @@ def upgrade(model: ir.Model, least: int = UPGRADE_TO) -> ir.Model:
     """Converts a model older than opset `least` to opset 17; returns others as they are.
 
     Args:
-        model: its initializers are no inputs; changed, or not used any more.
+        model: its initializers are no inputs, its functions the meanings of plugins alone; changed,
+            or not used any more.
         least: at most 17.
 
     Raises:
@@ -37,6 +39,7 @@ def upgrade(model: ir.Model, least: int = UPGRADE_TO) -> ir.Model:
     model.ir_version = max(model.ir_version or 0, _IR_VERSION)
     what = f"the model cannot be converted from opset {opset} to {UPGRADE_TO}"
     fix = f"export it again with opset {UPGRADE_TO} or newer"
+    model.functions.clear()  # those that are left come again, in the new opset
     proto = ir.to_proto(model)
     require_inferable(proto)  # conversion infers
     try:
@@ -50,6 +53,7 @@ def upgrade(model: ir.Model, least: int = UPGRADE_TO) -> ir.Model:
     if (found := _ends(converted)) != (wanted := _ends(model)):
         reason = f"its inputs and outputs would change from {wanted} to {found}"
         raise UnsupportedError(what, [reason], fix)
+    attach_meanings(converted)
     return converted
 
 

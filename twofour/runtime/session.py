@@ -27,6 +27,7 @@ from twofour.core.memory import allocate, with_slack
 from twofour.core.target import check_runs_here
 from twofour.engine import Engine, Profile, Step, TensorInfo
 from twofour.runtime.cpu import Code, Workers
+from twofour.runtime.python_step import PythonStep
 from twofour.runtime.shapes import Bound, bind, shape_text
 from twofour.runtime.steps import FallbackStep, Machine, NativeStep
 from twofour.runtime.taps import Tap, read
@@ -161,7 +162,7 @@ class Session:
         machine.fill(profile)
         machine.tell(bound)
         for step, usual in zip(profile.steps, self._steps[bound.profile], strict=True):
-            if isinstance(usual, FallbackStep):
+            if not isinstance(usual, NativeStep):
                 with self._lock:
                     self._require_open()
                     usual.run(tensors, bound)
@@ -262,10 +263,12 @@ class Session:
                 tensors[name] = array.copy()
         return tensors, bound
 
-    def _step(self, step: Step, profile: Profile) -> NativeStep | FallbackStep:
+    def _step(self, step: Step, profile: Profile) -> NativeStep | FallbackStep | PythonStep:
         """A step of a profile, ready to run."""
         if step.kind == "native":
             return NativeStep(step, profile, self._machine)
+        if step.kind == "python":
+            return PythonStep(step, self.engine, {t.name: t.dtype for t in profile.tensors})
         return FallbackStep(step, self.engine, self.threads)
 
     def _enter(self, bound: Bound) -> None:
