@@ -30,8 +30,10 @@ from twofour.operators.experts_route import combine_stage, routing_stages
 
 _TOLERANCE = 1e-5
 _ROUNDED_TOLERANCE = 5e-3  # an activation may fall on the other side of a step of its row
+_PRODUCTS = ("dense", "2:4", "2:4 H", "2:4 C", "2:4 pair")
 _MOST_CONFIGS = 3
 _RATIOS = (1, 4)  # rows of an expert, relative to the usual ones, that tiles are made for
+_FEW = 4  # times as many rows as other products take: weights are read from further away
 _AND = " then "
 
 
@@ -44,6 +46,8 @@ def _refuse(tactic: Tactic, problem: Problem, target: Target) -> str:
     plan = Plan.of(problem)
     if not 1 <= plan.k <= plan.experts:
         return f"k is {plan.k}: expected 1 to {plan.experts}, the number of experts"
+    if tactic.most_positions is not None and plan.usual_rows > _FEW * tactic.most_positions:
+        return f"for few rows: an expert has about {plan.usual_rows} here"
     for number in (1, 2):
         asked = product_problem(plan, number, plan.usual_rows)
         for expert, w in enumerate(weights(problem, f"w{number}")):
@@ -88,7 +92,7 @@ def _emit(tactic: Tactic, problem: Problem, target: Target, config: str) -> Code
 def _cpu_tactics(*, quantized: bool) -> tuple[CpuTactic, ...]:
     """One for each kernel of a product."""
     dtype = "int8" if quantized else "float32"
-    usable = [t for t in tactics() if t.dtype == dtype and not t.depthwise]
+    usable = [t for t in tactics() if t.dtype == dtype and t.name in _PRODUCTS]
     return tuple(
         CpuTactic(
             f"routed {tactic.name}",
