@@ -30,7 +30,10 @@ from twofour.core.target import Target
 GROUP = "twofour.operators"
 """The group of entry points that operators are found by."""
 
-BUILT_IN: tuple[str, ...] = ("twofour.operators.experts:OPERATORS",)
+BUILT_IN: tuple[str, ...] = (
+    "twofour.operators.experts:OPERATORS",
+    "twofour.operators.sparse_attention:OPERATORS",
+)
 """Operators of this package, `module:attribute` each; they are plugins like all others."""
 
 Array = NDArray[Any]

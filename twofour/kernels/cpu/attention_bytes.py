@@ -45,7 +45,7 @@ def groups_of_bytes(f: Function, plan: Plan, first: int) -> None:
         for row in rows:
             places = [row * plan.row_bytes + block * VECTOR_BYTES for block in range(blocks)]
             scores = [f.load(I32S, here, place) for place in places]
-            bytes_ = _bytes(f, plan, tops[row], scores)
+            bytes_ = scores_to_bytes(f, plan, tops[row], scores)
             f.store(I32S, bytes_, out, plan.area("steps") + row * plan.step_bytes)
 
     whole = length(f, plan, "groups") if plan.open_keys else plan.blocks // GROUP
@@ -63,10 +63,10 @@ def one_group(f: Function, plan: Plan, row: Value, group: Value) -> None:
     scores = [f.load(I32S, here, block * VECTOR_BYTES) for block in range(GROUP)]
     out = f.int_op("mul", row, plan.step_bytes)
     out = f.at("%s", f.int_op("add", out, f.int_op("mul", group, VECTOR_BYTES)))
-    f.store(I32S, _bytes(f, plan, top, scores), out, plan.area("steps"))
+    f.store(I32S, scores_to_bytes(f, plan, top, scores), out, plan.area("steps"))
 
 
-def _bytes(f: Function, plan: Plan, top: Value, scores: Sequence[Value]) -> Value:
+def scores_to_bytes(f: Function, plan: Plan, top: Value, scores: Sequence[Value]) -> Value:
     """Up to 4 vectors of scores as 64 bytes, 0 for what is missing, in the order of steps."""
     distances = [f.let(f"sub {I32S} {top}, {score}") for score in scores]
     if plan.isa == "avx512vnni":

@@ -40,9 +40,9 @@ def emit_keys(name: str, plan: Plan, pixel: int) -> Function:
 
         def chunk(at: Value | int, units: int, sums: Value, tail: int = 0) -> Value:
             where = f.int_op("mul", at, VECTOR_BYTES)
-            vectors = _transposed(f, [f.load(I32S, row, where) for row in rows])[:units]
+            vectors = transposed(f, [f.load(I32S, row, where) for row in rows])[:units]
             if plan.int8:
-                vectors, sums = _as_int8(v, vectors, sums, tail)
+                vectors, sums = as_int8(v, vectors, sums, tail)
             for j, vector in enumerate(vectors):
                 f.store(I32S, vector, f.at(out, f.int_op("mul", where, LANES)), j * VECTOR_BYTES)
             return sums
@@ -71,7 +71,7 @@ def _row(f: Function, plan: Plan, base: Value, first: Value, offset: int, pixel:
     return f.at(base, f.int_op("mul", row, pixel))
 
 
-def _transposed(f: Function, rows: Sequence[Value]) -> list[Value]:
+def transposed(f: Function, rows: Sequence[Value]) -> list[Value]:
     """out[j][i] = rows[i][j], 16 vectors of 16 lanes of 32 bits: halves, quarters, ... change."""
     out = list(rows)
     for distance in (8, 4, 2, 1):
@@ -91,7 +91,7 @@ def _pick(f: Function, a: Value, b: Value, lanes: list[int]) -> Value:
     return f.let(f"shufflevector {I32S} {a}, {I32S} {b}, <16 x i32> <{picks}>")
 
 
-def _as_int8(v: Vector, units: list[Value], sums: Value, tail: int) -> tuple[list[Value], Value]:
+def as_int8(v: Vector, units: list[Value], sums: Value, tail: int) -> tuple[list[Value], Value]:
     """Stored bytes as int8, and sums + each key's sum of them.
 
     Of the last unit the first `tail` bytes count, if not 0; the rest become zeros.
@@ -125,7 +125,7 @@ def emit_values(name: str, plan: Plan, pixel: int) -> Function:
         first = f.int_op("add", f.int_op("add", first, quad), f.int_op("mul", part, LANES))
         rows = [_row(f, plan, "%v", first, key, pixel) for key in range(GROUP)]
         for block in range(plan.channel_blocks):
-            joined = _interleaved(f, [f.load(BYTES16, row, block * LANES) for row in rows])
+            joined = interleaved(f, [f.load(BYTES16, row, block * LANES) for row in rows])
             value = f.let(f"xor {I32S} {joined}, {_SIGN_BITS}")
             f.store(I32S, value, out, block * VECTOR_BYTES)
 
@@ -163,7 +163,7 @@ def _pair_of_rows(f: Function, plan: Plan, rows: tuple[Value, int], out: Value) 
         f.store("<32 x i16>", both, out, block * VECTOR_BYTES)
 
 
-def _interleaved(f: Function, rows: Sequence[Value]) -> Value:
+def interleaved(f: Function, rows: Sequence[Value]) -> Value:
     """np.stack(rows, axis=1) of four <16 x i8>, as 16 lanes of 4 bytes."""
     a, b, c, d = rows
     picks = ", ".join(f"i32 {i // 2 + 16 * (i % 2)}" for i in range(32))

@@ -40,7 +40,7 @@ def blocks_of_powers(f: Function, plan: Plan, first: int) -> None:
         here, out = f.at("%c", f.int_op("mul", i, VECTOR_BYTES)), []
         for row in rows:
             score = f.load(F32S, here, row * plan.row_bytes)
-            power = _power(f, plan, f.let(f"fsub {F32S} {score}, {tops[row]}"))
+            power = power_of_two(f, plan, f.let(f"fsub {F32S} {score}, {tops[row]}"))
             f.store(F32S, power, here, row * plan.row_bytes)
             out.append(add16(f, sums[row], power))
         return out
@@ -57,13 +57,13 @@ def one_power(f: Function, plan: Plan, row: Value, block: Value) -> None:
     here = f.at("%c", f.int_op("add", here, f.int_op("mul", block, VECTOR_BYTES)))
     vector = f.int_op("mul", row, VECTOR_BYTES)
     top = f.load(F32S, "%s", f.int_op("add", vector, plan.area("tops")))
-    power = _power(f, plan, f.let(f"fsub {F32S} {f.load(F32S, here)}, {top}"))
+    power = power_of_two(f, plan, f.let(f"fsub {F32S} {f.load(F32S, here)}, {top}"))
     f.store(F32S, power, here)
     place = f.at("%s", f.int_op("add", vector, plan.area("sums")))
     f.store(F32S, add16(f, f.load(F32S, place), power), place)
 
 
-def _power(f: Function, plan: Plan, x: Value) -> Value:
+def power_of_two(f: Function, plan: Plan, x: Value) -> Value:
     """2**x with fused multiply-adds, the short polynomial where it is rounded; NaN stays NaN."""
     v, coefficients = Vector(plan.isa, f), EXP2_SHORT if plan.rounds else EXP2
     x = greater16(f, constant16(_LOW), x)

@@ -64,7 +64,7 @@ def emit_products(
         for r, row in enumerate(left.offsets):
             one = v.broadcast4(there, ahead * left.step + row)
             for c, vector in enumerate(vectors):
-                out.append(_multiply(v, plan.dtype, sums[r * len(vectors) + c], one, vector))
+                out.append(multiply(v, plan.dtype, sums[r * len(vectors) + c], one, vector))
         return out
 
     def turn(i: Value, sums: list[Value]) -> list[Value]:
@@ -79,7 +79,7 @@ def emit_products(
     return f.loop(0, count, first, turn)
 
 
-def _multiply(v: Vector, dtype: str, total: Value, one: Value, vector: Value) -> Value:
+def multiply(v: Vector, dtype: str, total: Value, one: Value, vector: Value) -> Value:
     """Adds a unit's products: 4 of bytes, 2 of bfloat16, or 1 of floats."""
     if dtype != "float32":
         return v.dot(dtype, total, one, vector)

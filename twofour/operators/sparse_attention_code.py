@@ -1,0 +1,230 @@
+"""Sparse attention for CPUs: from a problem to code of two stages, packing and products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from twofour.core.attention import AttentionScales
+from twofour.core.numerics import MAX_K
+from twofour.core.plugins import Array, Code, Problem, Stage
+from twofour.core.plugins import Operand as Tensor
+from twofour.core.sparse_attention import Pattern
+from twofour.core.target import Target
+from twofour.kernels.cpu.attention import Offsets, pack_attention
+from twofour.kernels.cpu.llvm import Function, module_text
+from twofour.operators.sparse_attention_kernel import Tables, emit_tiles
+from twofour.operators.sparse_attention_lists import Lists
+from twofour.operators.sparse_attention_pack import emit_pack
+from twofour.operators.sparse_attention_plan import GROUP, STACK_BYTES, Operand, Plan, Tile
+
+STORED = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "uint8": "int8"}
+"""Types of tensors, and how kernels call them."""
+TILES = {
+    "avx512vnni": ("8x3x2", "6x4x4", "4x4x4"),
+    "avx2": ("2x2x2", "4x1x1"),
+    "vector": ("2x1x1",),
+}
+"""Of an instruction set, best guess first."""
+TILES_INT8 = {"avx512vnni": ("4x4x4", "8x2x2"), "avx2": ("2x2x2",), "vector": ("2x1x1",)}
+"""The same in int8, where lists are whole groups of blocks."""
+MIDDLE_BYTE = 128
+"""Zero point of symmetric int8, as stored."""
+
+
+def pattern_of(problem: Problem) -> Pattern:
+    """Which keys a problem's queries see.
+
+    Raises:
+        ValueError: the attributes make no sense.
+    """
+    table = _present(problem, 4).constant
+    numbers = problem.attributes
+    return Pattern(
+        _present(problem, 0).shape[1],
+        _whole(numbers["window"]),
+        _whole(numbers["global_tokens"]),
+        bool(numbers["causal"]),
+        _whole(numbers["block"]),
+        np.asarray(table, np.int32),
+    )
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, (int, np.integer)):
+        raise ValueError(f"expected a whole number, got {value!r}")
+    return int(value)
+
+
+def _present(problem: Problem, index: int) -> Tensor:
+    found = problem.inputs[index]
+    if found is None:
+        raise ValueError(f"{problem.operator} lacks input {index}")
+    return found
+
+
+def why_not(problem: Problem, target: Target) -> str:
+    """Why no kernel takes a problem; "" if one does."""
+    q, k, v, keep, table = (_present(problem, i) for i in range(5))
+    y, heads = problem.outputs[0], problem.attributes["heads"]
+    if table.constant is None:
+        return "the table of blocks is computed while running: expected a constant"
+    if not q.shape == k.shape == v.shape == y.shape or len(q.shape) != 3:
+        return f"expected q, k, v [batch, length, channels], got {q.shape}, {k.shape}, {v.shape}"
+    kinds = {STORED.get(each.dtype, each.dtype) for each in (q, k, v)}
+    if len(kinds) > 1 or not kinds <= set(STORED) or y.dtype not in STORED:
+        return f"no kernel for q, k, v of {sorted(kinds)} and y of {y.dtype}"
+    if not isinstance(heads, int) or heads < 1 or q.shape[2] % heads:
+        return f"{q.shape[2]} channels are not {heads} heads"
+    (kind,), d = kinds, q.shape[2] // heads
+    size = np.dtype(np.uint8).itemsize if kind == "int8" else (2 if kind == "bfloat16" else 4)
+    if d * size % 4:
+        return f"heads of {d} channels of {kind}: expected whole units of 4 bytes"
+    if kind == "bfloat16" and not target.bf16:
+        return f"bfloat16 needs AVX-512 with BF16, which {target} does not use"
+    if kind == "int8" and (reason := _why_not_int8(problem, d)):
+        return reason
+    for each, name in ((q, "q"), (k, "k"), (v, "v"), (y, "y")):
+        if each.strides[2] != {"int8": 1, "uint8": 1, "bfloat16": 2}.get(each.dtype, 4):
+            return f"the channels of {name} are not neighbours"
+    if keep.dtype != "bool":
+        return f"expected a mask of keys of bool, got {keep.dtype}"
+    return "" if _fitting(problem, target) else "no tile's scores fit into a thread's stack"
+
+
+def _why_not_int8(problem: Problem, d: int) -> str:
+    """The same for bytes."""
+    q, k, v = (_present(problem, i) for i in range(3))
+    if max(q.shape[1], d) > MAX_K:
+        return f"{q.shape[1]} keys of {d} channels: at most {MAX_K} products fit into an int32 sum"
+    if any(stored_zero(each) != MIDDLE_BYTE for each in (k, v)):
+        return "expected symmetric k and v, of zero point 0 in int8"
+    if any(each.scale is None or np.size(each.scale) != 1 for each in (q, k, v)):
+        return "expected one scale a tensor"
+    return ""
+
+
+def configs(problem: Problem, target: Target) -> Sequence[str]:
+    """Tiles to try."""
+    return _fitting(problem, target) or TILES[target.isa][:1]
+
+
+def _fitting(problem: Problem, target: Target) -> list[str]:
+    """Tiles whose scratch memory fits."""
+    int8 = STORED[_present(problem, 0).dtype] == "int8"
+    found = []
+    for text in (TILES_INT8 if int8 else TILES)[target.isa]:
+        plan = plan_of(problem, target, Tile.parse(text), _most(problem))
+        if plan.scratch_bytes <= STACK_BYTES:
+            found.append(text)
+    return found
+
+
+def _most(problem: Problem) -> int:
+    """A bound of the blocks of a list: all of them where there are global tokens, else a scan."""
+    pattern = pattern_of(problem)
+    every = -(-pattern.length // 16)
+    if pattern.global_tokens or pattern.window * 2 >= pattern.length:
+        return every + GROUP * 3
+    firsts = range(0, pattern.length, pattern.block)
+    most = max(len(pattern.candidates(i, min(i + 16, pattern.length), 16)) for i in firsts)
+    return min(most, every) + GROUP * 3
+
+
+def plan_of(problem: Problem, target: Target, tile: Tile, longest: int) -> Plan:
+    """The sizes of a problem."""
+    q, k, v, keep = (_present(problem, i) for i in range(4))
+    y = problem.outputs[0]
+    heads = _whole(problem.attributes["heads"])
+    batch, length, channels = q.shape
+    tile = replace(tile, rows=min(tile.rows, length))
+    steps = [s if n > 1 else 0 for s, n in zip(keep.strides, keep.shape, strict=True)]
+    return Plan(
+        target.isa,
+        STORED[q.dtype],
+        STORED[y.dtype],
+        *(batch, length, heads, channels // heads, tile, longest),
+        not (keep.constant is not None and bool(np.all(keep.constant))),
+        *(Operand(each.strides[0], each.strides[1], _biased(each)) for each in (q, k, v, y)),
+        Operand(steps[0], steps[1]),
+    )
+
+
+def emit(problem: Problem, target: Target, config: str) -> Code:
+    """The code of a problem with one tile."""
+    tile = Tile.parse(config)
+    pattern = pattern_of(problem)
+    int8 = STORED[_present(problem, 0).dtype] == "int8"
+    lists = Lists.of(pattern, tile.rows, tile.keys, GROUP if int8 else 1)
+    plan = plan_of(problem, target, tile, lists.longest)
+    constants, tables = _constants(problem, lists)
+    pack, tiles = _kernel(), _kernel()
+    emit_pack(pack, plan, _pointers(pack, problem))
+    parts = emit_tiles(tiles, plan, _pointers(tiles, problem), tables)
+    return Code(
+        (
+            Stage(module_text([pack]), plan.batch * plan.blocks * plan.heads, "pack"),
+            Stage(module_text([*parts, tiles]), plan.batch * plan.heads * lists.pieces, "products"),
+        ),
+        constants,
+        plan.workspace_bytes,
+    )
+
+
+def _kernel() -> Function:
+    return Function(
+        "kernel", [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
+    )
+
+
+def _pointers(f: Function, problem: Problem) -> dict[str, str]:
+    """Of the operands by name, and of the workspace."""
+    names = [("q", "k", "v", "keep", "blocks")[i] for i, x in enumerate(problem.inputs) if x]
+    names += ["y", "workspace"]
+    return {name: f.load("ptr", "%x", 8 * i, 8) for i, name in enumerate(names)}
+
+
+def scales_of(problem: Problem) -> AttentionScales:
+    """Scales and zero points; of a float problem only those of the scores and of y count."""
+    q, k, v = (_present(problem, i) for i in range(3))
+    y, heads = problem.outputs[0], _whole(problem.attributes["heads"])
+    score = float(problem.attributes["scale"]) or (q.shape[2] // heads) ** -0.5  # type: ignore[arg-type]
+    if q.scale is not None and k.scale is not None and v.scale is not None:
+        score *= float(np.float64(_one(q.scale)) * _one(k.scale))
+    quantized = y.scale is not None
+    return AttentionScales(
+        score,
+        stored_zero(q),
+        _one(v.scale) if v.scale is not None else 1.0,
+        _one(y.scale) if y.scale is not None else 1.0,
+        stored_zero(y) if quantized else None,
+    )
+
+
+def stored_zero(operand: Tensor) -> int:
+    """The zero point of bytes; int8 are stored plus 128."""
+    return operand.zero_point + (MIDDLE_BYTE if operand.dtype == "int8" else 0)
+
+
+def _biased(operand: Tensor) -> bool:
+    """Whether bytes are read as they lie."""
+    return operand.biased or operand.dtype != "int8"
+
+
+def _one(scale: Array) -> float:
+    return float(np.asarray(scale).reshape(-1)[0])
+
+
+def _constants(problem: Problem, lists: Lists) -> tuple[Array, Tables]:
+    """The header of dense attention, then the tables."""
+    header = pack_attention(scales_of(problem), Offsets(0, 0))
+    at, places, out = 0, [], []
+    for part in (header, lists.tiles, lists.entries, lists.masks, lists.bounds):
+        data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        data = np.pad(data, (0, -data.size % 64))
+        places.append(at)
+        out.append(data)
+        at += data.size
+    return np.concatenate(out), Tables(*places[1:], lists.pieces)
