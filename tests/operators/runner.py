@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from twofour.core.plugins import Code, Operand
@@ -44,6 +46,6 @@ def run(
     for i, stage in enumerate(code.stages):
         kernel = mapped.kernel(f"k{i}")
         ends = [stage.pieces * part // parts for part in range(parts + 1)]
-        for t0, t1 in reversed(list(zip(ends[:-1], ends[1:], strict=True))):
+        for t0, t1 in reversed(list(pairwise(ends))):
             kernel(address(table), address(constants), y.ctypes.data, 0, t0, t1, 0, 1)
     assert (workspace[code.workspace_bytes :] == 255).all(), "wrote beyond the workspace"

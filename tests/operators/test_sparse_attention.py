@@ -164,28 +164,32 @@ def pattern(length: int, kind: str) -> Pattern:
 
 
 KINDS = ("band", "longformer", "causal", "bigbird", "blocks", "dense", "nothing")
-LENGTHS = (1, 2, 7, 15, 16, 17, 64, 131)
+LENGTHS = (1, 2, 7, 16, 17, 131)
+
+
+def lengths(target: Target) -> list[tuple[int, bool]]:
+    """Lengths around the vector's width, and whether there is a mask of keys."""
+    some = LENGTHS if target.isa == HOST.isa else (17, 40)
+    return [(length, i % 2 == 1) for i, length in enumerate(some)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", targets(), ids=lambda t: t.isa)
 def test_float32_equals_dense_attention(target, kind):
-    """Every pattern, lengths around the vector's width, with and without a mask of keys."""
-    for length in LENGTHS:
-        for masked in (False, True):
-            case = Case(Size(2, length, 2, 20), pattern(length, kind), Form(masked=masked))
-            case.check(target, code.TILES[target.isa][0])
+    """Every pattern."""
+    for length, masked in lengths(target):
+        case = Case(Size(2, length, 2, 20), pattern(length, kind), Form(masked=masked))
+        case.check(target, code.TILES[target.isa][0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", targets(), ids=lambda t: t.isa)
 def test_int8_equals_the_definition(target, kind):
     """Bit for bit, bytes out."""
-    for length in LENGTHS:
-        for masked in (False, True):
-            form = Form("uint8", "uint8", masked)
-            case = Case(Size(2, length, 2, 20), pattern(length, kind), form)
-            case.check(target, code.TILES_INT8[target.isa][0])
+    for length, masked in lengths(target):
+        form = Form("uint8", "uint8", masked)
+        case = Case(Size(2, length, 2, 20), pattern(length, kind), form)
+        case.check(target, code.TILES_INT8[target.isa][0])
 
 
 @pytest.mark.skipif(bool(why_no_bf16(HOST)), reason="no AVX-512 with BF16 here")
@@ -193,11 +197,10 @@ def test_int8_equals_the_definition(target, kind):
 def test_bfloat16_equals_dense_attention(kind):
     """Of the rounded operands."""
     target = replace(HOST, bf16=True)
-    for length in LENGTHS:
-        for masked, out in ((False, "bfloat16"), (True, "float32")):
-            form = Form("bfloat16", out, masked)
-            case = Case(Size(2, length, 2, 20), pattern(length, kind), form)
-            case.check(target, code.TILES[target.isa][0])
+    for length, masked in lengths(target):
+        form = Form("bfloat16", "float32" if masked else "bfloat16", masked)
+        case = Case(Size(2, length, 2, 20), pattern(length, kind), form)
+        case.check(target, code.TILES[target.isa][0])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
@@ -206,7 +209,7 @@ def test_all_tiles_equal_the_definition(target, dtype):
     """Every configuration, heads of one vector's channels and of several."""
     tiles = code.TILES if dtype == "float32" else code.TILES_INT8
     for config in tiles[target.isa]:
-        for d in (4, 16, 64, 72):
+        for d in (4, 72) if config == tiles[target.isa][0] else (64,):
             Case(Size(1, 77, 1, d), pattern(77, "bigbird"), Form(dtype, dtype)).check(
                 target, config
             )
@@ -309,11 +312,12 @@ def test_refuses_with_a_reason():
     q, k, v, keep, blocks = float_.inputs
     table = replace(blocks, constant=None)
     assert "constant" in code.why_not(replace(float_, inputs=(q, k, v, keep, table)), HOST)
-    assert "heads" in code.why_not(replace(float_, attributes={**float_.attributes, "heads": 3}), HOST)
-    short = replace(k, shape=(1, 16, 32))
-    assert "[batch, length" in code.why_not(replace(float_, inputs=(q, short, v, keep, blocks)), HOST)
-    apart = replace(q, strides=(1, 4, 128))
-    assert "neighbours" in code.why_not(replace(float_, inputs=(apart, k, v, keep, blocks)), HOST)
+    uneven = replace(float_, attributes={**float_.attributes, "heads": 3})
+    assert "heads" in code.why_not(uneven, HOST)
+    short = replace(float_, inputs=(q, replace(k, shape=(1, 16, 32)), v, keep, blocks))
+    assert "[batch, length" in code.why_not(short, HOST)
+    apart = replace(float_, inputs=(replace(q, strides=(1, 4, 128)), k, v, keep, blocks))
+    assert "neighbours" in code.why_not(apart, HOST)
     ints = replace(keep, dtype="int64")
     assert "bool" in code.why_not(replace(float_, inputs=(q, k, v, ints, blocks)), HOST)
     q8, k8, v8, keep8, blocks8 = bytes_.inputs

@@ -95,7 +95,7 @@ class Pattern:
             seen |= (numbers == number)[:, None] & chosen
         if self.causal:
             seen &= key <= query
-        return seen & (key >= 0) & (key < self.length)
+        return np.asarray(seen & (key >= 0) & (key < self.length))
 
     def mask(self) -> Bools:
         """All of it, [length, length]."""

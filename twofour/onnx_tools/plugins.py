@@ -192,13 +192,23 @@ def _outline(function: ir.Function) -> list[object]:
         name = "" if value is None else value.name or ""
         return numbers.setdefault(name, len(numbers)) if name else -1
 
-    lines: list[object] = [[number(value) for value in function.inputs]]
-    for node in function:
-        proto = ir.to_proto(node)
-        attributes = sorted(a.SerializeToString(deterministic=True) for a in proto.attribute)
+    def line(node: ir.Node) -> list[object]:
+        plain = [a for a in node.attributes.values() if a.type != ir.AttributeType.GRAPH]
+        attributes = sorted(ir.to_proto(a).SerializeToString(deterministic=True) for a in plain)
         inputs, outputs = ([number(v) for v in part] for part in (node.inputs, node.outputs))
-        lines.append([node.domain, node.op_type, inputs, outputs, attributes])
-    return [*lines, [number(value) for value in function.outputs]]
+        bodies = [
+            [name, *body(attribute.as_graph())]
+            for name, attribute in sorted(node.attributes.items())
+            if attribute.type == ir.AttributeType.GRAPH
+        ]
+        return [node.domain, node.op_type, inputs, outputs, attributes, bodies]
+
+    def body(graph: ir.Graph | ir.Function) -> list[object]:
+        lines: list[object] = [[number(value) for value in graph.inputs]]
+        lines += [line(node) for node in graph]
+        return [*lines, [number(value) for value in graph.outputs]]
+
+    return body(function)
 
 
 def _is_same(op_type: str, one: int, other: int) -> bool:

@@ -20,9 +20,19 @@ mask, one head after the other, so that even it needs no more memory than one he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from twofour.core.plugins import Array, Attribute, CpuTactic, Operator, Problem
+from twofour.core.plugins import (
+    Array,
+    Attribute,
+    Attributes,
+    CpuTactic,
+    Operator,
+    Problem,
+    Typed,
+)
 from twofour.core.sparse_attention import Pattern, blockwise
 from twofour.operators.sparse_attention_code import configs, emit, why_not
 
@@ -126,6 +136,21 @@ SparseAttention <heads, window: int = -1, global_tokens: int = 0, causal: int = 
 """
 
 
+def shapes(inputs: Sequence[Typed], attributes: Attributes) -> list[Typed]:
+    """That of y: those of q.
+
+    Raises:
+        ValueError: q, k and v do not fit together, or the heads do not share their channels.
+    """
+    (q, dtype), (k, _), (v, _) = inputs[:3]
+    heads = attributes.get("heads", 0)
+    if len(q) != 3 or q != k or q != v:
+        raise ValueError(f"expected q, k and v [batch, length, channels], got {q}, {k} and {v}")
+    if not isinstance(heads, int) or heads < 1 or q[2] % heads:
+        raise ValueError(f"{q[2]} channels do not divide among {heads} heads")
+    return [(q, dtype)]
+
+
 def samples(problem: Problem, random: np.random.Generator) -> list[Array]:
     """Normal floats or bytes for q, k and v, and a mask that hides some keys."""
     found: list[Array] = []
@@ -133,7 +158,7 @@ def samples(problem: Problem, random: np.random.Generator) -> list[Array]:
         if each is None or each.constant is not None:
             continue
         if each.dtype == "bool":
-            found.append(random.random(each.shape) < 0.9)  # noqa: PLR2004
+            found.append(random.random(each.shape) < 0.9)
         elif each.dtype == "uint8":
             found.append(random.integers(0, 256, each.shape, np.uint8))
         else:
@@ -158,6 +183,7 @@ SPARSE_ATTENTION = Operator(
     DOMAIN,
     NAME,
     MEANING,
+    shapes,
     tactics={"cpu": (CpuTactic("lists", emit, why_not, configs, strided=True),)},
     samples=samples,
     reference=reference,

@@ -15,6 +15,7 @@ from twofour.core.sparse_attention import Pattern
 from twofour.core.target import Target
 from twofour.kernels.cpu.attention import Offsets, pack_attention
 from twofour.kernels.cpu.llvm import Function, module_text
+from twofour.kernels.cpu.problem import ELEMENT_BYTES
 from twofour.operators.sparse_attention_kernel import Tables, emit_tiles
 from twofour.operators.sparse_attention_lists import Lists
 from twofour.operators.sparse_attention_pack import emit_pack
@@ -73,25 +74,31 @@ def why_not(problem: Problem, target: Target) -> str:
         return "the table of blocks is computed while running: expected a constant"
     if not q.shape == k.shape == v.shape == y.shape or len(q.shape) != 3:
         return f"expected q, k, v [batch, length, channels], got {q.shape}, {k.shape}, {v.shape}"
+    if not isinstance(heads, int) or heads < 1 or q.shape[2] % heads:
+        return f"{q.shape[2]} channels are not {heads} heads"
+    if keep.dtype != "bool":
+        return f"expected a mask of keys of bool, got {keep.dtype}"
+    if reason := _why_not_types(problem, target, q.shape[2] // heads):
+        return reason
+    for each, name in ((q, "q"), (k, "k"), (v, "v"), (y, "y")):
+        if each.strides[2] != ELEMENT_BYTES[STORED[each.dtype]]:
+            return f"the channels of {name} are not neighbours"
+    return "" if _fitting(problem, target) else "no tile's scores fit into a thread's stack"
+
+
+def _why_not_types(problem: Problem, target: Target, d: int) -> str:
+    """The same as far as types and channels of a head go."""
+    q, k, v = (_present(problem, i) for i in range(3))
+    y = problem.outputs[0]
     kinds = {STORED.get(each.dtype, each.dtype) for each in (q, k, v)}
     if len(kinds) > 1 or not kinds <= set(STORED) or y.dtype not in STORED:
         return f"no kernel for q, k, v of {sorted(kinds)} and y of {y.dtype}"
-    if not isinstance(heads, int) or heads < 1 or q.shape[2] % heads:
-        return f"{q.shape[2]} channels are not {heads} heads"
-    (kind,), d = kinds, q.shape[2] // heads
-    size = np.dtype(np.uint8).itemsize if kind == "int8" else (2 if kind == "bfloat16" else 4)
-    if d * size % 4:
+    (kind,) = kinds
+    if d * ELEMENT_BYTES[kind] % 4:
         return f"heads of {d} channels of {kind}: expected whole units of 4 bytes"
     if kind == "bfloat16" and not target.bf16:
         return f"bfloat16 needs AVX-512 with BF16, which {target} does not use"
-    if kind == "int8" and (reason := _why_not_int8(problem, d)):
-        return reason
-    for each, name in ((q, "q"), (k, "k"), (v, "v"), (y, "y")):
-        if each.strides[2] != {"int8": 1, "uint8": 1, "bfloat16": 2}.get(each.dtype, 4):
-            return f"the channels of {name} are not neighbours"
-    if keep.dtype != "bool":
-        return f"expected a mask of keys of bool, got {keep.dtype}"
-    return "" if _fitting(problem, target) else "no tile's scores fit into a thread's stack"
+    return _why_not_int8(problem, d) if kind == "int8" else ""
 
 
 def _why_not_int8(problem: Problem, d: int) -> str:
@@ -145,11 +152,25 @@ def plan_of(problem: Problem, target: Target, tile: Tile, longest: int) -> Plan:
         target.isa,
         STORED[q.dtype],
         STORED[y.dtype],
-        *(batch, length, heads, channels // heads, tile, longest),
+        batch,
+        length,
+        heads,
+        channels // heads,
+        tile,
+        longest,
         not (keep.constant is not None and bool(np.all(keep.constant))),
-        *(Operand(each.strides[0], each.strides[1], _biased(each)) for each in (q, k, v, y)),
+        _place(q),
+        _place(k),
+        _place(v),
+        _place(y),
         Operand(steps[0], steps[1]),
     )
+
+
+def _place(operand: Tensor) -> Operand:
+    """Where it lies; bytes of uint8 are read as they are."""
+    batch, token, _ = operand.strides
+    return Operand(batch, token, operand.biased or operand.dtype != "int8")
 
 
 def emit(problem: Problem, target: Target, config: str) -> Code:
@@ -208,11 +229,6 @@ def stored_zero(operand: Tensor) -> int:
     return operand.zero_point + (MIDDLE_BYTE if operand.dtype == "int8" else 0)
 
 
-def _biased(operand: Tensor) -> bool:
-    """Whether bytes are read as they lie."""
-    return operand.biased or operand.dtype != "int8"
-
-
 def _one(scale: Array) -> float:
     return float(np.asarray(scale).reshape(-1)[0])
 
@@ -227,4 +243,5 @@ def _constants(problem: Problem, lists: Lists) -> tuple[Array, Tables]:
         places.append(at)
         out.append(data)
         at += data.size
-    return np.concatenate(out), Tables(*places[1:], lists.pieces)
+    _, tiles, entries, masks, bounds = places
+    return np.concatenate(out), Tables(tiles, entries, masks, bounds, lists.pieces)

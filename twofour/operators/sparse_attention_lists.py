@@ -74,7 +74,7 @@ class Lists:
         tiles, entries, masks = [], [], []
         at = masks_at = 0
         for first in range(0, pattern.length, rows):
-            first = min(first, pattern.length - rows)  # noqa: PLW2901
+            first = min(first, pattern.length - rows)
             blocks, words = _seen(pattern, first, first + rows)
             whole = int((words == 0xFFFF).all(0).sum()) // keys
             room = -(-blocks.size // each) * each
