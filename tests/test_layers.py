@@ -61,6 +61,7 @@ HOMES = {
         "twofour/onnx_tools/",
         "twofour/compiler/",
         "twofour/train/export_constants.py",
+        "twofour/train/export_functions.py",
         "twofour/bench/probe.py",
     ),
     "onnx_ir": ("twofour/onnx_tools/", "twofour/compiler/", "twofour/train/export"),

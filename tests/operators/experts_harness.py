@@ -71,7 +71,7 @@ class Case:
     def problem(self) -> Problem:
         inputs = tuple(
             Operand(
-                name,
+                f"model/{name}",  # what a model calls it is its own
                 value.shape,
                 value.dtype.name,
                 c_strides(value.shape, value.dtype.name),

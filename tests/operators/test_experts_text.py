@@ -84,3 +84,14 @@ def test_logits_of_minus_infinity() -> None:
     case.chooser[:, 1] = -np.inf
     want = case.expected()
     np.testing.assert_allclose(in_onnxruntime(case), want, atol=4e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("name", "base", "activation", "quantized"), NAMES)
+def test_every_value_of_a_function_is_used(name, base, activation, quantized) -> None:
+    """Tools that drop what nobody reads would make another function of it."""
+    function = onnx.parser.parse_function(function_text(base, activation, quantized=quantized))
+    assert function.name == name
+    made = {value for node in function.node for value in node.output}
+    read = {value for node in function.node for value in node.input} | set(function.output)
+    assert made <= read
+    assert set(function.input) <= read

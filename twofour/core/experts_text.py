@@ -16,15 +16,15 @@ from twofour.core.experts import (
     OPSET,
 )
 
-_CONSTANTS = """last = Constant <value_ints = [-1]> ()
- zero = Constant <value_ints = [0]> ()
- one = Constant <value_ints = [1]> ()
+_ROWS = """last = Constant <value_ints = [-1]> ()
  shape = Shape (x)
  width = Shape <start = -1> (x)
  flat = Concat <axis = 0> (last, width)
  rows = Reshape (x, flat)"""
 
-_ROUTE = """count = Shape <start = -1> (logits)
+_ROUTE = """zero = Constant <value_ints = [0]> ()
+ one = Constant <value_ints = [1]> ()
+ count = Shape <start = -1> (logits)
  by_expert = Concat <axis = 0> (last, count)
  scores = Reshape (logits, by_expert)
  k_number = Constant <value_int: int = @k> ()
@@ -100,6 +100,9 @@ NAMES = tuple(
 )
 """(name, base, activation, whether weights are int8) of every operator."""
 
+BY_NAME = {name: (base, activation, quantized) for name, base, activation, quantized in NAMES}
+"""Operator -> base, activation and whether its weights are int8."""
+
 
 def inputs_of(base: str, *, quantized: bool) -> tuple[str, ...]:
     """The names of an operator's inputs."""
@@ -120,7 +123,7 @@ def function_text(base: str, activation: str, *, quantized: bool, opset: int = O
     attributes = " <k: int = 1, normalize: int = 1>" if mixture else ""
     tokens = "tokens" if mixture else "rows"
     lines = [
-        _CONSTANTS,
+        _ROWS,
         *([_ROUTE] if mixture else []),
         _product(tokens, "1", "inner", quantized=quantized, each=mixture),
         _ACTIVATION[activation],

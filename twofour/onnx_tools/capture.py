@@ -20,6 +20,7 @@ from twofour.core.feeds import runs
 from twofour.core.progress import Report, silent
 from twofour.core.unfold import Windows, pieces, same_pads
 from twofour.onnx_tools.edit import constant, operand
+from twofour.onnx_tools.experts import NO_DATA, form_of
 from twofour.onnx_tools.infer import infer_shapes
 from twofour.onnx_tools.reference import input_form
 from twofour.onnx_tools.runner import Runner, batch_size, not_finite
@@ -102,10 +103,12 @@ def why_unreadable(model: ir.Model, layer: ir.Node, weight: Weight) -> str:
 
     Args:
         model: that the layer stands in.
-        layer: a Conv, Gemm or MatMul.
+        layer: a Conv, Gemm or MatMul, or experts.
         weight: of it.
     """
     x = operand(layer, 0)
+    if form_of(layer) is not None:
+        return NO_DATA
     if layer.graph is not model.graph:
         return "it stands in a body of If, Loop or Scan, where no inputs are captured"
     if weight.scale is not None or weight.values.dtype.kind != "f":

@@ -6,7 +6,8 @@
 
 Each row of x, a token, has a scale of its own, so no data is needed and no outlier of one token
 costs another its precision. Weights are int8 per output channel, as in `insert.py`; zeros stay
-zeros. A Gemm likewise, its bias added behind. What several products read is rounded once.
+zeros. A Gemm likewise, its bias added behind. What several products read is rounded once. Routed
+experts become other operators (`experts.py`).
 
 Standard operators alone, of opset 13 or later. Two things make it the same on every runtime: it
 divides numbers of rows only, and what it rounds is a product; and the sums are multiplied by the
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from twofour.core.dynamic import LEAST, ROW_ZERO, STEPS
 from twofour.onnx_tools.edit import Array, Editor, constant, operand
@@ -37,9 +39,11 @@ from twofour.onnx_tools.eligible import (
     nothing_to_quantize,
     require_float,
 )
+from twofour.onnx_tools.experts import ROUTES, is_float, quantize_node, routers
 from twofour.onnx_tools.insert import nearest
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.placement import output_axis
+from twofour.onnx_tools.plugins import attach_meanings
 from twofour.onnx_tools.prepare import prepare
 from twofour.onnx_tools.promises import carry, require_kept
 from twofour.onnx_tools.selection import left_float
@@ -94,17 +98,24 @@ def quantize_dynamic_with_report(
     carry(source, model)
     layers = [node for node in model.graph if is_layer(node)]
     left = {node: _ONLY for node in layers if node.op_type not in PRODUCTS}
-    left |= left_float(model, layers, options or QuantizeOptions())
+    left |= dict.fromkeys(routers(model.graph) & set(layers), ROUTES)
+    routed = [node for node in model.graph if is_float(node)]
+    left |= left_float(model, [*layers, *routed], options or QuantizeOptions())
     chosen = {node.name or "": reason for node, reason in left.items()}
     wanted = [node for node in layers if node not in left]
-    if not wanted:
+    routed = [node for node in routed if node not in left]
+    if not wanted and not routed:
         raise nothing_to_quantize(model, chosen)
     floats = float_layers(model, chosen)
     named = model.clone()  # its nodes have the names that the integer ones get
     writer = _Writer.of(model)
     for layer in wanted:
         writer.replace(layer)
+    for node in routed:
+        quantize_node(writer.editor, node)
     writer.drop_unread()
+    attach_meanings(model)
+    common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     carry(named, model)
     require_kept(model, "quantization")
     return Dynamic(model, floats)

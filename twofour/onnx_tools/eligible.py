@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.core.errors import InputError
+from twofour.onnx_tools import experts
 from twofour.onnx_tools.edit import constant, is_standard, operand
 
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -95,6 +96,7 @@ def count_integer(model: ir.Model) -> int:
     """How many layers of a quantized model read a weight that is integers: stored, or rounded."""
     products = [node for node in model.graph if is_standard(node, "MatMulInteger")]
     dynamic = sum(constant(operand(node, 1)) is not None for node in products)
+    dynamic += sum(experts.computes_integers(node) for node in model.graph)
     layers = (node for node in model.graph if is_standard(node, *LAYERS))
     return dynamic + sum(_is_integer(operand(node, 1)) for node in layers)
 
@@ -151,7 +153,7 @@ def nothing_to_quantize(model: ir.Model, chosen: Mapping[str, str]) -> NothingTo
 
 def _computes_integers(node: ir.Node) -> bool:
     """Whether the node rounds what was computed to integers, or multiplies integers."""
-    if is_standard(node, *_INTEGER):
+    if is_standard(node, *_INTEGER) or experts.computes_integers(node):
         return True
     x = operand(node, 0)
     if node.op_type == "QuantizeLinear":

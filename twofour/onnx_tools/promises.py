@@ -10,7 +10,7 @@ it into something else. That is a note, not an error: what such a tool makes is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from twofour.core import promises
 from twofour.core.errors import GateError
 from twofour.core.patterns import why_not
 from twofour.onnx_tools.plugins import inline
-from twofour.onnx_tools.weights import layer_weights
+from twofour.onnx_tools.weights import Weight, layer_weights
 
 _SHOWN = 8
 _FIX = (
@@ -146,15 +146,15 @@ def carry(before: ir.Model, after: ir.Model) -> None:
     promised, _ = promises.from_text(before.metadata_props.get(promises.KEY, "{}"))
     if not promised:
         return
-    named = list(layer_weights(after))
-    made = {str(layer.outputs[0].name): weight.name for layer, weight in named}
-    by_name = {layer.name: weight.name for layer, weight in named if layer.name}
+    named = list(_placed(after))
+    made = {(str(layer.outputs[0].name), at): weight.name for layer, at, weight in named}
+    by_name = {(layer.name, at): weight.name for layer, at, weight in named if layer.name}
     kept, renamed, lost = dict(promised), dict[str, str](), list[str]()
-    for layer, weight in layer_weights(_inlined(before)):
+    for layer, at, weight in _placed(_inlined(before)):
         if weight.name not in promised:
             continue
         kept.pop(weight.name, None)
-        now = made.get(str(layer.outputs[0].name)) or by_name.get(layer.name or "")
+        now = made.get((str(layer.outputs[0].name), at)) or by_name.get((layer.name or "", at))
         if now is None:
             lost.append(f"{layer.op_type} {layer.name!r}, weight {weight.name!r}")
         else:
@@ -166,6 +166,16 @@ def carry(before: ir.Model, after: ir.Model) -> None:
             "find the step that dropped them",
         )
     after.metadata_props[promises.KEY] = promises.to_text(kept | renamed)
+
+
+def _placed(model: ir.Model) -> Iterator[tuple[ir.Node, int, Weight]]:
+    """Each layer, which of its weights, and the weight."""
+    last: ir.Node | None = None
+    at = 0
+    for layer, weight in layer_weights(model):
+        at = at + 1 if layer is last else 0
+        last = layer
+        yield layer, at, weight
 
 
 def _inlined(model: ir.Model) -> ir.Model:

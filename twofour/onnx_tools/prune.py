@@ -3,7 +3,8 @@
 By magnitude all weights that `weights.py` finds, in bodies of If, Loop and Scan too. One that
 several nodes read is pruned for all of them; where two read it along different axes, it gets the
 pattern along both. With data (`one_shot.py`) those whose inputs can be captured; others are left as
-they were, with the reason.
+they were, with the reason: experts (experts.py), for one. What routes tokens to experts is not
+pruned at all.
 
 Everything else in the file stays as it was, but that functions are inlined.
 """
@@ -23,6 +24,7 @@ from twofour.core.masks import magnitude_mask
 from twofour.core.patterns import Pattern, energy_kept, ineligible, is_pattern
 from twofour.onnx_tools.capture import reading_of, why_unreadable
 from twofour.onnx_tools.edit import Array, is_standard
+from twofour.onnx_tools.experts import ROUTES, routers
 from twofour.onnx_tools.jobs import Job
 from twofour.onnx_tools.one_shot import Calibration, Outcome, prune_layers
 from twofour.onnx_tools.plugins import inline
@@ -171,9 +173,11 @@ def _why_not(weight: Weight, patterns: Sequence[Pattern]) -> str:
 
 def _by_magnitude(model: ir.Model, patterns: Sequence[Pattern], names: _Names) -> Iterator[Pruned]:
     """Prunes one weight after the other, as the last one left it."""
+    routing = dict.fromkeys(routers(model.graph.all_nodes()), ROUTES)
     for layer, weight in layer_weights(model):
         called = (layer.name or "", weight.name)
-        if reason := names.why_not(layer, weight) or _why_not(weight, patterns):
+        known = routing.get(layer, "") or names.why_not(layer, weight)
+        if reason := known or _why_not(weight, patterns):
             yield Pruned(*called, reason)
             continue
         mask = magnitude_mask(weight.values, patterns[0])
@@ -187,6 +191,7 @@ def _by_data(
     """Prunes what can be captured, and says of each layer what became of it, in their order."""
     layers = list(layer_weights(model))
     reasons = {layer: names.why_not(layer, weight) for layer, weight in layers}
+    reasons |= dict.fromkeys(reasons.keys() & routers(model.graph.all_nodes()), ROUTES)
     readers: dict[ir.Value, list[tuple[ir.Node, Weight]]] = {}
     for layer, weight in layers:
         if not reasons[layer]:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from twofour.core import numerics
+from twofour.onnx_tools import experts
 from twofour.onnx_tools.edit import Array, constant, is_standard, operand
 
 _MOST_FOLLOWED = 16
@@ -72,9 +73,14 @@ class Weight:
 def layer_weights(model: ir.Model) -> Iterator[tuple[ir.Node, Weight]]:
     """Each layer of the main graph and its subgraphs with its weight, in order.
 
-    A layer whose weight is computed from an input of the model is passed over.
+    A layer whose weight is computed from an input of the model is passed over. Experts
+    (experts.py) have two: [N, C, experts].
     """
     for layer in model.graph.all_nodes():
+        for value in experts.matrices(layer):
+            found = _resolve(value)
+            if found is not None:
+                yield layer, found.turned(experts.axes_of(found.values))
         weight = find_weight(layer)
         if weight is not None:
             yield layer, weight

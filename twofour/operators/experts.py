@@ -19,12 +19,12 @@ from functools import partial
 import numpy as np
 
 from twofour.core.experts import DOMAIN, MIXTURE
-from twofour.core.experts_text import NAMES, function_text, inputs_of
+from twofour.core.experts_text import BY_NAME, NAMES, function_text, inputs_of
 from twofour.core.plugins import Array, Code, CpuTactic, Operator, Problem
 from twofour.core.target import Target
 from twofour.kernels.cpu.problem import Config
 from twofour.kernels.cpu.tactic import Tactic, tactics
-from twofour.operators.experts_plan import BY_NAME, Plan, weights
+from twofour.operators.experts_plan import Plan, operand, weights
 from twofour.operators.experts_products import Layer, as_filters, product_problem, product_stages
 from twofour.operators.experts_route import combine_stage, routing_stages
 
@@ -39,9 +39,9 @@ _AND = " then "
 
 def _refuse(tactic: Tactic, problem: Problem, target: Target) -> str:
     """Why a kernel cannot do the products of every expert; "" if it can."""
-    names = inputs_of(BY_NAME[problem.operator][0], quantized=BY_NAME[problem.operator][2])[2:]
-    given = {each.name: each for each in problem.inputs if each is not None}
-    if computed := [name for name in names if given[name].constant is None]:
+    base, _, quantized = BY_NAME[problem.operator]
+    names = inputs_of(base, quantized=quantized)[2:]
+    if computed := [name for name in names if operand(problem, name).constant is None]:
         return f"needs constant weights: {computed[0]!r} is computed while running"
     plan = Plan.of(problem)
     if not 1 <= plan.k <= plan.experts:

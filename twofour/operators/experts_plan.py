@@ -12,7 +12,7 @@ from math import prod
 
 from twofour.core.abi import SLACK_BYTES
 from twofour.core.experts import MIXTURE
-from twofour.core.experts_text import NAMES, inputs_of
+from twofour.core.experts_text import BY_NAME, inputs_of
 from twofour.core.plugins import Array, Operand, Problem
 from twofour.kernels.cpu.quantize_rows import row_tail
 
@@ -21,8 +21,6 @@ SHARES = 64
 _LINE_BYTES = 64
 _CHUNK_BYTES = 384 << 10  # of rows that meet all weights of an expert: they stay in L2 meanwhile
 _LEAST_CHUNK = 28
-
-BY_NAME = {name: (base, activation, quantized) for name, base, activation, quantized in NAMES}
 
 
 @dataclass(frozen=True)
@@ -154,12 +152,14 @@ class Plan:
 
 
 def operand(problem: Problem, name: str) -> Operand:
-    """An input by its name.
+    """An input by the name that the meaning has for it.
 
     Raises:
         ValueError: the problem has none.
     """
-    found = next((each for each in problem.inputs if each is not None and each.name == name), None)
+    base, _, quantized = BY_NAME[problem.operator]
+    places = dict(zip(inputs_of(base, quantized=quantized), problem.inputs, strict=True))
+    found = places.get(name)
     if found is None:
         raise ValueError(f"{problem.operator} has no input {name!r}")
     return found

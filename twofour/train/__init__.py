@@ -3,6 +3,7 @@
 from twofour.train.batchnorm import reestimate_batchnorm
 from twofour.train.checkpoint import Progress, load_checkpoint
 from twofour.train.distill import Distiller
+from twofour.train.experts import MaskedMlp, MixtureOfExperts, balance_loss
 from twofour.train.export import export_onnx
 from twofour.train.fake_quant import FakeQuant
 from twofour.train.fold_batchnorm import fold_batchnorm, freeze_batchnorm
@@ -26,6 +27,8 @@ __all__ = [
     "FakeQuant",
     "Gradual",
     "LayerReport",
+    "MaskedMlp",
+    "MixtureOfExperts",
     "PermutationReport",
     "Progress",
     "Quantizer",
@@ -37,6 +40,7 @@ __all__ = [
     "Shrink",
     "Sparsifier",
     "SrSte",
+    "balance_loss",
     "evaluate",
     "export_onnx",
     "finetune",

@@ -29,6 +29,7 @@ from twofour.core import patterns
 from twofour.core.errors import GateError, InputError
 from twofour.core.promises import KEY, strongest, to_text
 from twofour.train.export_constants import Array, Rounded, constant, cut_constants
+from twofour.train.export_functions import attach_functions, expert_weights, stack_experts
 from twofour.train.export_quantized import (
     WeightForm,
     fold_batchnorm,
@@ -100,11 +101,13 @@ def export_onnx(
     rounded = take_weights(graph, quants)
     sparse = _sparse_weights(model, {str(v.name): each for v, each in rounded.items()})
     cut_constants(graph, rounded)
+    stack_experts(graph, quantized=any(quant.mode == "on" for quant in quants.values()))
     fold_batchnorm(graph, rounded)
     modules = _name_nodes(model, graph)
     _drop_notes(graph_model)
     write_weights(graph, rounded, weights)
     write_activations(graph, quants)
+    attach_functions(graph_model, OPSET)
     graph_model.opset_imports.pop(MARK.split("::")[0], None)
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
@@ -312,7 +315,7 @@ def _verify(
     lost = []
     held = {weight.name: np.zeros(len(weight.values), np.bool_) for weight in weights}
     promised = {}
-    for node, stored in _weights(model.graph):
+    for node, value, stored in _weights(model.graph):
         part, module = stored.astype(np.float32), modules.get(str(node.name), "")
         known = sorted(weights, key=lambda weight: module not in weight.names)
         found = ((weight, weight.rows_of(part, module)) for weight in known)
@@ -320,7 +323,7 @@ def _verify(
         if weight is None or rows is None:
             continue
         held[weight.name][rows] = True
-        promised[_stored_name(node.inputs[1])] = weight.pattern
+        promised[_stored_name(value)] = weight.pattern
         reason = patterns.why_not(part, weight.pattern)
         if reason is not None:
             lost.append(f"{weight.name}: weight is not {weight.pattern} in the file: {reason}")
@@ -359,8 +362,11 @@ def _stored_name(value: onnx_ir.Value | None) -> str:
     return str(value.name if value else "")
 
 
-def _weights(graph: onnx_ir.Graph) -> Iterator[tuple[onnx_ir.Node, NDArray[np.generic]]]:
+def _weights(
+    graph: onnx_ir.Graph,
+) -> Iterator[tuple[onnx_ir.Node, onnx_ir.Value | None, NDArray[np.generic]]]:
     """Each node with a constant weight, and the weight with output channels first."""
+    yield from expert_weights(graph)
     for node in graph:
         if node.op_type not in _WEIGHTED:
             continue
@@ -370,4 +376,4 @@ def _weights(graph: onnx_ir.Graph) -> Iterator[tuple[onnx_ir.Node, NDArray[np.ge
         transposed = node.op_type == "MatMul" or (
             node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
         )
-        yield node, weight.T if transposed else weight
+        yield node, node.inputs[1], weight.T if transposed else weight

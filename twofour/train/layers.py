@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
+from twofour.train.experts import Router
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Prunable = nn.Linear | Convolution  # and nn.MultiheadAttention, which has several weights
@@ -190,6 +192,8 @@ def _weights_of(module: nn.Module) -> tuple[str, ...]:
 
 def _never(module: nn.Module, attribute: str, value: Tensor) -> str | None:
     """Why a weight of a class that is pruned is not, or None."""
+    if isinstance(module, Router):
+        return "it decides which experts run"
     if parametrize.is_parametrized(module, attribute):
         return "a parametrization computes it: torch.nn.utils.parametrize.remove_parametrizations"
     if not isinstance(value, nn.Parameter):
