@@ -8,14 +8,16 @@ Python (python_calls.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from twofour.compiler.native import NativeOp, NotNative, constant, name_of, shape
 from twofour.compiler.native_nd import NdValue
+from twofour.core.errors import Error, UnsupportedError
 from twofour.core.plugins import Operand, Operator, Problem, c_strides
 from twofour.core.target import Target
 from twofour.onnx_tools.plugins import attributes_of, plugin_of
@@ -116,11 +118,39 @@ def runs_in_python(node: ir.Node) -> bool:
     return operator is not None and not operator.is_function
 
 
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
+
+
+def asked(
+    operator: Operator,
+    what: str,
+    function: Callable[Given, Answer],
+    *args: Given.args,
+    **kwargs: Given.kwargs,
+) -> Answer:
+    """What a plugin's function answers.
+
+    Raises:
+        UnsupportedError: it raises something; says which plugin it is.
+    """
+    try:
+        return function(*args, **kwargs)
+    except Error:
+        raise
+    except Exception as error:
+        raise UnsupportedError(
+            f"the plugin operator {operator} failed",
+            [f"{what}: {type(error).__name__}: {error}"],
+            "mend the plugin; until then, build without it installed",
+        ) from error
+
+
 def refusals(operator: Operator, problem: Problem, target: Target) -> list[str]:
     """Why no tactic takes a problem, a line each; empty if one does."""
     found = []
     for tactic in operator.cpu:
-        reason = tactic.refuse(problem, target)
+        reason = asked(operator, f"refuse of {tactic.name}", tactic.refuse, problem, target)
         if not reason:
             return []
         found.append(f"{tactic.name}: {reason}")

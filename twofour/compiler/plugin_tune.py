@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from twofour.compiler.native_plugin import PluginOp
+from twofour.compiler.native_plugin import PluginOp, asked
 from twofour.compiler.plugin_code import Planned, plan_code
 from twofour.compiler.plugin_trial import Built, PluginTrial
 from twofour.compiler.trial import interleaved
@@ -63,7 +63,8 @@ def choose(op: PluginOp, problem: Problem, tuner: Tuner) -> PluginChoice:
     if tuner.effort == 0:
         if keys[0] not in tuner.checked:
             trial = PluginTrial(op, problem, tuner.target, tuner.threads)
-            trial.check(plans[0], trial.build(plans[0]))
+            about = f"the code of {plans[0].tactic.name} {plans[0].config}"
+            trial.check(plans[0], asked(op.operator, about, trial.build, plans[0]))
             tuner.checked.add(keys[0])
         first = Candidate(plans[0].tactic.name, plans[0].config, None, "")
         return PluginChoice(plans[0], (), (first, *refused))
@@ -83,13 +84,16 @@ def _plans(
     """What is worth trying, and what is refused."""
     plans, refused = [], []
     for tactic in operator.cpu:
-        reason = tactic.refuse(problem, tuner.target)
+        reason = asked(operator, f"refuse of {tactic.name}", tactic.refuse, problem, tuner.target)
         if reason:
             refused.append(Candidate(tactic.name, "", None, reason))
             continue
-        configs = tactic.configs(problem, tuner.target)
+        about = f"configs of {tactic.name}"
+        configs = list(asked(operator, about, tactic.configs, problem, tuner.target))
         for config in configs[:1] if tuner.effort < 2 else configs:
-            plans.append(plan_code(tactic, problem, tuner.target, config))
+            about = f"emit of {tactic.name} {config}"
+            plan = asked(operator, about, plan_code, tactic, problem, tuner.target, config)
+            plans.append(plan)
     return plans[:1] if tuner.effort == 0 else plans, refused
 
 
@@ -98,7 +102,8 @@ def _measure(op: PluginOp, problem: Problem, tuner: Tuner, plans: dict[str, Plan
     trial = PluginTrial(op, problem, tuner.target, tuner.threads)
     built: dict[str, Built] = {}
     for key, plan in plans.items():
-        built[key] = trial.build(plan)
+        about = f"the code of {plan.tactic.name} {plan.config}"
+        built[key] = asked(op.operator, about, trial.build, plan)
         trial.check(plan, built[key])
     timers = {key: one.timer for key, one in built.items()}
     tuner.cache.times_us |= interleaved(timers, rounds_of(tuner.effort))

@@ -55,9 +55,8 @@ def emit(problem, target, config):
         at = f.int_op("mul", index, 4)
         value = f.load("float", x, at, 4)
         positive = f.call("float", "llvm.maximum.f32", ("float", value), ("float", "0.0"))
-        scaled = f.let(
-            f"fmul float {f.let(f'fmul float {positive}, {positive}')}, {float(scale)!r}"
-        )
+        squared = f.let(f"fmul float {positive}, {positive}")
+        scaled = f.let(f"fmul float {squared}, {scale}")
         f.store("float", scaled, y, at, 4)
 
     f.repeat(begin, last, square)
