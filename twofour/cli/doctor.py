@@ -15,6 +15,7 @@ from twofour.cli.doctor_report import (
     machine_lines,
     noise_lines,
     package_table,
+    plugin_lines,
     speed_table,
 )
 from twofour.cli.output import Json, Output, Quiet
@@ -73,6 +74,8 @@ def doctor(
     out.show(*speed_table(speed), *noise_lines(noise))
     gpus, packages = read_gpus(), {name: _package(name) for name in _PACKAGES}
     out.show(*gpu_lines(gpus), package_table(packages))
+    plugins = _plugins()
+    out.show(*plugin_lines(plugins))
     probes = _probes(out) if measure else []
     out.show(*gain_lines(probes))
     found = {
@@ -81,6 +84,7 @@ def doctor(
         "speed": dataclasses.asdict(speed),
         "gpus": [dataclasses.asdict(each) for each in gpus],
         "packages": packages,
+        "plugins": plugins,
         "probes": [dataclasses.asdict(each) for each in probes],
     }
     out.data("doctor/1", {**_identity(), **found})
@@ -116,6 +120,24 @@ def _missing_features() -> dict[str, list[str]]:
 
     host = detect_host()
     return {isa: list(missing_features(Target(isa, host.arch, host.model))) for isa in ISAS}
+
+
+def _plugins() -> dict[str, Any]:
+    """The operators of plugins, what each has tactics for, and what could not be used."""
+    from twofour.core.plugins import installed, package_of
+
+    there = installed()
+    operators = [
+        {
+            "operator": str(operator),
+            "version": operator.version,
+            "package": package_of(operator),
+            "meaning": "function" if operator.is_function else "numpy",
+            "tactics": [f"{t} {x.name}" for t, found in operator.tactics.items() for x in found],
+        }
+        for operator in there.operators.values()
+    ]
+    return {"operators": operators, "problems": list(there.problems)}
 
 
 def _version(package: str) -> str | None:

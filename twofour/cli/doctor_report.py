@@ -119,6 +119,21 @@ def package_table(packages: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def plugin_lines(plugins: Mapping[str, Any]) -> list[Table | str]:
+    """The operators that plugins add, and the plugins that could not be used."""
+    lines: list[Table | str] = []
+    if plugins["operators"]:
+        table = Table()
+        for header in ("operator", "package", "meaning", "tactics"):
+            table.add_column(header, overflow="fold")
+        for found in plugins["operators"]:
+            tactics = ", ".join(found["tactics"])
+            row = (found["operator"], found["package"], found["meaning"], tactics)
+            table.add_row(*map(printable, row))
+        lines.append(table)
+    return [*lines, *(printable(f"plugin not used: {each}") for each in plugins["problems"])]
+
+
 def gain_lines(probes: Sequence[Probe]) -> list[str]:
     """One line for each precision and pattern."""
     lines = [

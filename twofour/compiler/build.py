@@ -24,6 +24,7 @@ from twofour.compiler.emit import Emitter
 from twofour.compiler.importer import import_graph, standardized
 from twofour.compiler.join_moves import join_moves
 from twofour.compiler.lower import lower
+from twofour.compiler.native_plugin import inlined_notes
 from twofour.compiler.open_graph import OpenGraph
 from twofour.compiler.passes.pipeline import Fused, Pass, run_passes
 from twofour.compiler.precision import passes_for, target_of, why_float
@@ -213,6 +214,7 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
         engine = whole_engine(source, requests, target, options.threads, why)
         engine = with_times(engine, (), cache)
     else:
+        notes += tuple(note for each in networks for note in inlined_notes(each.fused.model))
         engine, floats = compilation.settle(networks)
         if options.dump is not None:
             compilation.networks(floats, options.dump)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
 import onnx_ir as ir
@@ -20,7 +20,8 @@ from twofour.compiler.native_nd import NdValue
 from twofour.core.errors import Error, UnsupportedError
 from twofour.core.plugins import Operand, Operator, Problem, c_strides
 from twofour.core.target import Target
-from twofour.onnx_tools.plugins import attributes_of, plugin_of
+from twofour.onnx_tools.plugins import attributes_of, plugin_of, quantizers
+from twofour.onnx_tools.plugins_quantized import QuantizedOperator
 
 INLINED_KEY = "twofour.inlined_plugins"  # metadata: JSON, node -> why no tactic takes it
 _REFUSED = "refused"  # overload of the functions of such nodes
@@ -50,7 +51,8 @@ class PluginOp(NativeOp):
             NotNative: a shape is not known, or nothing that it reads is computed while running.
         """
         problem = problem_of(node, operator)
-        given = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        read = operands_of(node, operator)
+        given = [value for value in (*read, *node.outputs) if value is not None]
         values = tuple(_value(*pair) for pair in zip(given, problem.operands, strict=True))
         reads = [value.name for value in values[: -len(node.outputs)] if value.name]
         if not reads:
@@ -92,19 +94,35 @@ def problem_of(node: ir.Node, operator: Operator) -> Problem:
         NotNative: a shape or a type is not known, or a result is left out.
         InputError: an attribute is of a kind that plugins do not take.
     """
-    inputs = [None if value is None else _operand(value) for value in node.inputs]
-    outputs = [_operand(value) for value in node.outputs]
-    return Problem(
-        operator.name, tuple(inputs), tuple(outputs), dict(attributes_of(node, operator))
-    )
+    numbers = {value.name: pair for value, *pair in quantizers(node)}
+    operands = [
+        None if value is None else _operand(value, numbers.get(value.name))
+        for value in (*operands_of(node, operator), *node.outputs)
+    ]
+    inputs, outputs = operands[: -len(node.outputs)], operands[-len(node.outputs) :]
+    base = operator.base if isinstance(operator, QuantizedOperator) else operator
+    name = base.name if base is not None else operator.name
+    results = tuple(each for each in outputs if each is not None)
+    return Problem(name, tuple(inputs), results, dict(attributes_of(node, operator)))
 
 
-def _operand(value: ir.Value) -> Operand:
+def operands_of(node: ir.Node, operator: Operator) -> tuple[ir.Value | None, ...]:
+    """What a node reads; of a quantized form without the scales and zero points."""
+    if isinstance(operator, QuantizedOperator):
+        return tuple(node.inputs[: len(operator.inputs)])
+    return tuple(node.inputs)
+
+
+def _operand(value: ir.Value, numbers: Sequence[ir.Value] | None) -> Operand:
     if value.dtype is None or not value.name:
         raise NotNative("the type of an operand is not known, or a result is left out")
     dims, dtype = shape(value), value.dtype.numpy().name
     held = constant(value) if value.const_value is not None else None
-    return Operand(value.name, dims, dtype, c_strides(dims, dtype), held)
+    operand = Operand(value.name, dims, dtype, c_strides(dims, dtype), held)
+    if numbers is None:
+        return operand
+    scale, zero_point = (constant(number) for number in numbers)
+    return replace(operand, scale=scale, zero_point=int(zero_point.reshape(-1)[0]))
 
 
 def _value(value: ir.Value, operand: Operand) -> NdValue:

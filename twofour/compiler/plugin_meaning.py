@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from twofour.compiler.native import constant
 from twofour.compiler.native_plugin import PluginOp
 from twofour.compiler.second_opinion import ERRORS, open_session
 from twofour.core.bfloat16 import from_bf16, to_bf16
 from twofour.core.errors import UnsupportedError
-from twofour.core.plugins import Operand, Operator, Problem
+from twofour.core.numerics import quantize
+from twofour.core.plugins import Operand, Operator, Problem, c_strides
 from twofour.onnx_tools.plugins import function_at
+from twofour.onnx_tools.plugins_quantized import QuantizedOperator, computed
 
 Array = NDArray[Any]
 _OPSET = 21
@@ -33,19 +37,41 @@ def samples(operator: Operator, problem: Problem) -> list[Array]:
     """
     rng = np.random.default_rng(0)
     inputs = [each for each in problem.inputs if each is not None]
-    computed = [each for each in inputs if each.constant is None]
-    if operator.samples is not None:
+    running = [each for each in inputs if each.constant is None]
+    base = operator.base if isinstance(operator, QuantizedOperator) else operator
+    if base is not None and base.samples is not None:
         try:
-            given = [np.asarray(array) for array in operator.samples(problem, rng)]
+            given = [np.asarray(array) for array in base.samples(_in_float(problem), rng)]
         except Exception as error:
             raise _broken(operator, f"its samples: {type(error).__name__}: {error}") from error
+        given = [_quantized(*pair) for pair in zip(running, given, strict=False)]
     else:
-        given = [_sample(operator, each, rng) for each in computed]
+        given = [_sample(operator, each, rng) for each in running]
     shapes = [array.shape for array in given]
-    if shapes != [each.shape for each in computed]:
+    if shapes != [each.shape for each in running]:
         raise _broken(operator, f"its samples have the shapes {shapes}")
     rest = iter(given)
     return [_typed(each, next(rest)) if each.constant is None else each.constant for each in inputs]
+
+
+def _in_float(problem: Problem) -> Problem:
+    """The problem of the operator whose quantized form this is of; others as they are."""
+
+    def real(operand: Operand) -> Operand:
+        if operand.scale is None:
+            return operand
+        strides = c_strides(operand.shape, "float32")
+        return replace(operand, dtype="float32", strides=strides, scale=None, zero_point=0)
+
+    inputs = tuple(None if each is None else real(each) for each in problem.inputs)
+    return replace(problem, inputs=inputs, outputs=tuple(map(real, problem.outputs)))
+
+
+def _quantized(operand: Operand, array: Array) -> Array:
+    """A float sample as a quantized operand has it."""
+    if operand.scale is None or array.dtype.kind != "f":
+        return array
+    return quantize(array, operand.scale, operand.zero_point, operand.dtype)
 
 
 def _sample(operator: Operator, operand: Operand, rng: np.random.Generator) -> Array:
@@ -82,7 +108,7 @@ def meant(op: PluginOp, arrays: Sequence[Array]) -> list[Array]:
     """
     operator, problem = op.operator, op.problem
     try:
-        if operator.reference is not None or callable(operator.meaning):
+        if _by_numpy(operator):
             results = _computed(operator, problem, arrays)
         else:
             results = _executed(op, arrays)
@@ -99,11 +125,19 @@ def meant(op: PluginOp, arrays: Sequence[Array]) -> list[Array]:
     return results
 
 
+def _by_numpy(operator: Operator) -> bool:
+    """Whether numpy tells the results."""
+    base = operator.base if isinstance(operator, QuantizedOperator) else operator
+    return base is not None and (base.reference is not None or not base.is_function)
+
+
 def _computed(operator: Operator, problem: Problem, arrays: Sequence[Array]) -> list[Array]:
     """By numpy."""
-    function: Any = operator.reference or operator.meaning
     rest = iter(arrays)
     given = [None if each is None else next(rest) for each in problem.inputs]
+    if isinstance(operator, QuantizedOperator):
+        return computed(operator, problem, given)
+    function: Any = operator.reference or operator.meaning
     results = function(*given, **problem.attributes)
     return [np.asarray(each) for each in (results if isinstance(results, tuple) else (results,))]
 
@@ -135,6 +169,8 @@ def meaning_model(op: PluginOp) -> onnx.ModelProto:
     ends = [f"y{i}" for i in range(len(problem.outputs))]
     del called.input[:], called.output[:]
     called.input.extend(names)
+    numbers = [value for value in op.node.inputs[len(names) :] if value is not None]
+    called.input.extend(value.name for value in numbers)
     called.output.extend(ends)
     nodes.append(called)
     outputs = []
@@ -150,8 +186,11 @@ def meaning_model(op: PluginOp) -> onnx.ModelProto:
     if all(o.domain not in ("", "ai.onnx") for o in opsets):
         opsets.append(helper.make_opsetid("", _OPSET))
     opsets.append(helper.make_opsetid(operator.domain, 1))
-    graph = helper.make_graph(nodes, "meaning", inputs, outputs)
-    return helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    held = [onnx.numpy_helper.from_array(constant(value), value.name) for value in numbers]
+    graph = helper.make_graph(nodes, "meaning", inputs, outputs, held)
+    base = operator.base if isinstance(operator, QuantizedOperator) else None
+    functions = [function, *([ir.to_proto(function_at(base, 0))] if base is not None else [])]
+    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
 
 
 def _broken(operator: Operator, reason: str) -> UnsupportedError:

@@ -174,7 +174,7 @@ class PluginTrial:
         problems = [] if self._inputs_hash() == before else ["it wrote to its inputs"]
         for memory, answer in zip(outputs, self._answer, strict=True):
             got = memory.read()
-            wrong = _differs(got, answer, self._slack(memory.operand))
+            wrong = _differs(got, answer, memory.operand, self.op.operator.tolerance)
             if wrong.any():
                 where = tuple(int(i) for i in np.argwhere(wrong)[0])
                 problems.append(
@@ -198,18 +198,19 @@ class PluginTrial:
             digest.update(memory.memory.data)
         return digest.digest()
 
-    def _slack(self, operand: Operand) -> float:
-        """How far results may be off, relative to the largest."""
-        rounding = 2 * ROUNDING if operand.dtype == "bfloat16" else 0.0
-        return self.op.operator.tolerance + rounding
 
+def _differs(got: Array, expected: Array, operand: Operand, tolerance: float) -> NDArray[np.bool_]:
+    """Where values are not what they should be.
 
-def _differs(got: Array, expected: Array, slack: float) -> NDArray[np.bool_]:
-    """Where values are not equal, or, of floats, further off than the tolerance."""
+    Floats may be off by the tolerance, relative to the largest, bfloat16 by its rounding too. What
+    was rounded to steps of a scale may be off by one of them, other integers must be equal.
+    """
+    if operand.scale is not None:
+        return np.asarray(np.abs(got.astype(np.int32) - expected) > 1)
     if got.dtype.kind != "f":
         return np.asarray(got != expected)
-    size = np.abs(expected[np.isfinite(expected)])
-    bound = slack * float(size.max(initial=0.0))
+    slack = tolerance + (2 * ROUNDING if operand.dtype == "bfloat16" else 0.0)
+    bound = slack * float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
     with np.errstate(invalid="ignore"):
         near = np.abs(got.astype(np.float64) - expected) <= bound
     both_nan = np.isnan(got) & np.isnan(expected)

@@ -9,7 +9,7 @@ from functools import partial
 import onnx_ir as ir
 
 from twofour.compiler import ops
-from twofour.compiler.passes import cast_bf16
+from twofour.compiler.passes import cast_bf16, fuse_plugin
 from twofour.compiler.passes.pipeline import BF16, PIPELINE, Fused, Pass
 from twofour.core.target import Target, why_no_bf16
 
@@ -25,11 +25,17 @@ def passes_for(
         floats: why products stay float32 all the same, by their names.
         chosen: results of the imported graph whose products the user keeps in float32.
     """
+    plain = tuple(
+        replace(each, rule=partial(fuse_plugin.rule, target=target))
+        if each.name == fuse_plugin.NAME
+        else each
+        for each in PIPELINE
+    )
     if not bf16 or why_no_bf16(target):
-        return PIPELINE
+        return plain
     cast, *others = BF16
     rule = partial(cast_bf16.rule, floats=floats, chosen=chosen)
-    return (*PIPELINE, replace(cast, rule=rule), *others)
+    return (*plain, replace(cast, rule=rule), *others)
 
 
 def target_of(target: Target, fused: Fused) -> Target:

@@ -12,7 +12,7 @@ from twofour.compiler.layout import ALIGNMENT
 from twofour.compiler.native import constant, name_of
 from twofour.core.errors import UnsupportedError
 from twofour.core.plan import PluginCall
-from twofour.core.plugins import installed
+from twofour.core.plugins import package_of
 from twofour.engine import DTYPES, Bytes, TensorInfo
 from twofour.onnx_tools.plugins import attributes_of, plugin_of
 
@@ -53,7 +53,7 @@ def python_call(symbol: str, node: ir.Node, inputs: Sequence[str]) -> tuple[Plug
         operator.domain,
         operator.name,
         operator.version,
-        installed().packages[(operator.domain, operator.name)],
+        package_of(operator),
         json.dumps(dict(attributes_of(node, operator)), sort_keys=True),
         tuple(operands),
         tuple(constants),

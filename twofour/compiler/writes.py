@@ -20,6 +20,7 @@ from twofour.compiler.native import QUANTIZED, NativeOp, RowsOp, ViewOp, static_
 from twofour.compiler.passes import lineage, movers, reading
 from twofour.compiler.schedule import Schedule
 from twofour.engine import Strided, TensorInfo, Write
+from twofour.onnx_tools.plugins import quantizers
 
 _MOVING_BASES = ("QMaxPool", "SlicePad", "Tokens")
 _MOVING = ("Concat", "Split", "Identity")
@@ -220,6 +221,8 @@ def _quantized(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value | None, ir.Va
         )
         if "y_scale" in inputs:
             yield op.outputs[-1], inputs["y_scale"], inputs["y_zero_point"]
+    else:
+        yield from quantizers(node)
 
 
 def _scale(scale: ir.Value | None, zero: ir.Value | None) -> _Scale | None:

@@ -20,7 +20,9 @@ import onnx_ir.passes.common as common_passes
 
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.plugins import Attribute, Attributes, Operator, Typed, find
+from twofour.onnx_tools.plugins_quantized import QuantizedOperator, base_name, quantized_form
 
+_STEADY = 13
 _NO_PLUGINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "twofour")
 _SIMPLE: dict[ir.AttributeType, Callable[[Any], Attribute]] = {
     ir.AttributeType.FLOAT: float,
@@ -32,8 +34,44 @@ _SIMPLE: dict[ir.AttributeType, Callable[[Any], Attribute]] = {
 
 
 def plugin_of(node: ir.Node) -> Operator | None:
-    """The installed operator of a node; None where there is none."""
-    return None if node.domain in _NO_PLUGINS else find(node.domain, node.op_type)
+    """The installed operator of a node, or its quantized form; None where there is none."""
+    return _operator(node.domain, node.op_type)
+
+
+@cache
+def _operator(domain: str, op_type: str) -> Operator | None:
+    if domain in _NO_PLUGINS:
+        return None
+    found = find(domain, op_type)
+    if found is not None:
+        return found
+    for name, float_out in base_name(op_type):
+        base = find(domain, name)
+        if base is not None and base.is_function and base.quantized:
+            return quantized_of(base, float_out)
+    return None
+
+
+def quantized_of(base: Operator, float_out: bool) -> QuantizedOperator:
+    """The quantized form of an operator whose meaning is a function."""
+    return quantized_form(base, _proto(base).SerializeToString(), float_out)
+
+
+def quantizers(node: ir.Node) -> list[tuple[ir.Value, ir.Value, ir.Value]]:
+    """The quantized operands of a quantized form's node, each with its scale and zero point."""
+    operator = plugin_of(node)
+    if not isinstance(operator, QuantizedOperator):
+        return []
+    ends = [value.name or "" for value in _function(operator).outputs]
+    operands = dict(zip(operator.inputs, node.inputs, strict=False))
+    operands |= dict(zip(ends, node.outputs, strict=True))
+    numbers = iter(node.inputs[len(operator.inputs) :])
+    found = []
+    for name, scale, zero_point in zip(operator.scaled, numbers, numbers, strict=True):
+        value = operands[name]
+        if value is not None and scale is not None and zero_point is not None:
+            found.append((value, scale, zero_point))
+    return found
 
 
 def attributes_of(node: ir.Node, operator: Operator) -> Attributes:
@@ -65,15 +103,18 @@ def attach_meanings(model: ir.Model) -> None:
     Raises:
         UnsupportedError: a meaning does not fit the model's opset.
     """
-    for node in [n for graph in model.graphs() for n in graph]:
+    opset = model.graph.opset_imports.get("", 0)
+    waiting = [node for graph in model.graphs() for node in graph]
+    while waiting:
+        node = waiting.pop()
         operator, key = plugin_of(node), node.op_identifier()
         if operator is None or not operator.is_function or key in model.functions:
             continue
-        opset = model.graph.opset_imports.get("", 0)
         model.functions[key] = function = function_at(operator, opset)
         for domain, version in function.opset_imports.items():
             model.graph.opset_imports.setdefault(domain, version)
         model.graph.opset_imports.setdefault(node.domain, 1)
+        waiting += list(function)
 
 
 def function_at(operator: Operator, opset: int) -> ir.Function:
@@ -86,19 +127,13 @@ def function_at(operator: Operator, opset: int) -> ir.Function:
     proto.CopyFrom(_proto(operator))
     written = next((o for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
     if opset and written is not None and written.version != opset:
-        for node in proto.node:
-            if node.domain in ("", "ai.onnx") and not _is_same(
-                node.op_type, written.version, opset
-            ):
-                raise UnsupportedError(
-                    f"the meaning of {operator} does not fit this model",
-                    [
-                        f"it is written for opset {written.version}, the model has {opset}, and"
-                        f" {node.op_type} is not the same in both"
-                    ],
-                    f"export the model with opset {written.version}",
-                )
-        written.version = opset
+        before, written.version = written.version, opset
+        if reason := _why_invalid(proto) or _why_too_old(min(before, opset)):
+            raise UnsupportedError(
+                f"the meaning of {operator} does not fit this model",
+                [f"it is written for opset {before}, the model has {opset}: {reason}"],
+                f"export the model with opset {before}",
+            )
     return ir.serde.deserialize_function(proto)
 
 
@@ -178,7 +213,7 @@ def _ruled(operator: Operator, node: ir.Node, inputs: list[Typed]) -> list[Typed
 
 def _is_whole(function: ir.Function, stays: Callable[[Operator], bool]) -> bool:
     """Whether calls of a function stay nodes."""
-    operator = find(*function.identifier()[:2])
+    operator = _operator(*function.identifier()[:2])
     if operator is None or not operator.is_function or not stays(operator):
         return False
     return _outline(function) == _outline(_function(operator))
@@ -211,13 +246,21 @@ def _outline(function: ir.Function) -> list[object]:
     return body(function)
 
 
-def _is_same(op_type: str, one: int, other: int) -> bool:
-    """Whether an operator is the same in two opsets."""
+def _why_invalid(proto: onnx.FunctionProto) -> str:
+    """What the onnx package finds wrong with a function in its opsets; "" for nothing."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = onnx.IR_VERSION
+    context.opset_imports = {opset.domain: opset.version for opset in proto.opset_import}
     try:
-        schemas = [onnx.defs.get_schema(op_type, opset) for opset in (one, other)]
-    except onnx.defs.SchemaError:
-        return False
-    return bool(schemas[0].since_version == schemas[1].since_version)
+        onnx.checker.check_function(proto, context)
+    except onnx.checker.ValidationError as error:
+        return str(error).strip().splitlines()[0]
+    return ""
+
+
+def _why_too_old(opset: int) -> str:
+    """Before that, operators changed what they mean without a change of how they are written."""
+    return "" if opset >= _STEADY else f"it would have to be at least {_STEADY}"
 
 
 @cache

@@ -36,6 +36,7 @@ from twofour.compiler.passes import (
     fuse_integer_norm,
     fuse_integer_pool,
     fuse_layer_norm,
+    fuse_plugin,
     fuse_requantize,
     fuse_slice_pad,
     fuse_tokens,
@@ -57,6 +58,7 @@ from twofour.compiler.passes import (
     unfuse_qlinear,
 )
 from twofour.core.errors import Error
+from twofour.onnx_tools.plugins import attach_meanings
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ PIPELINE = (
     Pass(drop_requantize.NAME, drop_requantize.rule, "the moves put Q behind an equal DQ"),
     Pass(fuse_layer_norm.NAME, fuse_layer_norm.rule, "needs its constants beside it"),
     Pass(fuse_attention.NAME, fuse_attention.rule, "the moves brought Q and DQ to the products"),
+    Pass(fuse_plugin.NAME, fuse_plugin.rule, "likewise, to the operators of plugins"),
     Pass(fuse_tokens.NAME, fuse_tokens.rule, "what attention reads through is gone by now"),
     Pass(fuse_slice_pad.NAME, fuse_slice_pad.rule, "the moves left Slice and Pad on bytes"),
     Pass(fuse_epilogue.NAME, fuse_epilogue.rule, "on float operators, so once for both kinds"),
@@ -171,6 +174,7 @@ def run_passes(
         found = rewrite.apply(entry.name, entry.rule, model.graph)
         refusals.update(dict.fromkeys(found))
         ops.attach_functions(model)
+        attach_meanings(model)
         _dump(dump, index, entry.name, model)
         after = _wiring(model.graph)
         if after != before:
