@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from twofour.cli.output import printable
 
@@ -119,9 +120,9 @@ def package_table(packages: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def plugin_lines(plugins: Mapping[str, Any]) -> list[Table | str]:
+def plugin_lines(plugins: Mapping[str, Any]) -> list[Table | Text]:
     """The operators that plugins add, and the plugins that could not be used."""
-    lines: list[Table | str] = []
+    lines: list[Table | Text] = []
     if plugins["operators"]:
         table = Table()
         for header in ("operator", "package", "meaning", "tactics"):

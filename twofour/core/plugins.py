@@ -173,8 +173,8 @@ class Operator:
         name: operator type of its nodes.
         meaning: what it computes. Either an ONNX function, in ONNX's text form or serialised, whose
             domain and name are these; or a callable on numpy arrays, `f(*inputs, **attributes)`,
-            which returns an array or a tuple of them. An input that is left out is None, at the end of
-            the list it is not given.
+            which returns an array or a tuple of them. An input that is left out is None; at the
+            end of the list it is not given.
         shapes: (shape and type of each input, attributes) -> those of each output. A function needs
             none: its operators' own rules say it.
         tactics: of each kind of target, "cpu", "cuda" or "tensorrt". A node that none of them takes
