@@ -57,6 +57,10 @@ class Case:
             return masked(self.x, self.chooser, self.experts)
         return mixture(self.x, self.chooser, self.experts, self.k, normalize=self.normalize)
 
+    def with_chooser(self, chooser: np.ndarray) -> Case:
+        """The same with other logits or another mask."""
+        return replace(self, chooser=chooser)
+
     @property
     def values(self) -> dict[str, np.ndarray]:
         """Every input by its name; a masked MLP has no axis of experts."""
