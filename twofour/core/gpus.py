@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -58,14 +59,26 @@ def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def _nvidia_smi() -> str:
+@functools.cache
+def read_capabilities() -> tuple[tuple[int, int], ...]:
+    """The compute capability of each GPU; none where the driver does not tell."""
+    return parse_capabilities(_nvidia_smi("--query-gpu=compute_cap", "--format=csv,noheader"))
+
+
+def parse_capabilities(text: str) -> tuple[tuple[int, int], ...]:
+    """Lines such as "8.9"."""
+    found = re.findall(r"^\s*(\d+)\.(\d+)\s*$", text, re.MULTILINE)
+    return tuple((int(major), int(minor)) for major, minor in found)
+
+
+def _nvidia_smi(*query: str) -> str:
     """What it prints; "" if it is not there, fails or hangs."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
     try:
         done = subprocess.run(
-            [program, *_QUERY], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            [program, *(query or _QUERY)], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -10,7 +10,7 @@ import numpy as np
 from twofour.core.abi import MAX_SYMBOLS, MAX_THREADS
 from twofour.core.plan import Layer, Plan, Profile, Step, TensorInfo, Write
 from twofour.core.sizes import Size
-from twofour.core.target import ISAS
+from twofour.core.target import ISAS, TENSORRT
 
 DTYPES = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
@@ -26,12 +26,13 @@ _MAX_RANK = 32
 _MAX_PROFILES = 64
 _MAX_TERMS = 64
 _MAX_POWER = 4
-_STEP_KINDS = ("native", "onnxruntime", "python")
+_STEP_KINDS = ("native", "onnxruntime", "python", TENSORRT)
 
 
 def wrong(plan: Plan) -> Iterator[str]:
     """What is wrong, in words."""
-    if plan.target.isa not in ISAS:
+    yield from _wrong_target(plan)
+    if plan.target.isa not in ISAS and plan.target.tensorrt is None:
         yield f"unknown instruction set {plan.target.isa!r}, expected one of {', '.join(ISAS)}"
     if not 1 <= plan.threads <= MAX_THREADS:
         yield f"{plan.threads} threads, expected 1 to {MAX_THREADS}"
@@ -51,6 +52,20 @@ def wrong(plan: Plan) -> Iterator[str]:
             yield "the profiles have different inputs or outputs"
     yield from _wrong_reads(plan.layers)
     yield from _wrong_plugins(plan)
+
+
+def _wrong_target(plan: Plan) -> Iterator[str]:
+    """Steps that are not for the target, or a network of TensorRT that is not there."""
+    gpu = plan.target.tensorrt
+    if (gpu is not None) != (plan.target.isa == TENSORRT):
+        yield f"the target {plan.target.isa!r} contradicts what it says of TensorRT"
+    if gpu is not None and (not gpu.library or not gpu.version or not gpu.gpu):
+        yield "the engine does not say which TensorRT and which GPU it is for"
+    if gpu is not None and len(plan.code) != 1:
+        yield f"{len(plan.code)} networks of TensorRT, expected 1"
+    kinds = {step.kind for step in plan.steps}
+    if gpu is None and TENSORRT in kinds or gpu is not None and kinds - {TENSORRT}:
+        yield f"steps of the kinds {', '.join(sorted(kinds))} in an engine for {plan.target}"
 
 
 def _ends(profile: Profile) -> list[list[tuple[str, str]]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.machine import usable_cores
+from twofour.core.tensorrt import TensorRT, how_to_get, lacks, parse_tensorrt
 
 # Instruction set -> the features (spelled as Linux and LLVM do) its kernels use; the best first.
 _REQUIRED = {
@@ -22,6 +23,8 @@ _REQUIRED = {
     "vector": (),
 }
 ISAS = tuple(_REQUIRED)
+TENSORRT = "tensorrt"
+"""Stands for an instruction set where TensorRT brings the code."""
 # (implementer, part) -> name, as Arm's reference manuals have them (MIDR_EL1).
 _ARM_CORES = {
     ("0x41", "0xd0c"): "Arm Neoverse N1",
@@ -34,32 +37,37 @@ _BF16_ISA, _BF16 = "avx512vnni", "avx512bf16"
 
 @dataclass(frozen=True)
 class Target:
-    """A CPU to build for.
+    """A CPU to build for, or a GPU that TensorRT builds for.
 
     Attributes:
-        isa: "avx512vnni", "avx2" or "vector" (the portable path).
+        isa: "avx512vnni", "avx2" or "vector" (the portable path); "tensorrt" for a GPU.
         arch: machine architecture, for example "x86_64".
-        model: the CPU's name as it gives it; informative, timings are only true there.
+        model: the CPU's or GPU's name as it gives it; informative, timings are only true there.
         bf16: code may use the instructions for bfloat16, which not every CPU of the set has.
+        tensorrt: of a GPU, what builds for it and runs it; None for a CPU.
     """
 
     isa: str
     arch: str
     model: str
     bf16: bool = False
+    tensorrt: TensorRT | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
         """CPU features without which code for this target must not run."""
-        return (*_REQUIRED[self.isa], _BF16) if self.bf16 else _REQUIRED[self.isa]
+        needed = _REQUIRED.get(self.isa, ())
+        return (*needed, _BF16) if self.bf16 else needed
 
     def __str__(self) -> str:
-        """As messages show it: cpu:ISA or cpu:ISA+bf16."""
+        """As messages show it: cpu:ISA, cpu:ISA+bf16 or tensorrt:sm89."""
+        if self.tensorrt is not None:
+            return str(self.tensorrt)
         return f"cpu:{self.isa}{'+bf16' * self.bf16}"
 
-    def to_json(self) -> dict[str, str | bool]:
-        """Plain data for the engine file."""
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as keys of caches have it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Target:
@@ -68,11 +76,12 @@ class Target:
         Raises:
             InputError: the instruction set is not one this version knows.
         """
-        if data["isa"] not in _REQUIRED:
+        if data["isa"] not in (*_REQUIRED, TENSORRT):
             raise InputError(
                 f"unknown instruction set {data['isa']!r}", [f"expected one of {', '.join(ISAS)}"]
             )
-        return Target(data["isa"], data["arch"], data["model"], data.get("bf16", False))
+        gpu = TensorRT(**data["tensorrt"]) if "tensorrt" in data else None
+        return Target(data["isa"], data["arch"], data["model"], data.get("bf16", False), gpu)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,22 @@ def host_target(isa: str | None = None) -> Target:
     return Target(best, host.arch, host.model)
 
 
+def parse_target(text: str) -> Target:
+    """The target of a word: "cpu", "cpu:avx2", "tensorrt" or "tensorrt:sm89".
+
+    Raises:
+        InputError: it is no target.
+        UnsupportedError: this CPU lacks a feature of the instruction set.
+    """
+    if (gpu := parse_tensorrt(text)) is not None:
+        return Target(TENSORRT, platform.machine(), "", tensorrt=gpu)
+    word, _, isa = text.partition(":")
+    if word != "cpu":
+        expected = "expected cpu, cpu:NAME, tensorrt or tensorrt:sm89"
+        raise InputError(f"unknown target {text!r}", [expected])
+    return host_target(isa or None)
+
+
 def why_no_bf16(target: Target) -> str:
     """Why code for `target` cannot use bfloat16 on this machine; "" if it can."""
     if target.isa != _BF16_ISA:
@@ -149,6 +174,8 @@ def why_no_bf16(target: Target) -> str:
 
 def missing_features(target: Target, host: Host | None = None) -> tuple[str, ...]:
     """What a machine, by default this one, lacks to run code for `target`; empty when it can."""
+    if target.tensorrt is not None:
+        return lacks(target.tensorrt) if host is None else ("a GPU that is asked for at all",)
     host = detect_host() if host is None else host
     if host.arch != target.arch:
         return (f"architecture {target.arch}",)
@@ -162,6 +189,12 @@ def check_runs_here(target: Target) -> None:
         UnsupportedError: names what is missing.
     """
     lacking = missing_features(target)
+    if lacking and target.tensorrt is not None:
+        raise UnsupportedError(
+            f"an engine of {target.tensorrt.title} for {target} cannot run on this machine",
+            [f"missing: {', '.join(lacking)}"],
+            how_to_get(target.tensorrt),
+        )
     if lacking:
         host = detect_host()
         raise UnsupportedError(

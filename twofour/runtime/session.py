@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.abi import SLACK_BYTES
-from twofour.core.errors import InputError
+from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.memory import allocate, with_slack
 from twofour.core.target import check_runs_here
 from twofour.engine import Engine, Profile, Step, TensorInfo
@@ -31,6 +31,7 @@ from twofour.runtime.python_step import PythonStep
 from twofour.runtime.shapes import Bound, bind, shape_text
 from twofour.runtime.steps import FallbackStep, Machine, NativeStep
 from twofour.runtime.taps import Tap, read
+from twofour.runtime.tensorrt import TensorRTStep, network_of
 from twofour.runtime.timeline import Timeline, now_ns, timeline
 
 Array = NDArray[Any]
@@ -49,7 +50,8 @@ class Session:
         threads: how many to use; by default as many as the engine was tuned for.
 
     Raises:
-        UnsupportedError: this machine cannot run the engine's code, or has not that many threads.
+        UnsupportedError: this machine cannot run the engine's code, or has not that many threads,
+            or not the GPU or the TensorRT that it was built for.
         EngineError: the code cannot be loaded.
     """
 
@@ -65,13 +67,20 @@ class Session:
         self._expected = [(t.name, np.dtype(t.dtype)) for t in self.inputs]
         self._bounds: dict[Key, Bound] = {}
         self._current: Bound | None = None
-        weights = with_slack(engine.weights, SLACK_BYTES)
-        self._arena = allocate(plan.arena_bytes + SLACK_BYTES, huge=True)
-        code = Code([engine.code[name].tobytes() for name in plan.code])
         self.threads = plan.threads if threads is None else threads
-        self._workers = Workers(code, self.threads)
-        self._machine = Machine(code, self._workers, self._arena, weights)
-        self._steps = [[self._step(step, p) for step in p.steps] for p in plan.profiles]
+        self._network = network_of(engine)
+        self._machine = self._made_ready() if self._network is None else None
+        self._steps = [
+            [self._step(step, index, p) for step in p.steps] for index, p in enumerate(plan.profiles)
+        ]
+
+    def _made_ready(self) -> Machine:
+        """Memory, code and threads of the CPU."""
+        plan = self.engine.plan
+        weights = with_slack(self.engine.weights, SLACK_BYTES)
+        arena = allocate(plan.arena_bytes + SLACK_BYTES, huge=True)
+        code = Code([self.engine.code[name].tobytes() for name in plan.code])
+        return Machine(code, Workers(code, self.threads), arena, weights)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Computes the outputs.
@@ -158,7 +167,7 @@ class Session:
         tensors, bound = self._checked(inputs)
         profile = self.engine.plan.profiles[bound.profile]
         arena = allocate(self.engine.plan.arena_bytes + SLACK_BYTES)
-        machine = replace(self._machine, arena=arena)
+        machine = replace(self._on_cpu("layer by layer"), arena=arena)
         machine.fill(profile)
         machine.tell(bound)
         for step, usual in zip(profile.steps, self._steps[bound.profile], strict=True):
@@ -187,7 +196,8 @@ class Session:
         """
         tensors, bound = self._checked(inputs)
         profile, ready = self.engine.plan.profiles[bound.profile], self._steps[bound.profile]
-        stamps = [self._workers.stamps(len(step.layers)) for step in profile.steps]
+        workers = self._on_cpu("with a clock at every layer").workers
+        stamps = [workers.stamps(len(step.layers)) for step in profile.steps]
         times: list[tuple[int, int]] = []
         with self._lock:
             self._require_open()
@@ -220,7 +230,10 @@ class Session:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._workers.close()
+                if self._machine is not None:
+                    self._machine.workers.close()
+                if self._network is not None:
+                    self._network.close()
 
     def __enter__(self) -> Session:
         """The session itself."""
@@ -263,17 +276,38 @@ class Session:
                 tensors[name] = array.copy()
         return tensors, bound
 
-    def _step(self, step: Step, profile: Profile) -> NativeStep | FallbackStep | PythonStep:
+    def _step(
+        self, step: Step, index: int, profile: Profile
+    ) -> NativeStep | FallbackStep | PythonStep | TensorRTStep:
         """A step of a profile, ready to run."""
+        if self._network is not None:
+            return TensorRTStep(step, index, profile, self._network)
         if step.kind == "native":
-            return NativeStep(step, profile, self._machine)
+            return NativeStep(step, profile, self._on_cpu())
         if step.kind == "python":
             return PythonStep(step, self.engine, {t.name: t.dtype for t in profile.tensors})
         return FallbackStep(step, self.engine, self.threads)
 
+    def _on_cpu(self, how: str = "there") -> Machine:
+        """What native steps run on.
+
+        Raises:
+            UnsupportedError: the engine is for a GPU.
+        """
+        if self._machine is None:
+            target = self.engine.plan.target
+            raise UnsupportedError(
+                f"an engine for {target} cannot be run {how}",
+                ["TensorRT runs a network as a whole"],
+                "build the model for the CPU as well, and look at that engine",
+            )
+        return self._machine
+
     def _enter(self, bound: Bound) -> None:
         """Writes what the profile keeps in the arena: its halos, and the values of its symbols."""
         before, self._current = self._current, bound
+        if self._machine is None:
+            return
         if before is None or before.profile != bound.profile:
             self._machine.fill(self.engine.plan.profiles[bound.profile])
         self._machine.tell(bound)
