@@ -38,7 +38,7 @@ def run_twice(engine: Engine, inputs: Arrays, threads: int | None = None) -> dic
     """The outputs; a second run on an arena full of garbage must not differ."""
     with Session(engine, threads) as session:
         first = session.run(inputs)
-        arena = session._arena
+        arena = session._machine.arena
         free = np.ones(arena.size, bool)
         profile = engine.plan.profiles[session._current.profile]
         free[: 8 * len(profile.symbols)] = False

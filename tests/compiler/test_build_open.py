@@ -88,7 +88,7 @@ def resnet() -> ir.Model:
 
 def run_over_garbage(session: Session, inputs, garbage: int) -> dict[str, np.ndarray]:
     """A run on an arena where nothing is left of earlier ones: NaN as floats."""
-    session._arena[:] = garbage
+    session._machine.arena[:] = garbage
     session._current = None  # halos and symbols are written again
     return session.run(inputs)
 

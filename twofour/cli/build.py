@@ -13,6 +13,7 @@ from twofour.cli.options import Ranges, Threads, parse_profiles, parse_size, req
 from twofour.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
+    from twofour.core.target import Target
     from twofour.engine import Engine, Plan
 
 
@@ -43,6 +44,9 @@ def build(
         bool,
         typer.Option("--bf16", help="Let float layers compute in bfloat16 where that is faster."),
     ] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Compute in float16; with --target tensorrt.")
+    ] = False,
     data: Data = None,
     calibration_cache: CalibrationFile = None,
     sparsity: Annotated[
@@ -64,6 +68,14 @@ def build(
     ] = None,
     threads: Threads = None,
     isa: Annotated[Isa | None, typer.Option(help="Force an instruction set.")] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="TARGET",
+            help="cpu: this machine; tensorrt: its GPU; tensorrt:sm89: a GPU of that compute "
+            "capability; tensorrt:ampere+: any from 8.0 on.",
+        ),
+    ] = "cpu",
     no_race: Annotated[
         bool,
         typer.Option(
@@ -77,19 +89,21 @@ def build(
     """Compile an ONNX file into an engine, timed here.
 
     Example: twofour build resnet20.onnx -o resnet20.engine --int8 --data samples.npz
+    Example: twofour build resnet20_int8.onnx -o gpu.engine --target tensorrt --fp16
     """
     from twofour.compiler.build import build as compile_model
-    from twofour.core.target import host_target
 
     out = Output(as_json, quiet)
     require_writable(output)
     _require_int8(int8, data, calibration_cache)
+    chosen = _target(target, isa)
     with out.stage("building") as report:
         engine = compile_model(
             model,
             progress=report,
             int8=int8,
             bf16=bf16,
+            fp16=fp16,
             data=data,
             calibration_cache=calibration_cache,
             sparsity=sparsity.value,
@@ -98,7 +112,7 @@ def build(
             timing_cache=timing_cache,
             tuning_effort=tuning_effort,
             workspace_bytes=parse_size(workspace),
-            target=host_target(isa.value if isa else None),
+            target=chosen,
             race=not no_race,
         )
     engine.save(output)
@@ -119,6 +133,20 @@ def _require_int8(int8: bool, data: str | None, cache: Path | None) -> None:
         )
 
 
+def _target(text: str, isa: Isa | None) -> Target:
+    """What to build for; --isa is another way to name a CPU's instruction set."""
+    from twofour.core.errors import InputError
+    from twofour.core.target import parse_target
+
+    if isa is not None and text != "cpu":
+        raise InputError(
+            "--isa and --target contradict each other",
+            [f"got --isa {isa.value} and --target {text}"],
+            f"give one of them: --target cpu:{isa.value}",
+        )
+    return parse_target(text if isa is None else f"cpu:{isa.value}")
+
+
 def profile_texts(plan: Plan) -> list[str]:
     """The shapes of each profile; nothing for one of fixed shapes."""
     from twofour.runtime.shapes import shape_text
@@ -135,9 +163,9 @@ def _summary(engine: Engine, output: Path) -> str:
     document = _document(engine, output)
     lines = [
         f"{output}: {output.stat().st_size / 1e3:.0f} kB for {document['target']}, "
-        f"threads {document['threads']}",
+        f"{_by(engine.plan)}",
         f"  {document['layers']} layers: {document['sparse']} sparse, {document['dense']} dense, "
-        f"{document['fallback']} on ONNX Runtime, {document['other']} others",
+        f"{_rest(document)} others",
         *(f"  runs {text}" for text in profile_texts(engine.plan)),
         *(f"  note: {text}" for text in engine.plan.notes),
         f"  read why: twofour explain {output}",
@@ -145,14 +173,24 @@ def _summary(engine: Engine, output: Path) -> str:
     return "\n".join(lines)
 
 
+def _by(plan: Plan) -> str:
+    """What runs it."""
+    gpu = plan.target.tensorrt
+    return f"threads {plan.threads}" if gpu is None else f"by {gpu.title}"
+
+
+def _rest(document: dict[str, str | int | list[str]]) -> str:
+    """The layers that are neither sparse nor dense, as far as there are such."""
+    later = f"{document['later']} chosen when loaded, " if document["later"] else ""
+    return f"{later}{document['fallback']} on ONNX Runtime, {document['other']}"
+
+
 def _document(engine: Engine, output: Path) -> dict[str, str | int | list[str]]:
-    from twofour.compiler.explain import FALLBACK, layers_of
-    from twofour.core.plan import is_sparse
+    from twofour.compiler.explain import DENSE, FALLBACK, LATER, SPARSE, kind_of, layers_of
 
     layers = layers_of(engine.plan, 1)
-    fallback = sum(layer.tactic == FALLBACK for layer in layers)
-    sparse = sum(is_sparse(layer.tactic) for layer in layers)
-    dense = sum(bool(layer.pattern) for layer in layers if layer.tactic != FALLBACK) - sparse
+    kinds = [kind_of(layer) for layer in layers]
+    counts = {kind: kinds.count(kind) for kind in (SPARSE, DENSE, LATER, FALLBACK)}
     return {
         "engine": str(output),
         "size_bytes": output.stat().st_size,
@@ -160,9 +198,10 @@ def _document(engine: Engine, output: Path) -> dict[str, str | int | list[str]]:
         "threads": engine.plan.threads,
         "profiles": len(engine.plan.profiles),
         "layers": len(layers),
-        "sparse": sparse,
-        "dense": dense,
-        "fallback": fallback,
-        "other": len(layers) - fallback - sparse - dense,
+        "sparse": counts[SPARSE],
+        "dense": counts[DENSE],
+        "later": counts[LATER],
+        "fallback": counts[FALLBACK],
+        "other": len(layers) - sum(counts.values()),
         "notes": list(engine.plan.notes),
     }

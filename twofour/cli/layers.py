@@ -23,6 +23,7 @@ _NAMES = re.compile(r"'[^']*'|\S*\d\S*")
 _KINDS = {
     "sparse": "sparse products",
     "dense": "dense products",
+    "later": "products whose kernels are chosen when loaded",
     "other": "other kernels",
     "conversion": "conversions",
     "onnxruntime": "ONNX Runtime",

@@ -40,6 +40,7 @@ from twofour.compiler.requests import (
 )
 from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
+from twofour.compiler.tensorrt.build import Wishes, tensorrt_engine
 from twofour.compiler.tune import TimingCache, Tuner
 from twofour.compiler.whole import whole_engine
 from twofour.compiler.whole_race import faster
@@ -79,7 +80,8 @@ class BuildOptions:
             has nothing to quantize, is built as it is, and the plan's notes say so.
         bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
             CPU cannot, or float32 is faster, they stay float32, and `explain` says so.
-        stay_float32: names of nodes of the model that `bf16` is not for.
+        fp16: the same in float16; of TensorRT alone.
+        stay_float32: names of nodes of the model that `bf16` and `fp16` are not for.
         data: calibration batches, as `twofour quantize` takes them.
         calibration_cache: a file that keeps what calibration saw; where it has all that is needed,
             data may be left out. Or a calibration table of TensorRT.
@@ -93,7 +95,8 @@ class BuildOptions:
         tuning_effort: 0 (nothing is timed) to 3 (everything is, and longer), see `Tuner`.
         workspace_bytes: what a kernel may take beside its operands and weights, for each thread;
             None for any amount.
-        target: by default this machine.
+        target: by default this machine; for TensorRT see docs/tensorrt.md: threads, the race and
+            the dump have no meaning there.
         race: a model that ONNX Runtime as a whole runs clearly faster becomes one step of it.
         dump: a folder for the text of the graph after each pass.
     """
@@ -101,6 +104,7 @@ class BuildOptions:
     sparsity: str = "enable"
     int8: bool = False
     bf16: bool = False
+    fp16: bool = False
     stay_float32: Collection[str] = ()
     data: DataLike | None = None
     calibration_cache: str | os.PathLike[str] | None = None
@@ -143,6 +147,12 @@ class BuildOptions:
                 "shapes and profiles cannot both be given",
                 [f"got {len(self.profiles)} profiles and shapes for {', '.join(self.shapes)}"],
                 "make the shapes the first of the profiles",
+            )
+        if self.fp16 and (self.bf16 or self.target is None or self.target.tensorrt is None):
+            raise InputError(
+                "float16 is for TensorRT, and in place of bfloat16",
+                [f"the target is {self.target or 'this CPU'}{', with bf16' * self.bf16}"],
+                "leave fp16 out, or build with the target tensorrt",
             )
         if self.tuning_effort not in EFFORTS:
             raise InputError(
@@ -190,6 +200,15 @@ def build(model: Model, *, progress: Progress | None = None, **options: Any) -> 
 def compile_model(model: Model, options: BuildOptions, progress: Progress | None = None) -> Engine:
     """`build`, with its options as one value."""
     target = options.target or host_target()
+    if target.tensorrt is not None:
+        return _by_tensorrt(model, target, options, progress)
+    return _by_kernels(model, target, options, progress)
+
+
+def _by_kernels(
+    model: Model, target: Target, options: BuildOptions, progress: Progress | None
+) -> Engine:
+    """`compile_model` where kernels of our own are taken."""
     check_runs_here(target)
     source, name, digest = _source(model)
     if options.sparsity == "disable":
@@ -225,6 +244,36 @@ def compile_model(model: Model, options: BuildOptions, progress: Progress | None
     if options.sparsity == "force" and not _any_sparse(engine):
         notes += (_NOTHING_SPARSE,)
     notes += engine.plan.notes
+    plan = replace(engine.plan, source_name=name, source_sha256=digest, notes=notes)
+    return replace(engine, plan=plan)
+
+
+def _by_tensorrt(
+    model: Model, target: Target, options: BuildOptions, progress: Progress | None
+) -> Engine:
+    """`compile_model` where TensorRT compiles."""
+    source, name, digest = _source(model)
+    if options.sparsity == "disable":
+        source = without_promises(source)
+    kept = check(source).notes
+    profiles = options.profiles or (options.shapes or {},)
+    if options.data is not None and not any(profiles):
+        profiles = (shapes_of_data(source.graph, options.data),)
+    cache, times = options.calibration_cache, options.timing_cache
+    wishes = Wishes(
+        sparsity=options.sparsity,
+        int8=options.int8,
+        half="float16" if options.fp16 else "bfloat16" if options.bf16 else "",
+        stay_float32=options.stay_float32,
+        data=options.data,
+        calibration_cache=None if cache is None else os.fspath(cache),
+        profiles=profiles,
+        timing_cache=None if times is None else Path(times),
+        tuning_effort=options.tuning_effort,
+        workspace_bytes=options.workspace_bytes,
+    )
+    engine = tensorrt_engine(source, target, wishes, progress)
+    notes = (*kept, *engine.plan.notes)
     plan = replace(engine.plan, source_name=name, source_sha256=digest, notes=notes)
     return replace(engine, plan=plan)
 

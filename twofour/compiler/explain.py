@@ -10,13 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from twofour.core.errors import InputError
-from twofour.core.plan import IN_FLOAT32, is_sparse
+from twofour.core.plan import CHOSEN_LATER, IN_FLOAT32, is_sparse
 from twofour.engine import Candidate, Layer, Plan
 
 FALLBACK = "onnxruntime"
 SPARSE, DENSE, OTHER, CONVERSION = "sparse", "dense", "other", "conversion"
-KINDS = (SPARSE, DENSE, OTHER, CONVERSION, FALLBACK)
-"""Of layers: products that skip zeros, products that do not, other kernels, conversions."""
+LATER = "later"
+KINDS = (SPARSE, DENSE, LATER, OTHER, CONVERSION, FALLBACK)
+"""Of layers: products that skip zeros, products that do not, products of which that is not known
+before an engine is loaded on its GPU, other kernels, conversions."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ def kind_of(layer: Layer) -> str:
         return CONVERSION
     if is_sparse(layer.tactic):
         return SPARSE
+    if layer.tactic == CHOSEN_LATER:
+        return LATER
     return DENSE if layer.pattern else OTHER
 
 

@@ -78,7 +78,11 @@ def _nvidia_smi(*query: str) -> str:
         return ""
     try:
         done = subprocess.run(
-            [program, *(query or _QUERY)], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            [program, *(query or _QUERY)],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -71,6 +71,10 @@ IN_FLOAT32 = " in float32"
 """What the tactic of a candidate ends with that was timed beside a layer in bfloat16."""
 
 
+CHOSEN_LATER = "tensorrt, chosen when loaded"
+"""The tactic of a product whose kernel, dense or sparse, is chosen where the engine is loaded."""
+
+
 _SPARSE = re.compile(r"\d+:\d+")
 
 

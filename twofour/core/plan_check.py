@@ -64,7 +64,7 @@ def _wrong_target(plan: Plan) -> Iterator[str]:
     if gpu is not None and len(plan.code) != 1:
         yield f"{len(plan.code)} networks of TensorRT, expected 1"
     kinds = {step.kind for step in plan.steps}
-    if gpu is None and TENSORRT in kinds or gpu is not None and kinds - {TENSORRT}:
+    if (gpu is None and TENSORRT in kinds) or (gpu is not None and kinds - {TENSORRT}):
         yield f"steps of the kinds {', '.join(sorted(kinds))} in an engine for {plan.target}"
 
 

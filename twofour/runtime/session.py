@@ -71,7 +71,8 @@ class Session:
         self._network = network_of(engine)
         self._machine = self._made_ready() if self._network is None else None
         self._steps = [
-            [self._step(step, index, p) for step in p.steps] for index, p in enumerate(plan.profiles)
+            [self._step(step, index, p) for step in p.steps]
+            for index, p in enumerate(plan.profiles)
         ]
 
     def _made_ready(self) -> Machine:

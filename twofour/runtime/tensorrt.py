@@ -120,7 +120,10 @@ class Network:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """The type that TensorRT takes or gives a tensor in."""
-        return np.dtype(self.library.module.nptype(self.engine.get_tensor_dtype(name)))
+        found: np.dtype[Any] = np.dtype(
+            self.library.module.nptype(self.engine.get_tensor_dtype(name))
+        )
+        return found
 
     def is_on_host(self, name: str) -> bool:
         """Whether TensorRT reads the tensor, a shape, from the memory of the CPU."""

@@ -1,0 +1,135 @@
+"""Inputs and outputs of a model at the shapes that were asked for, and the profiles of TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from twofour.compiler.fit import Fit, Irregular
+from twofour.compiler.importer import bind_inputs
+from twofour.compiler.native import kind_of, static_shape
+from twofour.compiler.requests import Request, Shape
+from twofour.core.errors import UnsupportedError
+from twofour.core.sizes import Count, Symbol
+from twofour.engine import DTYPES, TensorInfo
+from twofour.onnx_tools.infer import infer_shapes
+
+Corners = tuple[Shape, Shape, Shape]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """One profile.
+
+    Attributes:
+        inputs: of the model.
+        outputs: of the model; their shapes are known where onnx can infer them.
+        corners: input -> its smallest, usual and largest shape.
+        symbols: open dimensions.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    corners: Mapping[str, Corners]
+    symbols: tuple[Symbol, ...]
+
+
+def ends_of(model: ir.Model, request: Request) -> Ends:
+    """The inputs and outputs of one profile.
+
+    Args:
+        model: not changed.
+        request: its shapes.
+
+    Raises:
+        InputError: a shape contradicts the model.
+        UnsupportedError: an input or output is of a kind that engines do not pass on.
+    """
+    fit = Fit.of(request.symbols)
+    points = fit.points if request.symbols else ((),)
+    seen = [_shapes_at(model, request, values) for values in points]
+    kinds = {value.name or "": value for value in (*seen[0].inputs, *seen[0].outputs)}
+    for name, value in kinds.items():
+        if kind_of(value) not in DTYPES:
+            raise UnsupportedError(
+                f"an engine does not pass on {name!r}, which is {kind_of(value)}",
+                [f"expected a tensor of {', '.join(sorted(DTYPES))}"],
+                "cut the model so that this value is neither an input nor an output",
+            )
+    inputs = [_info(fit, [graph.inputs[i] for graph in seen]) for i in range(len(seen[0].inputs))]
+    outputs = [
+        _info(fit, [graph.outputs[i] for graph in seen]) for i in range(len(seen[0].outputs))
+    ]
+    corners = [
+        _input_shapes(model, request, tuple(getattr(s, which) for s in request.symbols))
+        for which in ("least", "usual", "most")
+    ]
+    names = [info.name for info in inputs]
+    shapes = {name: (corners[0][name], corners[1][name], corners[2][name]) for name in names}
+    return Ends(tuple(inputs), tuple(outputs), shapes, request.symbols)
+
+
+def fix_inputs(model: ir.Model, ends: Sequence[Ends]) -> list[dict[str, Corners]]:
+    """Makes the sizes that never change part of the model, in place.
+
+    Returns:
+        For each profile the corners of the inputs that stay open; nothing where none does.
+    """
+    open_inputs = set()
+    for value in model.graph.inputs:
+        name = value.name or ""
+        shapes = [shape for each in ends for shape in each.corners[name]]
+        dims = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
+        if None in dims:
+            open_inputs.add(name)
+        declared = list(value.shape or ())
+        value.shape = ir.Shape(
+            [
+                _symbol(declared[axis], f"{name}_{axis}") if dim is None else dim
+                for axis, dim in enumerate(dims)
+            ]
+        )
+    if not open_inputs:
+        return []
+    return [{name: each.corners[name] for name in sorted(open_inputs)} for each in ends]
+
+
+def _symbol(declared: int | ir.SymbolicDim, here: str) -> str:
+    """The name of an open dimension: that of the model, which may stand in other inputs too."""
+    return str(getattr(declared, "value", None) or here)
+
+
+def _shapes_at(model: ir.Model, request: Request, values: Sequence[int]) -> ir.Graph:
+    """The graph with fixed inputs, and what follows from them."""
+    bound = model.clone()
+    bind_inputs(bound.graph, request.shapes_at(values))
+    for value in bound.graph.outputs:
+        value.shape = None  # what the file declares may err
+    infer_shapes(bound)
+    return bound.graph
+
+
+def _input_shapes(
+    model: ir.Model, request: Request, values: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    bound = model.clone()
+    bind_inputs(bound.graph, request.shapes_at(values))
+    return {value.name or "": static_shape(value) or () for value in bound.graph.inputs}
+
+
+def _info(fit: Fit, seen: Sequence[ir.Value]) -> TensorInfo:
+    """A tensor, by its shapes at the points of the fit."""
+    name, kind = seen[0].name or "", kind_of(seen[0])
+    shapes = [static_shape(value) for value in seen]
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes) or len({len(shape) for shape in known}) != 1:
+        return TensorInfo(name, kind, (), known=False)
+    if not fit.symbols:
+        return TensorInfo(name, kind, known[0])
+    try:
+        dims: list[Count] = [fit.count(sizes) for sizes in zip(*known, strict=True)]
+    except Irregular:
+        return TensorInfo(name, kind, (), known=False)
+    return TensorInfo.of(name, kind, dims)
