@@ -158,10 +158,12 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _heading(plan: Plan) -> str:
-    built = (
-        f"{plan.source_name or 'a model'}, built for {plan.target} with {plan.threads} "
-        f"thread{'s' * (plan.threads > 1)} on {plan.target.model}, by twofour {plan.version}"
-    )
+    gpu = plan.target.tensorrt
+    by = f"with {plan.threads} thread{'s' * (plan.threads > 1)} on {plan.target.model}"
+    if gpu is not None:
+        by = f"by {gpu.title}" + (f" on {plan.target.model}" if plan.target.model else "")
+    model = plan.source_name or "a model"
+    built = f"{model}, built for {plan.target} {by}, by twofour {plan.version}"
     return "\n".join((built, *(f"note: {note}" for note in plan.notes)))
 
 

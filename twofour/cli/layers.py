@@ -87,6 +87,9 @@ def summary(parts: Sequence[Part], advice: Sequence[str]) -> list[str]:
         for part in parts
     ]
     ideas = [f"next: {text}" for text in advice]
+    if parts and not any(part.time_us for part in parts):
+        counts = [f"{part.layers} {_KINDS[part.kind]}" for part in parts]
+        return [f"layers: {', '.join(counts)}; none was timed", *ideas]
     return [f"of the time: {', '.join(shares)}", *(ideas or ["next: nothing stands out"])]
 
 

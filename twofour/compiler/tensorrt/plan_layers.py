@@ -112,7 +112,7 @@ def _layer(
 ) -> Layer:
     tactic, notes = TACTIC, tuple[str, ...]()
     if product is not None:
-        tactic = _tactic(reported, sparsity)
+        tactic = _tactic(reported, product, sparsity, is_sparse_allowed)
         notes = tuple(filter(None, [_why(reported, product, tactic, sparsity, is_sparse_allowed)]))
     outputs = [math.prod(port.shape) for port in reported.outputs[:1]]
     return Layer(
@@ -130,11 +130,14 @@ def _layer(
     )
 
 
-def _tactic(reported: Reported, sparsity: Sparsity) -> str:
-    chosen = sparsity.chosen or frozenset()
-    if reported.is_sparse or reported.name in chosen:
+def _tactic(
+    reported: Reported, product: _Product, sparsity: Sparsity, is_sparse_allowed: bool
+) -> str:
+    """Sparse, dense, or open: a kernel that is chosen later may be sparse where it can be."""
+    if reported.is_sparse or reported.name in (sparsity.chosen or frozenset()):
         return SPARSE_TACTIC
-    return CHOSEN_LATER if reported.is_open else TACTIC
+    may_be = product.pattern in _SPARSE_PATTERNS and reported.precision in _SPARSE_TYPES
+    return CHOSEN_LATER if reported.is_open and may_be and is_sparse_allowed else TACTIC
 
 
 def _why(
