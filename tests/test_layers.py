@@ -98,6 +98,8 @@ HOMES = {
     "mlflow": ("twofour/registry/mlflow.py",),
     "prometheus_client": ("twofour/serve/",),
     "opentelemetry": ("twofour/serve/",),
+    "tensorrt": ("twofour/runtime/tensorrt_library.py",),
+    "cuda": ("twofour/runtime/cuda_memory.py",),
     "triton_python_backend_utils": ("twofour/serve/triton/model.py",),  # in Triton's own process
     "safetensors": ("twofour/engine.py", "twofour/train/"),
 }

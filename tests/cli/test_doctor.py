@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from tests.sample_machines import KNOWN, UNKNOWN, plant_machine
 from twofour.cli import app, doctor
+from twofour.core import tensorrt
 from twofour.core.gpus import Gpu
 from twofour.core.target import ISAS, host_target, why_no_bf16
+from twofour.core.tensorrt import Installed
 
 
 def told() -> str:
@@ -80,7 +82,6 @@ def test_doctor_on_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
         "governor is powersave",
         "allows 0.5 cores' worth",
         "2 x A GPU, 16 GB, driver 1.2",
-        "there is no target for GPUs yet",
         "one core 10 GB/s, 4 threads 20 GB/s",
     ):
         assert part in text
@@ -99,3 +100,21 @@ def test_doctor_measures_what_sparsity_pays() -> None:
     for each in probes:
         assert each["gain"] == pytest.approx(each["dense_us"] / each["sparse_us"])
         assert 1 < each["dense_gops"] < 1e5
+
+
+def test_doctor_says_which_tensorrt_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = (Installed("tensorrt", "tensorrt", "10.9.0.34"), Installed("tensorrt_rtx", "x", "1.7.1"))
+    monkeypatch.setattr(tensorrt, "installed", lambda: has)
+    monkeypatch.setattr(tensorrt, "read_capabilities", lambda: ())
+    text = told()
+    assert (
+        "TensorRT 10.9.0.34: builds engines where their GPU is; to run them is missing: GPU" in text
+    )
+    assert "TensorRT for RTX 1.7.1: builds engines for GPUs, here without one; to run" in text
+    monkeypatch.setattr(tensorrt, "read_capabilities", lambda: ((8, 9),))
+    assert "TensorRT 10.9.0.34: builds engines; runs them" in told()
+
+
+def test_doctor_says_how_to_get_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "installed", lambda: ())
+    assert "TensorRT: not installed, for --target tensorrt: pip install tensorrt" in told()

@@ -17,6 +17,7 @@ from twofour.cli.doctor_report import (
     package_table,
     plugin_lines,
     speed_table,
+    tensorrt_lines,
 )
 from twofour.cli.output import Json, Output, Quiet
 
@@ -37,6 +38,7 @@ _PACKAGES = {
     "torch": ("pruning and fine-tuning", "train"),
     "openvino": ("bench --vs openvino", "bench"),
     "tokenizers": ("bench --suite", "bench"),
+    "cuda-bindings": ("engines of TensorRT", "tensorrt"),
     "scikit-learn": ("the demo's scans", "demo"),
 }
 
@@ -73,8 +75,8 @@ def doctor(
     speed = _speed(machine, out)
     out.show(*speed_table(speed), *noise_lines(noise))
     gpus, packages = read_gpus(), {name: _package(name) for name in _PACKAGES}
-    out.show(*gpu_lines(gpus), package_table(packages))
-    plugins = _plugins()
+    tensorrt, plugins = _tensorrt(), _plugins()
+    out.show(*gpu_lines(gpus), *tensorrt_lines(tensorrt), package_table(packages))
     out.show(*plugin_lines(plugins))
     probes = _probes(out) if measure else []
     out.show(*gain_lines(probes))
@@ -83,11 +85,24 @@ def doctor(
         "noise": noise,
         "speed": dataclasses.asdict(speed),
         "gpus": [dataclasses.asdict(each) for each in gpus],
+        "tensorrt": tensorrt,
         "packages": packages,
         "plugins": plugins,
         "probes": [dataclasses.asdict(each) for each in probes],
     }
     out.data("doctor/1", {**_identity(), **found})
+
+
+def _tensorrt() -> dict[str, Any]:
+    """Which TensorRT is here, whether it is loaded, and what is missing to build and to run."""
+    from twofour.core.tensorrt import TITLES, TensorRT, installed, lacks
+
+    found = []
+    for each in installed():
+        missing = lacks(TensorRT(library=each.library, version=each.version))
+        title = f"{TITLES[each.library]} {each.version}".rstrip()
+        found.append({"library": each.library, "title": title, "missing_to_run": list(missing)})
+    return {"found": found, "install": "" if found else "pip install tensorrt"}
 
 
 def _identity() -> dict[str, Any]:

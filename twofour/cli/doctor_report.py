@@ -96,7 +96,7 @@ def noise_lines(noise: Sequence[str]) -> list[str]:
 
 
 def gpu_lines(gpus: Sequence[Gpu]) -> list[str]:
-    """What there is; and that nothing here uses it yet."""
+    """What there is."""
     if not gpus:
         return ["GPUs: none found"]
     kinds: dict[str, int] = {}
@@ -106,7 +106,23 @@ def gpu_lines(gpus: Sequence[Gpu]) -> list[str]:
         name = f"{gpu.name}{size}{driver}"
         kinds[name] = kinds.get(name, 0) + 1
     shown = "; ".join(f"{count} x {name}" if count > 1 else name for name, count in kinds.items())
-    return [f"GPUs: {shown}", "  engines run on the CPU only: there is no target for GPUs yet"]
+    return [f"GPUs: {shown}"]
+
+
+def tensorrt_lines(found: Mapping[str, Any]) -> list[str]:
+    """What builds engines for GPUs, and what keeps them from running here."""
+    lines = []
+    for each in found["found"]:
+        missing = each["missing_to_run"]
+        runs = f"to run them is missing: {', '.join(missing)}" if missing else "runs them"
+        lines.append(f"{each['title']}: {_builds(each['library'], bool(missing))}; {runs}")
+    return lines or [f"TensorRT: not installed, for --target tensorrt: {found['install']}"]
+
+
+def _builds(library: str, is_missing: bool) -> str:
+    if library == "tensorrt_rtx":
+        return "builds engines for GPUs, here without one"
+    return "builds engines where their GPU is" if is_missing else "builds engines"
 
 
 def package_table(packages: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -229,7 +229,7 @@ def _engine(source: Path, out: Output) -> None:
     out.show(
         f"engine of {plan.source_name or 'a model'} (sha256 {plan.source_sha256[:12]}), "
         f"by twofour {plan.version}",
-        f"for {plan.target} ({plan.target.arch}, {plan.target.model}), threads {plan.threads}",
+        _made_for(plan),
         f"cannot run here: lacks {', '.join(missing)}" if missing else "runs here",
         ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items()),
         *(line for i, profile in enumerate(plan.profiles) for line in _profile(plan, i, profile)),
@@ -238,6 +238,14 @@ def _engine(source: Path, out: Output) -> None:
     )
     document = {"bytes": parts, "runs_here": not missing, "plan": plan.to_json()}
     out.data("inspect.engine/1", document)
+
+
+def _made_for(plan: Plan) -> str:
+    """The machine, and what runs it there."""
+    target = plan.target
+    model = ", ".join(filter(None, (target.arch, target.model)))
+    by = f"threads {plan.threads}" if target.tensorrt is None else f"by {target.tensorrt.title}"
+    return f"for {target} ({model}), {by}"
 
 
 def _profile(plan: Plan, index: int, profile: Profile) -> list[str]:
@@ -253,8 +261,12 @@ def _profile(plan: Plan, index: int, profile: Profile) -> list[str]:
     ]
 
 
+_HOW = {"native": "generated code", "tensorrt": "TensorRT runs them"}
+"""Kind of step -> what runs it."""
+
+
 def _step(number: int, kind: str, layers: tuple[int, ...]) -> str:
-    how = "generated code" if kind == "native" else "ONNX Runtime"
+    how = _HOW.get(kind, "ONNX Runtime")
     return f"step {number}: {len(layers)} layers as {how}"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,12 @@ from twofour.compiler.join_moves import join_moves
 from twofour.compiler.lower import lower
 from twofour.compiler.native_plugin import inlined_notes
 from twofour.compiler.open_graph import OpenGraph
+from twofour.compiler.options import EFFORTS, SPARSITY, BuildOptions
 from twofour.compiler.passes.pipeline import Fused, Pass, run_passes
 from twofour.compiler.precision import passes_for, target_of, why_float
 from twofour.compiler.profile import with_times
 from twofour.compiler.requests import (
     Request,
-    Requested,
     Shape,
     became_one,
     read_request,
@@ -40,16 +40,14 @@ from twofour.compiler.requests import (
 )
 from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
-from twofour.compiler.tensorrt.build import Wishes, tensorrt_engine
+from twofour.compiler.tensorrt.build import tensorrt_engine
 from twofour.compiler.tune import TimingCache, Tuner
 from twofour.compiler.whole import whole_engine
 from twofour.compiler.whole_race import faster
 from twofour.compiler.writes import SourceNames
-from twofour.core.abi import MAX_THREADS
-from twofour.core.data import DataLike
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.plan import is_sparse
-from twofour.core.target import Target, check_runs_here, detect_host, host_target
+from twofour.core.target import Target, check_runs_here, host_target
 from twofour.engine import Engine
 from twofour.onnx_tools.eligible import NothingToQuantizeError
 from twofour.onnx_tools.load import load_model, model_bytes
@@ -58,113 +56,14 @@ from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize_with_report
 from twofour.onnx_tools.sparse import densified
 
+__all__ = ["EFFORTS", "SPARSITY", "BuildOptions", "Model", "build", "compile_model", "loaded"]
+
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 _NEAR_BYTES = 1 << 20  # weights of a whole network that an L2 may hold from run to run
 _HELD_BYTES = 32 << 20  # not packed, that a last-level cache may hold
 _LEFT_NEAR_BYTES = 4 << 20  # several times an L2
 _FAR_BYTES = 64 << 20  # more than an L3 holds
-EFFORTS = range(4)
-SPARSITY = ("enable", "force", "disable")
 _NOTHING_SPARSE = "sparsity force: no layer runs on a sparse kernel; the layers' reasons say why"
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build.
-
-    Attributes:
-        sparsity: "enable" (sparse kernels compete where a weight has a pattern), "force" (weights
-            that have none are pruned to 2:4 by magnitude where they can be, and only sparse kernels
-            are taken there: for measuring, not for accuracy) or "disable".
-        int8: quantize the model first, calibrated on `data`. A model that is quantized already, or
-            has nothing to quantize, is built as it is, and the plan's notes say so.
-        bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
-            CPU cannot, or float32 is faster, they stay float32, and `explain` says so.
-        fp16: the same in float16; of TensorRT alone.
-        stay_float32: names of nodes of the model that `bf16` and `fp16` are not for.
-        data: calibration batches, as `twofour quantize` takes them.
-        calibration_cache: a file that keeps what calibration saw; where it has all that is needed,
-            data may be left out. Or a calibration table of TensorRT.
-        shapes: input name -> shape, or (smallest, usual, largest) shape: the engine then runs any
-            shape in between. Dimensions left open are those of one calibration sample where there
-            is data and no shape is given, else 1.
-        profiles: several of such mappings, instead of `shapes`: the engine runs what fits one of
-            them, and the first that does.
-        threads: to tune for.
-        timing_cache: a file that keeps measured times between builds.
-        tuning_effort: 0 (nothing is timed) to 3 (everything is, and longer), see `Tuner`.
-        workspace_bytes: what a kernel may take beside its operands and weights, for each thread;
-            None for any amount.
-        target: by default this machine; for TensorRT see docs/tensorrt.md: threads, the race and
-            the dump have no meaning there.
-        race: a model that ONNX Runtime as a whole runs clearly faster becomes one step of it.
-        dump: a folder for the text of the graph after each pass.
-    """
-
-    sparsity: str = "enable"
-    int8: bool = False
-    bf16: bool = False
-    fp16: bool = False
-    stay_float32: Collection[str] = ()
-    data: DataLike | None = None
-    calibration_cache: str | os.PathLike[str] | None = None
-    shapes: Requested | None = None
-    profiles: Sequence[Requested] = ()
-    threads: int = 1
-    timing_cache: str | os.PathLike[str] | None = None
-    tuning_effort: int = 2
-    workspace_bytes: int | None = None
-    target: Target | None = None
-    race: bool = True
-    dump: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Checks what can be checked before any work.
-
-        Raises:
-            InputError: an unknown sparsity, INT8 without data or the reverse, or a thread count
-                that the machine does not have.
-        """
-        if self.sparsity not in SPARSITY:
-            raise InputError(
-                f"unknown sparsity {self.sparsity!r}", [f"expected one of {', '.join(SPARSITY)}"]
-            )
-        given = self.data is not None or self.calibration_cache is not None
-        if self.int8 and not given:
-            raise InputError(
-                "INT8 needs calibration data",
-                ["int8 was asked for without data"],
-                "give calibration inputs: --int8 --data inputs.npz",
-            )
-        if given and not self.int8:
-            raise InputError(
-                "data is of no use without int8",
-                ["calibration data or a cache of it was given without int8"],
-                "add int8=True, or drop it",
-            )
-        if self.shapes and self.profiles:
-            raise InputError(
-                "shapes and profiles cannot both be given",
-                [f"got {len(self.profiles)} profiles and shapes for {', '.join(self.shapes)}"],
-                "make the shapes the first of the profiles",
-            )
-        if self.fp16 and (self.bf16 or self.target is None or self.target.tensorrt is None):
-            raise InputError(
-                "float16 is for TensorRT, and in place of bfloat16",
-                [f"the target is {self.target or 'this CPU'}{', with bf16' * self.bf16}"],
-                "leave fp16 out, or build with the target tensorrt",
-            )
-        if self.tuning_effort not in EFFORTS:
-            raise InputError(
-                f"unknown tuning effort {self.tuning_effort!r}",
-                [f"expected {EFFORTS[0]} to {EFFORTS[-1]}"],
-            )
-        most = min(MAX_THREADS, detect_host().cores)
-        if not 1 <= self.threads <= most:
-            raise InputError(
-                f"cannot build for {self.threads} threads",
-                [f"expected 1 to {most} on this machine"],
-            )
 
 
 def build(model: Model, *, progress: Progress | None = None, **options: Any) -> Engine:
@@ -259,20 +158,7 @@ def _by_tensorrt(
     profiles = options.profiles or (options.shapes or {},)
     if options.data is not None and not any(profiles):
         profiles = (shapes_of_data(source.graph, options.data),)
-    cache, times = options.calibration_cache, options.timing_cache
-    wishes = Wishes(
-        sparsity=options.sparsity,
-        int8=options.int8,
-        half="float16" if options.fp16 else "bfloat16" if options.bf16 else "",
-        stay_float32=options.stay_float32,
-        data=options.data,
-        calibration_cache=None if cache is None else os.fspath(cache),
-        profiles=profiles,
-        timing_cache=None if times is None else Path(times),
-        tuning_effort=options.tuning_effort,
-        workspace_bytes=options.workspace_bytes,
-    )
-    engine = tensorrt_engine(source, target, wishes, progress)
+    engine = tensorrt_engine(source, target, options, profiles, progress)
     notes = (*kept, *engine.plan.notes)
     plan = replace(engine.plan, source_name=name, source_sha256=digest, notes=notes)
     return replace(engine, plan=plan)

@@ -130,13 +130,13 @@ def lacks(wanted: TensorRT) -> tuple[str, ...]:
     elif found.version and found.version != wanted.version:
         missing.append(f"{wanted.title} (here is {found.version})")
     if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
-        missing.append("the package cuda-bindings")
+        missing.append("package cuda-bindings")
     capabilities = read_capabilities()
     if not capabilities:
-        missing.append(f"a GPU for {wanted.gpu}")
+        missing.append(f"GPU for {wanted.gpu}" if wanted.gpu else "GPU")
     elif not any(fits_gpu(wanted.gpu, each) for each in capabilities):
         has = ", ".join(map(gpu_name, capabilities))
-        missing.append(f"a GPU for {wanted.gpu} (here is {has})")
+        missing.append(f"GPU for {wanted.gpu} (here is {has})")
     return tuple(missing)
 
 

@@ -5,16 +5,17 @@ The steps stand in `tensorrt_engine`, in order.
 
 from __future__ import annotations
 
+import os
 import platform
 import tempfile
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from twofour.compiler.importer import standardized
+from twofour.compiler.options import BuildOptions
 from twofour.compiler.requests import Requested, became_one, read_request
 from twofour.compiler.tensorrt.builder import Built, Order, build_network, without_deprecations
 from twofour.compiler.tensorrt.ends import Ends, ends_of, fix_inputs
@@ -22,7 +23,6 @@ from twofour.compiler.tensorrt.half import halved
 from twofour.compiler.tensorrt.plan_layers import dense_note, plan_layers
 from twofour.compiler.tensorrt.rewrite import for_tensorrt, is_quantized
 from twofour.compiler.tensorrt.rules import Rules, rules_of
-from twofour.core.data import DataLike
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.progress import Report
 from twofour.core.target import TENSORRT, Target
@@ -45,31 +45,20 @@ _LEVELS = (0, 2, 3, 5)
 """Of TensorRT's optimization, for each tuning effort."""
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What a build for TensorRT looks at of the options of any build; see `BuildOptions`."""
-
-    sparsity: str
-    int8: bool
-    half: str
-    stay_float32: Collection[str]
-    data: DataLike | None
-    calibration_cache: str | None
-    profiles: Sequence[Requested]
-    timing_cache: Path | None
-    tuning_effort: int
-    workspace_bytes: int | None
-
-
 def tensorrt_engine(
-    source: ir.Model, target: Target, wishes: Wishes, progress: Report | None
+    source: ir.Model,
+    target: Target,
+    options: BuildOptions,
+    asked: Sequence[Requested],
+    progress: Report | None,
 ) -> Engine:
     """Builds a model with the TensorRT that is installed.
 
     Args:
         source: the model as loaded; not changed.
         target: TensorRT's; which library and which GPU.
-        wishes: how to build.
+        options: how to build.
+        asked: the shapes of each profile.
         progress: told how far it is.
 
     Returns:
@@ -84,25 +73,26 @@ def tensorrt_engine(
     library = find_library(target.tensorrt)
     rules = rules_of(library.name, library.version)
     gpu, gpu_model = _gpu(library, rules, target.tensorrt)
-    model, scales, notes = _quantized(source, rules, wishes, progress)
-    if wishes.sparsity == "force":
+    model, scales, notes = _quantized(source, rules, options, progress)
+    if options.sparsity == "force":
         model = prune(model, keep=("4:8",))[0]
     model, changes = for_tensorrt(model)
-    ends = [ends_of(model, read_request(model.graph, profile)) for profile in wishes.profiles]
-    notes += (*changes, *filter(None, [became_one(source.graph, wishes.profiles[0])]))
+    ends = [ends_of(model, read_request(model.graph, profile)) for profile in asked]
+    notes += (*changes, *filter(None, [became_one(source.graph, asked[0])]))
     taken = model
-    if wishes.half and rules.strongly_typed:
-        taken, cut = halved(model, wishes.half, wishes.stay_float32)
+    half = _half(options)
+    if half and rules.strongly_typed:
+        taken, cut = halved(model, half, options.stay_float32)
         notes += cut
     corners = fix_inputs(taken, ends)
-    cache = _cache_file(wishes.timing_cache, library, gpu)
+    cache = _cache_file(options.timing_cache, library, gpu)
     order = Order(
         model_bytes(taken),
         corners,
-        _flags(rules, wishes, quantized=is_quantized(model) or scales is not None),
+        _flags(rules, options, quantized=is_quantized(model) or scales is not None),
         gpu,
-        wishes.workspace_bytes,
-        _LEVELS[wishes.tuning_effort],
+        options.workspace_bytes,
+        _LEVELS[options.tuning_effort],
         _read(cache) if rules.times_kernels else None,
         scales,
     )
@@ -114,7 +104,7 @@ def tensorrt_engine(
         notes += (f"{library.title} times nothing at build: the timing cache is of no use",)
     found = TensorRT(gpu, library.name, library.version)
     made_for = Target(TENSORRT, platform.machine(), gpu_model, tensorrt=found)
-    return _engine(model, made_for, ends, built, wishes.sparsity != "disable", notes)
+    return _engine(model, made_for, ends, built, options.sparsity != "disable", notes)
 
 
 def _engine(
@@ -179,28 +169,26 @@ def _gpu(library: Library, rules: Rules, wanted: TensorRT) -> tuple[str, str]:
 
 
 def _quantized(
-    source: ir.Model, rules: Rules, wishes: Wishes, progress: Report | None
+    source: ir.Model, rules: Rules, options: BuildOptions, progress: Report | None
 ) -> tuple[ir.Model, bytes | None, tuple[str, ...]]:
     """The model with Q/DQ; or the float model and a table of scales, where the version has both.
 
     Returns:
         The model, the table or None, and notes.
     """
-    if not wishes.int8:
+    if not options.int8:
         return source, None, ()
-    options = QuantizeOptions(activation="int8")
+    kind, cache = QuantizeOptions(activation="int8"), options.calibration_cache
     try:
-        found = quantize_with_report(
-            standardized(source), wishes.data, options, progress, wishes.calibration_cache
-        )
+        found = quantize_with_report(standardized(source), options.data, kind, progress, cache)
     except (NothingToQuantizeError, UnsupportedError) as error:
         why = "; ".join(error.reasons)
         return source, None, (f"not quantized, the data was not used: {error.what} ({why})",)
     notes = tuple(filter(None, [found.calibration]))
     if not rules.calibrates:
         return found.model, None, notes
-    if wishes.calibration_cache is not None and is_table(wishes.calibration_cache):
-        return found.floats, Path(wishes.calibration_cache).read_bytes(), notes
+    if cache is not None and is_table(cache):
+        return found.floats, Path(cache).read_bytes(), notes
     return found.floats, _table(found.model, rules), notes
 
 
@@ -214,30 +202,37 @@ def _table(model: ir.Model, rules: Rules) -> bytes:
     return f"{first}\n".encode() + scales
 
 
-def _flags(rules: Rules, wishes: Wishes, quantized: bool) -> tuple[str, ...]:
+def _flags(rules: Rules, options: BuildOptions, quantized: bool) -> tuple[str, ...]:
     """The builder's flags.
 
     Raises:
         UnsupportedError: this version has none for the type that was asked for.
     """
-    flags = ["SPARSE_WEIGHTS"] if wishes.sparsity != "disable" else []
+    half = _half(options)
+    flags = ["SPARSE_WEIGHTS"] if options.sparsity != "disable" else []
     if rules.strongly_typed:
         return tuple(flags)
-    if wishes.half and wishes.half not in rules.half_flags:
+    if half and half not in rules.half_flags:
         raise UnsupportedError(
-            f"TensorRT {rules.version} has no {wishes.half}",
+            f"TensorRT {rules.version} has no {half}",
             [f"it computes in {', '.join(rules.half_flags)}"],
             "build with --fp16, or with TensorRT 9 or newer",
         )
-    flags += [rules.half_flags[wishes.half]] if wishes.half else []
+    flags += [rules.half_flags[half]] if half else []
     return (*flags, *(["INT8"] if quantized else []))
 
 
-def _cache_file(given: Path | None, library: Library, gpu: str) -> Path | None:
+def _half(options: BuildOptions) -> str:
+    """The type of 16 bits that was asked for; "" for none."""
+    return "float16" if options.fp16 else "bfloat16" if options.bf16 else ""
+
+
+def _cache_file(given: str | os.PathLike[str] | None, library: Library, gpu: str) -> Path | None:
     """The timing cache of this version and GPU: TensorRT takes no other's."""
     if given is None:
         return None
-    return given.with_name(f"{given.name}.{library.name}-{library.version}-{gpu}")
+    path = Path(given)
+    return path.with_name(f"{path.name}.{library.name}-{library.version}-{gpu}")
 
 
 def _read(path: Path | None) -> bytes | None:

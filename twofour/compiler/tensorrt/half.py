@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx.version_converter
@@ -43,8 +42,8 @@ _FLOAT_ONLY = frozenset(
     "RoiAlign STFT Upsample".split()
 )
 _KINDS = {
-    "float16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
-    "bfloat16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
 }
 
 
@@ -119,7 +118,7 @@ class _Casting:
     def run(self) -> tuple[str, ...]:
         """Casts everything, in place."""
         self.editor = Editor(self.graph)
-        self.type, self.dtype = _KINDS[self.kind]
+        self.type = _KINDS[self.kind]
         for node in list(self.graph):
             if self._stays(node):
                 self._feed(node, self.wide)
@@ -167,7 +166,7 @@ class _Casting:
                 node.replace_input_with(index, self._narrowed(value))
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
-                output.dtype = self.type
+                output.type = ir.TensorType(self.type)  # a type may be shared with the source
 
     def _constant(self, node: ir.Node, name: str) -> None:
         """The number of a Constant or a ConstantOfShape."""
@@ -203,7 +202,7 @@ class _Casting:
     def _cast(self, value: ir.Value, kind: ir.DataType) -> ir.Value:
         name = self.editor.name(f"{value.name}_{kind.name.lower()}")
         node = ir.node("Cast", [value], {"to": kind.value}, name=self.editor.name(f"{name}_Cast"))
-        node.outputs[0].name, node.outputs[0].dtype = name, kind
+        node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(kind)
         node.outputs[0].shape = value.shape
         producer = value.producer()
         if producer is None:
@@ -218,7 +217,7 @@ class _Casting:
             if np.isfinite(array).all() and (abs(array) > most).any():
                 self.clipped.append(source)
                 array = np.clip(array, -most, most)
-        return ir.Tensor(array.astype(self.dtype), dtype=self.type, name=name or None)
+        return ir.Tensor(array.astype(self.type.numpy()), dtype=self.type, name=name or None)
 
     def _end(self, index: int, output: ir.Value) -> None:
         """An output of 16 bits gets its Cast, and its name."""

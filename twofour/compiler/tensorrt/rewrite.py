@@ -23,6 +23,7 @@ from twofour.onnx_tools.promises import carry
 
 _MIDDLE = 128
 _MOST_SHOWN = 6
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
 FIX = (
     "quantize the float model with symmetric activations: "
     "twofour quantize MODEL.onnx -o INT8.onnx --data D --activation int8"
@@ -62,8 +63,7 @@ def for_tensorrt(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
 
 def is_quantized(model: ir.Model) -> bool:
     """Whether any tensor is quantized."""
-    kinds = ("QuantizeLinear", "DequantizeLinear")
-    return any(is_standard(node, *kinds) for node in model.graph.all_nodes())
+    return any(is_standard(node, *_QDQ) for node in model.graph.all_nodes())
 
 
 def _float_biases(graph: ir.Graph) -> int:
@@ -105,7 +105,7 @@ def _skewed(nodes: Iterable[ir.Node]) -> list[str]:
     for node in nodes:
         if node.domain == "" and node.op_type == "DynamicQuantizeLinear":
             found.append(f"{node.op_type} {node.name!r}: uint8, with zero points of run time")
-        if not is_standard(node, "QuantizeLinear", "DequantizeLinear"):
+        if not is_standard(node, *_QDQ) or _ends_a_pair(node):
             continue
         kind, reason = _kind(node), ""
         point = constant(operand(node, 2))
@@ -118,6 +118,13 @@ def _skewed(nodes: Iterable[ir.Node]) -> list[str]:
         if reason:
             found.append(f"{node.op_type} {node.name!r}: {reason}")
     return found
+
+
+def _ends_a_pair(node: ir.Node) -> bool:
+    """Whether it is a DequantizeLinear behind a QuantizeLinear, which speaks for both."""
+    integers = operand(node, 0)
+    behind = integers is not None and is_standard(integers.producer(), "QuantizeLinear")
+    return behind and node.op_type == "DequantizeLinear"
 
 
 def _read_otherwise(node: ir.Node) -> str:
@@ -150,7 +157,7 @@ def _to_int8(graph: ir.Graph) -> int:
     editor, moved = Editor(graph), set()
     done: dict[str, ir.Value] = {}
     for node in list(graph):
-        if not is_standard(node, "QuantizeLinear", "DequantizeLinear") or _kind(node) != np.uint8:
+        if not is_standard(node, *_QDQ) or _kind(node) != np.uint8:
             continue
         point = constant(operand(node, 2))
         assert point is not None  # _skewed refused it otherwise
@@ -166,7 +173,7 @@ def _to_int8(graph: ir.Graph) -> int:
                 done[name] = editor.initializer(f"{name}_int8", shifted)
             node.replace_input_with(0, done[name])
         else:
-            integers.dtype = ir.DataType.INT8
+            integers.type = ir.TensorType(ir.DataType.INT8)  # a type may be shared with the source
         moved.add(integers.name)
     return len(moved)
 

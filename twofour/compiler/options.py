@@ -1,0 +1,116 @@
+"""How to build: what the user chooses, checked before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from twofour.compiler.requests import Requested
+from twofour.core.abi import MAX_THREADS
+from twofour.core.data import DataLike
+from twofour.core.errors import InputError
+from twofour.core.target import Target, detect_host
+
+EFFORTS = range(4)
+SPARSITY = ("enable", "force", "disable")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        sparsity: "enable" (sparse kernels compete where a weight has a pattern), "force" (weights
+            that have none are pruned to 2:4 by magnitude where they can be, and only sparse kernels
+            are taken there: for measuring, not for accuracy) or "disable".
+        int8: quantize the model first, calibrated on `data`. A model that is quantized already, or
+            has nothing to quantize, is built as it is, and the plan's notes say so.
+        bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
+            CPU cannot, or float32 is faster, they stay float32, and `explain` says so.
+        fp16: the same in float16; of TensorRT alone.
+        stay_float32: names of nodes of the model that `bf16` and `fp16` are not for.
+        data: calibration batches, as `twofour quantize` takes them.
+        calibration_cache: a file that keeps what calibration saw; where it has all that is needed,
+            data may be left out. Or a calibration table of TensorRT.
+        shapes: input name -> shape, or (smallest, usual, largest) shape: the engine then runs any
+            shape in between. Dimensions left open are those of one calibration sample where there
+            is data and no shape is given, else 1.
+        profiles: several of such mappings, instead of `shapes`: the engine runs what fits one of
+            them, and the first that does.
+        threads: to tune for.
+        timing_cache: a file that keeps measured times between builds.
+        tuning_effort: 0 (nothing is timed) to 3 (everything is, and longer), see `Tuner`.
+        workspace_bytes: what a kernel may take beside its operands and weights, for each thread;
+            None for any amount.
+        target: by default this machine; for TensorRT see docs/tensorrt.md: threads, the race and
+            the dump have no meaning there.
+        race: a model that ONNX Runtime as a whole runs clearly faster becomes one step of it.
+        dump: a folder for the text of the graph after each pass.
+    """
+
+    sparsity: str = "enable"
+    int8: bool = False
+    bf16: bool = False
+    fp16: bool = False
+    stay_float32: Collection[str] = ()
+    data: DataLike | None = None
+    calibration_cache: str | os.PathLike[str] | None = None
+    shapes: Requested | None = None
+    profiles: Sequence[Requested] = ()
+    threads: int = 1
+    timing_cache: str | os.PathLike[str] | None = None
+    tuning_effort: int = 2
+    workspace_bytes: int | None = None
+    target: Target | None = None
+    race: bool = True
+    dump: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked before any work.
+
+        Raises:
+            InputError: an unknown sparsity, INT8 without data or the reverse, or a thread count
+                that the machine does not have.
+        """
+        if self.sparsity not in SPARSITY:
+            raise InputError(
+                f"unknown sparsity {self.sparsity!r}", [f"expected one of {', '.join(SPARSITY)}"]
+            )
+        given = self.data is not None or self.calibration_cache is not None
+        if self.int8 and not given:
+            raise InputError(
+                "INT8 needs calibration data",
+                ["int8 was asked for without data"],
+                "give calibration inputs: --int8 --data inputs.npz",
+            )
+        if given and not self.int8:
+            raise InputError(
+                "data is of no use without int8",
+                ["calibration data or a cache of it was given without int8"],
+                "add int8=True, or drop it",
+            )
+        if self.shapes and self.profiles:
+            raise InputError(
+                "shapes and profiles cannot both be given",
+                [f"got {len(self.profiles)} profiles and shapes for {', '.join(self.shapes)}"],
+                "make the shapes the first of the profiles",
+            )
+        if self.fp16 and (self.bf16 or self.target is None or self.target.tensorrt is None):
+            raise InputError(
+                "float16 is for TensorRT, and in place of bfloat16",
+                [f"the target is {self.target or 'this CPU'}{', with bf16' * self.bf16}"],
+                "leave fp16 out, or build with the target tensorrt",
+            )
+        if self.tuning_effort not in EFFORTS:
+            raise InputError(
+                f"unknown tuning effort {self.tuning_effort!r}",
+                [f"expected {EFFORTS[0]} to {EFFORTS[-1]}"],
+            )
+        most = min(MAX_THREADS, detect_host().cores)
+        if not 1 <= self.threads <= most:
+            raise InputError(
+                f"cannot build for {self.threads} threads",
+                [f"expected 1 to {most} on this machine"],
+            )
