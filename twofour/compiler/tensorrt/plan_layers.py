@@ -15,7 +15,6 @@ from twofour.compiler.tensorrt.layers import Port, Reported, Sparsity, read_laye
 from twofour.core.patterns import held
 from twofour.core.plan import CHOSEN_LATER, is_sparse
 from twofour.engine import Layer
-from twofour.onnx_tools.edit import is_standard, operand
 from twofour.onnx_tools.weights import layer_weights
 
 TACTIC, SPARSE_TACTIC = "tensorrt", "2:4 tensorrt"
@@ -24,8 +23,8 @@ _SPARSE_TYPES = ("int8", "float16", "bfloat16")
 _DENSE = "the weight is 2:4, and the kernel is dense: "
 LATER = "TensorRT for RTX chooses the kernel, dense or sparse, on the GPU when the engine is loaded"
 LOST_QDQ = (
-    f"{_DENSE}the model quantizes this layer, but TensorRT computes it in float32: its Q/DQ pairs "
-    "are not where a kernel begins and ends"
+    f"{_DENSE}the model has the weight in int8, but TensorRT computes the layer in float32: there is "
+    "no Q/DQ pair right before its input, or Q/DQ stands where no kernel begins"
 )
 FLOAT = f"{_DENSE}sparse tensor cores take int8 and 16 bits: quantize the model, or build --fp16"
 DISABLED = f"{_DENSE}sparsity is disabled"
@@ -45,7 +44,7 @@ class _Product:
         pattern: the strictest that the weight has; "dense" for none.
         k: products of one sum.
         weight_bytes: as stored in the model.
-        is_quantized: its weight and its input are.
+        is_quantized: its weight is.
     """
 
     name: str
@@ -92,15 +91,11 @@ def _products(model: ir.Model) -> list[_Product]:
     found = []
     for node, weight in layer_weights(model):
         patterns = held(weight.values)
-        is_quantized = weight.scale is not None and _is_dequantized(operand(node, 0))
+        is_quantized = weight.scale is not None
         k = math.prod(weight.values.shape[1:])
         pattern = patterns[0] if patterns else "dense"
         found.append(_Product(node.name or "", pattern, k, weight.stored.nbytes, is_quantized))
     return found
-
-
-def _is_dequantized(value: ir.Value | None) -> bool:
-    return value is not None and is_standard(value.producer(), "DequantizeLinear")
 
 
 def _layer(
