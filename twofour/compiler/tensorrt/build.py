@@ -20,7 +20,7 @@ from twofour.compiler.requests import Requested, became_one, read_request
 from twofour.compiler.tensorrt.builder import Built, Order, build_network, without_deprecations
 from twofour.compiler.tensorrt.ends import Ends, ends_of, fix_inputs
 from twofour.compiler.tensorrt.half import halved
-from twofour.compiler.tensorrt.plan_layers import dense_note, plan_layers
+from twofour.compiler.tensorrt.plan_layers import plan_layers, warnings_of
 from twofour.compiler.tensorrt.rewrite import for_tensorrt, is_quantized
 from twofour.compiler.tensorrt.rules import Rules, rules_of
 from twofour.core.errors import InputError, UnsupportedError
@@ -134,7 +134,7 @@ def _engine(
         threads=1,
         code=(NETWORK,),
         graph={"operators": len(model.graph), "fused": len(layers), "steps": 1},
-        notes=(*notes, *built.notes, *filter(None, [dense_note(layers)])),
+        notes=(*notes, *built.notes, *warnings_of(model, layers)),
     )
     content = np.frombuffer(built.content, np.uint8)
     return Engine(plan, np.zeros(0, np.uint8), {NETWORK: content}, {})

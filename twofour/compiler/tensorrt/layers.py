@@ -10,6 +10,7 @@ kernel is told by its name, or by the builder's own list.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,15 @@ class Reported:
 
     @property
     def precision(self) -> str:
-        """The type of what it multiplies, or works on."""
+        """The type of what it multiplies, or works on.
+
+        A layer that begins with a Cast reads another type than it multiplies its weight with.
+        """
+        weights = [port for port in self.constants if len(port.shape) > 1]
+        if weights:
+            weight = max(weights, key=lambda port: abs(math.prod(port.shape)))
+            if weight.dtype in ("float16", "bfloat16"):
+                return weight.dtype
         return next((port.dtype for port in (*self.inputs, *self.outputs) if port.dtype), "")
 
 

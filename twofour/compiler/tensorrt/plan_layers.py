@@ -7,6 +7,7 @@ often, and what TensorRT says least about.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -20,11 +21,12 @@ from twofour.onnx_tools.weights import layer_weights
 TACTIC, SPARSE_TACTIC = "tensorrt", "2:4 tensorrt"
 _SPARSE_PATTERNS = ("2:4", "2:4/pair", "2:4/2d")
 _SPARSE_TYPES = ("int8", "float16", "bfloat16")
+_MOST_NAMES = 4
 _DENSE = "the weight is 2:4, and the kernel is dense: "
 LATER = "TensorRT for RTX chooses the kernel, dense or sparse, on the GPU when the engine is loaded"
 LOST_QDQ = (
-    f"{_DENSE}the model has the weight in int8, but TensorRT computes the layer in float32: there is "
-    "no Q/DQ pair right before its input, or Q/DQ stands where no kernel begins"
+    f"{_DENSE}the model has the weight in int8, but TensorRT computes in float32: there is no "
+    "Q/DQ pair right before its input, or Q/DQ stands where no kernel begins"
 )
 FLOAT = f"{_DENSE}sparse tensor cores take int8 and 16 bits: quantize the model, or build --fp16"
 DISABLED = f"{_DENSE}sparsity is disabled"
@@ -32,7 +34,7 @@ UNSEEN = (
     f"{_DENSE}TensorRT did not find the pattern in this weight; what stands between the constant "
     "and the layer, a QuantizeLinear for instance, can hide it"
 )
-SLOWER = f"{_DENSE}TensorRT timed a dense one as fast or faster"
+SLOWER = f"{_DENSE}TensorRT found it as fast, or fused the layer into one that has no sparse form"
 
 
 @dataclass(frozen=True)
@@ -65,26 +67,59 @@ def plan_layers(
         sparsity: its lists.
         is_sparse_allowed: sparse kernels were allowed to compete.
     """
-    products = {product.name: product for product in _products(model)}
+    layers = read_layers(report)
     names = {node.name or "" for node in model.graph.all_nodes()}
-    found = []
-    for reported in read_layers(report):
-        source = tuple(dict.fromkeys(name for name in reported.sources if name in names))
-        main = next((products[name] for name in source if name in products), None)
-        product = main if reported.is_product else None
-        found.append(_layer(reported, source, product, sparsity, is_sparse_allowed))
-    return tuple(found)
+    sources = [tuple(dict.fromkeys(n for n in each.sources if n in names)) for each in layers]
+    claims = _claims(layers, sources, _products(model))
+    return tuple(
+        _layer(reported, source, claims.get(index), sparsity, is_sparse_allowed)
+        for index, (reported, source) in enumerate(zip(layers, sources, strict=True))
+    )
 
 
-def dense_note(layers: tuple[Layer, ...]) -> str:
-    """A warning where weights are 2:4 and kernels are not; "" where none is."""
-    could = [layer for layer in layers if layer.pattern in _SPARSE_PATTERNS]
-    dense = [each for each in could if not is_sparse(each.tactic) and each.tactic != CHOSEN_LATER]
+def warnings_of(model: ir.Model, layers: Sequence[Layer]) -> tuple[str, ...]:
+    """What is worth a warning of weights that are 2:4: kernels that are dense, or not told.
+
+    Args:
+        model: as for `plan_layers`.
+        layers: of the plan.
+    """
+    could = [product.name for product in _products(model) if product.pattern in _SPARSE_PATTERNS]
+    found = [layer for layer in layers if layer.pattern in _SPARSE_PATTERNS]
+    dense = [each for each in found if not is_sparse(each.tactic) and each.tactic != CHOSEN_LATER]
     lost = [each for each in dense if LOST_QDQ in each.notes]
-    if not dense:
-        return ""
-    why = f", {len(lost)} of them because of where Q/DQ stands" if lost else ""
-    return f"{len(dense)} of {len(could)} layers with 2:4 weights run on dense kernels{why}"
+    notes = []
+    if dense:
+        why = f", {len(lost)} of them because of where Q/DQ stands" if lost else ""
+        count = f"{len(dense)} of {len(could)} layers with 2:4 weights"
+        notes.append(f"{count} run on dense kernels{why}")
+    told = {name for layer in layers for name in layer.source}
+    untold = [name for name in could if name not in told]
+    if untold:
+        names = ", ".join(untold[:_MOST_NAMES]) + ", ..." * (len(untold) > _MOST_NAMES)
+        count = f"{len(untold)} of {len(could)} layers with 2:4 weights"
+        notes.append(f"of {count} TensorRT does not say how they run: {names}")
+    return tuple(notes)
+
+
+def _claims(
+    layers: Sequence[Reported], sources: Sequence[tuple[str, ...]], products: Sequence[_Product]
+) -> dict[int, _Product]:
+    """The layer that computes each product, by index: one of that kind, else with most constants.
+
+    A layer that only scales or rounds what a product made names its node too.
+    """
+    claims: dict[int, _Product] = {}
+    for product in products:
+        own = [i for i, source in enumerate(sources) if product.name in source and i not in claims]
+        likely = [i for i in own if layers[i].is_product] or own
+        if likely:
+            claims[max(likely, key=lambda i: _constant_count(layers[i]))] = product
+    return claims
+
+
+def _constant_count(reported: Reported) -> int:
+    return sum(abs(math.prod(port.shape)) for port in reported.constants)
 
 
 def _products(model: ir.Model) -> list[_Product]:
