@@ -23,6 +23,7 @@ from tests.sample_models import conv_model, plain_model
 from twofour.cli import app
 from twofour.cli.output import PLAIN_WIDTH
 from twofour.core.gpus import Gpu
+from twofour.core.tensorrt import installed
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.promises import promise
 from twofour.onnx_tools.prune import prune
@@ -42,6 +43,13 @@ SEARCH = (
 )
 FILES = ("--samples", "5", "-o", "recipe.yaml", "--report", "search.html")
 BLAMED = (*DATA, "--metric", "top1", "--blame", "--runs", "8", "--source", "int8.onnx")
+GPU = ("--target", "tensorrt-rtx", "--shapes", "x:1x4x8x8")
+HAS_RTX = any(each.library == "tensorrt_rtx" for each in installed())
+BY_TENSORRT = (
+    ("build/1", ("build", "model.onnx", "-o", "gpu.engine", *GPU)),
+    ("inspect.engine/1", ("inspect", "gpu.engine")),
+    ("explain/1", ("explain", "gpu.engine")),
+)
 # What commands print, in an order in which each finds its files: schema -> arguments.
 CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("doctor/1", ("doctor",)),
@@ -75,6 +83,7 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("build/1", ("build", "int8.onnx", "-o", "int8.engine", "--int8", *DATA, *QUICK)),
     ("build/1", ("build", "model.onnx", "-o", "f32.engine", *QUICK, "--shapes", "x:1x4x8x8")),
+    *(BY_TENSORRT if HAS_RTX else ()),
     ("inspect.engine/1", ("inspect", "int8.engine")),
     ("inspect.engine/1", ("inspect", "sample.engine")),
     ("explain/1", ("explain", "int8.engine")),
