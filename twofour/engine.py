@@ -63,7 +63,7 @@ __all__ = [
     "read_plan",
 ]
 
-FORMAT = 4
+FORMAT = 5
 _MAX_PLAN_BYTES = 64 << 20
 
 Bytes = NDArray[np.uint8]
@@ -77,7 +77,8 @@ class Engine:
         plan: the plan.
         weights: uint8 [bytes], every packed weight and constant.
         code: object name -> object file, uint8.
-        subgraphs: key -> serialised ONNX model, uint8, for the fallback steps.
+        subgraphs: key -> uint8: a serialised ONNX model for a fallback step, the constants of one in
+            Python.
     """
 
     plan: Plan

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import twofour
 from tests.plugins.conftest import Install
 from tests.plugins.sample import HEAD, Moments, changed, model
+from twofour.compiler.survey import survey
 from twofour.core.errors import EngineError, InputError, UnsupportedError
 from twofour.engine import Engine
 
@@ -151,3 +152,11 @@ def test_constants_cut_short(install: Install, tmp_path: Path) -> None:
     path = replace(engine, subgraphs=short).save(tmp_path / "h.engine")
     with pytest.raises(EngineError, match=r"constants of .* are missing"):
         twofour.load(path)
+
+
+def test_inspect_tells_where_it_would_run(install: Install) -> None:
+    install(Moments)
+    found = survey(model(TEXT, **NUMBERS)).to_json()
+    assert (found["python"], found["onnxruntime"]) == (1, 0)
+    (own,) = [each for each in found["operators"] if each["runs"] == "python"]
+    assert own["op_type"] == "test.Moments"

@@ -14,11 +14,13 @@ import onnx_ir as ir
 
 from twofour.compiler.importer import Shapes, import_graph
 from twofour.compiler.lower import lower
+from twofour.compiler.native_plugin import runs_in_python
 from twofour.compiler.passes.pipeline import run_passes
 from twofour.compiler.schedule import schedule
 from twofour.core.errors import GateError, InputError, UnsupportedError
+from twofour.core.target import host_target
 
-NATIVE, FALLBACK = "native", "onnxruntime"
+NATIVE, FALLBACK, PYTHON = "native", "onnxruntime", "python"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class OperatorInfo:
     Attributes:
         name: of the node.
         op_type: its type; other domains than ONNX are written before a dot.
-        runs: "native" or "onnxruntime".
+        runs: "native", "onnxruntime" or, of a plugin's operator, "python".
         reason: why it is not native; "" where it is.
     """
 
@@ -64,7 +66,8 @@ class Survey:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings."""
-        counts = {"native": self.native, "onnxruntime": len(self.fallbacks)}
+        python = sum(each.runs == PYTHON for each in self.operators)
+        counts = {"native": self.native, "onnxruntime": len(self.fallbacks), "python": python}
         return counts | asdict(self)
 
 
@@ -76,7 +79,7 @@ def survey(model: ir.Model, shapes: Shapes | None = None) -> Survey:
         shapes: of inputs by name, as `import_graph` takes them.
     """
     try:
-        imported = import_graph(model, shapes)
+        imported = import_graph(model, shapes, host_target())
         fused = run_passes(imported)
         order = schedule(fused.model.graph)
         lower(fused.model.graph, order)
@@ -100,9 +103,16 @@ def _placed(
         readers = [found[reader] for reader in node.successors() if reader in found]
         found[node] = (own or readers or [""])[0]
     return tuple(
-        OperatorInfo(node.name or "", _type(node), FALLBACK if why else NATIVE, why)
+        OperatorInfo(node.name or "", _type(node), _runs(node, why), why)
         for node, why in reversed(found.items())
     )
+
+
+def _runs(node: ir.Node, why: str) -> str:
+    """Where a node runs that is not native for that reason, or is."""
+    if not why:
+        return NATIVE
+    return PYTHON if runs_in_python(node) else FALLBACK
 
 
 def _type(node: ir.Node) -> str:
