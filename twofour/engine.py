@@ -77,8 +77,8 @@ class Engine:
         plan: the plan.
         weights: uint8 [bytes], every packed weight and constant.
         code: object name -> object file, uint8.
-        subgraphs: key -> uint8: a serialised ONNX model for a fallback step, the constants of one in
-            Python.
+        subgraphs: key -> uint8: a serialised ONNX model for a fallback step, the constants of a
+            step in Python.
     """
 
     plan: Plan

@@ -192,12 +192,14 @@ def _places(found: Inspection, runs: Survey) -> list[Table | str]:
                 *(f"- {reason}" for reason in reasons)]  # fmt: skip
     lines: list[Table | str] = [
         f"{total} operators, {len(runs.operators)} after folding: {runs.native} native, "
-        f"{len(runs.fallbacks)} on ONNX Runtime",
+        f"{len(runs.fallbacks)} on ONNX Runtime"
+        + (f", {len(runs.python)} in Python" if runs.python else ""),
         *([f"native: {native}"] if native else []),
     ]
     if runs.whole:
         return [*lines, f"the whole model would run on ONNX Runtime: {runs.whole}"]
-    return [*lines, _fallbacks(runs.fallbacks)] if runs.fallbacks else lines
+    others = (*runs.fallbacks, *runs.python)
+    return [*lines, _fallbacks(others)] if others else lines
 
 
 def _fallbacks(operators: Sequence[OperatorInfo]) -> Table:

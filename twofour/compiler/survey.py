@@ -64,10 +64,15 @@ class Survey:
         """Those that run on ONNX Runtime."""
         return tuple(each for each in self.operators if each.runs == FALLBACK)
 
+    @property
+    def python(self) -> tuple[OperatorInfo, ...]:
+        """Those that a plugin runs in Python."""
+        return tuple(each for each in self.operators if each.runs == PYTHON)
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings."""
-        python = sum(each.runs == PYTHON for each in self.operators)
-        counts = {"native": self.native, "onnxruntime": len(self.fallbacks), "python": python}
+        counts = {"native": self.native, "onnxruntime": len(self.fallbacks)}
+        counts["python"] = len(self.python)
         return counts | asdict(self)
 
 
