@@ -150,7 +150,10 @@ class Runner:
         self.inputs = [np.ascontiguousarray(value) for value in case.values.values()]
         self.table = np.array(
             [
-                *(each.ctypes.data for each in self.inputs),
+                *(
+                    0 if i in code.unread else each.ctypes.data  # who reads it there, crashes
+                    for i, each in enumerate(self.inputs)
+                ),
                 self.y.ctypes.data + MARGIN,
                 address(self.workspace) + MARGIN,
             ],

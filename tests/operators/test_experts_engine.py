@@ -92,3 +92,14 @@ def save_model_of(case, folder):
     path = folder / "case.onnx"
     path.write_bytes(model_of(case).SerializeToString())
     return path
+
+
+def test_weights_are_in_the_engine_once(tmp_path) -> None:
+    """Packed: those of 2:4 take three quarters of the int8 ones, and a little for the rest."""
+    random = np.random.default_rng(0)
+    case = make(random, pattern="2:4", shape=(16,), hidden=128, inner=256, experts=4)
+    engine = build(save_model_of(case, tmp_path), tuning_effort=1, race=False)
+    raw = case.experts.w1.size + case.experts.w2.size
+    sparse = [layer for layer in engine.plan.layers if layer.weight_bytes]
+    assert sum(layer.weight_bytes for layer in sparse) < 1.25 * raw
+    assert engine.weights.nbytes < 1.4 * raw

@@ -59,9 +59,13 @@ def emit_plugin(
     planned = choice.planned
     workspace = room.workspace(op.name, planned.workspace_bytes)
 
+    constants = Pointer(WEIGHTS, room.keep(planned.constants))
+
     def pointer(entry: Entry) -> Pointer:
         if entry.operand is None:
             return Pointer(ARENA, workspace + entry.offset)
+        if entry.operand in planned.unread:
+            return constants
         value, place = op.values[entry.operand], places[entry.operand]
         if value.constant is not None:
             return Pointer(WEIGHTS, room.keep(value.constant) + entry.offset)
@@ -70,7 +74,7 @@ def emit_plugin(
         return Pointer(room.bindings[value.name], entry.offset)
 
     symbols = [room.kernel(part.source) for part in planned.parts]
-    calls = planned.calls(symbols, pointer, Pointer(WEIGHTS, room.keep(planned.constants)))
+    calls = planned.calls(symbols, pointer, constants)
     return calls, _layers(op, placed, choice)
 
 
@@ -114,7 +118,8 @@ def _layers(op: PluginOp, placed: Placed, choice: PluginChoice) -> list[Layer]:
             precision_of(placed.y),
         )
         if index == last:
-            weight = sum(v.constant.nbytes for v in op.values if v.constant is not None)
+            read = [v for i, v in enumerate(op.values) if i not in planned.unread]
+            weight = sum(v.constant.nbytes for v in read if v.constant is not None)
             layer = replace(
                 layer,
                 weight_bytes=weight + planned.constants.nbytes,

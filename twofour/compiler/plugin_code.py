@@ -65,6 +65,7 @@ class Planned:
         parts: its kernels.
         constants: what its own kernels read beside their operands.
         workspace_bytes: of all together.
+        unread: operands that none of them reads.
     """
 
     tactic: CpuTactic
@@ -72,6 +73,7 @@ class Planned:
     parts: tuple[Part, ...]
     constants: NDArray[np.uint8]
     workspace_bytes: int
+    unread: tuple[int, ...] = ()
 
     def calls(
         self, symbols: Sequence[str], place: Callable[[Entry], Place], constants: Place
@@ -125,7 +127,9 @@ def plan_code(tactic: CpuTactic, problem: Problem, target: Target, config: str) 
     code: Code = tactic.emit(_with(problem, given), target, config)
     table = (*entries, Entry(None, room))
     parts = (*before, *(Part(stage, table) for stage in code.stages), *after)
-    return Planned(tactic, config, parts, code.constants, room + code.workspace_bytes)
+    copied = {entry.operand for part in (*before, *after) for entry in part.table}
+    unread = tuple(index for index in code.unread if index not in copied)
+    return Planned(tactic, config, parts, code.constants, room + code.workspace_bytes, unread)
 
 
 def _in_order(operand: Operand) -> Operand:

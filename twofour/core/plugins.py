@@ -126,11 +126,14 @@ class Code:
         constants: packed weights, tables: bytes, 64-aligned when they are read.
         workspace_bytes: memory that all stages and threads share, 64-aligned; what is in it at the
             beginning is not known.
+        unread: places in `Problem.operands` of weights that no stage reads, as `constants` holds
+            them packed: an engine leaves them out, and what the table has for them means nothing.
     """
 
     stages: tuple[Stage, ...]
     constants: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     workspace_bytes: int = 0
+    unread: tuple[int, ...] = ()
 
 
 def _takes_all(problem: Problem, target: Target) -> str:

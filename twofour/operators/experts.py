@@ -86,7 +86,8 @@ def _emit(tactic: Tactic, problem: Problem, target: Target, config: str) -> Code
     layers = [Layer(n, plan, tactic, each, target.isa) for n, each in enumerate(pair, 1)]
     products, constants = product_stages(problem, plan, layers)
     stages = (*routing_stages(problem, plan), *products, combine_stage(problem, plan))
-    return Code(stages, constants, plan.offsets["end"])
+    weights_at = tuple(range(2, len(problem.inputs)))
+    return Code(stages, constants, plan.offsets["end"], weights_at)
 
 
 def _cpu_tactics(*, quantized: bool) -> tuple[CpuTactic, ...]:
