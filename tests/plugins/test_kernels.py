@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from tests.plugins.sample import HEAD, LOOP, ROW_SUM, RowSum, Triple, changed, e
 from twofour.compiler.trial import WrongResult
 from twofour.core.errors import UnsupportedError
 from twofour.engine import Engine
-from twofour.plugins import Code, CpuTactic, Problem, Stage, Target, kernel, module_text
+from twofour.plugins import (
+    Code,
+    CpuTactic,
+    Operator,
+    Problem,
+    Stage,
+    Target,
+    kernel,
+    module_text,
+)
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(5)
@@ -273,3 +283,49 @@ def test_the_meaning_in_another_opset_than_the_model(install: Install) -> None:
         assert close(run(engine, x=X)["z"], (X @ W1).sum(1))
         assert any(layer.op == "RowSum" for layer in engine.plan.layers)
     assert "ReduceSum" in ROW_SUM
+
+
+def test_a_packed_weight_is_kept_once(install: Install) -> None:
+    weight = RNG.standard_normal((24,)).astype(np.float32)
+    meaning = """<opset_import: ["" : 17], domain: "test">
+        Scaled (x, w) => (y) { y = Mul (x, w) }"""
+
+    def emit(problem: Problem, target: Target, config: str) -> Code:
+        x, w = problem.inputs
+        assert x is not None
+        assert w is not None
+        assert [each.name for each in problem.operands] == ["x", "w", "y"]
+        assert w.constant is not None
+        rows, columns = x.shape
+        f = kernel()
+        source, into = f.load("ptr", "%x", 0, 8), f.load("ptr", "%x", 16, 8)
+
+        def one(row: str) -> None:
+            def element(column: str) -> None:
+                at = f.int_op("mul", f.int_op("add", f.int_op("mul", row, columns), column), 4)
+                factor = f.load("float", "%w", f.int_op("mul", column, 4), 4)
+                product = f.let(f"fmul float {f.load('float', source, at, 4)}, {factor}")
+                f.store("float", product, into, at, 4)
+
+            f.repeat(0, columns, element)
+
+        f.repeat("%t0", "%t1", one)
+        packed = w.constant.view(np.uint8).reshape(-1)
+        return Code((Stage(module_text([f]), rows),), packed)
+
+    text = f"""{HEAD} net (float[6,16] x) => (float[6,24] z) {{
+        a = MatMul (x, w1)  z = test.Scaled (a, w) }}"""
+    sizes = []
+    for unread in ((), (1,)):
+
+        def chosen(
+            problem: Problem, target: Target, config: str, unread: tuple[int, ...] = unread
+        ) -> Code:
+            return replace(emit(problem, target, config), unread=unread)
+
+        install(Operator("test", "Scaled", meaning, tactics={"cpu": [CpuTactic("rows", chosen)]}))
+        engine = built(text, w1=W1, w=weight)
+        assert close(run(engine, x=X)["z"], (X @ W1) * weight)
+        (layer,) = [each for each in engine.plan.layers if each.op == "Scaled"]
+        sizes.append((layer.weight_bytes, engine.weights.nbytes))
+    assert sizes[0][0] == 2 * sizes[1][0] == 2 * weight.nbytes

@@ -8,7 +8,7 @@ Python (python_calls.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
@@ -20,7 +20,7 @@ from twofour.compiler.native_nd import NdValue
 from twofour.core.errors import Error, UnsupportedError
 from twofour.core.plugins import Operand, Operator, Problem, c_strides
 from twofour.core.target import Target
-from twofour.onnx_tools.plugins import attributes_of, plugin_of, quantizers
+from twofour.onnx_tools.plugins import attributes_of, names_of, plugin_of, quantizers
 from twofour.onnx_tools.plugins_quantized import QuantizedOperator
 
 INLINED_KEY = "twofour.inlined_plugins"  # metadata: JSON, node -> why no tactic takes it
@@ -95,15 +95,14 @@ def problem_of(node: ir.Node, operator: Operator) -> Problem:
         InputError: an attribute is of a kind that plugins do not take.
     """
     numbers = {value.name: pair for value, *pair in quantizers(node)}
-    operands = [
-        None if value is None else _operand(value, numbers.get(value.name))
-        for value in (*operands_of(node, operator), *node.outputs)
-    ]
-    inputs, outputs = operands[: -len(node.outputs)], operands[-len(node.outputs) :]
+    given, results = names_of(operator)
+    inputs = _operands(given, operands_of(node, operator), numbers)
+    outputs = _operands(results, node.outputs, numbers)
     base = operator.base if isinstance(operator, QuantizedOperator) else operator
     name = base.name if base is not None else operator.name
-    results = tuple(each for each in outputs if each is not None)
-    return Problem(name, tuple(inputs), results, dict(attributes_of(node, operator)))
+    attributes = dict(attributes_of(node, operator))
+    written = tuple(each for each in outputs if each is not None)
+    return Problem(name, tuple(inputs), written, attributes)
 
 
 def operands_of(node: ir.Node, operator: Operator) -> tuple[ir.Value | None, ...]:
@@ -113,12 +112,25 @@ def operands_of(node: ir.Node, operator: Operator) -> tuple[ir.Value | None, ...
     return tuple(node.inputs)
 
 
-def _operand(value: ir.Value, numbers: Sequence[ir.Value] | None) -> Operand:
+def _operands(
+    names: Sequence[str],
+    values: Sequence[ir.Value | None],
+    numbers: Mapping[str | None, Sequence[ir.Value]],
+) -> list[Operand | None]:
+    """Values under the names that the meaning has for them, as far as it has names."""
+    padded = (*names, *("" for _ in values))
+    return [
+        None if value is None else _operand(name, value, numbers.get(value.name))
+        for name, value in zip(padded, values, strict=False)
+    ]
+
+
+def _operand(name: str, value: ir.Value, numbers: Sequence[ir.Value] | None) -> Operand:
     if value.dtype is None or not value.name:
         raise NotNative("the type of an operand is not known, or a result is left out")
     dims, dtype = shape(value), value.dtype.numpy().name
     held = constant(value) if value.const_value is not None else None
-    operand = Operand(value.name, dims, dtype, c_strides(dims, dtype), held)
+    operand = Operand(name, dims, dtype, c_strides(dims, dtype), held)
     if numbers is None:
         return operand
     scale, zero_point = (constant(number) for number in numbers)

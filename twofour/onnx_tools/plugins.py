@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from inspect import signature
+from typing import Any, cast
 
 import onnx
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from twofour.core.plugins import Attribute, Attributes, Operator, Typed, find
 from twofour.onnx_tools.plugins_quantized import QuantizedOperator, base_name, quantized_form
 
 _STEADY = 13
+_MOST_RESULTS = 64
 _NO_PLUGINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "twofour")
 _SIMPLE: dict[ir.AttributeType, Callable[[Any], Attribute]] = {
     ir.AttributeType.FLOAT: float,
@@ -95,6 +97,18 @@ def attributes_of(node: ir.Node, operator: Operator) -> Attributes:
             )
         found[name] = read(attribute.value)
     return found
+
+
+def names_of(operator: Operator) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the meaning calls its inputs and its results; those of numpy are y0, y1 and so on."""
+    if operator.is_function:
+        function = _function(operator)
+        inputs, outputs = (
+            [v.name or "" for v in part] for part in (function.inputs, function.outputs)
+        )
+        return tuple(inputs), tuple(outputs)
+    given = signature(cast(Callable[..., Any], operator.meaning)).parameters
+    return tuple(given), tuple(f"y{i}" for i in range(_MOST_RESULTS))
 
 
 def attach_meanings(model: ir.Model) -> None:
