@@ -13,7 +13,7 @@ from tests.graphs import graph
 from twofour.compiler import build as building
 from twofour.compiler import whole_race
 from twofour.compiler.build import build
-from twofour.compiler.tune import TimingCache
+from twofour.compiler.timing_cache import TimingCache
 from twofour.core.errors import UnsupportedError
 from twofour.engine import Engine
 

@@ -62,8 +62,9 @@ def test_a_forced_one_is_refused_with_what_is_missing(host) -> None:
     with pytest.raises(UnsupportedError) as caught:
         host_target("avx512vnni")
     for name in VNNI - AVX2:
-        assert name in str(caught.value).rpartition("missing")[2]
-    assert "avx2" not in str(caught.value).rpartition("missing")[2]
+        assert name in caught.value.reasons[-1]
+    assert "avx2" not in caught.value.reasons[-1]
+    assert "--target cpu:avx2" in caught.value.fix
     assert "Test CPU" in str(caught.value)
 
 
@@ -86,7 +87,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 def test_plain_data_and_back(host) -> None:
     host(*VNNI)
-    for isa in ISAS:
+    for isa in ISAS[1:]:  # the first one is of another architecture
         one = host_target(isa)
         assert Target.from_json(one.to_json()) == one
         assert str(one) == f"cpu:{isa}"

@@ -12,7 +12,7 @@ from twofour.core.functions import NO_ACTIVATION, Activation
 from twofour.core.gates import Gate
 from twofour.core.masks import magnitude_mask
 from twofour.core.numerics import Epilogue, Window, convolve, requantize
-from twofour.core.target import Target, host_target
+from twofour.core.target import ISAS, Target, detect_host, host_target, missing_features
 from twofour.kernels.cpu.llvm import Source, compile_object
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides, activation_of
 from twofour.kernels.cpu.tactic import Tactic, tactics
@@ -299,7 +299,13 @@ def float_bound(case: Case) -> np.ndarray:
 
 
 def targets() -> list[Target]:
-    """Every instruction set this machine can run."""
-    best = host_target().isa
-    order = ["avx512vnni", "avx2", "vector"]
-    return [host_target(isa) for isa in order[order.index(best) :]]
+    """Every instruction set this machine can run, the best first."""
+    host = detect_host()
+    every = [Target(isa, host.arch, host.model) for isa in ISAS]
+    return [target for target in every if not missing_features(target, host)]
+
+
+def of_this_machine(dtype: str) -> list[Tactic]:
+    """The tactics that this machine's best instruction set has, and no kernels of their own for."""
+    isa = host_target().isa
+    return [t for t in tactics() if t.dtype == dtype and not t.depthwise and t.is_for(isa)]

@@ -10,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.kernels.harness import Case, float_bound, make, run, tactic, targets
+from tests.kernels.harness import Case, float_bound, make, of_this_machine, run, tactic, targets
 from twofour.core.functions import CLAMPS, PLAIN, Activation
 from twofour.core.numerics import Epilogue, Window
 from twofour.core.patterns import is_pattern
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides, merge_groups
-from twofour.kernels.cpu.tactic import Tactic, tactics
+from twofour.kernels.cpu.tactic import Tactic
 
 TARGETS = targets()
 ENDS = tactic("dense ends")  # for few channels alone: see tests/kernels/test_ends.py
-INTEGER = [t for t in tactics() if t.dtype == "int8" and not t.depthwise and t is not ENDS]
+INTEGER = [t for t in of_this_machine("int8") if t is not ENDS]
 IDS = {"ids": str}
 
 

@@ -20,7 +20,11 @@ from twofour.kernels.cpu.tactic import tactics
 from twofour.runtime.cpu import Code, address, allocate
 
 TARGETS = targets()
-PATTERNS = {"": ("dense",), "2:4": ("2:4 H", "2:4 C"), "2:4/pair": ("2:4 pair",)}
+PATTERNS = {
+    "": ("dense", "dense sdot"),
+    "2:4": ("2:4 H", "2:4 C", "2:4 tbl"),
+    "2:4/pair": ("2:4 pair", "2:4 pair tbl"),
+}
 # Rows around tiles, channels around what formats take at once, outputs around the blocks.
 SIZES = [(1, 4, 16), (5, 33, 32), (29, 64, 48), (7, 130, 24)]
 SPARSE_SIZES = [(1, 8, 32), (5, 36, 32), (29, 64, 64), (7, 132, 32)]
@@ -83,6 +87,7 @@ def run(one: Rows, target: Target, pattern: str) -> list[np.ndarray]:
     """The results of the tactics of a pattern in all their configurations."""
     problem, case = one.problem, one.case
     chosen = [t for t in tactics() if t.dtype == "int8" and t.name in PATTERNS[pattern]]
+    chosen = [t for t in chosen if t.is_for(target.isa)]
     options = [
         (tactic, config)
         for tactic in chosen

@@ -24,7 +24,7 @@ from twofour.kernels.cpu.problem import (
 from twofour.kernels.cpu.tactic import tactics
 
 # Accumulators an instruction set has room for.
-REGISTERS = {"avx512vnni": 28, "avx2": 6, "vector": 3}
+REGISTERS = {"dotprod": 6, "avx512vnni": 28, "avx2": 6, "vector": 3}
 
 
 def problem(
@@ -68,6 +68,8 @@ shapes = st.builds(
 @given(shapes, st.sampled_from(ISAS))
 def test_every_tactic_proposes_legal_tiles(shape, isa) -> None:
     for tactic in tactics():
+        if not tactic.is_for(isa):
+            continue
         if tactic.depthwise or (tactic.pattern == "2:4/pair" and shape.blocks % 2):
             continue  # not asked, or refused
         configs = tactic.configs(shape, isa)

@@ -120,7 +120,7 @@ class Program:
 def compile_programs(target) -> Code:
     once = [Call("waits", Operand(BINDINGS), Operand(WEIGHTS), *[Operand(BINDINGS + 1)] * 2, 1, 1)]
     texts = [
-        threads_text(),
+        threads_text(TARGETS[0].arch),
         module_text([neighbour("by_t", "t"), neighbour("by_p", "p"), waits("waits")]),
         program_text("program", calls(), 2),
         program_text("waiting", once, 1),
@@ -355,7 +355,7 @@ def test_threads_share_what_divides_more_evenly() -> None:
 
 
 def test_code_that_is_none_is_refused() -> None:
-    whole = compile_object([Source(threads_text())], TARGETS[0])
+    whole = compile_object([Source(threads_text(TARGETS[0].arch))], TARGETS[0])
     for data in (b"", b"\x7fELF" + bytes(100), b"not an object" * 10, whole[:-200], whole[:70]):
         with pytest.raises(EngineError, match="cannot be loaded"):
             Code([data])

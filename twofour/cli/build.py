@@ -28,6 +28,7 @@ class Sparsity(StrEnum):
 class Isa(StrEnum):
     """Instruction sets by name, those of `core.target.ISAS`."""
 
+    dotprod = "dotprod"
     avx512vnni = "avx512vnni"
     avx2 = "avx2"
     vector = "vector"
@@ -72,8 +73,8 @@ def build(
         str,
         typer.Option(
             metavar="TARGET",
-            help="cpu: this machine; tensorrt: its GPU; tensorrt:sm89: a GPU of that compute "
-            "capability; tensorrt:ampere+: any from 8.0 on.",
+            help="cpu: this machine; cpu:NAME: another, by a cost model; tensorrt: this GPU; "
+            "tensorrt:sm89: one of that compute capability; tensorrt:ampere+: any from 8.0 on.",
         ),
     ] = "cpu",
     no_race: Annotated[
@@ -90,6 +91,7 @@ def build(
 
     Example: twofour build resnet20.onnx -o resnet20.engine --int8 --data samples.npz
     Example: twofour build resnet20_int8.onnx -o gpu.engine --target tensorrt --fp16
+    Example: twofour build resnet20.onnx -o arm.engine --target cpu:neoverse-n1
     """
     from twofour.compiler.build import build as compile_model
 
@@ -134,17 +136,19 @@ def _require_int8(int8: bool, data: str | None, cache: Path | None) -> None:
 
 
 def _target(text: str, isa: Isa | None) -> Target:
-    """What to build for; --isa is another way to name a CPU's instruction set."""
+    """What to build for; --isa is for this machine, where all is timed."""
     from twofour.core.errors import InputError
-    from twofour.core.target import parse_target
+    from twofour.core.target import host_target, parse_target
 
-    if isa is not None and text != "cpu":
+    if isa is None:
+        return parse_target(text)
+    if text != "cpu":
         raise InputError(
             "--isa and --target contradict each other",
-            [f"got --isa {isa.value} and --target {text}"],
-            f"give one of them: --target cpu:{isa.value}",
+            [f"got --isa {isa.value}, to be timed on this machine, and --target {text}"],
+            f"give one of them; for another machine --target cpu:{isa.value}",
         )
-    return parse_target(text if isa is None else f"cpu:{isa.value}")
+    return host_target(isa.value)
 
 
 def profile_texts(plan: Plan) -> list[str]:
@@ -161,9 +165,11 @@ def profile_texts(plan: Plan) -> list[str]:
 
 def _summary(engine: Engine, output: Path) -> str:
     document = _document(engine, output)
+    estimated = f"  nothing was timed: the cost model for {engine.plan.target.model} chose"
     lines = [
         f"{output}: {output.stat().st_size / 1e3:.0f} kB for {document['target']}, "
         f"{_by(engine.plan)}",
+        *([estimated] if engine.plan.target.cpu else []),
         f"  {document['layers']} layers: {document['sparse']} sparse, {document['dense']} dense, "
         f"{_rest(document)} others",
         *(f"  runs {text}" for text in profile_texts(engine.plan)),

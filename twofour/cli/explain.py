@@ -83,7 +83,7 @@ def explain(
         return
     if layer:
         one = explaining.find_layer(plan, layer, profile)
-        out.show(*views.detail(one))
+        out.show(*views.detail(one, _estimated(plan)))
         out.data("explain.layer/1", dataclasses.asdict(one))
         return
     rows = explaining.explain(plan, profile)
@@ -96,8 +96,12 @@ def explain(
     measures = measured(plan, profile, out) if roofline or sort is Sort.GAP else None
     order = _order(rows, measures, sort)
     if measures is None:
-        out.show(views.layer_table([rows[i] for i in order], out.width), *views.reasons(rows))
-        out.show(views.total_table(explaining.totals(plan, profile)), *views.fallbacks(rows))
+        out.show(
+            views.layer_table([rows[i] for i in order], out.width, _estimated(plan)),
+            *views.reasons(rows),
+        )
+        totals = explaining.totals(plan, profile)
+        out.show(views.total_table(totals, _estimated(plan)), *views.fallbacks(rows))
     else:
         named = [(measures.gaps[i], rows[i].runs_as) for i in order]
         out.show(*gap_table(named, out.width), *summary(measures, plan.threads))
@@ -157,13 +161,20 @@ def _identity(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _estimated(plan: Plan) -> str:
+    """The CPU whose times are estimates; "" where they were measured."""
+    return plan.target.model if plan.target.cpu else ""
+
+
 def _heading(plan: Plan) -> str:
-    gpu = plan.target.tensorrt
-    by = f"with {plan.threads} thread{'s' * (plan.threads > 1)} on {plan.target.model}"
+    gpu, where = plan.target.tensorrt, "for" if plan.target.cpu else "on"
+    by = f"with {plan.threads} thread{'s' * (plan.threads > 1)} {where} {plan.target.model}"
     if gpu is not None:
         by = f"by {gpu.title}" + (f" on {plan.target.model}" if plan.target.model else "")
     model = plan.source_name or "a model"
     built = f"{model}, built for {plan.target} {by}, by twofour {plan.version}"
+    if plan.target.cpu:
+        built += f"\nnothing was timed: est. is the cost model's, from facts of {plan.target.cpu}"
     return "\n".join((built, *(f"note: {note}" for note in plan.notes)))
 
 

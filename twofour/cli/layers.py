@@ -30,19 +30,33 @@ _KINDS = {
 }
 
 
-def layer_table(rows: Sequence[Explained], width: int) -> Table:
-    """A narrow terminal shows fewer columns, never broken numbers."""
+def layer_table(rows: Sequence[Explained], width: int, model: str = "") -> Table:
+    """A narrow terminal shows fewer columns, never broken numbers.
+
+    Args:
+        rows: the layers.
+        width: of the terminal.
+        model: the CPU that times are estimated for; "" where they were measured.
+    """
     wide = width >= _WIDE
     table = Table(
-        caption="us: measured at build. dense, sparse: the best candidate of each kind, "
-        "gain: their ratio; a kind that its first candidate left behind was not tried further. "
+        caption=f"{_unit(model)}: {_origin(model)}. "
+        "dense, sparse: the best candidate of each kind, gain: their ratio; "
+        "a kind that its first candidate left behind was not tried further. "
         "kB: activations and weights that it reads and writes.",
         caption_justify="left",
     )
     for header in ("layer", "operator", "shape") if wide else ("layer",):
         table.add_column(header, overflow="fold")
     table.add_column("runs as", overflow="fold")
-    numbers = ["us", "share", "dense", "sparse", "gain", *(["kB"] if width >= _NARROW else [])]
+    numbers = [
+        _unit(model),
+        "share",
+        "dense",
+        "sparse",
+        "gain",
+        *(["kB"] if width >= _NARROW else []),
+    ]
     for header in numbers:
         table.add_column(header, justify="right", no_wrap=True)
     for row in _by_step(rows):
@@ -59,6 +73,16 @@ def layer_table(rows: Sequence[Explained], width: int) -> Table:
             *([_number(row.moved_bytes / 1e3 or None, "{:.4g}")] if width >= _NARROW else []),
         )
     return table
+
+
+def _unit(model: str) -> str:
+    """Over a column of times."""
+    return "us (est.)" if model else "us"
+
+
+def _origin(model: str) -> str:
+    """Where times come from."""
+    return f"estimated by the cost model for {model}" if model else "measured at build"
 
 
 def _by_step(rows: Sequence[Explained]) -> list[Explained]:
@@ -141,11 +165,11 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def total_table(totals: tuple[Total, ...]) -> Table:
-    """The layers summed by tactic."""
+def total_table(totals: tuple[Total, ...], model: str = "") -> Table:
+    """The layers summed by tactic; `model` as of `layer_table`."""
     table = Table(title="by tactic", title_justify="left")
     table.add_column("tactic")
-    for header in ("layers", "us", "share", "million multiply-adds"):
+    for header in ("layers", _unit(model), "share", "million multiply-adds"):
         table.add_column(header, justify="right")
     for total in totals:
         table.add_row(
@@ -166,8 +190,8 @@ def fallbacks(rows: tuple[Explained, ...]) -> list[str]:
     return [f"on ONNX Runtime, for want of a kernel: {_some(names)}"]
 
 
-def detail(layer: Layer) -> list[Table | str]:
-    """One layer with its candidates and reasons."""
+def detail(layer: Layer, model: str = "") -> list[Table | str]:
+    """One layer with its candidates and reasons; `model` as of `layer_table`."""
     from twofour.compiler.explain import verdict
 
     facts = (
@@ -185,7 +209,7 @@ def detail(layer: Layer) -> list[Table | str]:
     table = Table(title="candidates", title_justify="left")
     for header in ("tactic", "configuration"):
         table.add_column(header, overflow="fold")
-    table.add_column("us", justify="right")
+    table.add_column(_unit(model), justify="right")
     table.add_column("verdict", overflow="fold", ratio=1)
     best_first = sorted(layer.candidates, key=lambda c: (c.time_us is None, c.time_us or 0.0))
     for candidate in best_first:

@@ -181,11 +181,12 @@ class Assembler:
             profile = network.profile(steps)
             profiles.append(replace(profile, arena_bytes=self.emitter.memory_bytes))
         self._tell("code")
-        sources = [*self.emitter.sources.values(), Source(threads_text())]
-        code = compile_object(sources, self.emitter.tuner.target)
+        target = self.emitter.tuner.target
+        sources = [*self.emitter.sources.values(), Source(threads_text(target.arch))]
+        code = compile_object(sources, target)
         objects = {CODE: np.frombuffer(code, np.uint8)}
         plan = Plan(
-            target=self.emitter.tuner.target,
+            target=target,
             version=__version__,
             source_sha256="",
             profiles=tuple(profiles),

@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from twofour.compiler.assemble import Assembler, Compiled, Progress
+from twofour.compiler.cost import with_estimates
 from twofour.compiler.emit import Emitter
 from twofour.compiler.importer import import_graph, standardized
 from twofour.compiler.join_moves import join_moves
@@ -29,7 +30,7 @@ from twofour.compiler.open_graph import OpenGraph
 from twofour.compiler.options import EFFORTS, SPARSITY, BuildOptions
 from twofour.compiler.passes.pipeline import Fused, Pass, run_passes
 from twofour.compiler.precision import passes_for, target_of, why_float
-from twofour.compiler.profile import with_times
+from twofour.compiler.profile import Placement, with_times
 from twofour.compiler.requests import (
     Request,
     Shape,
@@ -41,7 +42,8 @@ from twofour.compiler.requests import (
 from twofour.compiler.rivals import Rivals
 from twofour.compiler.schedule import schedule, weight_bytes
 from twofour.compiler.tensorrt.build import tensorrt_engine
-from twofour.compiler.tune import TimingCache, Tuner
+from twofour.compiler.timing_cache import TimingCache
+from twofour.compiler.tune import Tuner
 from twofour.compiler.whole import whole_engine
 from twofour.compiler.whole_race import faster
 from twofour.compiler.writes import SourceNames
@@ -108,7 +110,7 @@ def _by_kernels(
     model: Model, target: Target, options: BuildOptions, progress: Progress | None
 ) -> Engine:
     """`compile_model` where kernels of our own are taken."""
-    check_runs_here(target)
+    _require_here(target)
     source, name, digest = _source(model)
     if options.sparsity == "disable":
         source = without_promises(source)
@@ -130,13 +132,13 @@ def _by_kernels(
     except UnsupportedError as error:
         why = "; ".join(filter(None, (error.what, *error.reasons, error.fix)))
         engine = whole_engine(source, requests, target, options.threads, why)
-        engine = with_times(engine, (), cache)
+        engine = _timed(engine, (), cache)
     else:
         notes += tuple(note for each in networks for note in inlined_notes(each.fused.model))
         engine, floats = compilation.settle(networks)
         if options.dump is not None:
             compilation.networks(floats, options.dump)
-        if options.race and options.tuning_effort and options.sparsity != "force":
+        if _races(options, target):
             whole = partial(whole_engine, source, requests, target, options.threads)
             engine = faster(engine, whole, cache)
     cache.save(cache_file)
@@ -162,6 +164,25 @@ def _by_tensorrt(
     notes = (*kept, *engine.plan.notes)
     plan = replace(engine.plan, source_name=name, source_sha256=digest, notes=notes)
     return replace(engine, plan=plan)
+
+
+def _require_here(target: Target) -> None:
+    """Refuses code that is to be timed and cannot run; that of another machine is not timed."""
+    if not target.cpu:
+        check_runs_here(target)
+
+
+def _races(options: BuildOptions, target: Target) -> bool:
+    """Whether ONNX Runtime may win the whole model: by time, so never for another machine."""
+    timed = options.tuning_effort > 0 and not target.cpu
+    return options.race and timed and options.sparsity != "force"
+
+
+def _timed(engine: Engine, placements: Sequence[Placement], cache: TimingCache) -> Engine:
+    """With the times of all layers: measured here, or those of another machine estimated."""
+    if engine.plan.target.cpu:
+        return with_estimates(engine)
+    return with_times(engine, placements, cache)
 
 
 def _any_sparse(engine: Engine) -> bool:
@@ -249,7 +270,7 @@ class _Compilation:
         assembler = Assembler(networks, emitter, options.threads, self.progress)
         engine = assembler.assemble()
         engine = replace(engine, plan=replace(engine.plan, graph=networks[0].counts))
-        engine = with_times(engine, assembler.placements, cache)
+        engine = _timed(engine, assembler.placements, cache)
         sections = [section for network in networks for section in network.lowered.sections]
         return engine, rivals.faster_in_float(engine.plan.layers, sections)
 

@@ -1,7 +1,8 @@
 """Explain: what each layer of an engine runs as, how long it takes, and why not otherwise.
 
-Reads an engine's plan and nothing else. Times are those measured at build; what a whole run takes
-beyond their sum are steps that were not timed, such as fallbacks.
+Reads an engine's plan and nothing else. Times are those measured at build, or estimated where
+that was for another machine; what a whole run takes beyond their sum are steps that were not timed,
+such as fallbacks.
 """
 
 from __future__ import annotations

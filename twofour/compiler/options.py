@@ -44,8 +44,8 @@ class BuildOptions:
         tuning_effort: 0 (nothing is timed) to 3 (everything is, and longer), see `Tuner`.
         workspace_bytes: what a kernel may take beside its operands and weights, for each thread;
             None for any amount.
-        target: by default this machine; for TensorRT see docs/tensorrt.md: threads, the race and
-            the dump have no meaning there.
+        target: by default this machine; for another CPU nothing is timed (docs/other_cpus.md); for
+            TensorRT see docs/tensorrt.md: threads, the race and the dump have no meaning there.
         race: a model that ONNX Runtime as a whole runs clearly faster becomes one step of it.
         dump: a folder for the text of the graph after each pass.
     """
@@ -108,9 +108,10 @@ class BuildOptions:
                 f"unknown tuning effort {self.tuning_effort!r}",
                 [f"expected {EFFORTS[0]} to {EFFORTS[-1]}"],
             )
-        most = min(MAX_THREADS, detect_host().cores)
+        elsewhere = self.target is not None and self.target.cpu
+        most = MAX_THREADS if elsewhere else min(MAX_THREADS, detect_host().cores)
         if not 1 <= self.threads <= most:
+            where = "anywhere" if elsewhere else "on this machine"
             raise InputError(
-                f"cannot build for {self.threads} threads",
-                [f"expected 1 to {most} on this machine"],
+                f"cannot build for {self.threads} threads", [f"expected 1 to {most} {where}"]
             )

@@ -145,7 +145,8 @@ class PluginTrial:
 
         calls = planned.calls(symbols, place, Place(WEIGHTS))
         program = Source(program_text("program", calls, self._threads))
-        data = compile_object([*sources, program, Source(threads_text())], self._target)
+        threads = Source(threads_text(self._target.arch))
+        data = compile_object([*sources, program, threads], self._target)
         code = Code([data])
         workers = Workers(code, self._threads)
         numbers = (0, address(constants), address(workers.sync), *places)

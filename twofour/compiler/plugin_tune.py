@@ -60,8 +60,8 @@ def choose(op: PluginOp, problem: Problem, tuner: Tuner) -> PluginChoice:
             "mend the plugin: for operands in C order it has one",
         )
     keys = [_key(plan, problem, tuner) for plan in plans]
-    if tuner.effort == 0:
-        if keys[0] not in tuner.checked:
+    if tuner.effort == 0 or tuner.target.cpu:
+        if not tuner.target.cpu and keys[0] not in tuner.checked:
             trial = PluginTrial(op, problem, tuner.target, tuner.threads)
             about = f"the code of {plans[0].tactic.name} {plans[0].config}"
             trial.check(plans[0], asked(op.operator, about, trial.build, plans[0]))

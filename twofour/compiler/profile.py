@@ -15,7 +15,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from twofour.compiler.tune import TimingCache
+from twofour.compiler.timing_cache import TimingCache
 from twofour.core.abi import ARENA, BINDINGS, SLACK_BYTES, SYMBOL_BYTES, WEIGHTS
 from twofour.core.errors import InputError
 from twofour.core.memory import Bytes, address, allocate, with_slack

@@ -25,7 +25,7 @@ from twofour.runtime.cpu import Code
 
 COPY_BYTES = 128 << 10
 """Read, and as many written: more than a first-level cache holds, less than a second-level one."""
-_SPOTS, _LINES, _TURNS = 12, 4, 16
+SPOTS, _LINES, _TURNS = 12, 4, 16
 _REPEATS, _COPIES = 200, 50
 _LEAST_READ = 1 << 18
 _SUM_BYTES = 4 * LANES
@@ -130,10 +130,11 @@ def reader(target: Target, size_bytes: int) -> Callable[[], None]:
 
 def _require_same_cpu(target: Target) -> None:
     here = detect_host().model
-    if target.model != here:
+    if target.model != here or target.cpu:
+        how = "estimated for" if target.cpu else "measured on"
         raise InputError(
             "no roofline for an engine of another machine",
-            [f"its times were measured on {target.model}", f"this is {here}"],
+            [f"its times were {how} {target.model}", f"this is {here}"],
             "build it here, or measure there; --sort time needs no roofline",
         )
 
@@ -182,7 +183,7 @@ def _read_loop() -> Function:
 def _result_ns(kinds: Iterable[Results], target: Target) -> Iterable[tuple[Results, float]]:
     """Nanoseconds of 16 results of each kind."""
     named = {
-        kind: _result_loop(f"results{index}", kind, target.isa) for index, kind in enumerate(kinds)
+        kind: result_loop(f"results{index}", kind, target.isa) for index, kind in enumerate(kinds)
     }
     if not named:
         return
@@ -192,16 +193,16 @@ def _result_ns(kinds: Iterable[Results], target: Target) -> Iterable[tuple[Resul
     where = (at, at + (1 << 14), at + (2 << 14), at + (3 << 14))
     for kind, function in named.items():
         taken = fastest_ns(code, function.name, where, (0, _REPEATS))
-        yield kind, taken / (_REPEATS * _TURNS * _SPOTS)
+        yield kind, taken / (_REPEATS * _TURNS * SPOTS)
 
 
-def _result_loop(name: str, kind: Results, isa: str) -> Function:
+def result_loop(name: str, kind: Results, isa: str) -> Function:
     """Sums from the first-level cache become results there, t1 times `_TURNS` tiles."""
     row = LANES * ELEMENT_BYTES["float32"]
     strides = Strides(row, row, row)
     problem = ConvProblem(
         1,
-        _SPOTS,
+        SPOTS,
         1,
         LANES,
         LANES,
@@ -219,11 +220,11 @@ def _result_loop(name: str, kind: Results, isa: str) -> Function:
     v = Vector(isa, f)
 
     def tile(at: Value, _: list[Value]) -> list[Value]:
-        x = f.at("%x", f.int_op("mul", at, _SPOTS * _SUM_BYTES))
+        x = f.at("%x", f.int_op("mul", at, SPOTS * _SUM_BYTES))
         vector = I32S if kind.dtype == "int8" else F32S
-        sums = [f.load(vector, x, _SUM_BYTES * spot) for spot in range(_SPOTS)]
+        sums = [f.load(vector, x, _SUM_BYTES * spot) for spot in range(SPOTS)]
         emit_epilogue(
-            v, problem, [(s, 0) for s in range(_SPOTS)], sums, f.at("%h", header_bytes(problem)), 1
+            v, problem, [(s, 0) for s in range(SPOTS)], sums, f.at("%h", header_bytes(problem)), 1
         )
         return []
 

@@ -132,7 +132,7 @@ class Rivals:
         parts = json.dumps([text, tuner.target.to_json(), TOOLS])
         key = hashlib.sha256(parts.encode()).hexdigest()[:32]
         if key not in tuner.cache.times_us:
-            sources = [Source(text, vectorize=True), Source(threads_text())]
+            sources = [Source(text, vectorize=True), Source(threads_text(tuner.target.arch))]
             code = Code([compile_object(sources, tuner.target)])
             held, wide = (allocate(images * view.image + SLACK_BYTES, huge=True) for view in views)
             constants = MapConstants().pack()

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 import twofour.kernels.cpu as home
+from twofour.compiler.cost import CostModel
+from twofour.compiler.timing_cache import TimingCache
 from twofour.compiler.trial import (
     Option,
     Timer,
@@ -29,7 +30,6 @@ from twofour.compiler.trial import (
     shared_timer,
     timer_of,
 )
-from twofour.core.errors import InputError
 from twofour.core.numerics import Epilogue
 from twofour.core.target import Target
 from twofour.engine import Candidate
@@ -59,7 +59,7 @@ class Choice:
     Attributes:
         tactic: the tactic.
         config: its configuration.
-        time_us: of one run, undisturbed; None where it was not timed.
+        time_us: of one run, undisturbed, or an estimate; None where there is neither.
         by_panels: whether several threads share its panels, not its row pieces.
     """
 
@@ -72,64 +72,6 @@ class Choice:
         """The configuration as reports show it."""
         shared = {None: "", False: ", rows shared", True: ", panels shared"}[self.by_panels]
         return f"{self.config}{shared}"
-
-
-@dataclass
-class TimingCache:
-    """Measured times by key: only of kernels whose results were found right.
-
-    Saved under a temporary name, then renamed.
-    """
-
-    times_us: dict[str, float] = field(default_factory=dict)
-
-    @staticmethod
-    def load(path: Path | None) -> TimingCache:
-        """The cache in a file; an empty one where there is none.
-
-        Raises:
-            InputError: the file is not a timing cache, or its folder does not exist.
-        """
-        if path is None:
-            return TimingCache()
-        if not path.parent.is_dir():
-            raise _unwritable(path, f"there is no folder {path.parent}")
-        if not path.exists():
-            return TimingCache()
-        try:
-            given = json.loads(path.read_text())["times_us"]
-            times = {str(k): float(v) for k, v in given.items()}
-            if wrong := [k for k, v in times.items() if not 0 < v < math.inf]:
-                raise ValueError(f"{wrong[0]} took {times[wrong[0]]} us")
-            return TimingCache(times)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise InputError(
-                f"{path} is not a timing cache",
-                [f"{type(e).__name__}: {e}"],
-                "name a file that does not exist yet, or delete this one",
-            ) from e
-
-    def save(self, path: Path | None) -> None:
-        """Writes the file.
-
-        Raises:
-            InputError: it cannot be written.
-        """
-        if path is None:
-            return
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            temporary.write_text(json.dumps({"times_us": self.times_us}, indent=0))
-            temporary.replace(path)
-        except OSError as e:
-            raise _unwritable(path, str(e)) from e
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, reason: str) -> InputError:
-    what = f"cannot write the timing cache {path}"
-    return InputError(what, [reason], "choose an existing, writable folder")
 
 
 def timing_key(
@@ -220,18 +162,28 @@ class Tuner:
         """
         options, refused = self._options(problem, w, wanted)
         trial = cache(lambda: Trial(problem, w, epilogue, x_zero))
-        if self.effort == 0:
+        if self.target.cpu:
+            choices = self._estimated(problem, options)
+        elif self.effort == 0:
             return self._guessed(options, trial()), tuple(refused)
-        choices = self._searched(options, trial)
-        if self.threads > 1:
+        else:
+            choices = self._searched(options, trial)
+        if self.threads > 1 and not self.target.cpu:
             choices = self._timed(self._shared(problem, choices[:_SHARED]), trial) + choices
         timed = [Candidate(c.tactic.name, str(c), rounded(c.time_us)) for c in choices]
         return choices[0], (*timed, *refused)
 
+    def _estimated(self, problem: ConvProblem, options: Sequence[Option]) -> list[Choice]:
+        """All options with times by the cost model, the best one first."""
+        model = CostModel(self.target, self.cold_bytes)
+        times = [model.time_us(problem, o.tactic, o.config) for o in options]
+        choices = [Choice(o.tactic, o.config, t) for o, t in zip(options, times, strict=True)]
+        return [choices[i] for i in sorted(range(len(choices)), key=times.__getitem__)]
+
     def _guessed(self, options: Sequence[Option], trial: Trial) -> Choice:
         """The first configuration of the tactic that should be the fastest, checked."""
         best = min(options, key=lambda o: _LIKELY.index(o.tactic.pattern))
-        sources = [Source(self._text(trial.problem, best)), Source(threads_text())]
+        sources = [Source(self._text(trial.problem, best)), Source(threads_text(self.target.arch))]
         code = Code([compile_object(sources, self.target)])
         trial.check(code, "kernel", best, trial.pack(best, cold_bytes=0))
         return Choice(best.tactic, best.config, None)
@@ -283,7 +235,8 @@ class Tuner:
         """What can run the problem, and what cannot with the reason."""
         options, refused = [], []
         for tactic in tactics():
-            if (tactic.dtype, tactic.depthwise) != (problem.dtype, problem.depthwise):
+            kind = (tactic.dtype, tactic.depthwise)
+            if kind != (problem.dtype, problem.depthwise) or not tactic.is_for(self.target.isa):
                 continue
             slow = "" if self.effort > _USUAL_EFFORT else tactic.why_slow(problem)
             if reason := wanted(tactic) or tactic.refuse(problem, w, self.target.isa) or slow:
@@ -395,7 +348,8 @@ class Tuner:
                 calls = shared_calls(names[index], option, trial.problem, packed)
                 sources.append(Source(program_text(f"program{index}_", calls, self.threads)))
         if shared:  # a program calls kernels and the barrier: one object
-            code = Code([compile_object([*sources, Source(threads_text())], self.target)])
+            threads = Source(threads_text(self.target.arch))
+            code = Code([compile_object([*sources, threads], self.target)])
         else:
             code = Code([compile_object(sources, self.target), _threads_object(self.target)])
         workers = Workers(code, self.threads) if shared else None
@@ -414,4 +368,4 @@ class Tuner:
 @cache
 def _threads_object(target: Target) -> bytes:
     """What times kernels on one thread."""
-    return compile_object([Source(threads_text())], target)
+    return compile_object([Source(threads_text(target.arch))], target)

@@ -92,7 +92,7 @@ def whole_engine(
         layers.append(Layer(name, OP_TYPE, "onnxruntime", notes=(f"whole on ONNX Runtime: {why}",),
                             source=SourceNames.of(source.graph).all, writes=writes,
                             reads=tuple(Read(MODEL, name) for name in ends[0])))  # fmt: skip
-    code = compile_object([Source(threads_text())], target)
+    code = compile_object([Source(threads_text(target.arch))], target)
     plan = Plan(
         target=target,
         version=__version__,

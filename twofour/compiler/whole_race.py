@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.compiler.profile import LONGEST_S, with_times
-from twofour.compiler.tune import TimingCache
+from twofour.compiler.timing_cache import TimingCache
 from twofour.core.errors import EngineError, InputError, UnsupportedError
 from twofour.engine import Engine
 from twofour.runtime.session import Session

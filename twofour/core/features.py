@@ -62,7 +62,12 @@ FEATURES = (
         _ARM,
         "target vector: the portable kernels, in vectors of 16 bytes",
     ),
-    Feature("dot products", ("asimddp",), _ARM, "nothing yet: no kernel uses it"),
+    Feature(
+        "dot products",
+        ("asimd", "asimddp"),
+        _ARM,
+        "target dotprod: 16 INT8 multiply-adds an instruction, 32 with 2:4",
+    ),
     Feature("SVE", ("sve",), _ARM, "nothing yet: no kernel uses it"),
     Feature("I8MM", ("i8mm",), _ARM, "nothing yet: no kernel uses it"),
 )

@@ -90,8 +90,8 @@ class Candidate:
     Attributes:
         tactic: its name, for example "conv_sparse".
         config: its tile and format, in words.
-        time_us: measured time of one run in microseconds; None where it was refused.
-        reason: why it was refused; "" where it was timed.
+        time_us: time of one run in microseconds, measured or estimated; None where it was refused.
+        reason: why it was refused; "" where it was not.
     """
 
     tactic: str
@@ -200,7 +200,7 @@ class Layer:
         op: fused operator, for example "QConvAddRelu".
         tactic: the chosen one; "onnxruntime" for a fallback.
         config: of the chosen tactic.
-        time_us: measured at build; None where it was not timed (fallback).
+        time_us: measured at build, or estimated (`Target.cpu`); None where it was not (fallback).
         shape: in words, for example "64x56x56 -> 64x56x56 k3".
         precision: "int8", "bfloat16" or "float32".
         pattern: of the weight, "2:4", "2:4/pair", "4:8", "dense", or "" without a weight.

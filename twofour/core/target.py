@@ -2,7 +2,10 @@
 
 A CPU target names an instruction set the kernels know how to use, not a whole CPU: code for
 `avx512vnni` runs on every CPU that has its features. `vector` is the portable path: whatever vector
-unit LLVM finds for the architecture.
+unit LLVM finds for the architecture. `dotprod` is AArch64 with the dot products of Armv8.2.
+
+A target may be another machine than the one that builds. Nothing is run or timed for it then: the
+kernels are chosen by a cost model from what is known of a CPU (core/cpus.py), which it names.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from twofour.core.cpus import CPUS, cpu_named
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.machine import usable_cores
 from twofour.core.tensorrt import TensorRT, how_to_get, lacks, parse_tensorrt
 
 # Instruction set -> the features (spelled as Linux and LLVM do) its kernels use; the best first.
 _REQUIRED = {
+    "dotprod": ("asimd", "asimddp"),
     "avx512vnni": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma"),
     "avx2": ("avx2", "fma"),
     "vector": (),
@@ -25,8 +30,11 @@ _REQUIRED = {
 ISAS = tuple(_REQUIRED)
 TENSORRT = "tensorrt"
 """Stands for an instruction set where TensorRT brings the code."""
+_WORD = "cpu:"
 # (implementer, part) -> name, as Arm's reference manuals have them (MIDR_EL1).
 _ARM_CORES = {
+    ("0x41", "0xd08"): "Arm Cortex-A72",
+    ("0x41", "0xd0b"): "Arm Cortex-A76",
     ("0x41", "0xd0c"): "Arm Neoverse N1",
     ("0x41", "0xd40"): "Arm Neoverse V1",
     ("0x41", "0xd49"): "Arm Neoverse N2",
@@ -40,11 +48,13 @@ class Target:
     """A CPU to build for, or a GPU that TensorRT builds for.
 
     Attributes:
-        isa: "avx512vnni", "avx2" or "vector" (the portable path); "tensorrt" for a GPU.
+        isa: "dotprod", "avx512vnni", "avx2" or "vector" (the portable path); "tensorrt" for a GPU.
         arch: machine architecture, for example "x86_64".
         model: the CPU's or GPU's name as it gives it; informative, timings are only true there.
         bf16: code may use the instructions for bfloat16, which not every CPU of the set has.
         tensorrt: of a GPU, what builds for it and runs it; None for a CPU.
+        cpu: name of the facts (core/cpus.py) that kernels are chosen by, where nothing is timed;
+            "" for the machine that builds.
     """
 
     isa: str
@@ -52,6 +62,7 @@ class Target:
     model: str
     bf16: bool = False
     tensorrt: TensorRT | None = None
+    cpu: str = ""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -81,7 +92,8 @@ class Target:
                 f"unknown instruction set {data['isa']!r}", [f"expected one of {', '.join(ISAS)}"]
             )
         gpu = TensorRT(**data["tensorrt"]) if "tensorrt" in data else None
-        return Target(data["isa"], data["arch"], data["model"], data.get("bf16", False), gpu)
+        more = data.get("bf16", False), gpu, data.get("cpu", "")
+        return Target(data["isa"], data["arch"], data["model"], *more)
 
 
 @dataclass(frozen=True)
@@ -148,24 +160,10 @@ def host_target(isa: str | None = None) -> Target:
     return Target(best, host.arch, host.model)
 
 
-def parse_target(text: str) -> Target:
-    """The target of a word: "cpu", "cpu:avx2", "tensorrt" or "tensorrt:sm89".
-
-    Raises:
-        InputError: it is no target.
-        UnsupportedError: this CPU lacks a feature of the instruction set.
-    """
-    if (gpu := parse_tensorrt(text)) is not None:
-        return Target(TENSORRT, platform.machine(), "", tensorrt=gpu)
-    word, _, isa = text.partition(":")
-    if word != "cpu":
-        expected = "expected cpu, cpu:NAME, tensorrt or tensorrt:sm89"
-        raise InputError(f"unknown target {text!r}", [expected])
-    return host_target(isa or None)
-
-
 def why_no_bf16(target: Target) -> str:
     """Why code for `target` cannot use bfloat16 on this machine; "" if it can."""
+    if target.cpu:
+        return "bfloat16 is used where it is timed, not for another machine"
     if target.isa != _BF16_ISA:
         return f"bfloat16 needs AVX-512 with BF16, and the code is for {target}"
     host = detect_host()
@@ -203,5 +201,37 @@ def check_runs_here(target: Target) -> None:
                 f"needs {', '.join(target.features) or target.arch}",
                 f"missing on {host.model} ({host.arch}): {', '.join(lacking)}",
             ],
-            "rebuild the engine on this machine: twofour build MODEL.onnx -o E.engine",
+            "rebuild the engine on this machine: twofour build MODEL.onnx -o E.engine, "
+            f"or for it elsewhere: --target {_WORD}{_words_of(host)}",
         )
+
+
+def _words_of(host: Host) -> str:
+    """What `parse_target` takes for such a machine."""
+    best = next(name for name, needs in _REQUIRED.items() if host.features.issuperset(needs))
+    if best == "vector" and host.arch != "x86_64":
+        return next((cpu.name for cpu in CPUS if (cpu.isa, cpu.arch) == (best, host.arch)), best)
+    return best
+
+
+def parse_target(text: str) -> Target:
+    """The target of a word: "cpu", "cpu:NAME", "tensorrt" or "tensorrt:sm89".
+
+    `cpu` is this machine, `cpu:NAME` another one, for which nothing is timed. NAME is one of a CPU
+    (core/cpus.py), or an instruction set: then the first CPU that has it stands for all.
+
+    Raises:
+        InputError: an unknown word or name.
+    """
+    if (gpu := parse_tensorrt(text)) is not None:
+        return Target(TENSORRT, platform.machine(), "", tensorrt=gpu)
+    if text == "cpu":
+        return host_target()
+    if not text.startswith(_WORD):
+        raise InputError(
+            f"unknown target {text!r}",
+            ["expected cpu, cpu:NAME, tensorrt or tensorrt:sm89"],
+            f"name one of {', '.join(_WORD + cpu.name for cpu in CPUS)}",
+        )
+    cpu = cpu_named(text.removeprefix(_WORD))
+    return Target(cpu.isa, cpu.arch, cpu.model, cpu=cpu.name)

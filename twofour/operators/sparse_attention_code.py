@@ -25,11 +25,17 @@ STORED = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "uint8":
 """Types of tensors, and how kernels call them."""
 TILES = {
     "avx512vnni": ("8x3x2", "6x4x4", "4x4x4"),
+    "dotprod": ("2x2x2", "4x1x1"),
     "avx2": ("2x2x2", "4x1x1"),
     "vector": ("2x1x1",),
 }
 """Of an instruction set, best guess first."""
-TILES_INT8 = {"avx512vnni": ("4x4x4", "8x2x2"), "avx2": ("2x2x2",), "vector": ("2x1x1",)}
+TILES_INT8 = {
+    "avx512vnni": ("4x4x4", "8x2x2"),
+    "dotprod": ("2x2x2",),
+    "avx2": ("2x2x2",),
+    "vector": ("2x1x1",),
+}
 """The same in int8, where lists are whole groups of blocks."""
 MIDDLE_BYTE = 128
 """Zero point of symmetric int8, as stored."""

@@ -28,7 +28,7 @@ OWN_BYTES = 64  # of the header, before what the rounding of results reads
 GROUP = 4  # blocks of 16 keys whose exponentials become one vector of bytes
 
 # Queries, blocks of keys and blocks of channels of the two products' tiles.
-TILES = {"avx512vnni": (4, 4, 4), "avx2": (2, 2, 2), "vector": (2, 1, 1)}
+TILES = {"avx512vnni": (4, 4, 4), "dotprod": (2, 2, 2), "avx2": (2, 2, 2), "vector": (2, 1, 1)}
 """By instruction set."""
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from twofour.kernels.cpu.llvm import Value
 from twofour.kernels.cpu.nest import Tiled
 from twofour.kernels.cpu.problem import ELEMENT_BYTES, ConvProblem, tiles_for
-from twofour.kernels.cpu.tactic import Tactic, Weights
+from twofour.kernels.cpu.tactic import WIDE, Tactic, Weights
 from twofour.kernels.cpu.vector import I32S, Vector
 
 
@@ -85,5 +85,6 @@ TACTICS = (
         Tiled(Dense()),
         _refuse,
         lambda p, isa: tiles_for(p, isa, blocks=(1, 2), count=2),
+        only=WIDE,
     ),
 )

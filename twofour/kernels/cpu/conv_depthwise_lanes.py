@@ -28,7 +28,7 @@ from twofour.kernels.cpu.tactic import Tactic, Weights
 from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector
 
 # Positions of a tile: their sums, and beside them the filter where registers allow.
-_POSITIONS = {"avx512vnni": 16, "avx2": 5, "vector": 2}
+_POSITIONS = {"avx512vnni": 16, "dotprod": 5, "avx2": 5, "vector": 2}
 
 
 @dataclass(frozen=True)

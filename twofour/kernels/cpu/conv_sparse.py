@@ -39,7 +39,7 @@ from twofour.core.patterns import PAIR_BLOCK, why_not
 from twofour.kernels.cpu.llvm import Value
 from twofour.kernels.cpu.nest import Tiled
 from twofour.kernels.cpu.problem import ELEMENT_BYTES, ConvProblem, tiles_for
-from twofour.kernels.cpu.tactic import Tactic, Weights
+from twofour.kernels.cpu.tactic import WIDE, Tactic, Weights
 from twofour.kernels.cpu.vector import I32S, Vector, every
 
 _KEPT = 4  # bytes of 8 consecutive ones
@@ -271,6 +271,7 @@ TACTICS = (
         Tiled(Sparse(1)),
         _refuse_free,
         lambda p, isa: tiles_for(p, isa, blocks=(1,), count=2),
+        only=WIDE,
     ),
     Tactic(
         "2:4 C",
@@ -280,6 +281,7 @@ TACTICS = (
         _refuse_compact,
         lambda p, isa: tiles_for(p, isa, blocks=(1,), count=1, spare=2),
         most_positions=_FEW,
+        only=WIDE,
     ),
     Tactic(
         "2:4 pair",
@@ -288,5 +290,6 @@ TACTICS = (
         Tiled(Sparse(2)),
         refuse_pair,
         lambda p, isa: tiles_for(p, isa, blocks=(2,), count=2),
+        only=WIDE,
     ),
 )

@@ -22,8 +22,15 @@ from twofour.core.target import Target
 LLVM_VERSION = ".".join(map(str, binding.llvm_version_info))
 TOOLS = f"llvmlite {llvmlite.__version__}, LLVM {LLVM_VERSION}"
 
-# LLVM's CPU names for the portable paths of x86; elsewhere "" is the architecture's baseline.
-_LLVM_CPU = {"avx2": "x86-64-v3", "vector": "x86-64"}
+# LLVM's names: (CPU, features) of each architecture's instruction sets.
+_LLVM_CPU = {
+    ("x86_64", "avx512vnni"): ("x86-64-v4", "+avx512vnni,-prefer-256-bit"),
+    ("x86_64", "avx2"): ("x86-64-v3", ""),
+    ("x86_64", "vector"): ("x86-64", ""),
+    ("aarch64", "dotprod"): ("generic", "+neon,+dotprod"),
+    ("aarch64", "vector"): ("generic", "+neon"),
+}
+_TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 _COMPILE_LOCK = threading.Lock()
 
 # What code for AVX-512 VNNI may use: all that every CPU with it has, and nothing of later ones.
@@ -226,14 +233,17 @@ def renamed(text: str, symbol: str) -> str:
 
 @cache
 def _initialize() -> None:
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
 
 
 def target_machine(target: Target) -> Any:
     """LLVM's code generator for `target`."""
     _initialize()
-    if target.isa == "avx512vnni":
+    triple = binding.get_process_triple()
+    if not triple.startswith(target.arch):
+        triple = _TRIPLES[target.arch]
+    if target.isa == "avx512vnni" and not target.cpu:
         # Scheduling for the host's own CPU, but no instruction that another CPU with AVX-512 VNNI
         # may lack: an engine moves between machines.
         cpu, allowed = binding.get_host_cpu_name(), _AVX512_BASE.union(target.features)
@@ -242,8 +252,8 @@ def target_machine(target: Target) -> Any:
             f"{'+' if known[f] and f in allowed else '-'}{f}" for f in sorted(known)
         )
     else:
-        cpu, features = _LLVM_CPU[target.isa] if target.arch == "x86_64" else "", ""
-    triple = binding.get_process_triple()
+        cpu, features = _LLVM_CPU.get((target.arch, target.isa), ("", ""))
+        features += ",+avx512bf16" * target.bf16
     return binding.Target.from_triple(triple).create_target_machine(
         cpu=cpu, features=features, opt=3, reloc="pic", codemodel="small", jit=True
     )
@@ -274,6 +284,13 @@ def compile_object(sources: Sequence[Source], target: Target) -> bytes:
         for source in sources:
             whole.link_in(_module(source, machine))
         return bytes(machine.emit_object(whole))
+
+
+def assembly(text: str, target: Target) -> str:
+    """What LLVM makes of a module, as assembly (AT&T syntax on x86)."""
+    with _COMPILE_LOCK:
+        machine = target_machine(target)
+        return str(machine.emit_assembly(_module(Source(text), machine)))
 
 
 def _module(source: Source, machine: Any) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.dynamic import TENSOR
 from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.packing import Format, header_bytes, pack, panel_bytes
@@ -30,7 +31,7 @@ from twofour.kernels.cpu.problem import LANES, Config, ConvProblem, Pieces
 from twofour.kernels.cpu.tile import Tile
 
 # Blocks of sums that fit in registers beside what any format needs: rows of a tall tile.
-_TALL = {"avx512vnni": 20, "avx2": 4, "vector": 2}
+_TALL = {"avx512vnni": 20, "dotprod": 4, "avx2": 4, "vector": 2}
 
 Pointers = dict[str, Value]
 Visit = Callable[[Pointers, tuple[int, int]], None]
@@ -67,10 +68,12 @@ class Tiled:
         format: packed format and inner loop.
         ends: whether what steps do not divide of the runs makes steps of its own, see
             conv_dense_ends.py.
+        centre: what the kernel takes off each integer input as stored (neon.py).
     """
 
     format: Format
     ends: bool = False
+    centre: int = 0
 
     def walked(self, problem: ConvProblem) -> ConvProblem:
         """The problem with runs as this kernel walks them."""
@@ -83,7 +86,7 @@ class Tiled:
         problem = self.walked(problem)
 
         def tile(size: tuple[int, int], _: bool) -> Function:
-            written = Tile(problem, self.format, config, *size)
+            written = Tile(problem, self.format, config, *size, self.centre)
             return written.emit(f"{name}_tile_{size[0]}x{size[1]}", isa)
 
         panels = Panels(
@@ -104,6 +107,8 @@ class Tiled:
     ) -> NDArray[np.uint8]:
         """Weights and constants, see packing.py."""
         walked = self.walked(problem)
+        if problem.dynamic != TENSOR:  # there a zero point is multiplied by the sum of the weights
+            x_zero_point -= self.centre
         return pack(w, walked, self.format, config.blocks, epilogue, x_zero_point)
 
     def work(self, problem: ConvProblem, config: Config) -> tuple[int, int]:

@@ -42,7 +42,7 @@ from twofour.kernels.cpu.vector import BYTES16, F32S, WORDS16, Vector, every
 Array = NDArray[Any]
 
 _HEADER_BYTES = 64
-_ROWS = {"avx512vnni": 4, "avx2": 2, "vector": 1}  # at once
+_ROWS = {"avx512vnni": 4, "dotprod": 2, "avx2": 2, "vector": 1}  # at once
 
 Visit = Callable[[int | Value, list[str], list[Value]], list[Value]]
 

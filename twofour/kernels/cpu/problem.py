@@ -346,7 +346,8 @@ def tilings(problem: ConvProblem, most_rows: int, blocks: int, count: int) -> li
 
 # Sums that fit in vector registers beside weights, indices and inputs: 16 lanes are one, two or
 # four registers.
-_SUMS = {"avx512vnni": 28, "avx2": 6, "vector": 3}
+_SUMS = {"avx512vnni": 28, "dotprod": 6, "avx2": 6, "vector": 3}
+_MANY_REGISTERS = ("avx512vnni", "dotprod")
 _PREFETCH_BYTES = 4096  # the time of about two tiles' steps: what L3 takes to answer
 _NEAR_WEIGHTS_BYTES = 32 << 10  # up to here all panels stay in L1 between two tiles
 _LARGE_WEIGHTS_BYTES = 256 << 10  # beyond this the weights leave L2 between two tiles
@@ -366,7 +367,7 @@ def tiles_for(
         count: tile shapes a width.
         spare: registers the format needs beyond four.
     """
-    sums = max(1, _SUMS[isa] - (spare if isa == "avx512vnni" else 0))
+    sums = max(1, _SUMS[isa] - (spare if isa in _MANY_REGISTERS else 0))
     positions = problem.out_h * problem.out_w
     widths = [b for b in blocks if problem.blocks % b == 0 and b <= max(sums, blocks[0])]
     if positions * 2 <= sums:

@@ -15,7 +15,6 @@ session looks at what every layer wrote, and when. Whoever does neither pays a c
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -182,9 +181,13 @@ class _Window:
         f.call("void", "stamp", ("ptr", self.sync), ("ptr", place))
 
 
-def threads_text() -> str:
-    """barrier, stamp, worker, run and repeat as an LLVM module: all that is not a kernel."""
-    return module_text([_barrier(), _stamp(), _worker(), _run(), _repeat()])
+def threads_text(arch: str) -> str:
+    """barrier, stamp, worker, run and repeat as an LLVM module: all that is not a kernel.
+
+    Args:
+        arch: of the machine that is to run it.
+    """
+    return module_text([_barrier(arch), _stamp(), _worker(arch), _run(), _repeat()])
 
 
 def _atomic_load(f: Function, pointer: Value, offset: int | Value) -> Value:
@@ -195,19 +198,22 @@ def _atomic_store(f: Function, value: Value | int, pointer: Value, offset: int |
     f.do(f"store atomic i32 {value}, ptr {f.at(pointer, offset)} seq_cst, align 4")
 
 
-def _pause(f: Function) -> None:
+def _pause(f: Function, arch: str) -> None:
     """Tells the core that this is a spin loop, where it has a word for it."""
-    if platform.machine() == "x86_64":
+    if arch == "x86_64":
         f.call("void", "llvm.x86.sse2.pause")
+    elif arch == "aarch64":  # `yield` does nothing on cores with one thread; this waits a moment
+        f.call("void", "llvm.aarch64.isb", ("i32", "15"))
 
 
 def _spin_while_equal(
-    f: Function, pointer: Value, offset: int, value: Value, limit: int | None
+    f: Function, at: tuple[Value, int], value: Value, arch: str, limit: int | None = None
 ) -> Value:
-    """Loads until the i32 differs from `value`, yielding the core now and then.
+    """Loads the i32 at (pointer, offset) until it differs from `value`.
 
-    Gives up after `limit` turns. Returns the last value loaded.
+    Yields the core now and then, and gives up after `limit` turns. Returns the last value loaded.
     """
+    pointer, offset = at
     names = ("enter", "spin", "again", "breathe", "turn", "spun")
     before, head, again, breathe, turn, done = (f.label(name) for name in names)
     f.do(f"br label %{before}")
@@ -222,7 +228,7 @@ def _spin_while_equal(
         same = f.let(f"and i1 {same}, {f.let(f'icmp ult i64 {count}, {limit}')}")
     f.do(f"br i1 {same}, label %{again}, label %{done}")
     f.block(again)
-    _pause(f)
+    _pause(f, arch)
     f.do(f"{following} = add i64 {count}, 1")
     # Where threads outnumber cores the one we wait for may need ours.
     tired = f.let(f"icmp eq i64 {f.int_op('and', following, 2047)}, 0")
@@ -236,7 +242,7 @@ def _spin_while_equal(
     return now
 
 
-def _barrier() -> Function:
+def _barrier(arch: str) -> Function:
     """Waits until all threads have come; nothing to do for one."""
     f = Function("barrier", [("ptr", "sync"), ("i64", "threads")])
 
@@ -252,7 +258,7 @@ def _barrier() -> Function:
             _atomic_store(f, f.int_op("add", generation, 1, "i32"), "%sync", SYNC["generation"])
 
         def wait() -> None:
-            _spin_while_equal(f, "%sync", SYNC["generation"], generation, None)
+            _spin_while_equal(f, ("%sync", SYNC["generation"]), generation, arch)
 
         f.when(last, release, wait)
 
@@ -300,7 +306,7 @@ def _announce(f: Function, threads: Value) -> None:
     f.loop(1, threads, [], wake)
 
 
-def _worker() -> Function:
+def _worker(arch: str) -> Function:
     """worker({sync, tid}): a thread's whole life, as pthread_create wants it."""
     f = Function("worker", [("ptr", "self")], returns="ptr")
     sync, tid = f.load("ptr", "%self", 0, 8), f.load("i64", "%self", 8, 8)
@@ -313,7 +319,7 @@ def _worker() -> Function:
     f.block(head)
     seen, now, last = f.label("%seen"), f.label("%now"), f.label("again")
     f.do(f"{seen} = phi i32 [ 0, %{start} ], [ {now}, %{last} ]")
-    _spin_while_equal(f, sync, SYNC["epoch"], seen, SPINS)
+    _spin_while_equal(f, (sync, SYNC["epoch"]), seen, arch, SPINS)
     _sleep(f, sync, seen, flag, semaphore)
     f.do(f"{now} = load atomic i32, ptr {f.at(sync, SYNC['epoch'])} seq_cst, align 4")
     leave, work = f.label("leave"), f.label("work")

@@ -22,6 +22,8 @@ from twofour.core.numerics import Epilogue
 from twofour.kernels.cpu.problem import Config, ConvProblem
 
 Weights = NDArray[Any]
+WIDE = ("avx512vnni", "avx2", "vector")
+"""Instruction sets with kernels of 16 lanes a register, or written as if."""
 
 
 class Kernel(Protocol):
@@ -69,6 +71,7 @@ class Tactic:
         configs: its configurations for a problem on an instruction set, best guess first.
         depthwise: it takes depthwise convolutions, and only these; the others take the rest.
         most_positions: with more outputs a channel another tactic is faster; None if there is none.
+        only: the instruction sets that it is for; () for all. On others it is not even refused.
     """
 
     name: str
@@ -79,6 +82,11 @@ class Tactic:
     configs: Callable[[ConvProblem, str], list[Config]]
     depthwise: bool = False
     most_positions: int | None = None
+    only: tuple[str, ...] = ()
+
+    def is_for(self, isa: str) -> bool:
+        """Whether it is to be considered on an instruction set at all."""
+        return not self.only or isa in self.only
 
     def why_slow(self, problem: ConvProblem) -> str:
         """Why another tactic is faster; "" if that is not known beforehand."""

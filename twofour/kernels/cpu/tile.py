@@ -17,7 +17,7 @@ from twofour.kernels.cpu.epilogue import emit_epilogue
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.packing import CONSTANTS_BYTES, Format, end_steps, panel_bytes
 from twofour.kernels.cpu.problem import Config, ConvProblem
-from twofour.kernels.cpu.vector import F32S, I32S, Vector
+from twofour.kernels.cpu.vector import F32S, I32S, Vector, every
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Tile:
         config: blocks and prefetch distance.
         height: output rows.
         width: output columns.
+        centre: what the inner loop takes off each integer input as stored.
     """
 
     problem: ConvProblem
@@ -37,6 +38,7 @@ class Tile:
     config: Config
     height: int
     width: int
+    centre: int = 0
 
     def emit(self, name: str, isa: str) -> Function:
         """The function `name(x, w, y, r, h, left)`.
@@ -50,16 +52,24 @@ class Tile:
         down, across = problem.x.row * problem.stride[0], problem.x.pixel * problem.stride[1]
         rows = [i * down + j * across for i, j in spots]
         constants = f.at("%w", panel_bytes(problem, self.fmt, blocks) - blocks * CONSTANTS_BYTES)
-        if problem.dtype == "int8" and problem.dynamic != TENSOR:
-            starts = [f.load(I32S, constants, b * CONSTANTS_BYTES, 4) for b in range(blocks)]
-        else:
-            starts = ["zeroinitializer"] * blocks
+        starts = self._starts(f, constants)
         state = ["%x", "%w", *starts * len(rows)]
         _, w, *sums = self._window(v, rows, state, self._levels())
         if problem.ends:
             sums = self._ends(v, rows, w, sums)
         emit_epilogue(v, problem, spots, sums, constants, blocks)
         return f
+
+    def _starts(self, f: Function, constants: Value) -> list[Value]:
+        """What the sums of each block begin with."""
+        blocks, later = self.config.blocks, self.problem.dynamic == TENSOR
+        if self.problem.dtype != "int8" or (later and not self.centre):
+            return ["zeroinitializer"] * blocks
+        starts = [f.load(I32S, constants, b * CONSTANTS_BYTES, 4) for b in range(blocks)]
+        if not later:
+            return starts
+        # Minus the sum of the weights, which the epilogue multiplies by the zero point.
+        return [f.let(f"mul {I32S} {start}, {every('i32', -self.centre)}") for start in starts]
 
     def _ends(self, v: Vector, rows: list[int], w: Value, sums: list[Value]) -> list[Value]:
         """The steps that the ends of runs make, each filter row a run; `w`: their weights."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import struct
 
+from twofour.kernels.cpu import neon
 from twofour.kernels.cpu.llvm import Function, Value
 
 LANES = 16
 I32S, F32S, I64S = "<16 x i32>", "<16 x float>", "<8 x i64>"
 BYTES64, BYTES16 = "<64 x i8>", "<16 x i8>"
+FUSED = ("avx512vnni", "avx2", "dotprod")
+"""Instruction sets with a multiply-add of floats that is rounded once."""
 BFLOATS32, BFLOATS16 = "<32 x bfloat>", "<16 x bfloat>"
 WORDS32, WORDS16 = "<32 x i16>", "<16 x i16>"
 
@@ -51,7 +54,7 @@ def emit_fma(f: Function, operands: tuple[Value, Value, Value], lanes: int, isa:
     def kind(element: str) -> str:
         return element if lanes == 1 else f"<{lanes} x {element}>"
 
-    if isa in ("avx512vnni", "avx2"):
+    if isa in FUSED:
         name = "llvm.fma.f32" if lanes == 1 else f"llvm.fma.v{lanes}f32"
         return f.call(kind("float"), name, *((kind("float"), value) for value in operands))
     wide = kind("double")
@@ -130,12 +133,27 @@ class Vector:
             )
         if self.isa == "avx2":
             return self._dot4_words(acc, a, b)
+        if self.isa == "dotprod":
+            return self._dot4_signed(acc, a, b)
         for byte in range(4):
             left = f.let(f"and {I32S} {self.shift_right(a, 8 * byte)}, {every('i32', 255)}")
             up = f.let(f"shl {I32S} {b}, {every('i32', 24 - 8 * byte)}")
             right = f.let(f"ashr {I32S} {up}, {every('i32', 24)}")
             acc = f.let(f"add {I32S} {acc}, {f.let(f'mul {I32S} {left}, {right}')}")
         return acc
+
+    def _dot4_signed(self, acc: Value, a: Value, b: Value) -> Value:
+        """dot4 on AArch64: of a - 128, and 128 times the sums of b."""
+        f, after = self.f, []
+        quarters = (neon.quarters(f, value) for value in (acc, a, b))
+        for total, left, right in zip(*quarters, strict=True):
+            kept = neon.as_bytes(f, right)
+            centred = neon.flipped(f, neon.as_bytes(f, left))
+            units = neon.sdot(f, "zeroinitializer", every("i8", 1), kept)
+            more = f.let(f"shl {neon.WORDS} {units}, {every('i32', 7, 4)}")
+            first = f.let(f"add {neon.WORDS} {total}, {more}")
+            after.append(neon.sdot(f, first, centred, kept))
+        return neon.joined(f, after)
 
     def _dot4_words(self, acc: Value, a: Value, b: Value) -> Value:
         """dot4 on AVX2: even and odd bytes as 16-bit words, two vpmaddwd each.
@@ -201,6 +219,8 @@ class Vector:
             index: one byte per byte of the result.
         """
         f = self.f
+        if self.isa == "dotprod":
+            return self._select_bytes_table(eight, index)
         if self.isa == "vector":
             return self._select_bytes_plain(eight, index)
         table, picks = (
@@ -224,6 +244,17 @@ class Vector:
             out = f.call("<32 x i8>", "llvm.x86.avx2.pshuf.b", ("<32 x i8>", x), ("<32 x i8>", y))
             halves.append(f.let(f"bitcast <32 x i8> {out} to <8 x i32>"))
         return self._join8(halves[0], halves[1])
+
+    def _select_bytes_table(self, eight: Value, index: Value) -> Value:
+        """select_bytes on AArch64, where other bits of an index are not ignored."""
+        f = self.f
+        pair = f.let(f"shufflevector {I64S} {eight}, {I64S} poison, <2 x i32> <i32 0, i32 1>")
+        table = f.let(f"bitcast <2 x i64> {pair} to {neon.BYTES}")
+        parts = []
+        for part in neon.quarters(f, index):
+            low = f.let(f"and {neon.BYTES} {neon.as_bytes(f, part)}, {every('i8', 7)}")
+            parts.append(f.let(f"bitcast {neon.BYTES} {neon.pick(f, table, low)} to {neon.WORDS}"))
+        return neon.joined(f, parts)
 
     def _select_bytes_plain(self, eight: Value, index: Value) -> Value:
         """select_bytes by shifts: byte k of the 8 is (eight >> 8k) & 255."""
