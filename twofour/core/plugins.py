@@ -181,7 +181,8 @@ class Operator:
         shapes: (shape and type of each input, attributes) -> those of each output. A function needs
             none: its operators' own rules say it.
         tactics: of each kind of target, "cpu", "cuda" or "tensorrt". A node that none of them takes
-            runs by its meaning: a function on ONNX Runtime, numpy in Python.
+            runs by its meaning: a function on ONNX Runtime, numpy in Python. Those of TensorRT are
+            functions: they get its Python module, and register creators of plugins.
         samples: (problem, generator) -> arrays to compare and time kernels with, one for each input
             that is no constant. By default normal floats, and bytes of a quantized tensor; an
             operator that reads other integers has to say which ones make sense.
@@ -236,6 +237,11 @@ class Operator:
     def cpu(self) -> tuple[CpuTactic, ...]:
         """Its tactics for CPUs."""
         return tuple(self.tactics.get("cpu", ()))
+
+    @property
+    def tensorrt(self) -> tuple[Callable[[Any], None], ...]:
+        """What registers its plugins with TensorRT."""
+        return tuple(self.tactics.get("tensorrt", ()))
 
 
 @dataclass(frozen=True)

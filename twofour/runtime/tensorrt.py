@@ -6,6 +6,7 @@ session loads it once and changes from one to the other between runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.errors import EngineError, InputError, UnsupportedError
+from twofour.core.plugins import Operator, require
 from twofour.core.tensorrt import TensorRT, fits_gpu, gpu_name, how_to_get
 from twofour.engine import Engine, Profile, Step
 from twofour.runtime.cuda_memory import Cuda
 from twofour.runtime.shapes import Bound
-from twofour.runtime.tensorrt_library import Library, Log, find_library
+from twofour.runtime.tensorrt_library import Library, Log, find_library, register
 
 Array = NDArray[Any]
 _AGAIN = "build it again here: twofour build MODEL.onnx -o E.engine --target tensorrt"
@@ -58,12 +60,13 @@ class Network:
     rooms: dict[str, _Room] = field(default_factory=dict)
 
     @staticmethod
-    def load(wanted: TensorRT, content: bytes) -> Network:
+    def load(wanted: TensorRT, content: bytes, operators: Sequence[Operator] = ()) -> Network:
         """Hands the network to TensorRT.
 
         Args:
             wanted: the TensorRT and the GPU that it was built for.
             content: as TensorRT wrote it.
+            operators: whose plugins it asks for.
 
         Raises:
             UnsupportedError: another TensorRT or GPU is here than it was built for, or none.
@@ -76,6 +79,7 @@ class Network:
                 [f"expected this version, as its engines fit no other; found {library.title}"],
                 how_to_get(wanted),
             )
+        register(library, operators)
         cuda, log = Cuda(), Log(library)
         try:
             if not fits_gpu(wanted.gpu, cuda.capability):
@@ -199,8 +203,11 @@ def network_of(engine: Engine) -> Network | None:
     Raises:
         UnsupportedError, EngineError: as `Network.load`.
     """
-    wanted, code = engine.plan.target.tensorrt, engine.plan.code
-    return None if wanted is None else Network.load(wanted, engine.code[code[0]].tobytes())
+    wanted, plan = engine.plan.target.tensorrt, engine.plan
+    if wanted is None:
+        return None
+    operators = [require(c.domain, c.name, c.version, c.package) for c in plan.plugins]
+    return Network.load(wanted, engine.code[plan.code[0]].tobytes(), operators)
 
 
 def _converted(name: str, array: Array, dtype: np.dtype[Any]) -> Array:

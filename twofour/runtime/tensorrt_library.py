@@ -9,16 +9,19 @@ It is imported when it is needed and not before: engines for a CPU never load it
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from twofour.core.errors import UnsupportedError
+from twofour.core.plugins import Operator, package_of
 from twofour.core.tensorrt import TITLES, Installed, TensorRT, how_to_get, installed
 
 _MOST_LINES = 4000
 _SERIOUS = ("INTERNAL_ERROR", "ERROR", "WARNING")
 _SHOWN = 4
+_REGISTERED: set[tuple[str, str, str]] = set()
+"""Library, domain and name of operators whose plugins this process has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,28 @@ def _imported(found: Installed) -> Library:
             "install its libraries for the CUDA version of this machine's driver",
         ) from error
     return Library(found.library, module, str(module.__version__))
+
+
+def register(library: Library, operators: Iterable[Operator]) -> None:
+    """Lets packages register the plugins of TensorRT that compute their operators, once each.
+
+    Raises:
+        UnsupportedError: a package fails at it.
+    """
+    for operator in operators:
+        key = library.name, operator.domain, operator.name
+        if key in _REGISTERED:
+            continue
+        for tactic in operator.tensorrt:
+            try:
+                tactic(library.module)
+            except Exception as error:
+                raise UnsupportedError(
+                    f"the plugin of {library.title} for {operator} cannot be registered",
+                    [f"{type(error).__name__}: {error}"],
+                    f"see the package {package_of(operator)}",
+                ) from error
+        _REGISTERED.add(key)
 
 
 def implement(base: Any, **methods: Callable[..., Any]) -> Any:

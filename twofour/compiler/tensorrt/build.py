@@ -9,6 +9,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from twofour.compiler.tensorrt.builder import Built, Order, build_network, witho
 from twofour.compiler.tensorrt.ends import Ends, ends_of, fix_inputs
 from twofour.compiler.tensorrt.half import halved
 from twofour.compiler.tensorrt.plan_layers import plan_layers, warnings_of
-from twofour.compiler.tensorrt.rewrite import for_tensorrt, is_quantized
+from twofour.compiler.tensorrt.rewrite import for_tensorrt, is_quantized, plugins_in
 from twofour.compiler.tensorrt.rules import Rules, rules_of
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.plan import PluginCall
+from twofour.core.plugins import Operator, package_of
 from twofour.core.progress import Report
 from twofour.core.target import TENSORRT, Target
 from twofour.core.tensorrt import AMPERE_PLUS, TensorRT, fits_gpu, gpu_name
@@ -37,7 +40,7 @@ from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize_with_report
 from twofour.onnx_tools.tensorrt_table import HEADER, is_table, scales_of, write_table
 from twofour.runtime.cuda_memory import gpu_here
-from twofour.runtime.tensorrt_library import Library, find_library
+from twofour.runtime.tensorrt_library import Library, find_library, register
 
 NETWORK = "tensorrt"
 """The name of the network among an engine's objects."""
@@ -96,6 +99,8 @@ def tensorrt_engine(
         _read(cache) if rules.times_kernels else None,
         scales,
     )
+    operators = plugins_in(model)
+    register(library, operators)
     with without_deprecations():
         built = build_network(library, rules, order, progress)
     if cache is not None and built.timing_cache is not None:
@@ -104,7 +109,14 @@ def tensorrt_engine(
         notes += (f"{library.title} times nothing at build: the timing cache is of no use",)
     found = TensorRT(gpu, library.name, library.version)
     made_for = Target(TENSORRT, platform.machine(), gpu_model, tensorrt=found)
-    return _engine(model, made_for, ends, built, options.sparsity != "disable", notes)
+    engine = _engine(model, made_for, ends, built, options.sparsity != "disable", notes)
+    return replace(engine, plan=replace(engine.plan, plugins=tuple(map(_call, operators))))
+
+
+def _call(operator: Operator) -> PluginCall:
+    """What the engine asks of an installed package: to register its plugin of TensorRT."""
+    package = package_of(operator)
+    return PluginCall(NETWORK, operator.domain, operator.name, operator.version, package, "{}", ())
 
 
 def _engine(

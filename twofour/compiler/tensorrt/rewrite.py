@@ -4,6 +4,7 @@
     uint8, any other zero point  -> refused: no int8 has the same steps
     DequantizeLinear of int32    -> its float result: biases are float in TensorRT
     functions of the model       -> inlined
+    operators of plugins         -> their meaning, inlined; whole where TensorRT has a plugin for it
 
 What stands between a QuantizeLinear and its DequantizeLinears has to move with them, so a tensor of
 uint8 that anything else reads is refused too.
@@ -14,14 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from twofour.core.errors import UnsupportedError
+from twofour.core.plugins import Operator
 from twofour.onnx_tools.edit import Array, Editor, constant, is_standard, operand
+from twofour.onnx_tools.plugins import attach_meanings, plugin_of
 from twofour.onnx_tools.promises import carry
 
 _MIDDLE = 128
+_KNOWN = ("", "ai.onnx", "com.microsoft")
 _MOST_SHOWN = 6
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 FIX = (
@@ -31,7 +36,7 @@ FIX = (
 
 
 def for_tensorrt(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
-    """The model with Q/DQ that TensorRT takes; the given model is not changed.
+    """The model with operators and Q/DQ that TensorRT takes; the given model is not changed.
 
     Args:
         model: float, or quantized.
@@ -44,14 +49,15 @@ def for_tensorrt(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
     """
     source, model = model, ir.external_data.load_to_model(model.clone())
     common.RemoveInitializersFromInputsPass()(model)
-    common.InlinePass()(model)
+    attach_meanings(model)
+    common.InlinePass(lambda function: not _own_plugin(function.domain, function.name))(model)
     model.functions.clear()
     graphs = [model.graph, *model.graph.subgraphs()]
     notes = []
     if biases := sum(_float_biases(graph) for graph in graphs):
         notes.append(f"{biases} biases of int32 became float32")
     nodes = [node for graph in graphs for node in graph]
-    _refuse(_foreign(nodes), "operators are not of ONNX itself", "export them as standard ones")
+    _refuse(_foreign(nodes), "operators have no form for it", "export them as standard operators")
     _refuse(_skewed(nodes), "tensors are not quantized symmetrically", FIX)
     if moved := sum(_to_int8(graph) for graph in graphs):
         notes.append(f"{moved} tensors of uint8 with zero point {_MIDDLE} became int8")
@@ -90,13 +96,37 @@ def _dequantized(node: ir.Node, stored: Array, scale: Array) -> Array:
     return np.asarray(stored.astype(np.float32) * scales.astype(np.float32), np.float32)
 
 
+def plugins_in(model: ir.Model) -> tuple[Operator, ...]:
+    """The operators that plugins of TensorRT compute, once each."""
+    found = {
+        node.op_identifier(): operator
+        for node in model.graph.all_nodes()
+        if (operator := plugin_of(node)) is not None and operator.tensorrt
+    }
+    return tuple(found.values())
+
+
+def _own_plugin(domain: str, name: str) -> bool:
+    """Whether an operator stays whole, as a plugin of TensorRT computes it."""
+    operator = plugin_of(ir.Node(domain, name, []))
+    return operator is not None and bool(operator.tensorrt)
+
+
 def _foreign(nodes: Iterable[ir.Node]) -> list[str]:
-    """Operators that no parser but our own knows."""
-    return [
-        f"{node.op_type} {node.name!r} of {node.domain}"
-        for node in nodes
-        if node.domain.startswith("twofour")
-    ]
+    """Operators that TensorRT cannot know, or would take for others: it looks at no domain."""
+    found = []
+    for node in nodes:
+        where = f"{node.op_type} {node.name!r} of {node.domain}"
+        operator = plugin_of(node)
+        if node.domain in _KNOWN or (operator is not None and operator.tensorrt):
+            continue
+        if operator is not None:
+            found.append(f"{where}: its meaning is in numpy, and it has no plugin of TensorRT")
+        elif node.domain.startswith("twofour"):
+            found.append(f"{where}: only our own compiler knows it")
+        elif onnx.defs.has(node.op_type):
+            found.append(f"{where}: TensorRT would take it for ONNX's own {node.op_type}")
+    return found
 
 
 def _skewed(nodes: Iterable[ir.Node]) -> list[str]:
