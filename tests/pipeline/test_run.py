@@ -18,6 +18,7 @@ from twofour.core.errors import Error, GateError, InputError
 from twofour.core.outcome import Outcome
 from twofour.core.processes import AnyStart
 from twofour.core.scan import Arrivals, Item, Processes
+from twofour.core.tensorrt import installed
 from twofour.engine import Engine
 from twofour.onnx_tools.load import load_model
 from twofour.onnx_tools.weights import layer_weights
@@ -26,6 +27,8 @@ from twofour.pipeline.identity import sha256_of
 from twofour.pipeline.recipe_file import read_recipe
 from twofour.pipeline.result import plain_outcome
 from twofour.pipeline.run import Finished, Options, forecast, run
+
+HAS_RTX = any(each.library == "tensorrt_rtx" for each in installed())
 
 
 @pytest.fixture(autouse=True)
@@ -271,6 +274,19 @@ def test_several_targets_and_a_batch(tmp_path: Path) -> None:
     assert engines["build 2:4 PTQ cpu"].plan.inputs[0].shape == (4, 4, 8, 8)
     figures = {each.name: each.figure for each in finished.outcome.points}
     assert figures["2:4 PTQ"] == figures["2:4 PTQ cpu:vector"]
+
+
+@pytest.mark.skipif(not HAS_RTX, reason="TensorRT for RTX is not installed")
+def test_an_engine_for_gpus_beside_that_of_the_cpu(tmp_path: Path) -> None:
+    text = RECIPE.replace("tuning_effort: 0", "tuning_effort: 0, targets: [cpu, tensorrt-rtx]")
+    text = text.replace("recipe: fast", "recipe: fast, activation: int8")
+    finished = go(tmp_path, text)
+    (engine,) = (tmp_path / "run").rglob("tensorrt-rtx.engine")
+    plan = Engine.load(engine).plan
+    assert str(plan.target) == "tensorrt-rtx:ampere+"
+    assert {layer.precision for layer in plan.layers if layer.pattern} == {"int8"}
+    assert finished.is_open, "the first target is judged"
+    assert done(go(tmp_path, text)) == []
 
 
 @dataclass

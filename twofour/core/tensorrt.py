@@ -99,6 +99,14 @@ def parse_tensorrt(text: str) -> TensorRT | None:
     return TensorRT(f"sm{match[1]}", library)
 
 
+def is_tensorrt(text: str) -> bool:
+    """Whether a word names a target of TensorRT."""
+    try:
+        return parse_tensorrt(text) is not None
+    except InputError:
+        return False
+
+
 def gpu_name(capability: tuple[int, int]) -> str:
     """(8, 9) -> "sm89"."""
     return f"sm{capability[0]}{capability[1]}"

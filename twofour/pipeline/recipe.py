@@ -247,7 +247,8 @@ class Build(Section):
     """Engines.
 
     Attributes:
-        targets: cpu (this machine), cpu:avx512vnni, cpu:avx2, cpu:vector; the first is judged.
+        targets: cpu (this machine), cpu:avx512vnni, cpu:avx2, cpu:vector, tensorrt, tensorrt:sm89;
+            the first is judged.
         tuning_effort: 0 (nothing is timed) to 3.
         sparsity: enable (sparse kernels compete), force, disable.
         bf16: float layers may compute in bfloat16.

@@ -11,6 +11,7 @@ from pathlib import Path
 from twofour.core.errors import Error, InputError
 from twofour.core.machine import usable_cores
 from twofour.core.target import ISAS
+from twofour.core.tensorrt import is_tensorrt
 from twofour.evaluate.metrics import METRICS
 from twofour.pipeline.faults import Fault, fault_at, refusal
 from twofour.pipeline.identity import is_function, module_file
@@ -182,8 +183,9 @@ class _Checks:
     def _build(self) -> Iterator[Fault]:
         recipe, known = self.recipe, [_CPU, *(f"{_CPU}:{isa}" for isa in ISAS)]
         for index, target in enumerate(recipe.build.targets):
-            if target not in known:
-                what = f"expected one of {', '.join(known)}, got {target!r}"
+            if target not in known and not is_tensorrt(target):
+                more = "tensorrt or tensorrt:sm89"
+                what = f"expected one of {', '.join(known)}, {more}, got {target!r}"
                 yield self._at("build", "targets", index)(what)
         if len(set(recipe.build.targets)) < len(recipe.build.targets):
             yield self._at("build", "targets")("expected each target once", "remove the second")

@@ -148,6 +148,15 @@ def test_biases_of_int32_and_uint8_around_its_middle_are_taken() -> None:
     assert "1 tensors of uint8 with zero point 128 became int8" in notes
 
 
+def test_progress_of_a_real_build_only_grows(model: Path) -> None:
+    seen: list[tuple[int, int | None, str]] = []
+    made(model, progress=lambda *told: seen.append(told))
+    parts = [done for done, _, _ in seen]
+    assert parts == sorted(parts)
+    assert (parts[0] < 100, parts[-1], {total for _, total, _ in seen}) == (True, 999, {1000})
+    assert len({what for _, _, what in seen}) > 3
+
+
 def test_profiles_with_open_shapes(model: Path) -> None:
     shapes = {"x": ((1, 4, 8, 8), (4, 4, 8, 8), (8, 4, 8, 8))}
     engine = made(model, shapes=shapes, workspace_bytes=1 << 26)

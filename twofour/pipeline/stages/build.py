@@ -12,7 +12,8 @@ from typing import Any
 from twofour.compiler.build import BuildOptions, compile_model
 from twofour.core.progress import Report
 from twofour.core.scan import Item, arrivals
-from twofour.core.target import Target, detect_host, host_target
+from twofour.core.target import Target, detect_host, host_target, parse_target
+from twofour.core.tensorrt import installed, is_tensorrt
 from twofour.core.writing import write_whole
 from twofour.engine import Engine
 from twofour.pipeline.networks import BASELINE, CANDIDATE, Network, networks_of
@@ -84,6 +85,7 @@ def _settings(file: RecipeFile, item: BuildItem) -> dict[str, Any]:
     return section | {
         "target": item.target,
         "cpu": detect_host().model,
+        **({"tensorrt": [str(each) for each in installed()]} if is_tensorrt(item.target) else {}),
         "threads": recipe.threads,
         "sparsity": "disable" if is_dense else section["sparsity"],
         "bf16": section["bf16"] and not is_dense,
@@ -97,7 +99,7 @@ def target_of(text: str) -> Target:
     Raises:
         UnsupportedError: this machine cannot run it.
     """
-    return host_target(text.partition(":")[2] or None)
+    return parse_target(text)
 
 
 def _build(
@@ -115,7 +117,6 @@ def _options(
     file: RecipeFile, item: BuildItem, settings: Mapping[str, Any], shapes: Path
 ) -> BuildOptions:
     """How to build; for a target that this machine may not be able to run."""
-    isa, host = item.target.partition(":")[2], detect_host()
     options = BuildOptions(
         sparsity=settings["sparsity"],
         bf16=settings["bf16"],
@@ -123,10 +124,18 @@ def _options(
         threads=file.recipe.threads,
         tuning_effort=settings["tuning_effort"],
         workspace_bytes=bytes_of(settings["workspace"]),
-        target=Target(isa, host.arch, host.model) if isa else host_target(),
+        target=_planned(item.target),
         race=settings["race"],
     )
     return with_choices(settings["layers"], options) if settings["layers"] else options
+
+
+def _planned(text: str) -> Target:
+    """The target that the recipe names, whether or not this machine can run it."""
+    isa, host = text.partition(":")[2], detect_host()
+    if is_tensorrt(text):
+        return parse_target(text)
+    return Target(isa, host.arch, host.model) if isa else host_target()
 
 
 def _compiled(
@@ -156,6 +165,8 @@ def build_away(
     for name, inputs in places.items():
         item, settings = items[name], _settings(file, items[name])
         options = _options(file, item, settings, Path(inputs["shapes"]))
+        if is_tensorrt(item.target):
+            continue  # nobody knows which machine has it: it is built here
         work.append(Item(name, name, (options, Path(inputs["model"])), options.target))
     for done, content in arrivals(work, _start, means.spread, report):
         means.built[done.name] = content
