@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.fake_tensorrt import plant
+from tests.operators.experts_harness import make
+from tests.operators.test_experts_text import model_of
 from twofour.compiler.build import build
 from twofour.compiler.tensorrt.rewrite import for_tensorrt
 from twofour.core.errors import UnsupportedError
@@ -55,6 +57,18 @@ def test_tensorrt_builds_the_meaning_and_nothing_of_the_same_name(install) -> No
     (layer,) = engine.plan.layers
     assert "Softmax" not in layer.config
     assert "Add" in layer.config or "Mul" in layer.config
+
+
+@pytest.mark.skipif(not HAS_RTX, reason="TensorRT for RTX is not installed")
+def test_tensorrt_takes_the_formula_of_our_experts_in_float_alone() -> None:
+    for quantized in (False, True):
+        case = make(np.random.default_rng(0), quantized=quantized, shape=(3, 7))
+        options = {"target": parse_target("tensorrt-rtx:sm80")}
+        if not quantized:
+            assert build(model_of(case), **options).plan.layers
+            continue
+        with pytest.raises(UnsupportedError, match="cannot take the model"):
+            build(model_of(case), **options)
 
 
 def test_names_that_tensorrt_would_take_for_others_are_refused(install) -> None:

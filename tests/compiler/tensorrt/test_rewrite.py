@@ -84,7 +84,7 @@ def test_a_bias_of_int32_becomes_float(per_channel: bool) -> None:
 def test_what_no_symmetric_int8_equals_is_refused(kind: str, zero: int, reason: str) -> None:
     with pytest.raises(UnsupportedError, match=reason) as caught:
         for_tensorrt(model(kind, zero))
-    assert "1 tensors are not quantized symmetrically" in caught.value.what
+    assert "1 tensors or operators are not quantized as it wants" in caught.value.what
     assert "--activation int8" in caught.value.fix
 
 
@@ -104,6 +104,12 @@ def test_integers_that_are_an_output_are_refused() -> None:
     )
     with pytest.raises(UnsupportedError, match="an input or output of the model"):
         for_tensorrt(graph(body))
+
+
+def test_products_of_integers_are_refused() -> None:
+    body = "(uint8[2,4] x) => (int32[2,8] y) <uint8 z = {128}> { y = MatMulInteger (x, k, z) }"
+    with pytest.raises(UnsupportedError, match="between Q/DQ pairs alone"):
+        for_tensorrt(graph(body, k=W.T.copy()))
 
 
 def test_scales_of_run_time_are_refused() -> None:

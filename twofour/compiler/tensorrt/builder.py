@@ -21,7 +21,7 @@ from twofour.runtime.tensorrt_library import Library, Log, implement
 
 Shape = tuple[int, ...]
 _PARTS = 1000
-_MOST_ERRORS = 6
+_MOST_ERRORS, _MOST_LINES = 6, 3
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def _error_text(error: Any) -> str:
     where = ""
     if hasattr(error, "node_name"):
         where = f"{error.node_operator()} {error.node_name()!r}: "
-    return f"{where}{error.desc()}".strip().splitlines()[0]
+    lines = [line.strip() for line in str(error.desc()).splitlines() if line.strip()]
+    return where + "; ".join(lines[:_MOST_LINES])
 
 
 def _configure(

@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from twofour.compiler.settle import settle
 from twofour.core.errors import UnsupportedError
 from twofour.core.plugins import Operator
 from twofour.onnx_tools.edit import Array, Editor, constant, is_standard, operand
@@ -29,6 +30,14 @@ _MIDDLE = 128
 _KNOWN = ("", "ai.onnx", "com.microsoft")
 _MOST_SHOWN = 6
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
+_PAIRS = "TensorRT computes in integers between Q/DQ pairs alone"
+_INTEGER = {
+    "DynamicQuantizeLinear": "uint8, with zero points of run time",
+    "ConvInteger": _PAIRS,
+    "MatMulInteger": _PAIRS,
+    "QLinearConv": _PAIRS,
+    "QLinearMatMul": _PAIRS,
+}
 FIX = (
     "quantize the float model with symmetric activations: "
     "twofour quantize MODEL.onnx -o INT8.onnx --data D --activation int8"
@@ -50,15 +59,18 @@ def for_tensorrt(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
     source, model = model, ir.external_data.load_to_model(model.clone())
     common.RemoveInitializersFromInputsPass()(model)
     attach_meanings(model)
+    has_functions = bool(model.functions)
     common.InlinePass(lambda function: not _own_plugin(function.domain, function.name))(model)
     model.functions.clear()
+    if has_functions:
+        settle(model)  # a meaning may say by operators that TensorRT lacks what is constant here
     graphs = [model.graph, *model.graph.subgraphs()]
     notes = []
     if biases := sum(_float_biases(graph) for graph in graphs):
         notes.append(f"{biases} biases of int32 became float32")
     nodes = [node for graph in graphs for node in graph]
     _refuse(_foreign(nodes), "operators have no form for it", "export them as standard operators")
-    _refuse(_skewed(nodes), "tensors are not quantized symmetrically", FIX)
+    _refuse(_skewed(nodes), "tensors or operators are not quantized as it wants", FIX)
     if moved := sum(_to_int8(graph) for graph in graphs):
         notes.append(f"{moved} tensors of uint8 with zero point {_MIDDLE} became int8")
     if notes:
@@ -133,8 +145,8 @@ def _skewed(nodes: Iterable[ir.Node]) -> list[str]:
     """Q/DQ that is not symmetric and has no equal that is."""
     found = []
     for node in nodes:
-        if node.domain == "" and node.op_type == "DynamicQuantizeLinear":
-            found.append(f"{node.op_type} {node.name!r}: uint8, with zero points of run time")
+        if node.domain == "" and node.op_type in _INTEGER:
+            found.append(f"{node.op_type} {node.name!r}: {_INTEGER[node.op_type]}")
         if not is_standard(node, *_QDQ) or _ends_a_pair(node):
             continue
         kind, reason = _kind(node), ""
