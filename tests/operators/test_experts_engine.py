@@ -48,8 +48,7 @@ def plain(engine) -> set[str]:
     return {layer.tactic for layer in engine.plan.layers}
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("form", ["float", "int8"])
+@pytest.mark.parametrize(("form", "threads"), [("float", 1), ("int8", 2)])
 def test_a_network_runs_natively_and_as_onnxruntime_does(exported, tmp_path, form, threads) -> None:
     model = load_model(exported)
     if form == "int8":

@@ -31,7 +31,6 @@ from twofour.operators.experts_route import combine_stage, routing_stages
 _TOLERANCE = 1e-5
 _ROUNDED_TOLERANCE = 5e-3  # an activation may fall on the other side of a step of its row
 _PRODUCTS = ("dense", "2:4", "2:4 H", "2:4 C", "2:4 pair")
-_MOST_CONFIGS = 3
 _RATIOS = (1, 4)  # rows of an expert, relative to the usual ones, that tiles are made for
 _FEW = 4  # times as many rows as other products take: weights are read from further away
 _AND = " then "
@@ -57,12 +56,12 @@ def _refuse(tactic: Tactic, problem: Problem, target: Target) -> str:
 
 
 def _candidates(tactic: Tactic, plan: Plan, number: int, isa: str) -> list[Config]:
-    """Configurations of one product, best guess first."""
+    """Configurations of one product: the best guess for usual experts, and for busy ones."""
     found: list[Config] = []
     for ratio in _RATIOS:
         rows = min(plan.slots, ratio * plan.usual_rows)
         tiles = tactic.configs(product_problem(plan, number, rows), isa)
-        found += [config for config in tiles if not config.panels_outside][:2]
+        found += [config for config in tiles if not config.panels_outside][:1]
     return list(dict.fromkeys(found))
 
 
@@ -70,7 +69,7 @@ def _pairs(tactic: Tactic, problem: Problem, target: Target) -> dict[str, tuple[
     """Configurations of both products, by their words."""
     plan = Plan.of(problem)
     first, second = (_candidates(tactic, plan, number, target.isa) for number in (1, 2))
-    count = min(_MOST_CONFIGS, max(len(first), len(second)))
+    count = max(len(first), len(second))
     pairs = [(first[i % len(first)], second[i % len(second)]) for i in range(count)]
     return {f"{a}{_AND}{b}": (a, b) for a, b in pairs}
 

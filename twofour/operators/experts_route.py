@@ -2,6 +2,7 @@
 
     choose    each token's k highest logits, and their gates
     sort      slots by expert, then by token: counted, added up, given out        (one thread)
+    route     both, where there are few tokens                                    (one thread)
     select    slots of the tokens whose mask is set                               (one thread)
     gather    rows of x, by slot: quantized, or as they are
     combine   y: each token's results times their gates, in the order of the choices
@@ -27,6 +28,7 @@ from twofour.plugins import kernel, pointers
 
 _NAN, _INFINITY = float_bits(float("nan")), float_bits(float("inf"))
 _X, _CHOOSER = 0, 1
+_FEW = 1024  # comparisons that take less time than threads need to meet
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def joined(*texts: str) -> str:
 
 def routing_stages(problem: Problem, plan: Plan) -> list[Stage]:
     """From logits or a mask to rows by slot."""
-    if plan.routed:
+    if plan.routed and plan.slots * plan.experts <= _FEW:
+        how = [Stage(_text(problem, plan, _route), 1, "route")]
+    elif plan.routed:
         how = [
             Stage(_text(problem, plan, _choose), plan.tokens, "choose"),
             Stage(_text(problem, plan, _sort), 1, "sort"),
@@ -118,7 +122,22 @@ def _text(problem: Problem, plan: Plan, body: Callable[[Parts], None]) -> str:
     return module_text([f])
 
 
+def _route(p: Parts) -> None:
+    """All tokens chosen for and sorted, by the thread that has the only piece."""
+
+    def all_of() -> None:
+        _choose_for(p, 0, p.plan.tokens)
+        _sort_all(p)
+
+    p.f.when(p.f.let("icmp slt i64 %t0, %t1"), all_of)
+
+
 def _choose(p: Parts) -> None:
+    """A call's tokens."""
+    _choose_for(p, "%t0", "%t1")
+
+
+def _choose_for(p: Parts, begin: Value | int, end: Value | int) -> None:
     """The k highest of each row of logits, in order; of equal ones the first."""
     f, plan = p.f, p.plan
 
@@ -137,7 +156,7 @@ def _choose(p: Parts) -> None:
         f.loop(0, plan.k, before, choice)
         _gates(p, logits, p.at("gates", first, 4))
 
-    f.repeat("%t0", "%t1", token)
+    f.repeat(begin, end, token)
 
 
 def _next_highest(
@@ -188,37 +207,39 @@ def _gates(p: Parts, logits: Value, gates: Value) -> None:
 
 
 def _sort(p: Parts) -> None:
+    """The choices sorted by the thread that has the only piece."""
+    p.f.when(p.f.let("icmp slt i64 %t0, %t1"), lambda: _sort_all(p))
+
+
+def _sort_all(p: Parts) -> None:
     """A counting sort of the choices by expert."""
     f, plan = p.f, p.plan
 
-    def all_of() -> None:
-        f.repeat(0, plan.experts, lambda e: p.store("0", "cursors", e))
+    f.repeat(0, plan.experts, lambda e: p.store("0", "cursors", e))
 
-        def count(s: Value) -> None:
-            expert = p.load("chosen", s)
-            p.store(f.int_op("add", p.load("cursors", expert), 1), "cursors", expert)
+    def count(s: Value) -> None:
+        expert = p.load("chosen", s)
+        p.store(f.int_op("add", p.load("cursors", expert), 1), "cursors", expert)
 
-        f.repeat(0, plan.slots, count)
+    f.repeat(0, plan.slots, count)
 
-        def begin(e: Value, at: list[Value]) -> list[Value]:
-            count = p.load("cursors", e)
-            p.store(at[0], "begins", e)
-            p.store(at[0], "cursors", e)
-            return [f.int_op("add", at[0], count)]
+    def begin(e: Value, at: list[Value]) -> list[Value]:
+        count = p.load("cursors", e)
+        p.store(at[0], "begins", e)
+        p.store(at[0], "cursors", e)
+        return [f.int_op("add", at[0], count)]
 
-        total = f.loop(0, plan.experts, [("i64", "0")], begin)[0]
-        p.store(total, "begins", plan.experts)
+    total = f.loop(0, plan.experts, [("i64", "0")], begin)[0]
+    p.store(total, "begins", plan.experts)
 
-        def give(s: Value) -> None:
-            expert = p.load("chosen", s)
-            slot = p.load("cursors", expert)
-            p.store(f.int_op("add", slot, 1), "cursors", expert)
-            p.store(slot, "places", s)
-            p.store(f.int_op("udiv", s, plan.k), "owners", slot)
+    def give(s: Value) -> None:
+        expert = p.load("chosen", s)
+        slot = p.load("cursors", expert)
+        p.store(f.int_op("add", slot, 1), "cursors", expert)
+        p.store(slot, "places", s)
+        p.store(f.int_op("udiv", s, plan.k), "owners", slot)
 
-        f.repeat(0, plan.slots, give)
-
-    f.when(f.let("icmp slt i64 %t0, %t1"), all_of)
+    f.repeat(0, plan.slots, give)
 
 
 def _select(p: Parts) -> None:
