@@ -49,6 +49,7 @@ NETWORKS: Mapping[str, Network] = {
     "resnet50": Network(partial(ResNet, 50), 224),
     "minilm": _bert("minilm"),
     "bert_base": _bert("bert_base"),
+    "long_bert": _bert("long_bert"),
     "mobilenetv2": Network(partial(mobilenet.MobileNet, mobilenet.CONFIGS["mobilenetv2"]), 224),
     "mobilenetv3_like": Network(
         partial(mobilenet.MobileNet, mobilenet.CONFIGS["mobilenetv3_like"]), 224

@@ -1,7 +1,11 @@
 """BERT-like encoders for text, with the module names that checkpoints of such networks use.
 
+With a window they are encoders for long documents: each token attends to its neighbours, and to
+some global ones (train/sparse_attention.py).
+
 Source: Devlin et al. 2018, arXiv:1810.04805; the small configuration is that of Wang et al. 2020,
-arXiv:2002.10957 (MiniLM), as sentence encoders use it.
+arXiv:2002.10957 (MiniLM), as sentence encoders use it; the long one is shaped like that of Beltagy et
+al. 2020, arXiv:2004.05150 (Longformer), with one set of projections.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twofour.core.errors import InputError
+from twofour.train.sparse_attention import SparseAttention, SparsePattern
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT_NAMES = ("last_hidden_state",)
@@ -36,6 +41,8 @@ class BertConfig:
         types: number of token type ids.
         eps: of each LayerNorm.
         pooler: whether the network ends in a pooled vector beside the hidden state.
+        window: tokens that a token attends to on each side; None for all there are.
+        global_tokens: with a window, so many first tokens attend to all, and all to them.
     """
 
     layers: int
@@ -47,6 +54,8 @@ class BertConfig:
     types: int = 2
     eps: float = 1e-12
     pooler: bool = False
+    window: int | None = None
+    global_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Refuses heads of unequal size. Raises InputError."""
@@ -57,10 +66,18 @@ class BertConfig:
                 "choose other sizes",
             )
 
+    @property
+    def pattern(self) -> SparsePattern | None:
+        """Which keys queries see, if not all."""
+        if self.window is None:
+            return None
+        return SparsePattern(self.heads, self.window, self.global_tokens)
+
 
 CONFIGS: Mapping[str, BertConfig] = {
     "minilm": BertConfig(layers=6, hidden=384, heads=12, intermediate=1536),
     "bert_base": BertConfig(layers=12, hidden=768, heads=12, intermediate=3072),
+    "long_bert": BertConfig(*(12, 768, 12, 3072), positions=4096, window=256, global_tokens=1),
 }
 
 
@@ -89,12 +106,22 @@ class SelfAttention(nn.Module):
         """Makes the projections."""
         super().__init__()
         self.heads = config.heads
+        self.sparse = None if config.pattern is None else SparseAttention(config.pattern)
         self.query = nn.Linear(config.hidden, config.hidden)
         self.key = nn.Linear(config.hidden, config.hidden)
         self.value = nn.Linear(config.hidden, config.hidden)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, S, hidden] and what is added to scores, [B, 1, 1, S] -> [B, S, hidden]."""
+        """[B, S, hidden] -> [B, S, hidden].
+
+        Args:
+            x: hidden state.
+            mask: what is added to scores, [B, 1, 1, S]; with a window which tokens there are, bool
+                [B, S].
+        """
+        if self.sparse is not None:
+            attended: Tensor = self.sparse(self.query(x), self.key(x), self.value(x), mask)
+            return attended
         y = functional.scaled_dot_product_attention(
             self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x)), mask
         )
@@ -133,7 +160,7 @@ class Layer(nn.Module):
         self.output = Residual(config.intermediate, config)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, S, hidden] and [B, 1, 1, S] -> [B, S, hidden]."""
+        """[B, S, hidden] and a mask, as `SelfAttention` takes it -> [B, S, hidden]."""
         x = self.attention["output"](self.attention["self"](x, mask), x)
         y: Tensor = self.output(functional.gelu(self.intermediate["dense"](x)), x)
         return y
@@ -149,6 +176,7 @@ class Bert(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         """Makes the layers; weights are normal with a deviation of 0.02."""
         super().__init__()
+        self.sparse = config.pattern is not None
         self.embeddings = Embeddings(config)
         layers = [Layer(config) for _ in range(config.layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
@@ -165,8 +193,11 @@ class Bert(nn.Module):
         `attention_mask` is 1 for a token and 0 for padding, which nothing attends to.
         """
         x: Tensor = self.embeddings(input_ids, token_type_ids)
-        lowest = torch.finfo(x.dtype).min
-        mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * lowest
+        if self.sparse:
+            mask = attention_mask != 0
+        else:
+            lowest = torch.finfo(x.dtype).min
+            mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * lowest
         for layer in self.encoder["layer"].children():
             x = layer(x, mask)
         if self.pooler is None:
