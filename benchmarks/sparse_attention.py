@@ -1,0 +1,363 @@
+"""Writes `sparse_attention.md` and `.json`: sparse attention against dense attention, by length.
+
+    python -m benchmarks.sparse_attention                        # one operator, some minutes
+    python -m benchmarks.sparse_attention --encoder              # and a whole encoder, half an hour
+    python -m benchmarks.sparse_attention --lengths 512,4096 --output /tmp
+
+One operator on q, k and v [1, length, 12 * 64]: a window of 256 tokens on each side. Dense attention
+is that of all tokens to all, without any mask, which is the fastest that anybody's can be: of ONNX
+Runtime as products and a softmax and as its own fused operator, of OpenVINO, and ours as the kernel
+for products of all blocks and as the compiler finds it in a graph. All take turns in one process.
+Memory is what a process of its own grows by at most, from before it opens the file until after a
+run, inputs not counted.
+
+The encoder has 12 layers of 768 channels and 4096 tokens, its linear layers 2:4 in INT8; the same
+file runs on ONNX Runtime, where sparse attention is dense attention with a mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+from twofour.bench import peers
+from twofour.bench.timing import Contestant, Schedule, race
+from twofour.bench.versus import ours
+from twofour.compiler.build import build
+from twofour.core.errors import Error
+from twofour.core.sparse_attention import NO_BLOCKS
+from twofour.core.target import detect_host, host_target, why_no_bf16
+from twofour.core.version import __version__
+from twofour.engine import Engine
+from twofour.onnx_tools.load import load_model, save_model
+from twofour.onnx_tools.plugins import attach_meanings
+from twofour.onnx_tools.prune import prune
+from twofour.onnx_tools.quantize import quantize
+from twofour.operators.sparse_attention import DOMAIN, NAME
+from twofour.runtime.session import Session
+from twofour.train.networks.catalog import write_network
+
+ROOT = Path(__file__).resolve().parent
+HEADS, D, WINDOW = 12, 64, 256
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+DENSE_UP_TO = 8192
+"""Longest sequence of dense attention: one head's scores take a gigabyte beyond."""
+Row = dict[str, Any]
+
+
+def sparse_file(folder: Path, length: int, window: int) -> Path:
+    """A file of one SparseAttention."""
+    node = helper.make_node(
+        NAME, ["q", "k", "v", "keep", "blocks"], ["y"], "attention", domain=DOMAIN, heads=HEADS,
+        window=window,
+    )  # fmt: skip
+    constants = [
+        numpy_helper.from_array(np.ones((1, 1), bool), "keep"),
+        numpy_helper.from_array(NO_BLOCKS, "blocks"),
+    ]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    model = ir.from_proto(_model([node], length, constants, opsets))
+    attach_meanings(model)
+    path = folder / f"sparse_{window}_{length}.onnx"
+    ir.save(model, path)
+    return path
+
+
+def dense_file(folder: Path, length: int) -> Path:
+    """Products and a softmax, as exporters write attention."""
+    heads = numpy_helper.from_array(np.array([0, 0, HEADS, D]), "heads")
+    joined = numpy_helper.from_array(np.array([0, 0, HEADS * D]), "joined")
+    scale = numpy_helper.from_array(np.float32(D**-0.5), "scale")
+    nodes = []
+    for name, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes.append(helper.make_node("Reshape", [name, "heads"], [f"{name}_heads"]))
+        nodes.append(helper.make_node("Transpose", [f"{name}_heads"], [f"{name}_first"], perm=perm))
+    nodes += [
+        helper.make_node("MatMul", ["q_first", "k_first"], ["products"]),
+        helper.make_node("Mul", ["products", "scale"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["shares", "v_first"], ["y_first"]),
+        helper.make_node("Transpose", ["y_first"], ["y_heads"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["y_heads", "joined"], ["y"]),
+    ]
+    model = _model(nodes, length, [heads, joined, scale], [helper.make_opsetid("", 18)])
+    path = folder / f"dense_{length}.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def fused_file(folder: Path, length: int) -> Path:
+    """ONNX Runtime's own operator."""
+    node = helper.make_node(
+        "MultiHeadAttention", ["q", "k", "v"], ["y"], domain="com.microsoft", num_heads=HEADS
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    path = folder / f"fused_{length}.onnx"
+    onnx.save(_model([node], length, [], opsets), path)
+    return path
+
+
+def _model(nodes: list[Any], length: int, constants: list[Any], opsets: list[Any]) -> Any:
+    shape = [1, length, HEADS * D]
+    inputs = [helper.make_tensor_value_info(x, TensorProto.FLOAT, shape) for x in "qkv"]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)]
+    graph = helper.make_graph(nodes, "attention", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def feeds_of(length: int) -> dict[str, np.ndarray]:
+    """Normal q, k and v."""
+    random = np.random.default_rng(0)
+    return {x: random.standard_normal((1, length, HEADS * D), np.float32) for x in "qkv"}
+
+
+SUBJECTS: dict[str, tuple[str, str]] = {
+    "sparse f32": ("sparse", "twofour"),
+    "sparse bf16": ("sparse", "twofour bf16"),
+    "dense, all blocks": ("all", "twofour"),
+    "dense, as found": ("dense", "twofour"),
+    "ONNX Runtime": ("dense", "onnxruntime"),
+    "ONNX Runtime, fused": ("fused", "onnxruntime"),
+    "OpenVINO": ("dense", "openvino"),
+}
+"""Name in tables -> which file, and who runs it."""
+OURS_DENSE = ("dense, all blocks", "dense, as found")
+PEERS = {"ONNX Runtime": ("ONNX Runtime", "ONNX Runtime, fused"), "OpenVINO": ("OpenVINO",)}
+
+
+def file_of(kind: str, folder: Path, length: int) -> Path:
+    """The file of a subject."""
+    if kind == "sparse":
+        return sparse_file(folder, length, WINDOW)
+    if kind == "all":
+        return sparse_file(folder, length, length)
+    return dense_file(folder, length) if kind == "dense" else fused_file(folder, length)
+
+
+def engine_of(path: Path, who: str, folder: Path) -> Path:
+    """An engine of a file, in a file."""
+    made = folder / f"{path.stem}{'_bf16' * who.endswith('bf16')}.engine"
+    if not made.exists():
+        build(path, bf16=who.endswith("bf16"), race=False).save(made)
+    return made
+
+
+def contestant(name: str, folder: Path, length: int, feeds: dict[str, np.ndarray]) -> Contestant:
+    """A subject, ready to run."""
+    kind, who = SUBJECTS[name]
+    path = file_of(kind, folder, length)
+    if who.startswith("twofour"):
+        return ours(Session(Engine.load(engine_of(path, who, folder)), threads=1), feeds, name)
+    return peers.prepare(who, path, feeds, 1)
+
+
+def subjects_at(length: int) -> list[str]:
+    """Those that are measured at a length."""
+    names = [n for n in SUBJECTS if SUBJECTS[n][0] == "sparse" or length <= DENSE_UP_TO]
+    return [n for n in names if not (n.endswith("bf16") and why_no_bf16(host_target()))]
+
+
+def measured(length: int, folder: Path, rounds: int) -> Row:
+    """One length: times in turns, memory each in a process of its own, agreement."""
+    feeds = feeds_of(length)
+    names = subjects_at(length)
+    contestants = [contestant(name, folder, length, feeds) for name in names]
+    outputs = {n: next(iter(c.outputs().values())) for n, c in zip(names, contestants, strict=True)}
+    schedule = Schedule(0.2, min_rounds=rounds)
+    timings = race(contestants, schedule)
+    times = {n: t.median_us / 1e3 for n, t in zip(names, timings, strict=True)}
+    exact = outputs["sparse f32"]
+    found: Row = {"length": length, "median_ms": times, "memory_mb": {}}
+    found["spread_ms"] = {n: t.spread_us / 1e3 for n, t in zip(names, timings, strict=True)}
+    found["bf16_error"] = _error(outputs.get("sparse bf16"), exact)
+    if length <= DENSE_UP_TO:
+        found["dense_error"] = {
+            n: _error(outputs[n], outputs["ONNX Runtime"]) for n in names if "sparse" not in n
+        }
+        ours_dense = min(times[name] for name in OURS_DENSE)
+        found["speed"] = {"our dense": ours_dense / times["sparse f32"]}
+        for peer, forms in PEERS.items():
+            found["speed"][peer] = min(times[form] for form in forms) / times["sparse f32"]
+    del contestants
+    for name in names:
+        found["memory_mb"][name] = memory_of(name, folder, length)
+    return found
+
+
+def _error(got: np.ndarray | None, exact: np.ndarray) -> float | None:
+    """The largest difference, relative to the largest value."""
+    return None if got is None else float(abs(got - exact).max() / abs(exact).max())
+
+
+def memory_of(name: str, folder: Path, length: int) -> float:
+    """Megabytes that a process grows by."""
+    command = [sys.executable, "-m", "benchmarks.sparse_attention"]
+    command += ["--child", name, "--lengths", str(length), "--folder", str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT.parent)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def grown_by(run: Callable[[], object]) -> float:
+    """Megabytes by which the process's peak rises above what it holds now."""
+    page = resource.getpagesize()
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(peak - held, 0) / 1e6
+
+
+def child(name: str, folder: Path, length: int) -> None:
+    """Opens and runs one subject once; prints what that took."""
+    feeds = feeds_of(length)
+    small = contestant(name, folder, 64, feeds_of(64))  # libraries are loaded by now
+    small.call()
+    print(grown_by(lambda: contestant(name, folder, length, feeds).call()))
+
+
+def encoder(folder: Path, rounds: int, length: int) -> Row:
+    """The encoder, from a network of random weights to an engine, and on ONNX Runtime."""
+    path = folder / "encoder.onnx"
+    write_network("long_bert", path, length, batch=1)
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 30522, (1, length))
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+    }
+    model = prune(load_model(path))
+    pruned = save_model(model if isinstance(model, ir.Model) else model.model, folder / "p.onnx")
+    quantized = save_model(quantize(load_model(pruned), [feeds]), folder / "q.onnx")
+    found: Row = {"length": length, "median_ms": {}, "memory_mb": {}}
+    engine = build(quantized, race=False)
+    with Session(engine, threads=1) as session:
+        contestants = [ours(session, feeds), peers.prepare("onnxruntime", quantized, feeds, 1)]
+        try:
+            contestants.append(peers.prepare("openvino", quantized, feeds, 1))
+        except Error as error:
+            found["not_openvino"] = error.what
+        outputs = [next(iter(c.outputs().values())).ravel() for c in contestants]
+        for each, timing in zip(contestants, race(contestants, Schedule(0.2, min_rounds=rounds)),
+                                strict=True):  # fmt: skip
+            found["median_ms"][each.name] = timing.median_us / 1e3
+        a, b = outputs[:2]
+        found["cosine"] = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    found["layers"] = len(engine.plan.layers)
+    return found
+
+
+def page(document: Row) -> str:
+    """The figures as markdown."""
+    rows = document["rows"]
+    names = list(SUBJECTS)
+    head = "| tokens | " + " | ".join(names) + " |\n| --: |" + " --: |" * len(names)
+    lines = [
+        "# Sparse attention by length",
+        "",
+        f"    {document['command']}",
+        "",
+        f"Machine: {document['cpu']}, {document['target']}, one thread. twofour "
+        f"{document['version']}, ONNX Runtime {document['onnxruntime']}, OpenVINO"
+        f" {document['openvino']}.",
+        "",
+        f"{HEADS} heads of {D}, a window of {WINDOW} tokens on each side; dense attention without a"
+        " mask. Medians in milliseconds, in turns.",
+        "",
+        head,
+        *(_cells(row["length"], row["median_ms"], names, 1) for row in rows),
+        "",
+        "Peak memory in MB beyond the inputs, each in a process of its own.",
+        "",
+        head,
+        *(_cells(row["length"], row["memory_mb"], names, 0) for row in rows),
+        "",
+        "Sparse attention in float32, times as fast as the best dense attention of each.",
+        "",
+        "| tokens | our dense | ONNX Runtime | OpenVINO |",
+        "| --: | --: | --: | --: |",
+    ]
+    for row in rows:
+        if "speed" in row:
+            cells = [f"{row['speed'][n]:.2f}x" for n in ("our dense", "ONNX Runtime", "OpenVINO")]
+            lines.append(f"| {row['length']} | {' | '.join(cells)} |")
+    if "encoder" in document:
+        lines += ["", *_encoder_lines(document["encoder"])]
+    return "\n".join([*lines, ""])
+
+
+def _cells(length: int, values: dict[str, float], names: list[str], digits: int) -> str:
+    cells = [f"{values[n]:.{digits}f}" if n in values else "" for n in names]
+    return f"| {length} | {' | '.join(cells)} |"
+
+
+def _encoder_lines(found: Row) -> list[str]:
+    lines = [
+        f"An encoder of 12 layers and {found['length']} tokens, linear layers 2:4 in INT8: medians",
+        "in milliseconds on the same file.",
+        "",
+        "| | ms |",
+        "| --- | --: |",
+    ]
+    lines += [f"| {name} | {ms:.0f} |" for name, ms in found["median_ms"].items()]
+    return [*lines, "", f"Cosine with ONNX Runtime on the same file: {found['cosine']:.5f}."]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns 1 where sparse attention is not six times as fast at 4096 tokens."""
+    parser = argparse.ArgumentParser(description="Sparse attention against dense attention.")
+    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each")
+    parser.add_argument("--encoder", action="store_true", help="measure the encoder too")
+    parser.add_argument("--encoder-length", type=int, default=4096, help="its tokens")
+    parser.add_argument("--output", type=Path, default=ROOT, help="folder for the two files")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    lengths = [int(each) for each in options.lengths.split(",") if each]
+    if options.child:
+        child(options.child, options.folder, lengths[0])
+        return 0
+    document: Row = {
+        "command": shlex.join(["python", "-m", "benchmarks.sparse_attention", *arguments]),
+        "cpu": detect_host().model,
+        "target": str(host_target()),
+        "version": __version__,
+        "onnxruntime": version("onnxruntime"),
+        "openvino": version("openvino"),
+        "rows": [],
+    }
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for length in lengths:
+            row = measured(length, folder, options.rounds)
+            document["rows"].append(row)
+            print(json.dumps(row), file=sys.stderr)
+        if options.encoder:
+            document["encoder"] = encoder(folder, options.rounds, options.encoder_length)
+    text = json.dumps(document, indent=1)
+    (options.output / "sparse_attention.json").write_text(text + "\n")
+    (options.output / "sparse_attention.md").write_text(page(document))
+    print(page(document))
+    slow = [r for r in document["rows"] if r["length"] == 4096 and min(r["speed"].values()) < 6]
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main(sys.argv[1:]))
