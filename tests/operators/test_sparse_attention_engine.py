@@ -12,9 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import twofour
+from twofour.core.attention import attention
 from twofour.core.plugins import find
 from twofour.core.sparse_attention import Pattern, blockwise, random_blocks, sparse_attention
+from twofour.onnx_tools.load import save_model
 from twofour.onnx_tools.plugins import attach_meanings
+from twofour.onnx_tools.quantize import quantize
 from twofour.operators.sparse_attention import DOMAIN, NAME, reference
 
 
@@ -117,7 +120,7 @@ def test_blockwise_over_many_blocks_is_the_definition():
     random = np.random.default_rng(0)
     pattern = Pattern(700, 30, 5, False, 64, random_blocks(700, 64, 2, 30, 5, 0))
     tensors = tuple(random.standard_normal((1, 700, 16), np.float32) for _ in range(3))
-    y = blockwise(tensors, 2, pattern, scale=0.3)
+    y = blockwise(tensors, 2, pattern, lambda q, k, v, mask: attention(q, k, v, 0.3, mask))
     np.testing.assert_allclose(
         y, sparse_attention(tensors, 2, pattern, scale=0.3), rtol=0, atol=2e-6
     )
@@ -162,3 +165,37 @@ def test_the_operator_is_built_in():
         operator.shapes([q, q, q], {"heads": 4})
     with pytest.raises(ValueError, match="expected q, k and v"):
         operator.shapes([q, ((1, 5, 6), "float32"), q], {"heads": 2})
+
+
+@pytest.mark.parametrize("name", ["longformer", "bigbird"])
+def test_a_quantized_file_runs_on_int8_kernels(name, tmp_path):
+    """Its q, k and v are quantized where they are computed; checked to the last step in the build.
+
+    Exponentials in bytes move a result by a small part of v's range, as in dense attention.
+    """
+    pattern, shape = PATTERNS[name], Shape(d=16)
+    made = model(pattern, shape)
+    width = shape.heads * shape.d
+    x = next(value for value in made.graph.inputs if value.name == "qkv")
+    weight = np.random.default_rng(1).standard_normal((3 * width, 3 * width), np.float32) / 12
+    product = ir.node("MatMul", [x, constant(made, "weight", weight)], name="projection")
+    product.outputs[0].type, product.outputs[0].shape = x.type, x.shape
+    made.graph.insert_before(made.graph[0], product)
+    made.graph[1].replace_input_with(0, product.outputs[0])
+    given = [feeds(pattern, shape)]
+    path = save_model(quantize(made, given), tmp_path / "model.onnx")
+    engine = twofour.build(path, race=False, tuning_effort=0)
+    assert [layer for layer in engine.plan.layers if layer.op == f"Quantized{NAME}F"]
+    (y,) = twofour.Session(engine).run(given[0]).values()
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (exact,) = session.run(None, given[0])
+    assert abs(y - exact).max() < 0.02 * abs(exact).max()
+    assert (y != 0).any()
+
+
+def constant(made: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer."""
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.FLOAT)
+    made.graph.register_initializer(value)
+    return value

@@ -188,6 +188,8 @@ class Operator:
             operator that reads other integers has to say which ones make sense.
         reference: computes what the meaning does, on numpy arrays and in bounded memory, where that
             would take too much to compare kernels with.
+        stored: computes the quantized form on what is stored, where its kernels do not round what
+            the meaning gives: (problem, an array for each input) -> an array for each output.
         tolerance: how far a kernel may be from the meaning, relative to the largest magnitude of
             the output. Integers must be equal.
         quantized: inputs and outputs by name that its tactics take as int8, where the model
@@ -203,6 +205,7 @@ class Operator:
     tactics: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     samples: Callable[[Problem, np.random.Generator], Sequence[Array]] | None = None
     reference: Callable[..., Any] | None = None
+    stored: Callable[[Problem, Sequence[Array | None]], Sequence[Array]] | None = None
     tolerance: float = 1e-5
     quantized: tuple[str, ...] = ()
     version: int = 1

@@ -19,6 +19,7 @@ Source: Beltagy et al. 2020, arXiv:2004.05150; Zaheer et al. 2020, arXiv:2007.14
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,37 +190,33 @@ def blockwise(
     tensors: tuple[Array, Array, Array],
     heads: int,
     pattern: Pattern,
+    attend: Callable[[Array, Array, Array, Array], Array],
     keep: Array | None = None,
-    scale: float | None = None,
 ) -> Array:
-    """`sparse_attention` in memory that grows with the length alone: some queries at a time.
+    """Dense attention to the keys that are seen, in memory that grows with the length alone.
 
     Args:
         tensors: see `sparse_attention`.
         heads: see `sparse_attention`.
         pattern: see `sparse_attention`.
+        attend: attention of q, k, v and a mask, for some queries at a time.
         keep: see `sparse_attention`.
-        scale: see `sparse_attention`.
     """
     q, k, v = (split_heads(x, heads) for x in tensors)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    y = np.empty_like(q)
+    parts = []
     for first in range(0, pattern.length, _QUERIES):
         last = min(first + _QUERIES, pattern.length)
         runs = pattern.candidates(first, last, _RUN)[:, None] * _RUN + np.arange(_RUN)
         keys = runs.reshape(-1)
         keys = keys[keys < pattern.length]
-        if not keys.size:
-            y[:, :, first:last] = 0
-            continue
+        keys = keys if keys.size else np.arange(1)
         seen = pattern.visible(first, last, keys)[None, None]
         if keep is not None:
             whole = np.broadcast_to(np.asarray(keep, bool), (len(keep), pattern.length))
             seen = seen & whole[:, None, None, keys]
         mask = np.where(seen, np.float32(0), np.float32(-np.inf))
-        some = (q[:, :, first:last], k[:, :, keys], v[:, :, keys])
-        y[:, :, first:last] = attention(*some, scale, mask)
-    return join_heads(y)
+        parts.append(attend(q[:, :, first:last], k[:, :, keys], v[:, :, keys], mask))
+    return join_heads(np.concatenate(parts, axis=2))
 
 
 def sparse_attention_int8(

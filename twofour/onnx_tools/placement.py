@@ -19,6 +19,7 @@
 7. Both products of an attention take quantized operands: q, k and v symmetric (where they are
    computed, before they are moved and scaled), the softmax with the range 0 to 1. By choice the
    first product alone.
+8. An operator of a plugin takes quantized operands where the plugin names them: symmetric ones.
 
 What the user chooses comes before all of it: nodes (`selection.py`) and tensors (`overrides.py`).
 """
@@ -37,6 +38,7 @@ from twofour.onnx_tools.eligible import LAYERS, is_layer, nothing_to_quantize, r
 from twofour.onnx_tools.moving import JOINERS, MOVERS, Scales, is_mover
 from twofour.onnx_tools.options import QuantizeOptions, TensorChoice
 from twofour.onnx_tools.overrides import resolve
+from twofour.onnx_tools.plugins import quantized_inputs
 from twofour.onnx_tools.selection import left_float
 
 # Mul and Div: of an activation that exporters write as x * Sigmoid(x) or x * (1 + Erf(...)) / 2.
@@ -114,7 +116,11 @@ def place(model: ir.Model, options: QuantizeOptions) -> Placement:
         InputError: a pattern of the options matches nothing.
     """
     require_float(model)
-    candidates = [node for node in model.graph if is_standard(node, *LAYERS, "Add", *_POOLINGS)]
+    candidates = [
+        node
+        for node in model.graph
+        if is_standard(node, *LAYERS, "Add", *_POOLINGS) or quantized_inputs(node)
+    ]
     left = left_float(model, candidates, options)
     found = _Tensors.found(model, left, options, frozenset())
     names = {str(value.name): value for value in found.scales.source_of}
@@ -141,7 +147,7 @@ class _Tensors:
     Attributes:
         layers: of rule 1.
         scales: of all tensors that are quantized.
-        operands: q, k and v of rule 7.
+        operands: q, k and v of rule 7, and those of rule 8.
         softmaxes: of rule 7.
         stream: of rule 6.
     """
@@ -173,6 +179,7 @@ class _Tensors:
                 if options.add_inputs == "one_scale":
                     scales.share([value for value in inputs if value is not None])
         operands, softmaxes = _attentions(model, left, options)
+        operands += tuple(v for n in model.graph if n not in left for v in quantized_inputs(n))
         for value in (*operands, *softmaxes):
             scales.alone(value)  # of a joint projection each part has its own range
         return cls(layers, scales, operands, softmaxes, stream)

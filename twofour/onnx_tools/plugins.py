@@ -131,6 +131,18 @@ def attach_meanings(model: ir.Model) -> None:
         waiting += list(function)
 
 
+def quantized_inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs that an operator of a plugin takes quantized; none where it needs them float."""
+    operator = plugin_of(node)
+    if operator is None or not operator.is_function or isinstance(operator, QuantizedOperator):
+        return []
+    inputs = [value.name for value in _function(operator).inputs]
+    wanted = [i for i, name in enumerate(inputs) if name in operator.quantized]
+    values = [node.inputs[i] if i < len(node.inputs) else None for i in wanted]
+    found = [value for value in values if value is not None and value.const_value is None]
+    return found if len(found) == len(wanted) else []
+
+
 def function_at(operator: Operator, opset: int) -> ir.Function:
     """The meaning for a model of that opset.
 

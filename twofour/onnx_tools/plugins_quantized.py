@@ -140,14 +140,17 @@ def _of(name: str) -> tuple[str, str]:
 def computed(
     form: QuantizedOperator, problem: Problem, arrays: Sequence[Array | None]
 ) -> list[Array]:
-    """The meaning by the base's reference in numpy.
+    """The meaning by the base's reference in numpy, or by the base's own rule for what is stored.
 
     Args:
-        form: its base has a reference.
+        form: its base has a reference or a rule.
         problem: of the form.
         arrays: an array for each input of the base; None where it is left out.
     """
-    reference = form.base.reference if form.base is not None else None
+    assert form.base is not None
+    reference = form.base.reference
+    if form.base.stored is not None:
+        return [np.asarray(each) for each in form.base.stored(problem, arrays)]
     assert reference is not None
     real = [_real(*pair) for pair in zip(arrays, problem.inputs, strict=True)]
     found = reference(*real, **problem.attributes)

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from twofour.core.attention import attention, attention_int8
 from twofour.core.plugins import (
     Array,
     Attribute,
@@ -33,8 +34,8 @@ from twofour.core.plugins import (
     Problem,
     Typed,
 )
-from twofour.core.sparse_attention import Pattern, blockwise
-from twofour.operators.sparse_attention_code import configs, emit, why_not
+from twofour.core.sparse_attention import blockwise
+from twofour.operators.sparse_attention_code import Numbers, configs, emit, scales_of, why_not
 
 DOMAIN, NAME = "twofour.plugins", "SparseAttention"
 
@@ -170,14 +171,31 @@ def reference(
     q: Array, k: Array, v: Array, keep: Array, blocks: Array, **attributes: Attribute
 ) -> Array:
     """What the meaning computes, in memory that grows with the length alone."""
-    numbers = {name: int(value) for name, value in attributes.items() if name in _WHOLE}  # type: ignore[arg-type]
-    heads, causal = numbers.pop("heads"), bool(numbers.pop("causal"))
-    pattern = Pattern(q.shape[1], causal=causal, blocks=np.asarray(blocks, np.int32), **numbers)
-    scale = float(attributes["scale"]) or None  # type: ignore[arg-type]
-    return blockwise((q, k, v), heads, pattern, keep, scale)
+    numbers = Numbers.of(attributes)
+    pattern = numbers.pattern(q.shape[1], blocks)
+    scale = numbers.scale or (q.shape[2] // numbers.heads) ** -0.5
+
+    def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        return attention(q, k, v, scale, mask)
+
+    return blockwise((q, k, v), numbers.heads, pattern, attend, keep)
 
 
-_WHOLE = ("heads", "window", "global_tokens", "causal", "block")
+def stored(problem: Problem, arrays: Sequence[Array | None]) -> list[Array]:
+    """What int8 kernels compute, to the last bit: `core.attention.attention_int8`."""
+    q, k, v, keep, blocks = (np.asarray(array) for array in arrays)
+    numbers, scales, y = Numbers.of(problem.attributes), scales_of(problem), problem.outputs[0]
+
+    def bias(x: Array) -> Array:
+        return x if x.dtype == np.uint8 else (x.astype(np.int16) + 128).astype(np.uint8)
+
+    def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        return attention_int8(q, k, v, scales, mask)
+
+    pattern = numbers.pattern(q.shape[1], blocks)
+    found = blockwise((bias(q), bias(k), bias(v)), numbers.heads, pattern, attend, keep)
+    return [(found.astype(np.int16) - 128).astype(np.int8) if y.dtype == "int8" else found]
+
 
 SPARSE_ATTENTION = Operator(
     DOMAIN,
@@ -187,6 +205,7 @@ SPARSE_ATTENTION = Operator(
     tactics={"cpu": (CpuTactic("lists", emit, why_not, configs, strided=True),)},
     samples=samples,
     reference=reference,
+    stored=stored,
     quantized=("q", "k", "v", "y"),
 )
 OPERATORS = (SPARSE_ATTENTION,)

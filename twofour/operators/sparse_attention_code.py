@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from twofour.core.attention import AttentionScales
 from twofour.core.numerics import MAX_K
-from twofour.core.plugins import Array, Code, Problem, Stage
+from twofour.core.plugins import Array, Attributes, Code, Problem, Stage
 from twofour.core.plugins import Operand as Tensor
 from twofour.core.sparse_attention import Pattern
 from twofour.core.target import Target
@@ -41,28 +41,51 @@ MIDDLE_BYTE = 128
 """Zero point of symmetric int8, as stored."""
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The attributes of a node."""
+
+    heads: int
+    window: int
+    global_tokens: int
+    causal: int
+    block: int
+    scale: float
+
+    @staticmethod
+    def of(attributes: Attributes) -> Numbers:
+        """Reads them.
+
+        Raises:
+            ValueError: one is no number.
+        """
+        found = {}
+        for name in ("heads", "window", "global_tokens", "causal", "block", "scale"):
+            value = attributes[name]
+            if not isinstance(value, (int, float)):
+                raise ValueError(f"expected a number for {name}, got {value!r}")
+            found[name] = value
+        scale = float(found.pop("scale"))
+        return Numbers(**{name: int(value) for name, value in found.items()}, scale=scale)
+
+    def pattern(self, length: int, blocks: Array) -> Pattern:
+        """Which keys the queries of a sequence see.
+
+        Raises:
+            ValueError: the numbers make no sense.
+        """
+        shown = self.window, self.global_tokens, bool(self.causal), self.block
+        return Pattern(length, *shown, np.asarray(blocks, np.int32))
+
+
 def pattern_of(problem: Problem) -> Pattern:
     """Which keys a problem's queries see.
 
     Raises:
         ValueError: the attributes make no sense.
     """
-    table = _present(problem, 4).constant
-    numbers = problem.attributes
-    return Pattern(
-        _present(problem, 0).shape[1],
-        _whole(numbers["window"]),
-        _whole(numbers["global_tokens"]),
-        bool(numbers["causal"]),
-        _whole(numbers["block"]),
-        np.asarray(table, np.int32),
-    )
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, (int, np.integer)):
-        raise ValueError(f"expected a whole number, got {value!r}")
-    return int(value)
+    table = np.asarray(_present(problem, 4).constant)
+    return Numbers.of(problem.attributes).pattern(_present(problem, 0).shape[1], table)
 
 
 def _present(problem: Problem, index: int) -> Tensor:
@@ -150,7 +173,7 @@ def plan_of(problem: Problem, target: Target, tile: Tile, longest: int) -> Plan:
     """The sizes of a problem."""
     q, k, v, keep = (_present(problem, i) for i in range(4))
     y = problem.outputs[0]
-    heads = _whole(problem.attributes["heads"])
+    heads = Numbers.of(problem.attributes).heads
     batch, length, channels = q.shape
     tile = replace(tile, rows=min(tile.rows, length))
     steps = [s if n > 1 else 0 for s, n in zip(keep.strides, keep.shape, strict=True)]
@@ -216,8 +239,8 @@ def _pointers(f: Function, problem: Problem) -> dict[str, str]:
 def scales_of(problem: Problem) -> AttentionScales:
     """Scales and zero points; of a float problem only those of the scores and of y count."""
     q, k, v = (_present(problem, i) for i in range(3))
-    y, heads = problem.outputs[0], _whole(problem.attributes["heads"])
-    score = float(problem.attributes["scale"]) or (q.shape[2] // heads) ** -0.5  # type: ignore[arg-type]
+    y, numbers = problem.outputs[0], Numbers.of(problem.attributes)
+    score = numbers.scale or (q.shape[2] // numbers.heads) ** -0.5
     if q.scale is not None and k.scale is not None and v.scale is not None:
         score *= float(np.float64(_one(q.scale)) * _one(k.scale))
     quantized = y.scale is not None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from twofour.core.errors import InputError
 from twofour.core.experts import DOMAIN, FLOAT_WEIGHTS
 from twofour.core.experts_text import BY_NAME, function_text
+from twofour.core.plugins import find
 from twofour.train.experts import COUNT
 from twofour.train.export_constants import constant
 
@@ -72,7 +73,7 @@ def stack_experts(graph: onnx_ir.Graph, *, quantized: bool) -> None:
 
 
 def attach_functions(model: onnx_ir.Model, opset: int) -> None:
-    """Adds the meanings of the nodes of this package's operators.
+    """Adds the meanings of the nodes of installed operators, those of this package among them.
 
     Args:
         model: changed.
@@ -85,6 +86,14 @@ def attach_functions(model: onnx_ir.Model, opset: int) -> None:
             text = function_text(base, activation, quantized=quantized, opset=opset)
             proto = onnx.parser.parse_function(text)
             model.functions[key] = onnx_ir.serde.deserialize_function(proto)
+    for node in model.graph:
+        operator, key = find(node.domain, node.op_type), node.op_identifier()
+        if operator is None or not isinstance(operator.meaning, str) or key in model.functions:
+            continue
+        proto = onnx.parser.parse_function(operator.meaning)
+        if {each.version for each in proto.opset_import if not each.domain} - {opset}:
+            continue  # not its operators: whoever reads the file has the function
+        model.functions[key] = onnx_ir.serde.deserialize_function(proto)
 
 
 def expert_weights(

@@ -120,7 +120,8 @@ class SparseAttention(nn.Module):
             raise InputError(
                 "sparse attention cannot take these tensors",
                 [
-                    f"expected q, k and v [batch, length, channels], for {self.pattern.heads} heads",
+                    "expected q, k and v [batch, length, channels], all alike, the channels a"
+                    f" multiple of {self.pattern.heads} heads",
                     f"got {', '.join(map(str, shapes))}",
                 ],
                 "split the channels evenly among heads, and give all three the same shape",
@@ -171,7 +172,7 @@ def _some(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, seen: Tensor) -> Tensor
 def _node(q: Tensor, k: Tensor, v: Tensor, keep: Tensor, settings: SparsePattern) -> Tensor:
     """The node of an exported file; without random blocks the length may stay open in it."""
     table = settings.at(int(q.shape[1])).blocks if settings.random_blocks else NO_BLOCKS
-    attributes = {
+    attributes: dict[str, Any] = {
         "heads": settings.heads,
         "window": settings.window,
         "global_tokens": settings.global_tokens,

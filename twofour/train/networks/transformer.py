@@ -4,8 +4,8 @@ With a window they are encoders for long documents: each token attends to its ne
 some global ones (train/sparse_attention.py).
 
 Source: Devlin et al. 2018, arXiv:1810.04805; the small configuration is that of Wang et al. 2020,
-arXiv:2002.10957 (MiniLM), as sentence encoders use it; the long one is shaped like that of Beltagy et
-al. 2020, arXiv:2004.05150 (Longformer), with one set of projections.
+arXiv:2002.10957 (MiniLM), as sentence encoders use it; the long one is shaped like that of Beltagy
+et al. 2020, arXiv:2004.05150 (Longformer), with one set of projections.
 """
 
 from __future__ import annotations
