@@ -13,7 +13,7 @@ from tests.kernels.harness import targets
 from tests.kernels.strided import Strided
 from tests.operators.runner import operand, run
 from twofour.core.attention import AttentionScales
-from twofour.core.bfloat16 import from_bf16, to_bf16
+from twofour.core.bfloat16 import from_bf16, round_bf16, to_bf16
 from twofour.core.plugins import Problem
 from twofour.core.sparse_attention import (
     NO_BLOCKS,
@@ -42,11 +42,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Form:
-    """Types of q, k, v and of y, and whether there is a mask of keys."""
+    """Types of q, k, v and of y, whether there is a mask of keys, and products in bfloat16."""
 
     dtype: str = "float32"
     out: str = "float32"
     masked: bool = False
+    rounds: bool = False
 
 
 STORED = {"float32": np.float32, "bfloat16": np.uint16, "uint8": np.uint8}
@@ -111,7 +112,7 @@ class Case:
 
     def run(self, target: Target, config: str, parts: int = 1) -> np.ndarray:
         """y as stored."""
-        made = code.emit(self.problem(), target, config)
+        made = code.emit(self.problem(), target, config, rounds=self.form.rounds)
         arrays = [*self.qkv, self.keep, self.pattern.blocks]
         run(made, target, arrays, self.y.values[:, :, 0], parts)
         assert (self.memory.values[:, :, 0] == self.data).all(), "changed its inputs"
@@ -128,6 +129,8 @@ class Case:
             return sparse_attention_int8(tensors, self.size.heads, self.pattern, scales, keep)
         if self.form.dtype == "bfloat16":
             tensors = tuple(from_bf16(x) for x in tensors)
+        if self.form.rounds:
+            tensors = tuple(round_bf16(x) for x in tensors)
         return sparse_attention(tensors, self.size.heads, self.pattern, keep)
 
     def check(self, target: Target, config: str, parts: int = 1) -> np.ndarray:
@@ -140,7 +143,8 @@ class Case:
         # |scores| < 8, |v| < 6: rounding of scores, exponentials and sums, see attention.py; in
         # bfloat16 that of the exponentials and of the result.
         bound = (self.size.d + self.size.length + 64) * EPS * 6
-        bound += 2**-7 * 6 if "bfloat16" in (self.form.dtype, self.form.out) else 0
+        rounded = self.form.rounds or "bfloat16" in (self.form.dtype, self.form.out)
+        bound += 2**-7 * 6 if rounded else 0
         np.testing.assert_allclose(value, expected, rtol=0, atol=bound)
         return y
 
@@ -200,6 +204,9 @@ def test_bfloat16_equals_dense_attention(kind):
     for length, masked in lengths(target):
         form = Form("bfloat16", "float32" if masked else "bfloat16", masked)
         case = Case(Size(2, length, 2, 20), pattern(length, kind), form)
+        case.check(target, code.TILES[target.isa][0])
+        form = Form(masked=masked, rounds=True)
+        case = Case(Size(2, length, 2, 36), pattern(length, kind), form)
         case.check(target, code.TILES[target.isa][0])
 
 

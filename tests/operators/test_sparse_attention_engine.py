@@ -15,6 +15,7 @@ import twofour
 from twofour.core.attention import attention
 from twofour.core.plugins import find
 from twofour.core.sparse_attention import Pattern, blockwise, random_blocks, sparse_attention
+from twofour.core.target import host_target, why_no_bf16
 from twofour.onnx_tools.load import save_model
 from twofour.onnx_tools.plugins import attach_meanings
 from twofour.onnx_tools.quantize import quantize
@@ -136,6 +137,20 @@ def test_an_engine_runs_it_as_one_operator(name, tmp_path):
     assert layers[-1].tactic.startswith("lists")
     (y,) = twofour.Session(engine).run(feeds(PATTERNS[name], Shape())).values()
     np.testing.assert_allclose(y, expected(PATTERNS[name], Shape()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(bool(why_no_bf16(host_target())), reason="no AVX-512 with BF16 here")
+def test_products_in_bfloat16_where_the_user_allows_that(tmp_path):
+    """The engine needs a CPU that has it; else it is float32."""
+    pattern, shape = PATTERNS["longformer"], Shape()
+    path = tmp_path / "model.onnx"
+    ir.save(model(pattern, shape), path)
+    engine = twofour.build(path, race=False, tuning_effort=0, bf16=True)
+    assert engine.plan.target.bf16
+    assert {each.tactic for each in engine.plan.layers if each.op == NAME} == {"lists bfloat16"}
+    (y,) = twofour.Session(engine).run(feeds(pattern, shape)).values()
+    exact = expected(pattern, shape)
+    assert 1e-5 < abs(y - exact).max() < 2**-6 * abs(exact).max()
 
 
 def test_a_table_that_is_computed_runs_by_the_meaning(tmp_path):

@@ -261,7 +261,7 @@ class _Compilation:
         reasons: dict[str, str] = {}
         for network in networks:
             reasons |= why_float(target, network.fused, options.bf16)
-        used = [target_of(target, network.fused) for network in networks]
+        used = [target_of(target, network.fused, options.bf16) for network in networks]
         target = next((t for t in used if t.bf16), used[0])
         cold_bytes, effort = _cold_bytes(weight_bytes(networks[0].order)), options.tuning_effort
         tuner = Tuner(target, cache, options.threads, cold_bytes=cold_bytes, effort=effort)

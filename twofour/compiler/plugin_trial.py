@@ -21,7 +21,7 @@ from twofour.compiler.trial import Timer, WrongResult
 from twofour.core.abi import BINDINGS, SLACK_BYTES, WEIGHTS
 from twofour.core.bfloat16 import ROUNDING, from_bf16, to_bf16
 from twofour.core.memory import address, allocate, with_slack
-from twofour.core.plugins import Operand, Problem
+from twofour.core.plugins import BFLOAT16_TOLERANCE, Operand, Problem
 from twofour.core.target import Target
 from twofour.kernels.cpu.llvm import Source, compile_object, renamed
 from twofour.kernels.cpu.program import Operand as Place
@@ -175,7 +175,9 @@ class PluginTrial:
         problems = [] if self._inputs_hash() == before else ["it wrote to its inputs"]
         for memory, answer in zip(outputs, self._answer, strict=True):
             got = memory.read()
-            wrong = _differs(got, answer, memory.operand, self.op.operator.tolerance)
+            tolerance = self.op.operator.tolerance
+            tolerance += BFLOAT16_TOLERANCE if planned.tactic.bfloat16 else 0.0
+            wrong = _differs(got, answer, memory.operand, tolerance)
             if wrong.any():
                 where = tuple(int(i) for i in np.argwhere(wrong)[0])
                 problems.append(

@@ -12,6 +12,7 @@ from twofour.compiler import ops
 from twofour.compiler.passes import cast_bf16, fuse_plugin
 from twofour.compiler.passes.pipeline import BF16, PIPELINE, Fused, Pass
 from twofour.core.target import Target, why_no_bf16
+from twofour.onnx_tools.plugins import plugin_of
 
 
 def passes_for(
@@ -38,11 +39,25 @@ def passes_for(
     return (*plain, replace(cast, rule=rule), *others)
 
 
-def target_of(target: Target, fused: Fused) -> Target:
-    """The target, with bfloat16 only if the graph has any: else an engine runs without it."""
+def target_of(target: Target, fused: Fused, bf16: bool) -> Target:
+    """The target, with bfloat16 only if something uses it: else an engine runs without it.
+
+    Args:
+        target: what to build for.
+        fused: the graph.
+        bf16: whether it is allowed.
+    """
+    if bf16 and not why_no_bf16(target) and any(map(_multiplies_bf16, fused.model.graph)):
+        return replace(target, bf16=True)
     values = (value for node in fused.model.graph for value in (*node.inputs, *node.outputs))
     used = any(v is not None and v.dtype == ir.DataType.BFLOAT16 for v in values)
     return replace(target, bf16=used)
+
+
+def _multiplies_bf16(node: ir.Node) -> bool:
+    """Whether a tactic of its plugin may multiply in bfloat16."""
+    operator = plugin_of(node)
+    return operator is not None and any(tactic.bfloat16 for tactic in operator.cpu)
 
 
 def why_float(target: Target, fused: Fused, bf16: bool) -> Mapping[str, str]:

@@ -42,6 +42,8 @@ Attributes = Mapping[str, Attribute]
 Shape = tuple[int, ...]
 Typed = tuple[Shape, str]
 """A shape, and numpy's name of a type ("bfloat16" is one)."""
+BFLOAT16_TOLERANCE = 2.0**-6
+"""Of results of products of rounded operands, relative to the largest."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class CpuTactic:
         configs: its configurations in words, best guess first; each is built and timed.
         strided: it takes operands of any strides. All others get theirs in C order: what lies
             otherwise is copied.
+        bfloat16: it multiplies float32 in bfloat16: it is taken only where the user allows that and
+            the target has it, and its results may be off by `BFLOAT16_TOLERANCE` as well.
     """
 
     name: str
@@ -162,6 +166,7 @@ class CpuTactic:
     refuse: Callable[[Problem, Target], str] = _takes_all
     configs: Callable[[Problem, Target], Sequence[str]] = _one_config
     strided: bool = False
+    bfloat16: bool = False
 
 
 Meaning = str | bytes | Callable[..., Any]

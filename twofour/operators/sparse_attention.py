@@ -21,6 +21,7 @@ mask, one head after the other, so that even it needs no more memory than one he
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -197,12 +198,23 @@ def stored(problem: Problem, arrays: Sequence[Array | None]) -> list[Array]:
     return [(found.astype(np.int16) - 128).astype(np.int8) if y.dtype == "int8" else found]
 
 
+_ROUNDED = (
+    CpuTactic(
+        "lists bfloat16",
+        partial(emit, rounds=True),
+        partial(why_not, rounds=True),
+        partial(configs, rounds=True),
+        strided=True,
+        bfloat16=True,
+    ),
+)
+
 SPARSE_ATTENTION = Operator(
     DOMAIN,
     NAME,
     MEANING,
     shapes,
-    tactics={"cpu": (CpuTactic("lists", emit, why_not, configs, strided=True),)},
+    tactics={"cpu": (*_ROUNDED, CpuTactic("lists", emit, why_not, configs, strided=True))},
     samples=samples,
     reference=reference,
     stored=stored,

@@ -24,17 +24,18 @@ from twofour.operators.sparse_attention_plan import GROUP, STACK_BYTES, Operand,
 STORED = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "uint8": "int8"}
 """Types of tensors, and how kernels call them."""
 TILES = {
-    "avx512vnni": ("8x3x2", "6x4x4", "4x4x4"),
-    "dotprod": ("2x2x2", "4x1x1"),
-    "avx2": ("2x2x2", "4x1x1"),
-    "vector": ("2x1x1",),
+    "avx512vnni": ("8x3x2", "6x4x4", "4x4x4", "2x4x4", "1x4x4"),
+    "dotprod": ("2x2x2", "4x1x1", "1x2x2"),
+    "avx2": ("2x2x2", "4x1x1", "1x2x2"),
+    "vector": ("2x1x1", "1x1x1"),
 }
-"""Of an instruction set, best guess first."""
+"""Of an instruction set, best guess first; few rows are for lists that are long."""
+_TRIED = 3  # tiles, of those whose scores fit into a thread's stack
 TILES_INT8 = {
-    "avx512vnni": ("4x4x4", "8x2x2"),
-    "dotprod": ("2x2x2",),
-    "avx2": ("2x2x2",),
-    "vector": ("2x1x1",),
+    "avx512vnni": ("4x4x4", "8x2x2", "1x4x4"),
+    "dotprod": ("2x2x2", "1x2x2"),
+    "avx2": ("2x2x2", "1x2x2"),
+    "vector": ("2x1x1", "1x1x1"),
 }
 """The same in int8, where lists are whole groups of blocks."""
 MIDDLE_BYTE = 128
@@ -95,8 +96,14 @@ def _present(problem: Problem, index: int) -> Tensor:
     return found
 
 
-def why_not(problem: Problem, target: Target) -> str:
-    """Why no kernel takes a problem; "" if one does."""
+def why_not(problem: Problem, target: Target, *, rounds: bool = False) -> str:
+    """Why no kernel takes a problem; "" if one does.
+
+    Args:
+        problem: what a node asks.
+        target: to build for.
+        rounds: float32 is to be multiplied in bfloat16.
+    """
     q, k, v, keep, table = (_present(problem, i) for i in range(5))
     y, heads = problem.outputs[0], problem.attributes["heads"]
     if table.constant is None:
@@ -107,15 +114,16 @@ def why_not(problem: Problem, target: Target) -> str:
         return f"{q.shape[2]} channels are not {heads} heads"
     if keep.dtype != "bool":
         return f"expected a mask of keys of bool, got {keep.dtype}"
-    if reason := _why_not_types(problem, target, q.shape[2] // heads):
+    if reason := _why_not_types(problem, target, q.shape[2] // heads, rounds):
         return reason
     for each, name in ((q, "q"), (k, "k"), (v, "v"), (y, "y")):
         if each.strides[2] != ELEMENT_BYTES[STORED[each.dtype]]:
             return f"the channels of {name} are not neighbours"
-    return "" if _fitting(problem, target) else "no tile's scores fit into a thread's stack"
+    fits = _fitting(problem, target, rounds)
+    return "" if fits else "no tile's scores fit into a thread's stack"
 
 
-def _why_not_types(problem: Problem, target: Target, d: int) -> str:
+def _why_not_types(problem: Problem, target: Target, d: int, rounds: bool) -> str:
     """The same as far as types and channels of a head go."""
     q, k, v = (_present(problem, i) for i in range(3))
     y = problem.outputs[0]
@@ -123,10 +131,13 @@ def _why_not_types(problem: Problem, target: Target, d: int) -> str:
     if len(kinds) > 1 or not kinds <= set(STORED) or y.dtype not in STORED:
         return f"no kernel for q, k, v of {sorted(kinds)} and y of {y.dtype}"
     (kind,) = kinds
+    if rounds and kind != "float32":
+        return f"q, k and v are {kind}: only float32 is rounded to bfloat16"
+    kind = "bfloat16" if rounds else kind
     if d * ELEMENT_BYTES[kind] % 4:
         return f"heads of {d} channels of {kind}: expected whole units of 4 bytes"
     if kind == "bfloat16" and not target.bf16:
-        return f"bfloat16 needs AVX-512 with BF16, which {target} does not use"
+        return f"nothing is multiplied in bfloat16 on {target}"
     return _why_not_int8(problem, d) if kind == "int8" else ""
 
 
@@ -142,17 +153,17 @@ def _why_not_int8(problem: Problem, d: int) -> str:
     return ""
 
 
-def configs(problem: Problem, target: Target) -> Sequence[str]:
-    """Tiles to try."""
-    return _fitting(problem, target) or TILES[target.isa][:1]
+def configs(problem: Problem, target: Target, *, rounds: bool = False) -> Sequence[str]:
+    """Tiles to try, of a problem that is taken."""
+    return _fitting(problem, target, rounds)[:_TRIED]
 
 
-def _fitting(problem: Problem, target: Target) -> list[str]:
+def _fitting(problem: Problem, target: Target, rounds: bool) -> list[str]:
     """Tiles whose scratch memory fits."""
     int8 = STORED[_present(problem, 0).dtype] == "int8"
     found = []
     for text in (TILES_INT8 if int8 else TILES)[target.isa]:
-        plan = plan_of(problem, target, Tile.parse(text), _most(problem))
+        plan = plan_of(problem, target, Tile.parse(text), _most(problem), rounds)
         if plan.scratch_bytes <= STACK_BYTES:
             found.append(text)
     return found
@@ -169,8 +180,16 @@ def _most(problem: Problem) -> int:
     return min(most, every) + GROUP * 3
 
 
-def plan_of(problem: Problem, target: Target, tile: Tile, longest: int) -> Plan:
-    """The sizes of a problem."""
+def plan_of(problem: Problem, target: Target, tile: Tile, longest: int, rounds: bool) -> Plan:
+    """The sizes of a problem.
+
+    Args:
+        problem: what a node asks.
+        target: to build for.
+        tile: of the products.
+        longest: blocks of the longest list.
+        rounds: see `why_not`.
+    """
     q, k, v, keep = (_present(problem, i) for i in range(4))
     y = problem.outputs[0]
     heads = Numbers.of(problem.attributes).heads
@@ -179,6 +198,7 @@ def plan_of(problem: Problem, target: Target, tile: Tile, longest: int) -> Plan:
     steps = [s if n > 1 else 0 for s, n in zip(keep.strides, keep.shape, strict=True)]
     return Plan(
         target.isa,
+        "bfloat16" if rounds else STORED[q.dtype],
         STORED[q.dtype],
         STORED[y.dtype],
         batch,
@@ -202,13 +222,13 @@ def _place(operand: Tensor) -> Operand:
     return Operand(batch, token, operand.biased or operand.dtype != "int8")
 
 
-def emit(problem: Problem, target: Target, config: str) -> Code:
-    """The code of a problem with one tile."""
+def emit(problem: Problem, target: Target, config: str, *, rounds: bool = False) -> Code:
+    """The code of a problem with one tile; see `why_not`."""
     tile = Tile.parse(config)
     pattern = pattern_of(problem)
     int8 = STORED[_present(problem, 0).dtype] == "int8"
     lists = Lists.of(pattern, tile.rows, tile.keys, GROUP if int8 else 1)
-    plan = plan_of(problem, target, tile, lists.longest)
+    plan = plan_of(problem, target, tile, lists.longest, rounds)
     constants, tables = _constants(problem, lists)
     pack, tiles = _kernel(), _kernel()
     emit_pack(pack, plan, _pointers(pack, problem))

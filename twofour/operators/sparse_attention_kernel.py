@@ -71,7 +71,7 @@ def emit_tiles(
         mask = f.at(pointers["workspace"], plan.keep_at)
         mask = f.at(mask, f.int_op("mul", image, plan.blocks * VECTOR_BYTES))
         q = f.at(pointers["q"], f.int_op("mul", image, plan.q.image))
-        q = f.at(q, f.int_op("mul", head, plan.d * plan.size))
+        q = f.at(q, f.int_op("mul", head, plan.head_width))
         y = f.at(pointers["y"], f.int_op("mul", image, plan.y.image))
         y = f.at(y, f.int_op("mul", head, plan.d * ELEMENT_BYTES[plan.out]))
         bounds = f.at(f.at("%w", tables.bounds), f.int_op("mul", part, 4))

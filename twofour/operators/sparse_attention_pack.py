@@ -18,7 +18,7 @@ from twofour.kernels.cpu.attention_pack import (
 from twofour.kernels.cpu.attention_plan import VECTOR_BYTES
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.problem import LANES
-from twofour.kernels.cpu.rows import constant16, first_lanes, keep, load16
+from twofour.kernels.cpu.rows import constant16, first_lanes, keep, load16, to_bfloats
 from twofour.kernels.cpu.vector import BYTES16, F32S, I32S, WORDS16, Vector, every
 from twofour.operators.sparse_attention_plan import Operand, Plan
 
@@ -44,7 +44,7 @@ def emit_pack(f: Function, plan: Plan, pointers: dict[str, Value]) -> None:
 
         def rows(name: str, operand: Operand) -> list[Value]:
             base = f.at(pointers[name], f.int_op("mul", image, operand.image))
-            base = f.at(base, f.int_op("mul", head, plan.d * plan.size))
+            base = f.at(base, f.int_op("mul", head, plan.head_width))
             return [_row(f, plan, base, (first, lane), operand.pixel) for lane in range(LANES)]
 
         _keys(f, plan, rows("k", plan.k), out, block)
@@ -57,6 +57,35 @@ def emit_pack(f: Function, plan: Plan, pointers: dict[str, Value]) -> None:
             f.when(f.let(f"icmp eq i64 {head}, 0"), lambda: _mask(f, plan, base, first, to))
 
     f.repeat("%t0", "%t1", piece)
+
+
+def load_units(f: Function, plan: Plan, row: Value, first: int, offset: int = 0) -> Value:
+    """16 units of a row's channels, zeros behind the last one, <16 x i32>.
+
+    Args:
+        f: the function.
+        plan: sizes.
+        row: pointer to the row's first channel.
+        first: unit.
+        offset: bytes from `row`.
+    """
+    lanes = first_lanes(plan.score_units - first)
+    if not plan.rounds:
+        value = load16(f, F32S, row, offset + 4 * first, lanes)
+        return f.let(f"bitcast {F32S} {value} to {I32S}")
+    halves = []
+    for channel in (2 * first, 2 * first + LANES):
+        lanes = first_lanes(max(plan.d - channel, 0))
+        halves.append(to_bfloats(f, load16(f, F32S, row, offset + 4 * channel, lanes)))
+    return _joined(f, halves, range(2 * LANES))
+
+
+def _joined(f: Function, halves: Sequence[Value], order: Sequence[int]) -> Value:
+    """np.concatenate(halves)[order] of two <16 x i16>, as <16 x i32>."""
+    picks = ", ".join(f"i32 {i}" for i in order)
+    a, b = halves
+    both = f.let(f"shufflevector {WORDS16} {a}, {WORDS16} {b}, <32 x i32> <{picks}>")
+    return f.let(f"bitcast <32 x i16> {both} to {I32S}")
 
 
 def _row(f: Function, plan: Plan, base: Value, where: tuple[Value, int], pixel: int) -> Value:
@@ -75,10 +104,7 @@ def _keys(f: Function, plan: Plan, rows: list[Value], out: Value, block: Value) 
     sums = "zeroinitializer"
     for first in range(0, plan.score_units, LANES):
         units = min(LANES, plan.score_units - first)
-        lanes = first_lanes(units)
-        loaded = [load16(f, F32S, row, 4 * first, lanes) for row in rows]
-        vectors = transposed(f, [f.let(f"bitcast {F32S} {one} to {I32S}") for one in loaded])
-        vectors = vectors[:units]
+        vectors = transposed(f, [load_units(f, plan, row, first) for row in rows])[:units]
         if plan.int8 and not plan.k.biased:  # as they will be taken back
             vectors = [f.let(f"xor {I32S} {one}, {SIGN_BITS}") for one in vectors]
         if plan.int8:
@@ -102,10 +128,9 @@ def _values(f: Function, plan: Plan, rows: Sequence[Value], out: Value) -> None:
             if plan.dtype == "float32":
                 f.store(F32S, load16(f, F32S, some[0], block * VECTOR_BYTES, lanes), out, at)
             elif plan.dtype == "bfloat16":
-                a, b = (load16(f, WORDS16, row, 2 * LANES * block, lanes) for row in some)
-                picks = ", ".join(f"i32 {i // 2 + LANES * (i % 2)}" for i in range(2 * LANES))
-                both = f.let(f"shufflevector {WORDS16} {a}, {WORDS16} {b}, <32 x i32> <{picks}>")
-                f.store("<32 x i16>", both, out, at)
+                pair = [_words(f, plan, row, block, lanes) for row in some]
+                order = [i // 2 + LANES * (i % 2) for i in range(2 * LANES)]
+                f.store(I32S, _joined(f, pair, order), out, at)
             else:
                 joined = interleaved(
                     f, [load16(f, BYTES16, row, LANES * block, lanes) for row in some]
@@ -113,6 +138,13 @@ def _values(f: Function, plan: Plan, rows: Sequence[Value], out: Value) -> None:
                 if plan.v.biased:
                     joined = f.let(f"xor {I32S} {joined}, {SIGN_BITS}")
                 f.store(I32S, joined, out, at)
+
+
+def _words(f: Function, plan: Plan, row: Value, block: int, lanes: Value) -> Value:
+    """16 channels as bfloat16."""
+    if not plan.rounds:
+        return load16(f, WORDS16, row, 2 * LANES * block, lanes)
+    return to_bfloats(f, load16(f, F32S, row, 4 * LANES * block, lanes))
 
 
 def _mask(f: Function, plan: Plan, base: Value, first: Value, out: Value) -> None:

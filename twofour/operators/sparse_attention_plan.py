@@ -74,7 +74,8 @@ class Plan:
 
     Attributes:
         isa: instruction set.
-        dtype: of q, k and v: "int8" (stored as bytes), "bfloat16" or "float32".
+        dtype: that q, k and v are multiplied in: "int8", "bfloat16" or "float32".
+        stored: their type in memory; "float32" is rounded to bfloat16 where that is `dtype`.
         out: of y, likewise.
         batch: sequences.
         length: tokens.
@@ -92,6 +93,7 @@ class Plan:
 
     isa: str
     dtype: str
+    stored: str
     out: str
     batch: int
     length: int
@@ -118,8 +120,18 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Bytes of an element of q, k and v."""
+        """Bytes of an element of q, k and v as they are multiplied."""
         return ELEMENT_BYTES[self.dtype]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether q, k and v are rounded to bfloat16 where they are read."""
+        return self.stored != self.dtype
+
+    @property
+    def head_width(self) -> int:
+        """Bytes from one head of q, k or v to the next."""
+        return self.d * ELEMENT_BYTES[self.stored]
 
     @property
     def blocks(self) -> int:

@@ -20,12 +20,11 @@ from twofour.kernels.cpu.rows import (
     greater16,
     highest16,
     keep,
-    load16,
     store16,
     to_bfloats,
 )
 from twofour.kernels.cpu.vector import F32S, I32S, WORDS16, Vector, every, float_bits
-from twofour.operators.sparse_attention_pack import SIGN_BITS
+from twofour.operators.sparse_attention_pack import SIGN_BITS, load_units
 from twofour.operators.sparse_attention_plan import GROUP, Plan
 
 
@@ -64,13 +63,12 @@ def emit_queries(name: str, plan: Plan) -> Function:
     for row in range(plan.tile.rows):
         for first in range(0, plan.score_units, LANES):
             lanes = first_lanes(plan.score_units - first)
-            value = load16(f, F32S, "%q", row * plan.q.pixel + 4 * first, lanes)
+            bits = load_units(f, plan, "%q", first, row * plan.q.pixel)
+            if plan.int8 and not plan.q.biased:
+                bits = f.let(f"xor {I32S} {bits}, {SIGN_BITS}")
+            value = f.let(f"bitcast {I32S} {bits} to {F32S}")
             if plan.dtype == "float32":
                 value = f.let(f"fmul {F32S} {value}, {factor}")
-            elif plan.int8 and not plan.q.biased:
-                bits = f.let(f"bitcast {F32S} {value} to {I32S}")
-                bits = f.let(f"xor {I32S} {bits}, {SIGN_BITS}")
-                value = f.let(f"bitcast {I32S} {bits} to {F32S}")
             at = plan.area("queries") + row * plan.query_bytes + 4 * first
             store16(f, F32S, value, "%s", at, lanes)
     return f
