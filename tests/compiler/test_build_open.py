@@ -138,7 +138,8 @@ def test_memory_is_that_of_the_largest_shape(encoder, timing_cache) -> None:
     engine = build(encoder, shapes=TEXT, timing_cache=timing_cache)
     largest = {name: corners[2] for name, corners in TEXT.items()}
     alone = build(encoder, shapes=largest, timing_cache=timing_cache)
-    assert alone.plan.arena_bytes <= engine.plan.arena_bytes <= alone.plan.arena_bytes * 1.1 + 4096
+    alone_bytes = alone.plan.arena_bytes  # where walks are joined, which open sizes do not allow
+    assert alone_bytes * 0.95 <= engine.plan.arena_bytes <= alone_bytes * 1.1 + 4096
 
 
 def test_outside_the_ranges_and_between_the_inputs(encoder, timing_cache) -> None:

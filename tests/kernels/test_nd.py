@@ -15,7 +15,7 @@ from twofour.core.target import Target, host_target
 from twofour.kernels.cpu import nd
 from twofour.kernels.cpu.llvm import Source, compile_object
 from twofour.kernels.cpu.nd import Nest, Ref, contiguous, emit_nd, nd_pieces
-from twofour.kernels.cpu.nd_scalar import BYTES, FUNCTIONS, REDUCTIONS
+from twofour.kernels.cpu.nd_scalar import BYTES, FUNCTIONS, REDUCTIONS, Expression
 from twofour.runtime.cpu import Code, address
 
 HOST = host_target()
@@ -215,6 +215,51 @@ def test_softmax_of_any_layout(data, parts) -> None:
     power = np.exp((x.values - x.values.max(-1, keepdims=True)).astype(np.float64))
     # exp comes within 2.1e-7 of itself, the difference within half a step of up to 32.
     assert np.allclose(y.take(), power / power.sum(-1, keepdims=True), rtol=6e-6, atol=0)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.isa)
+@pytest.mark.parametrize("count", [16, 17, 80])
+@pytest.mark.parametrize("step", [1, 2])
+def test_softmax_and_its_expectation_on_rows(count, step, target) -> None:
+    """Rows that lie side by side are walked in vectors."""
+    random = np.random.default_rng(count)
+    x = random.normal(0, 3, (7, count * step)).astype(np.float32)[:, ::step]
+    x[3, 1], x[4] = np.nan, -np.inf
+    y, mean = np.zeros((7, count), np.float32), np.zeros(7, np.float32)
+    weights = random.normal(size=count).astype(np.float32)
+    nests = [
+        Nest("softmax", y.shape, ref(1, y), (ref(0, x),)),
+        Nest("expect", y.shape, Ref(2, "float32", (4, 0)), (ref(0, x),), (*weights.tolist(), 0.5)),
+    ]
+    run(nests, [x, y, mean], target)
+    with np.errstate(invalid="ignore"):
+        power = np.exp((x - x.max(-1, keepdims=True)).astype(np.float64))
+    share = power / power.sum(-1, keepdims=True)
+    assert np.isnan(y[3:5]).all()
+    assert np.isnan(mean[3:5]).all()
+    assert np.allclose(y, share, rtol=6e-6, atol=0, equal_nan=True)
+    size = 1e-5 * (share * np.abs(weights)).sum(-1)
+    off = np.abs(mean - (share @ weights.astype(np.float64) + 0.5))
+    assert (off <= size + 1e-7)[[0, 1, 2, 5, 6]].all()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.isa)
+def test_a_chain_of_operations(target) -> None:
+    """((a - b) * a > 0.5) ? sqrt(|a|) : b, in one walk."""
+    a, b = (np.random.default_rng(s).normal(size=(5, 37)).astype(np.float32) for s in (0, 1))
+    y = np.zeros_like(a)
+    steps = (
+        Expression("sub", (0, 1), "float32"),
+        Expression("mul", (2, 0), "float32"),
+        Expression("clip", (3,), "float32", (0.5, np.inf)),
+        Expression("less", (2, 4), "bool"),
+        Expression("abs", (0,), "float32"),
+        Expression("sqrt", (6,), "float32"),
+        Expression("where", (5, 7, 1), "float32"),
+    )
+    run([Nest("chain", a.shape, ref(2, y), (ref(0, a), ref(1, b)), steps=steps)], [a, b, y], target)
+    want = np.where(a - b < np.maximum((a - b) * a, np.float32(0.5)), np.sqrt(np.abs(a)), b)
+    assert np.array_equal(y, want)
 
 
 def test_softmax_of_extremes() -> None:

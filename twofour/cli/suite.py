@@ -14,7 +14,7 @@ from twofour.cli.output import Output
 if TYPE_CHECKING:
     from twofour.bench.suite.rows import SuiteOptions
 
-_TITLES = {"cpu": "Whole networks on the CPU"}
+_TITLES = {"cpu": "Whole networks on the CPU", "detection": "Detectors on the CPU"}
 _DEFAULT_CACHE = Path("~/.cache/twofour/suite")
 
 

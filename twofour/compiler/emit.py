@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.compiler.conv_problems import conv_problem
-from twofour.compiler.emit_nd import nd_nests, nd_shape, nd_table
+from twofour.compiler.emit_nd import nd_shape, nd_table, nd_text
 from twofour.compiler.emit_plugin import Room, emit_plugin
 from twofour.compiler.layers import conv_layer, extent_of, plain_layer, precision_of
 from twofour.compiler.layout import ALIGNMENT, Tensor
@@ -50,7 +50,6 @@ from twofour.core.sizes import Count
 from twofour.engine import Candidate, Layer, TensorInfo, Work
 from twofour.kernels.cpu.attention import emit_attention, pack_attention
 from twofour.kernels.cpu.llvm import Source, renamed
-from twofour.kernels.cpu.nd import emit_nd, nd_pieces
 from twofour.kernels.cpu.norm import emit_norm, pack_norm
 from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_average, pack_mean
@@ -361,15 +360,15 @@ class Emitter:
 
     def _nd(self, op: NdOp, placed: Placed, bindings: dict[str, int]) -> Call:
         """A small operator: all its operands are entries of a table."""
-        nests = nd_nests(op, placed)
-        symbol = self._kernel(emit_nd("kernel", nests, len(op.values)), vectorize=True)
+        text, pieces = nd_text(op, placed)
+        symbol = self._kernel(text, vectorize=True)
         table = nd_table(op, placed, bindings, self._keep_once)
         precision, work = precision_of(placed.y), Work(walked_bytes(op))
         self.layers.append(
             Layer(op.name, op.op_type, "nd", shape=nd_shape(op), precision=precision, work=work)
         )
         first, last, w = table[0], table[-2], Operand(WEIGHTS)
-        return Call(symbol, first, w, last, last, nd_pieces(nests), 1, table)
+        return Call(symbol, first, w, last, last, pieces, 1, table)
 
     def _keep_once(self, constant: Array) -> int:
         """The offset of a constant that several operators may read."""

@@ -8,10 +8,12 @@ from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Place, Placed
 from twofour.compiler.native import Array
 from twofour.compiler.native_nd import Look, NdOp, NdValue
+from twofour.compiler.native_nms import NmsOp
 from twofour.compiler.native_plugin import PluginOp
 from twofour.core.abi import ARENA, WEIGHTS
-from twofour.core.sizes import Count, usual
-from twofour.kernels.cpu.nd import Nest, Ref, contiguous
+from twofour.core.sizes import Count, most, usual
+from twofour.kernels.cpu.nd import Nest, Ref, contiguous, emit_nd, nd_pieces
+from twofour.kernels.cpu.nms import emit_nms
 from twofour.kernels.cpu.program import Operand
 
 Strides = tuple[Count, ...]
@@ -43,8 +45,19 @@ def nd_nests(op: NdOp, placed: Placed) -> tuple[Nest, ...]:
             table = part.inputs[0].value
             rows = (op.values[table].dims[part.rows_axis], strides[table][part.rows_axis])
         inputs = tuple(ref(look) for look in part.inputs)
-        nests.append(Nest(part.op, part.dims, ref(part.y), inputs, part.scalars, rows))
+        nests.append(Nest(part.op, part.dims, ref(part.y), inputs, part.scalars, rows, part.steps))
     return tuple(nests)
+
+
+def nd_text(op: NdOp, placed: Placed) -> tuple[str, Count]:
+    """The kernel of a placed operator, named `kernel`, and the pieces that threads share."""
+    if isinstance(op, NmsOp):
+        places = places_of(op, placed)[:2]
+        steps = [_strides(v, p) for v, p in zip(op.values, places, strict=False)]
+        boxes, scores = ((most(a), most(b), most(c)) for a, b, c in steps)
+        return emit_nms("kernel", op.problem(boxes, scores)), 1
+    nests = nd_nests(op, placed)
+    return emit_nd("kernel", nests, len(op.values)), nd_pieces(nests)
 
 
 def nd_table(

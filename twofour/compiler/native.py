@@ -252,6 +252,17 @@ def constant(value: ir.Value | None) -> Array:
     return value.const_value.numpy()
 
 
+def scalar_input(node: ir.Node, index: int) -> float | None:
+    """The number in a constant input; None where it is left out."""
+    if index >= len(node.inputs) or node.inputs[index] is None:
+        return None
+    held = constant(node.inputs[index]).reshape(-1)
+    if held.size != 1:
+        raise NotNative(f"input {index} has {held.size} numbers, not one")
+    number: float = held[0].item()
+    return number
+
+
 def static_shape(value: ir.Value) -> tuple[int, ...] | None:
     """The shape, or None where a dimension is not known before running."""
     if value.shape is None:

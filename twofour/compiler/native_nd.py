@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from twofour.compiler.native import Array, NativeOp, NotNative, constant, name_of, shape
 from twofour.core.sizes import Count, most
-from twofour.kernels.cpu.nd_scalar import NUMBERS
+from twofour.kernels.cpu.nd_scalar import NUMBERS, Expression
 
 KINDS = {
     ir.DataType.FLOAT: "float32",
@@ -86,6 +86,7 @@ class Part:
         inputs: what is read.
         scalars: constants of the operation.
         rows_axis: of "gather", the axis of inputs[0] that inputs[1] chooses from.
+        steps: of "chain", what is computed of the inputs, one after the other.
     """
 
     op: str
@@ -94,6 +95,7 @@ class Part:
     inputs: tuple[Look, ...] = ()
     scalars: tuple[float, ...] = ()
     rows_axis: int = -1
+    steps: tuple[Expression, ...] = ()
 
 
 @dataclass(frozen=True)

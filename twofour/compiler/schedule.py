@@ -17,6 +17,7 @@ from twofour.compiler import (
     native_fused,
     native_nd,
     native_nd_moves,
+    native_nms,
     native_rows,
     native_standard,
 )
@@ -31,7 +32,7 @@ Reader = Callable[[ir.Node], NativeOp | str]
 _FUSED = {**native_fused.READERS, **native_rows.FUSED}
 # What each has a kernel of its own for, and what is left to the small operators.
 _STANDARD = ({**native_standard.READERS, **native_rows.STANDARD},
-             {**native_nd.READERS, **native_nd_moves.READERS})  # fmt: skip
+             {**native_nd.READERS, **native_nd_moves.READERS, **native_nms.READERS})  # fmt: skip
 
 
 @dataclass(frozen=True)

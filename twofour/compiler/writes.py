@@ -17,6 +17,7 @@ from twofour.compiler import ops
 from twofour.compiler.layout import Tensor
 from twofour.compiler.lower import Lowered, Placed
 from twofour.compiler.native import QUANTIZED, NativeOp, RowsOp, ViewOp, static_shape
+from twofour.compiler.native_nms import NmsOp
 from twofour.compiler.passes import lineage, movers, reading
 from twofour.compiler.schedule import Schedule
 from twofour.engine import Strided, TensorInfo, Write
@@ -130,6 +131,8 @@ class Recorder:
         """What a native layer writes; rows that it quantized at run time are no value."""
         if isinstance(placed.op, RowsOp):
             return ()
+        if isinstance(placed.op, NmsOp):  # what counts its rows is no value
+            return (self._plain(self._lowered.plain[placed.op.y]),)
         found: list[Write] = []
         for place, name in zip(placed.writes, _written(placed.op), strict=True):
             if isinstance(place, Tensor):

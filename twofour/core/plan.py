@@ -30,7 +30,10 @@ class TensorInfo:
         shape: its dimensions; where they are open, the largest; () where they are not known.
         sizes: for each dimension its size where it is open, else None; () where all are fixed.
         known: the shape is known before running. One that is not depends on the data: only ONNX
-            Runtime reads and writes such a tensor.
+            Runtime reads and writes such a tensor, or a program that counts what it writes.
+        most: of one that a program counts, its largest shape; its first dimension is found while
+            running.
+        count: the plain tensor, one int64, that says then how large that is; "" for others.
     """
 
     name: str
@@ -38,6 +41,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     sizes: tuple[Size | None, ...] = ()
     known: bool = True
+    most: tuple[int, ...] = ()
+    count: str = ""
 
     @staticmethod
     def of(name: str, dtype: str, dims: Sequence[Count]) -> TensorInfo:
@@ -58,6 +63,8 @@ class TensorInfo:
     @property
     def usual_shape(self) -> tuple[int, ...]:
         """The shape that kernels are timed with."""
+        if self.count:
+            return self.most
         return tuple(dim if isinstance(dim, int) else dim.usual for dim in self.dims)
 
     def shape_at(self, values: Sequence[int]) -> tuple[int, ...]:

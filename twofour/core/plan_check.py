@@ -92,6 +92,7 @@ def _wrong_tensor(tensor: TensorInfo, profile: Profile) -> Iterator[str]:
     if tensor.dtype not in DTYPES:
         yield f"tensor {tensor.name!r} has unknown dtype {tensor.dtype!r}"
     yield from _wrong_shape(tensor, profile)
+    yield from _wrong_count(tensor, profile)
 
 
 def _wrong_shape(tensor: TensorInfo, profile: Profile) -> Iterator[str]:
@@ -153,7 +154,7 @@ def _wrong_steps(profile: Profile, layers: int) -> Iterator[str]:
         for name in (*step.inputs, *step.outputs):
             if name not in tensors:
                 yield f"step {step.symbol!r} uses unknown tensor {name!r}"
-            elif step.kind == "native" and not tensors[name].known:
+            elif step.kind == "native" and not _is_counted(tensors[name], step):
                 yield f"program {step.symbol!r} uses tensor {name!r}, whose shape is not known"
         for layer in step.layers:
             if not 0 <= layer < layers:
@@ -181,6 +182,26 @@ def _wrong_plugins(plan: Plan) -> Iterator[str]:
             if tensor.dtype not in DTYPES or tensor.sizes or not tensor.known:
                 yield f"step {step.symbol!r} has a constant of {tensor.dtype}"
             yield from _wrong_shape(tensor, plan.profiles[0])
+
+
+def _is_counted(tensor: TensorInfo, step: Step) -> bool:
+    """Whether a program may use a tensor: its shape is known, or it is counted as it is written."""
+    counted = tensor.name in step.outputs and tensor.count in step.outputs
+    return tensor.known or bool(tensor.count and counted)
+
+
+def _wrong_count(tensor: TensorInfo, profile: Profile) -> Iterator[str]:
+    """What is wrong with the largest shape of a tensor, and with what counts it."""
+    if bool(tensor.count) != bool(tensor.most) or (tensor.count and tensor.known):
+        yield f"tensor {tensor.name!r} of known or unknown shape has a largest one: {tensor.most}"
+    if not tensor.count:
+        return
+    most = tensor.most
+    if len(most) > _MAX_RANK or min(most) < 0 or math.prod(most) > _MAX_ELEMENTS:
+        yield f"tensor {tensor.name!r} has the largest shape {most}"
+    counts = [(t.dtype, t.shape) for t in profile.tensors if t.name == tensor.count and t.known]
+    if counts != [("int64", (1,))]:
+        yield f"tensor {tensor.name!r} is counted by {tensor.count!r}, which is not one int64"
 
 
 def _wrong_reads(layers: Sequence[Layer]) -> Iterator[str]:

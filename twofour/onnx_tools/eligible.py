@@ -67,7 +67,16 @@ def why_float(node: ir.Node) -> str | None:
         return f"its weight has {weight.ndim} dimensions"
     if not weight.size:
         return "its weight is empty"
+    if node.op_type == "Conv" and weight.shape[0] == 1 and _reads_softmax(node):
+        return "it is the expectation of a softmax: chances in steps of 1/255 would move it"
     return ""
+
+
+def _reads_softmax(node: ir.Node) -> bool:
+    """Whether the first input is the result of a softmax."""
+    value = operand(node, 0)
+    producer = value.producer() if value is not None else None
+    return producer is not None and is_standard(producer, "Softmax")
 
 
 def float_layers(

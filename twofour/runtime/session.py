@@ -184,7 +184,9 @@ class Session:
                 with self._lock:
                     self._require_open()
                     native.run_calls(range(call, call + 1))
-                yield from self._taps((layer,), machine, tensors, bound)
+                seen = {**tensors, **native.counted(tensors)}
+                yield from self._taps((layer,), machine, seen, bound)
+            tensors.update(native.counted(tensors))
 
     def timeline(self, inputs: Mapping[str, Array]) -> Timeline:
         """One run with the time of every layer on every thread.
@@ -208,6 +210,7 @@ class Session:
                 if isinstance(step, NativeStep):
                     step.bind(tensors, bound)
                     step.run_calls(range(len(room)), room)
+                    tensors.update(step.counted(tensors))
                 else:
                     step.run(tensors, bound)
                 times.append((begin, now_ns()))

@@ -52,9 +52,10 @@ class NativeStep:
 
     def __init__(self, step: Step, profile: Profile, machine: Machine) -> None:
         """Finds the program and fixes what does not change from run to run."""
-        dtypes = {info.name: np.dtype(info.dtype) for info in profile.tensors}
+        infos = {info.name: info for info in profile.tensors}
         self._inputs = step.inputs
-        self._outputs = [(name, dtypes[name]) for name in step.outputs]
+        self._outputs = [(name, np.dtype(infos[name].dtype)) for name in step.outputs]
+        self._counted = {name: infos[name] for name in step.outputs if infos[name].count}
         self._program = machine.code.address(step.symbol)
         self._machine = machine  # holds the memory whose addresses stand in the table
         self._workers = machine.workers
@@ -67,6 +68,8 @@ class NativeStep:
         """Binds the plain tensors and calls the program."""
         self.bind(tensors, bound)
         self._workers.run(self._program, self._args_address)
+        if self._counted:
+            tensors.update(self.counted(tensors))
 
     def bind(self, tensors: dict[str, Array], bound: Bound) -> None:
         """Makes the plain outputs, and tells the program where all plain tensors are."""
@@ -75,9 +78,20 @@ class NativeStep:
             self._args[at] = address(tensors[name])
             at += 1
         for name, dtype in self._outputs:
-            array = tensors[name] = np.empty(bound.shapes[name], dtype)
+            info = self._counted.get(name)
+            array = tensors[name] = np.empty(info.most if info else bound.shapes[name], dtype)
             self._args[at] = address(array)
             at += 1
+        for info in self._counted.values():
+            tensors[info.count][:] = 0  # a run of some calls may not count
+
+    def counted(self, tensors: dict[str, Array]) -> dict[str, Array]:
+        """The outputs whose rows the program counts, as many rows as it wrote."""
+        found = {}
+        for name, info in self._counted.items():
+            rows = int(tensors[info.count][0])
+            found[name] = tensors[name][: min(max(rows, 0), info.most[0])].copy()
+        return found
 
     def run_calls(self, calls: range, stamps: Stamps | None = None) -> None:
         """Some calls of the program, on tensors that are bound; see `Workers.run_calls`."""

@@ -13,17 +13,20 @@ runs one file of a kind.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from twofour.bench.declared import random_feeds, static_inputs
+from twofour.bench.inputs import model_inputs
 from twofour.bench.peers.onnxruntime import write_dynamic
 from twofour.bench.suite.cache import MODEL_CODE, code_sha256, file_sha256, once
 from twofour.bench.suite.rows import SuiteOptions, SuiteRow
 from twofour.bench.suite.text import TextModel, read_pairs, text_model, tokenize
 from twofour.bench.timing import Array
+from twofour.core.errors import InputError
 from twofour.core.progress import Report
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.options import QuantizeOptions
@@ -76,19 +79,27 @@ def write_files(row: SuiteRow, options: SuiteOptions, report: Report) -> Files:
         InputError: the data does not fit.
         UnsupportedError: the network cannot be quantized.
     """
-    network = NETWORKS[row.network]
+    network = None if row.file else NETWORKS[row.network]
+    source = _source(row, options) if row.file else None
     weights = text_model() if row.network == TEXT_WEIGHTS else None
-    calibration, words = calibration_data(network, row, options)
+    if source is not None or network is None:
+        calibration, words = _random_images(_source(row, options)), f"{IMAGES} random images"
+    else:
+        calibration, words = calibration_data(network, row, options)
     folder = options.cache / row.network
-    files = Files(folder, network.bert is not None, weights is not None, words)
+    text = network is not None and network.bert is not None
+    files = Files(folder, text, weights is not None or network is None, words)
     origin = {
         "network": row.network,
+        "source": file_sha256(source) if source else "",
         "length": row.length,
         "code": code_sha256(MODEL_CODE),
         "weights": file_sha256(weights.weights) if weights else "",
         "calibration": words,
     }
     makers = _makers(row, files, weights, calibration)
+    if source is not None:
+        makers["f32"] = partial(_copied, source, files.path("f32"))
     for done, (kind, make) in enumerate(makers.items()):
         report(done, len(makers), f"{kind}.onnx")
         once(files.path(kind), {**origin, "kind": kind}, make)
@@ -113,6 +124,33 @@ def _makers(
     if files.text:
         makers["dynamic"] = partial(write_dynamic, path("f32"), path("dynamic"))
     return makers
+
+
+def _source(row: SuiteRow, options: SuiteOptions) -> Path:
+    """The file of a row.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = options.data / row.file if options.data is not None else None
+    if path is None or not path.is_file():
+        raise InputError(
+            f"row {row.name} needs {row.file}",
+            [f"expected it in the folder of data, got {path or 'no such folder'}"],
+            "name the folder: TWOFOUR_DATA=FOLDER",
+        )
+    return path
+
+
+def _random_images(source: Path, count: int = IMAGES) -> dict[str, Array]:
+    """Seeded random arrays for the inputs of a file, `count` samples along axis 0."""
+    inputs = static_inputs(model_inputs(source), {}, None)
+    several = [replace(each, shape=(count, *each.shape[1:])) for each in inputs]
+    return random_feeds(several, seed=1)
+
+
+def _copied(source: Path, path: Path) -> None:
+    save_model(load_model(source), path)
 
 
 def _pruned(source: Path, path: Path, pattern: str) -> None:
@@ -153,8 +191,10 @@ def token_feeds(batch: int, length: int, vocabulary: int, seed: int = 0) -> dict
     }
 
 
-def race_feeds(row: SuiteRow) -> dict[str, Array]:
+def race_feeds(row: SuiteRow, files: Files) -> dict[str, Array]:
     """The input that all contestants of a row get."""
+    if row.file:
+        return _random_images(files.path("f32"), row.batch)
     network = NETWORKS[row.network]
     if network.bert is not None:
         return token_feeds(row.batch, row.length, network.bert.vocabulary)

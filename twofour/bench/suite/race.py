@@ -45,7 +45,7 @@ def measure_row(row: SuiteRow, options: SuiteOptions, report: Report) -> Plain:
     files = write_files(row, options, report)
     refused: dict[str, str] = {}
     built = _built(row, files, options, report, refused)
-    feeds = race_feeds(row)
+    feeds = race_feeds(row, files)
     with ExitStack() as stack:
         sessions = {
             entry: stack.enter_context(Session(Engine.load(each.path)))
@@ -218,7 +218,8 @@ def _add_agreement(
             if kind not in meant:
                 meant[kind] = reference(files.path(kind), feeds, options.threads)
         own, floats = meant[entry.kind], meant[float_kind(entry.kind)]
-        found = session.run(feeds)
+        # Rows that are chosen by comparing have no cosine.
+        found = {k: v for k, v in session.run(feeds).items() if v.dtype.kind == "f"}
         each = differences(found, own)
         engines[entry.key] |= {
             "cosine": _worst(each),

@@ -17,11 +17,12 @@ class SuiteRow:
 
     Attributes:
         name: of the row.
-        network: a key of the catalog of networks.
+        network: a key of the catalog of networks, or a name for `file`.
         batch: samples a call.
         length: tokens a sample, for a network that takes text.
         cold_start: whether starting a process is measured too.
         similarity: whether its text similarity is scored (see `text.py`).
+        file: an ONNX file in the folder of data, in the place of a network of the catalog.
     """
 
     name: str
@@ -30,6 +31,7 @@ class SuiteRow:
     length: int = LENGTH
     cold_start: bool = False
     similarity: bool = False
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class SuiteOptions:
         threads: for everybody.
         duration_s: timed seconds a row, shared by all contestants.
         cache: folder of models and engines, kept between runs.
-        data: folder with `stsb/stsb-en-dev.csv`; None if there is none.
+        data: folder with `stsb/stsb-en-dev.csv` and the files of rows; None if there is none.
         pairs: score so many pairs of sentences at most; None for all.
     """
 
@@ -67,7 +69,15 @@ SUITES: Mapping[str, tuple[SuiteRow, ...]] = {
         SuiteRow("bert_base_b8", "bert_base", 8),
         SuiteRow("mobilenetv2_b1", "mobilenetv2", 1),
         SuiteRow("vit_b16_b1", "vit_b16", 1),
-    )
+    ),
+    "detection": (
+        SuiteRow("yolov8n_b1", "yolov8n", 1),
+        SuiteRow("fastestdet_b1", "fastestdet", 1, file="onnx/fastestdet.onnx"),
+        SuiteRow("ultraface_slim_b1", "ultraface_slim", 1, file="onnx/ultraface_slim_320.onnx"),
+        SuiteRow(
+            "ultraface_rfb_b1", "ultraface_rfb", 1, file="onnx/ultraface_rfb_320_simplified.onnx"
+        ),
+    ),
 }
 
 

@@ -22,20 +22,19 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from twofour.core.sizes import Count, Size, most, usual
-from twofour.kernels.cpu.functions import emit_exp
 from twofour.kernels.cpu.llvm import Function, Value, module_text
+from twofour.kernels.cpu.nd_rows import ROWS
 from twofour.kernels.cpu.nd_scalar import (
     BYTES,
     REDUCTIONS,
+    Expression,
     element,
-    extreme,
     fill_value,
     load,
     reduced,
     store,
 )
 from twofour.kernels.cpu.sizes import emit_size
-from twofour.kernels.cpu.vector import float_bits
 
 _SMALL = 8192  # elements: less is not worth a second thread
 _MOST_PIECES = 64
@@ -69,13 +68,14 @@ class Nest:
     """One walk over y.
 
     Attributes:
-        op: "fill", "gather", "softmax", or an operation or reduction of nd_scalar.py.
-        dims: elements along each axis; of "softmax" the last axis is the one that sums to 1.
+        op: "fill", "gather", "chain", one of ROWS, or an operation or reduction of nd_scalar.py.
+        dims: elements along each axis; of ROWS the last axis is the one that sums to 1.
         y: the result; a reduction has stride 0 along what it reduces.
         inputs: operands.
         scalars: constants of the operation: the value of "fill", the limits of "clip", ...
         rows: of "gather", how many rows inputs[0] has and the bytes from one to the next;
             inputs[1] holds the row of each element (stride 0 of inputs[0] along its axes).
+        steps: of "chain", what is computed of the inputs.
     """
 
     op: str
@@ -84,6 +84,7 @@ class Nest:
     inputs: tuple[Ref, ...] = ()
     scalars: tuple[float, ...] = ()
     rows: tuple[Extent, Extent] = (0, 0)
+    steps: tuple[Expression, ...] = ()
 
     @property
     def open(self) -> bool:
@@ -168,8 +169,11 @@ def _nest(name: str, nest: Nest, pieces: int) -> Function:
     at = [f.at(f"%a{i}", _number(ref.offset)) for i, ref in enumerate((*nest.inputs, nest.y))]
     if nest.op in REDUCTIONS:
         _reduce(f, nest, walk, at)
-    elif nest.op == "softmax":
-        walk.each(at, lambda here: _softmax_row(f, nest, here))
+    elif nest.op in ROWS:
+        x, y, count = nest.inputs[0], nest.y, _number(nest.dims[-1])
+        steps = _number(x.strides[-1]), _number(y.strides[-1])
+        row = ROWS[nest.op]
+        walk.each(at, lambda here: row(f, here, steps, count, nest.scalars))
     else:
         walk.each(at, lambda here: _element(f, nest, here))
     return f
@@ -223,6 +227,12 @@ def _element(f: Function, nest: Nest, at: list[Value]) -> None:
     if nest.op == "gather":
         at = [_picked(f, nest, at), at[-1]]
     values = [(load(f, p, ref.kind), ref.kind) for p, ref in zip(at, nest.inputs, strict=False)]
+    if nest.op == "chain":
+        for step in nest.steps:
+            given = [values[i] for i in step.args]
+            values.append((element(f, step.op, given, step.kind, step.scalars), step.kind))
+        store(f, values[-1][0], at[-1], nest.y.kind)
+        return
     op = "copy" if nest.op == "gather" else nest.op
     store(f, element(f, op, values[: len(at) - 1], nest.y.kind, nest.scalars), at[-1], nest.y.kind)
 
@@ -261,32 +271,6 @@ def _reduce(f: Function, nest: Nest, walk: _Walk, at: list[Value]) -> None:
     walk.each(at, finish, kept_only=True)
 
 
-def _softmax_row(f: Function, nest: Nest, at: list[Value]) -> None:
-    """One softmax: exp(x - max(x)) over its sum, along the last axis."""
-    (x,), y, count = nest.inputs, nest.y, _number(nest.dims[-1])
-
-    def place(pointer: Value, strides: tuple[Extent, ...], i: Value) -> Value:
-        return f.at(pointer, f.int_op("mul", i, _number(strides[-1])))
-
-    def highest(i: Value, best: list[Value]) -> list[Value]:
-        value = f.load("float", place(at[0], x.strides, i))
-        return [extreme(f, "max", value, best[0])]
-
-    def power(i: Value, total: list[Value]) -> list[Value]:
-        value = f.load("float", place(at[0], x.strides, i))
-        value = emit_exp(f, f.let(f"fsub float {value}, {most}"), lanes=1)
-        f.store("float", value, place(at[1], y.strides, i))
-        return [f.let(f"fadd reassoc float {total[0]}, {value}")]
-
-    def share(i: Value) -> None:
-        here = place(at[1], y.strides, i)
-        f.store("float", f.let(f"fdiv float {f.load('float', here)}, {total}"), here)
-
-    (most,) = f.loop(0, count, [("float", float_bits(float("-inf")))], highest)
-    (total,) = f.loop(0, count, [("float", float_bits(0.0))], power)
-    f.repeat(0, count, share)
-
-
 def _elements(nest: Nest) -> int:
     """The usual number."""
     total = 1
@@ -320,7 +304,7 @@ def _loops(nest: Nest) -> list[_Loop]:
     """The fewest loops that walk the nest, outermost first; at least one that moves y."""
     refs = (*nest.inputs, nest.y)
     axes = [i for i, count in enumerate(nest.dims) if count != 1]
-    if nest.op == "softmax":  # _softmax_row walks it
+    if nest.op in ROWS:  # which walk it themselves
         axes = [i for i in axes if i != len(nest.dims) - 1]
     leading = nest.inputs[0] if nest.op in REDUCTIONS else nest.y
     axes.sort(key=lambda i: -abs(_most(leading.strides[i])))

@@ -25,6 +25,23 @@ _UNSIGNED = ("bool", "uint8")
 Typed = tuple[Value, str]
 
 
+@dataclass(frozen=True)
+class Expression:
+    """One operation of a chain on each element.
+
+    Attributes:
+        op: as `element` knows it.
+        args: what it is of: inputs in order, then the results of the operations before.
+        kind: of its result.
+        scalars: constants of the operation.
+    """
+
+    op: str
+    args: tuple[int, ...]
+    kind: str
+    scalars: tuple[float, ...] = ()
+
+
 def load(f: Function, pointer: Value, kind: str) -> Value:
     """The logical value of an element."""
     value = f.load(_type(kind), pointer)
@@ -267,6 +284,17 @@ _PARAMETRIC: dict[str, Callable[[Function, Value, str, Sequence[float]], Value]]
     **{name: _of_floats(function) for name, function in PARAMETRIC.items()},
 }
 """Operations on one number with constants of their own."""
+
+
+_LONG = ("sqrt",)
+
+ELEMENTWISE = frozenset(
+    ("cast", "where", *BINARY, *COMPARISONS, *LOGIC, *UNARY, *FUNCTIONS, *_PARAMETRIC)
+)
+"""Operations of one element of each operand."""
+
+CHEAP = ELEMENTWISE - {*FUNCTIONS, *PARAMETRIC, *_LONG} | {"copy"}
+"""Those of a few instructions."""
 
 
 def _saturated(f: Function, value: Value, to: str) -> Value:

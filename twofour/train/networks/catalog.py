@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from twofour.core.errors import InputError
 from twofour.train.export import export_onnx
-from twofour.train.networks import mobilenet, transformer, vit, yolo
+from twofour.train.networks import mobilenet, transformer, vit, yolo, yolov8
 from twofour.train.networks.resnet import CifarResNet, ResNet
 from twofour.train.networks.seeded import seeded
+from twofour.train.networks.suppression import add_suppression
 
 SETTLING_IMAGES = 4
 
@@ -28,12 +29,15 @@ class Network:
         side: of its square images in pixels; None for text.
         bert: its sizes if it takes text.
         outputs: names of its outputs.
+        chosen: its outputs are boxes and scores, and a third one says which boxes are left when
+            those that overlap are suppressed (`suppression.py`).
     """
 
     make: Callable[[], nn.Module]
     side: int | None = None
     bert: transformer.BertConfig | None = None
     outputs: Sequence[str] = ("y",)
+    chosen: bool = False
 
 
 def _bert(name: str) -> Network:
@@ -56,6 +60,12 @@ NETWORKS: Mapping[str, Network] = {
     ),
     "vit_b16": Network(partial(vit.Vit, vit.CONFIGS["vit_b16"]), 224),
     "yolo": Network(yolo.Yolo, 320, outputs=yolo.OUTPUT_NAMES),
+    "yolov8n": Network(
+        partial(yolov8.Yolov8, yolov8.Yolov8Config(split=True)),
+        640,
+        outputs=yolov8.OUTPUT_NAMES,
+        chosen=True,
+    ),
 }
 
 
@@ -82,8 +92,12 @@ def write_network(
     if network.bert is None:
         side = network.side or 0
         model = seeded(network.make, (SETTLING_IMAGES, 3, side, side))
+        if isinstance(model, yolov8.Yolov8):
+            model.make_rare(yolov8.RARE)
         example: Sequence[Tensor] = [torch.zeros(batch or 1, 3, side, side)]
         export_onnx(model, example, path, ("x",), network.outputs, dynamic)
+        if network.chosen:
+            add_suppression(path, network.outputs)
         return
     if weights is None:
         model = seeded(network.make)
