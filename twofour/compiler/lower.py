@@ -30,7 +30,7 @@ from twofour.compiler.native import (
     static_shape,
 )
 from twofour.compiler.native_nd import NdOp, copy_op
-from twofour.compiler.native_nms import NmsOp
+from twofour.compiler.native_nms import NmsOp, counted
 from twofour.compiler.native_plugin import PluginOp, runs_in_python
 from twofour.compiler.parts import Parts, first_channels, is_join
 from twofour.compiler.schedule import Schedule, Stretch
@@ -175,8 +175,7 @@ class _Forms:
         self._values = {v.name: v for n in graph for v in (*n.inputs, *n.outputs) if v is not None}
         self._plain = {v.name: v for v in crossing}
         self._values |= self._plain
-        self._counted = {op.y: op for op in native if isinstance(op, NmsOp)}
-        self._plain |= {name: self._values[name] for name in self._counted}
+        self._counted = counted(native)
         rigid = [op for op in native if not _flexible(op)]
         self._read_native = {name for op in rigid for name in op.reads}
         self._read = {name for op in native for name in op.reads}
@@ -186,13 +185,9 @@ class _Forms:
 
     def info(self, name: str) -> TensorInfo:
         """A plain value, where it is needed between steps."""
-        for op in self._counted.values():
-            if name == op.count:
-                return TensorInfo(name, "int64", (1,))
-        value = self._plain[name]
         if name in self._counted:
-            counted = self._counted[name]
-            return TensorInfo(name, "int64", (), (), False, counted.most, counted.count)
+            return self._counted[name]
+        value = self._plain[name]
         if static_shape(value) is None:
             return TensorInfo(name, plain_kind(value), (), known=False)
         return TensorInfo.of(name, plain_kind(value), self._dims(name))
@@ -287,7 +282,8 @@ class _Forms:
     def _destination(self, op: NativeOp, name: str) -> Place:
         """Where an operator writes one of its results."""
         if isinstance(op, NmsOp):
-            return self._scratch(op, name) if name == op.also[-1] else self.info(name)
+            known = self._counted.get(name)
+            return known or self.tensors.setdefault(name, op.scratch(name))
         if self._is_held(name):
             return self._tensor(name)
         value = self._values[name]
@@ -297,12 +293,6 @@ class _Forms:
         if _flexible(op) or (rows and direct):
             return self.info(name)
         return self._tensor(name)
-
-    def _scratch(self, op: NmsOp, name: str) -> Tensor:
-        """Memory that an operator needs while it runs."""
-        words = -(-op.problem().scratch_bytes // 4)
-        self.tensors[name] = tensor = Tensor(name, 1, 1, 1, words, "float32")
-        return tensor
 
     def _enter(self, name: str, out: list[Placed]) -> Tensor:
         """The tensor of a value, copied into the arena where it so far is a plain array only."""
@@ -357,12 +347,10 @@ def _set_halos(ops: list[Placed]) -> None:
             continue
         held = x.root
         if zero.setdefault(id(held), op.x_zero) != op.x_zero:
+            both = f"{op.name} reads it with {op.x_zero}, another layer with {zero[id(held)]}"
             raise UnsupportedError(
                 f"tensor {x.name!r} is read with two zero points",
-                [
-                    f"{op.name} reads it with {op.x_zero}, another layer with {zero[id(held)]}"
-                    " (as stored)"
-                ],
+                [f"{both} (as stored)"],
                 "quantize the tensor once",
             )
         held.fill = op.x_zero

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from twofour.compiler.native import NotNative, name_of, scalar_input
+from twofour.compiler.layout import Tensor
+from twofour.compiler.native import NativeOp, NotNative, name_of, scalar_input
 from twofour.compiler.native_nd import (
     BROADCAST,
     Look,
@@ -18,6 +20,7 @@ from twofour.compiler.native_nd import (
     value_of,
 )
 from twofour.core.suppression import Suppression
+from twofour.engine import TensorInfo
 from twofour.kernels.cpu.nms import NmsProblem
 
 _MOST_BYTES = 1 << 28
@@ -49,10 +52,25 @@ class NmsOp(NdOp):
         """The largest shape of the result."""
         return self.values[2].shape
 
+    def scratch(self, name: str) -> Tensor:
+        """Memory that it needs while it runs."""
+        words = -(-self.problem().scratch_bytes // 4)
+        return Tensor(name, 1, 1, 1, words, "float32")
+
     @property
     def count(self) -> str:
         """The value that says how many rows there are."""
         return self.also[0]
+
+
+def counted(ops: Iterable[NativeOp]) -> dict[str, TensorInfo]:
+    """The values whose rows these operators count, and their counts, by name."""
+    found: dict[str, TensorInfo] = {}
+    for op in ops:
+        if isinstance(op, NmsOp):
+            found[op.y] = TensorInfo(op.y, "int64", (), (), False, op.most, op.count)
+            found[op.count] = TensorInfo(op.count, "int64", (1,))
+    return found
 
 
 def read_nms(node: ir.Node) -> NmsOp:

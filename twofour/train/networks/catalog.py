@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from twofour.core.errors import InputError
 from twofour.train.export import export_onnx
+from twofour.train.export_suppression import add_suppression
 from twofour.train.networks import mobilenet, transformer, vit, yolo, yolov8
 from twofour.train.networks.resnet import CifarResNet, ResNet
 from twofour.train.networks.seeded import seeded
-from twofour.train.networks.suppression import add_suppression
 
 SETTLING_IMAGES = 4
 
@@ -30,7 +30,7 @@ class Network:
         bert: its sizes if it takes text.
         outputs: names of its outputs.
         chosen: its outputs are boxes and scores, and a third one says which boxes are left when
-            those that overlap are suppressed (`suppression.py`).
+            those that overlap are suppressed (`export_suppression.py`).
     """
 
     make: Callable[[], nn.Module]
