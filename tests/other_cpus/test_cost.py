@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from twofour.compiler.cost import CostModel, _group
+from twofour.compiler.cost import CostModel, group_code
 from twofour.compiler.instructions import counted, cycles, inner_loop, instructions
 from twofour.core.cpus import CPUS, cpu_named
 from twofour.core.target import parse_target
@@ -86,7 +86,9 @@ def test_the_inner_loop_is_found() -> None:
     [
         (["sdot\tv0.4s, v1.16b, v2.16b"] * 8, "neoverse-n1", 4.0),  # two pipes
         (["sdot\tv0.4s, v1.16b, v2.16b", "tbl\tv0.16b, { v1.16b }, v2.16b"] * 4, "neoverse-n1", 4),
-        (["mla\tv0.4s, v1.4s, v2.4s"] * 4, "neoverse-n1", 4.0),  # one pipe
+        (["mla\tv0.4s, v1.4s, v2.4s"] * 4, "neoverse-n1", 8.0),  # one pipe, twice
+        (["ushr\tv0.4s, v1.4s, #4"] * 4, "neoverse-n1", 4.0),  # one pipe
+        (["scvtf\tv0.4s, v1.4s"] * 4, "neoverse-v1", 2.0),
         (["ldr\tq0, [x0]"] * 8, "neoverse-n1", 4.0),
         (["add\tx0, x0, #1"] * 8, "neoverse-n1", 2.0),  # as many as begin
         (["vpdpbusd\t%zmm1, %zmm2, %zmm3"] * 6, "znver4", 6.0),
@@ -117,7 +119,7 @@ def test_instructions_of_arm_kernels(name, config, products, picks, per_dense) -
     """No register is spilled: what computes is counted exactly, for each dense `sdot`."""
     target = replace(parse_target("cpu:dotprod"), model="")
     fmt = tactic(name).kernel.format
-    found = counted(_group(fmt, "int8", config.tile_h, config.blocks, target))
+    found = counted(group_code(fmt, "int8", config.tile_h, config.blocks, target))
     assert (found["dot"], found["pick"], found["store"]) == (products, picks, 0)
     computing = sum(found[kind] for kind in ("dot", "pick", "vector", "shift"))
     dense = config.tile_h * config.blocks * 16

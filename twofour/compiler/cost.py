@@ -100,7 +100,7 @@ class CostModel:
         positions, blocks = shape[0] * shape[1], shape[2]
         steps = -(-problem.segment_k // fmt.k_per_step) * problem.segments
         steps += end_steps(problem, fmt)
-        group = cycles(_group(fmt, problem.dtype, positions, blocks, target), cpu)
+        group = cycles(group_code(fmt, problem.dtype, positions, blocks, target), cpu)
         group = max(group, cpu.dot_latency * fmt.steps_per_group)
         kind = Results(
             problem.dtype, problem.out, problem.add, problem.activation, problem.bounded,
@@ -144,7 +144,7 @@ def _counts(pieces: Pieces) -> Iterable[tuple[int, int]]:
         yield pieces.size - 1, pieces.count - pieces.big_count
 
 
-def _group(
+def group_code(
     fmt: Format, dtype: str, positions: int, blocks: int, target: Target
 ) -> list[Instruction]:
     """The code of a group of steps, as a loop has it; formats are told apart by their names."""

@@ -26,14 +26,16 @@ _X86 = (
     ("shift", r"v?ps[lr][lav]\w+"),
     ("pick", r"v?(pshuf|perm|punpck|unpck|pack|shuf|pbroadcast|broadcast|insert|extract)\w*"
              r"|v?p(insr|extr|mov|align|blendv|blendm)\w+|vp(expand|compress)\w+"),
-    ("float", r"v?f?n?m?(add|sub|mul|div|max|min|madd|msub|nmadd)\d*[ps][sd]|vfn?m\w+|v?cvt\w+"),
+    ("convert", r"v?cvt\w+"),
+    ("float", r"v?f?n?m?(add|sub|mul|div|max|min|madd|msub|nmadd)\d*[ps][sd]|vfn?m\w+"),
 )  # fmt: skip
 _ARM = (
     ("dot", r"[su]dot"),
     ("multiply", r"(s|u)?m(ul|la|ls|ull|lal)2?|sqdmulh"),
     ("shift", r"(s|u)?(shl|shr|shll|sra)2?|xtn2?|sq?xtu?n2?|uqxtn2?|sli|sri"),
     ("pick", r"tb[lx]|zip[12]|uzp[12]|trn[12]|ext|dup|ins|rev\d+|umov|smov"),
-    ("float", r"f\w+|scvtf|ucvtf"),
+    ("convert", r"fcvt\w+|scvtf|ucvtf|frint\w"),
+    ("float", r"f\w+"),
 )
 
 
@@ -87,7 +89,9 @@ def cycles(found: list[Instruction], cpu: Cpu) -> float:
                 memory[kind] += max(1, math.ceil(each.size_bytes / cpu.load_bytes))
             elif kind != SCALAR and not each.copies:
                 pipes = cpu.pipes.get(kind, cpu.pipes["vector"])
-                turns[pipes] += math.ceil(each.size_bytes / cpu.pipe_bytes)
+                once = "".join(sorted(set(pipes)))
+                again = len(pipes) // len(once)
+                turns[once] += again * math.ceil(each.size_bytes / cpu.pipe_bytes)
     begun = len(found) / cpu.width
     return max(begun, memory[LOAD] / cpu.loads, memory[STORE] / cpu.stores, _pipe_cycles(turns))
 

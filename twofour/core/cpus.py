@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from twofour.core.errors import InputError
 
-# Which pipes take an instruction of a class; a class that is not listed takes any of "vector".
 Pipes = dict[str, str]
+"""Class of instructions -> the pipes that take it, a letter each; all of them twice: two turns."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,9 @@ class Cpu:
         ghz: a usual clock.
         width: instructions that it begins a cycle.
         pipe_bytes: of a vector that one pipe takes in a cycle; wider ones take several turns.
-        pipes: class of instructions -> the pipes that take it, a letter each. Classes: "vector"
-            (additions, logic and all that is not below), "dot" (integer dot products), "float"
-            (multiply, add, fused), "multiply" (of integers), "pick" (table lookups, byte shuffles),
-            "shift".
+        pipes: of the classes "vector" (additions, logic and all that is not below), "dot" (integer
+            dot products), "float" (multiply, add, fused), "convert" (floats and integers),
+            "multiply" (of integers), "pick" (table lookups, byte shuffles) and "shift".
         loads: of a vector register a cycle.
         stores: likewise.
         load_bytes: that one load or store takes at most; wider ones take several turns.
@@ -63,23 +62,42 @@ class Cpu:
 
 
 _KB, _MB = 1 << 10, 1 << 20
-_N1 = {"vector": "01", "dot": "01", "float": "01", "multiply": "0", "pick": "01", "shift": "1"}
+_N1 = {"vector": "01", "dot": "01", "float": "01", "convert": "00", "multiply": "00",
+       "pick": "01", "shift": "1"}  # fmt: skip
 _ZEN4 = {
     "vector": "0123",
     "dot": "01",
     "float": "01",
+    "convert": "23",
     "multiply": "03",
     "pick": "12",
     "shift": "12",
 }
-_INTEL = {"vector": "015", "dot": "05", "float": "05", "multiply": "05", "pick": "5", "shift": "05"}
-_HASWELL = {"vector": "015", "dot": "0", "float": "01", "multiply": "0", "pick": "5", "shift": "0"}
+_INTEL = {  # of 512 bits: ports 0 and 1 are one
+    "vector": "05",
+    "dot": "05",
+    "float": "05",
+    "convert": "05",
+    "multiply": "05",
+    "pick": "5",
+    "shift": "05",
+}
+_HASWELL = {
+    "vector": "015",
+    "dot": "0",
+    "float": "01",
+    "convert": "1",
+    "multiply": "0",
+    "pick": "5",
+    "shift": "0",
+}
 
 CPUS = (
     Cpu(
         "neoverse-n1", "Arm Neoverse N1", "dotprod", "aarch64",
         2.6, 4, 16, _N1, 2, 2, 16, 1, 64 * _KB, _MB, 16, 6,
-        "Arm Neoverse N1 Software Optimization Guide (PJDOC-466751330-9707), Arm Neoverse N1 TRM",
+        "Arm Neoverse N1 Software Optimization Guide (PJDOC-466751330-9707) and LLVM's model of "
+        "it (AArch64SchedNeoverseN1.td); caches: Arm Neoverse N1 TRM",
     ),
     Cpu(
         "cortex-a76", "Arm Cortex-A76", "dotprod", "aarch64",
@@ -89,15 +107,17 @@ CPUS = (
     Cpu(
         "neoverse-v1", "Arm Neoverse V1", "dotprod", "aarch64",
         2.6, 8, 16,
-        {"vector": "0123", "dot": "0123", "float": "0123", "multiply": "02", "pick": "01",
-         "shift": "13"},
-        2, 2, 16, 1, 64 * _KB, _MB, 32, 8,
-        "Arm Neoverse V1 Software Optimization Guide (PJDOC-466751330-9685)",
+        {"vector": "0123", "dot": "0123", "float": "0123", "convert": "02", "multiply": "02",
+         "pick": "01", "shift": "13"},
+        3, 2, 16, 1, 64 * _KB, _MB, 32, 8,
+        "Arm Neoverse V1 Software Optimization Guide (PJDOC-466751330-9685) and LLVM's model of "
+        "it (AArch64SchedNeoverseV1.td)",
     ),
     Cpu(
         "cortex-a72", "Arm Cortex-A72", "vector", "aarch64",
         1.8, 3, 16,
-        {"vector": "01", "dot": "0", "float": "01", "multiply": "0", "pick": "01", "shift": "1"},
+        {"vector": "01", "dot": "0", "float": "01", "convert": "00", "multiply": "00", "pick": "01",
+         "shift": "1"},
         1, 1, 16, 5, 32 * _KB, _MB, 8, 2,
         "Arm Cortex-A72 Software Optimization Guide (UAN 0016A)",
     ),
@@ -120,7 +140,8 @@ CPUS = (
     Cpu(
         "znver2", "AMD Zen 2", "avx2", "x86_64",
         3.3, 6, 32,
-        {"vector": "013", "dot": "0", "float": "01", "multiply": "0", "pick": "12", "shift": "2"},
+        {"vector": "013", "dot": "0", "float": "01", "convert": "3", "multiply": "0", "pick": "12",
+         "shift": "2"},
         2, 1, 32, 3, 32 * _KB, 512 * _KB, 32, 10,
         "AMD Software Optimization Guide for Family 17h Models 30h and Greater (56305), uops.info",
     ),
