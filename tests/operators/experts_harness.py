@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from twofour.core.abi import SLACK_BYTES
-from twofour.core.experts import MASKED, MIXTURE, Experts, masked, mixture
+from twofour.core.experts import MASKED, MIXTURE, SWIGLU, Experts, masked, mixture
 from twofour.core.experts_text import inputs_of, name_of
 from twofour.core.masks import magnitude_mask
 from twofour.core.plugins import Code as PluginCode
@@ -104,10 +104,11 @@ def make(
 ) -> Case:
     """A layer with random weights, inputs and routing."""
     count = experts if base == MIXTURE else 1
+    rows = 2 * inner if activation == SWIGLU else inner
     w1, w2 = (
-        _weights(random, (count, n, m), pattern) for n, m in ((inner, hidden), (hidden, inner))
+        _weights(random, (count, n, m), pattern) for n, m in ((rows, hidden), (hidden, inner))
     )
-    b1, b2 = (random.normal(0, 0.3, (count, n)).astype(np.float32) for n in (inner, hidden))
+    b1, b2 = (random.normal(0, 0.3, (count, n)).astype(np.float32) for n in (rows, hidden))
     made = Experts(w1, b1, w2, b2, activation)
     x = random.standard_normal((*shape, hidden), np.float32)
     chooser = (

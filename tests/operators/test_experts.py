@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.harness import targets
 from tests.operators.experts_harness import Case, Runner, make, run
-from twofour.core.experts import ACTIVATIONS, MASKED, MIXTURE, mixture, route
+from twofour.core.experts import ACTIVATIONS, MASKED, MIXTURE, SWIGLU, mixture, route
 from twofour.core.experts_text import NAMES
 from twofour.core.plugins import Operand, find, installed
 from twofour.operators.experts import OPERATORS
@@ -137,6 +137,22 @@ def test_activations_gates_and_batches(activation, normalize) -> None:
     check(case, run(case, case.operator.cpu[0], TARGETS[0]))
     gates = route(case.chooser.reshape(-1, 4), 2, normalize=normalize).gates.sum(1)
     assert np.allclose(gates, 1) == normalize
+
+
+@pytest.mark.parametrize(("quantized", "pattern"), FORMS)
+def test_two_halves(quantized, pattern) -> None:
+    """SwiGlu takes a kernel more where weights are floats."""
+    random = np.random.default_rng(9)
+    size = {"hidden": 64, "inner": 96} if pattern == "2:4/pair" else {"hidden": 24, "inner": 36}
+    case = make(random, activation=SWIGLU, quantized=quantized, pattern=pattern, **size)
+    problem, target = case.problem, TARGETS[0]
+    taken = [tactic for tactic in case.operator.cpu if not tactic.refuse(problem, target)]
+    for tactic in taken:
+        config = tactic.configs(problem, target)[-1]
+        made = Runner(tactic.emit(problem, target, config), case, target)
+        check(case, made.run())
+        check(case, made.run(parts=3))
+    assert any("2:4" in tactic.name for tactic in taken) == bool(pattern)
 
 
 def test_what_is_not_chosen_is_not_read() -> None:

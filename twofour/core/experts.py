@@ -4,7 +4,8 @@
               y = sum over the chosen of gate * mlp(x; expert)
     masked    tokens whose mask is set run the one MLP there is, the others give zeros
 
-where mlp(x) = W2 activation(W1 x + b1) + b2. Of equal logits the expert with the lower index comes
+where mlp(x) = W2 activation(W1 x + b1) + b2. SwiGlu takes two halves, a and b, of twice as many
+channels: silu(a) * b. Of equal logits the expert with the lower index comes
 first. Gates are the softmax of the chosen logits (`normalize` = 1), or the chosen of the softmax of
 all (0).
 
@@ -15,7 +16,8 @@ every expert for every token and multiplies most of it by zero.
 With weights in int8, one scale an output channel, x and the activations of an expert are quantized
 row by row while running (core/dynamic.py).
 
-Source: Shazeer et al. 2017, arXiv:1701.06538; Fedus et al. 2021, arXiv:2101.03961.
+Source: Shazeer et al. 2017, arXiv:1701.06538; Fedus et al. 2021, arXiv:2101.03961; SwiGlu: Shazeer
+2020, arXiv:2002.05202.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.dynamic import ROW_ZERO, quantize_rows
-from twofour.core.functions import Activation, exp
+from twofour.core.functions import Activation, exp, silu
 from twofour.core.numerics import Epilogue, integer_matmul, requantize
 
 Array = NDArray[Any]
@@ -35,7 +37,8 @@ Array = NDArray[Any]
 DOMAIN = "twofour.plugins"
 OPSET = 18
 """Of the functions' bodies."""
-ACTIVATIONS = ("Relu", "Gelu", "GeluTanh", "Silu")
+SWIGLU = "SwiGlu"
+ACTIVATIONS = ("Relu", "Gelu", "GeluTanh", "Silu", SWIGLU)
 """What an expert may have between its products: the end of its operator's name."""
 MIXTURE, MASKED = "MixtureOfExperts", "MaskedMlp"
 FLOAT_WEIGHTS = ("w1", "b1", "w2", "b2")
@@ -47,12 +50,12 @@ class Experts:
     """The weights of E experts.
 
     Attributes:
-        w1: [E, inner, hidden], float32 or int8.
-        b1: float32 [E, inner].
+        w1: [E, inner, hidden], float32 or int8; twice as many rows for SwiGlu.
+        b1: float32 [E, rows of w1].
         w2: [E, hidden, inner], of the same type.
         b2: float32 [E, hidden].
         activation: a name of ACTIVATIONS.
-        w1_scale: float32 [E, inner] of int8; None of floats.
+        w1_scale: float32 [E, rows of w1] of int8; None of floats.
         w2_scale: float32 [E, hidden] of int8; None of floats.
     """
 
@@ -66,9 +69,17 @@ class Experts:
 
     def mlp(self, x: Array, expert: int) -> Array:
         """One expert on rows: float32 [rows, hidden] to the same."""
+        gated = self.activation == SWIGLU
         inner = _product(
-            x, self.w1[expert], self.b1[expert], _row(self.w1_scale, expert), self.activation
+            x,
+            self.w1[expert],
+            self.b1[expert],
+            _row(self.w1_scale, expert),
+            "" if gated else self.activation,
         )
+        if gated:
+            a, b = np.split(inner, 2, axis=1)
+            inner = silu(a) * b
         return _product(inner, self.w2[expert], self.b2[expert], _row(self.w2_scale, expert), "")
 
 

@@ -14,6 +14,7 @@ from twofour.core.experts import (
     MASKED,
     MIXTURE,
     OPSET,
+    SWIGLU,
 )
 
 _ROWS = """last = Constant <value_ints = [-1]> ()
@@ -57,6 +58,10 @@ _ACTIVATION = {
     "Relu": "act = Relu (inner)",
     "Silu": """opened = Sigmoid (inner)
  act = Mul (inner, opened)""",
+    SWIGLU: """a, b = Split <axis = -1, num_outputs = 2> (inner)
+ opened = Sigmoid (a)
+ gated = Mul (a, opened)
+ act = Mul (gated, b)""",
     "Gelu": """root = Constant <value_float = 0.7071067812> ()
  half = Constant <value_float = 0.5> ()
  unit = Constant <value_float = 1.0> ()

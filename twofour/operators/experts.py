@@ -3,7 +3,7 @@
     choose, sort (or select)      which rows each expert has
     gather                        those rows, side by side, quantized where weights are int8
     first product                 each expert's rows by its weights, and the activation
-    quantize                      where weights are int8
+    quantize (or gate)            where weights are int8; SwiGlu multiplies its halves first
     second product
     combine                       by token
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from math import prod
 
 from twofour.core.abi import SLACK_BYTES
-from twofour.core.experts import MIXTURE
+from twofour.core.experts import MIXTURE, SWIGLU
 from twofour.core.experts_text import BY_NAME, inputs_of
 from twofour.core.plugins import Array, Operand, Problem
 from twofour.kernels.cpu.quantize_rows import row_tail
@@ -54,7 +54,7 @@ class Plan:
         experts: how many there are; 1 of a masked MLP.
         k: experts a token; 1 of a masked MLP.
         hidden: channels of x and y.
-        inner: channels between the products.
+        inner: channels that the second product reads.
         activation: between the products.
         quantized: weights are int8, and rows are quantized.
         routed: by logits, not by a mask.
@@ -83,7 +83,7 @@ class Plan:
             chooser[-1] if routed else 1,
             int(str(k)) if routed else 1,
             x[-1],
-            w1[-2],
+            w1[-2] // (2 if activation == SWIGLU else 1),
             activation,
             quantized,
             routed,
@@ -101,14 +101,21 @@ class Plan:
         return max(1, self.slots // (self.experts if self.routed else 2))
 
     @property
+    def gated(self) -> bool:
+        """Whether the activation is a kernel of its own, that takes two halves."""
+        return self.activation == SWIGLU
+
+    @property
     def first(self) -> Product:
         """From x to what the activation takes."""
-        return Product(self.hidden, self.inner, self._pixel(self.hidden), _floats(self.inner))
+        count = 2 * self.inner if self.gated else self.inner
+        return Product(self.hidden, count, self._pixel(self.hidden), _floats(count))
 
     @property
     def second(self) -> Product:
-        """From what the activation gives to the results of experts."""
-        return Product(self.inner, self.hidden, self._pixel(self.inner), _floats(self.hidden))
+        """From what the activation gives to the results of experts; floats stay where they are."""
+        pixel = self._pixel(self.inner) if self.quantized else self.first.y_pixel
+        return Product(self.inner, self.hidden, pixel, _floats(self.hidden))
 
     def _pixel(self, channels: int) -> int:
         """Bytes from one row of inputs to the next."""

@@ -23,12 +23,15 @@ from twofour.core.dynamic import ROW_ZERO
 from twofour.core.functions import Activation
 from twofour.core.numerics import Epilogue
 from twofour.core.plugins import Array, Problem, Stage
+from twofour.kernels.cpu.functions import emit_silu
 from twofour.kernels.cpu.llvm import Function, Value, module_text
 from twofour.kernels.cpu.problem import Config, ConvProblem, Strides
 from twofour.kernels.cpu.quantize_rows import RowsProblem, emit_rows
+from twofour.kernels.cpu.rows import load16, store16
 from twofour.kernels.cpu.tactic import Tactic
+from twofour.kernels.cpu.vector import F32S
 from twofour.operators.experts_plan import SHARES, Plan, Product, weights
-from twofour.operators.experts_route import Parts, joined
+from twofour.operators.experts_route import Parts, blocks, joined
 from twofour.plugins import kernel
 
 _STREAM_ROWS = 4  # to read a panel's weights takes as long as to compute so many rows
@@ -73,7 +76,7 @@ class Layer:
         name = str(self.number)
         w, bias = weights(problem, f"w{name}"), weights(problem, f"b{name}")
         scale = weights(problem, f"w{name}_scale") if self.plan.quantized else np.ones_like(bias)
-        activation = Activation(self.plan.activation if self.number == 1 else "")
+        activation = Activation(self.problem.activation)
         found = []
         for expert in range(self.plan.experts):
             epilogue = Epilogue(scale[expert], bias[expert], activation=activation)
@@ -110,7 +113,7 @@ def product_problem(plan: Plan, number: int, rows: int) -> ConvProblem:
         x,
         y,
         "float32",
-        activation=plan.activation if number == 1 else "",
+        activation=plan.activation if number == 1 and not plan.gated else "",
         open_rows=True,
         dynamic="row" if plan.quantized else "",
     )
@@ -124,19 +127,24 @@ def product_stages(
     packed = [layer.packed(problem) for layer in layers]
     sizes = [each[0].size for each in packed]
     stages = [Stage(_product_text(problem, first, (0, sizes[0])), SHARES, "first product")]
-    if plan.quantized:
-        stages.append(Stage(_halve_text(problem, plan), SHARES, "quantize"))
+    if plan.quantized or plan.gated:
+        name = "gate" if plan.gated else "quantize"
+        stages.append(Stage(_between_text(problem, plan), SHARES, name))
     begin = sizes[0] * plan.experts
     text = _product_text(problem, second, (begin, sizes[1]))
     stages.append(Stage(text, SHARES, "second product"))
     return stages, np.concatenate([part for each in packed for part in each])
 
 
-def _halve_text(problem: Problem, plan: Plan) -> str:
-    """What the first product gave, quantized."""
+def _between_text(problem: Problem, plan: Plan) -> str:
+    """What the first product gave: gated, if it has two halves, and quantized, if it is to be."""
     f = kernel()
     p = Parts.of(f, problem, plan)
     begin, end = p.share()
+    if plan.gated:
+        f.repeat(begin, end, lambda s: _gate(p, p.at("inner", s, plan.first.y_pixel)))
+    if not plan.quantized:
+        return module_text([f])
     x, y = p.at("inner"), p.at("halves")
     f.do(
         f"call void @kernel_rows(ptr {x}, ptr {x}, ptr {y}, ptr {y},"
@@ -144,6 +152,18 @@ def _halve_text(problem: Problem, plan: Plan) -> str:
     )
     rows = RowsProblem("row", plan.inner, plan.first.y_pixel)
     return joined(emit_rows("kernel_rows", rows), module_text([f]))
+
+
+def _gate(p: Parts, row: Value) -> None:
+    """silu(a) * b over a, the first half of a row."""
+    f, half = p.f, 4 * p.plan.inner
+
+    def block(at: int | Value, mask: str) -> None:
+        a = load16(f, F32S, row, at, mask)
+        b = load16(f, F32S, f.at(row, half), at, mask)
+        store16(f, F32S, f.let(f"fmul {F32S} {emit_silu(f, a)}, {b}"), row, at, mask)
+
+    blocks(f, p.plan.inner, block)
 
 
 def _product_text(problem: Problem, layer: Layer, place: tuple[int, int]) -> str:

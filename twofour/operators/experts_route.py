@@ -286,7 +286,7 @@ def _gather_floats(p: Parts) -> None:
         def block(at: int | Value, mask: str) -> None:
             store16(f, F32S, load16(f, F32S, x, at, mask), row, at, mask)
 
-        _blocks(f, plan.hidden, block)
+        blocks(f, plan.hidden, block)
 
     f.repeat(*p.share(), slot)
 
@@ -312,7 +312,7 @@ def _combine(p: Parts) -> None:
             total = f.loop(1, plan.k, [(F32S, part(0, at, mask))], more)[0]
             store16(f, F32S, total, y, at, mask)
 
-        _blocks(f, plan.hidden, block)
+        blocks(f, plan.hidden, block)
 
     f.repeat("%t0", "%t1", token)
 
@@ -327,14 +327,14 @@ def _spread(p: Parts) -> None:
 
         def copy() -> None:
             result = p.at("results", place, plan.second.y_pixel)
-            _blocks(
+            blocks(
                 f,
                 plan.hidden,
                 lambda at, mask: store16(f, F32S, load16(f, F32S, result, at, mask), y, at, mask),
             )
 
         def clear() -> None:
-            _blocks(
+            blocks(
                 f, plan.hidden, lambda at, mask: store16(f, F32S, "zeroinitializer", y, at, mask)
             )
 
@@ -343,7 +343,7 @@ def _spread(p: Parts) -> None:
     f.repeat("%t0", "%t1", token)
 
 
-def _blocks(f: Function, channels: int, visit: Callable[[int | Value, str], None]) -> None:
+def blocks(f: Function, channels: int, visit: Callable[[int | Value, str], None]) -> None:
     """Calls visit(offset in bytes, mask) for every 16 floats of a row."""
     full, rest = divmod(channels, LANES)
     f.repeat(0, full, lambda i: visit(f.int_op("mul", i, 4 * LANES), ""))

@@ -16,14 +16,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twofour.core.errors import InputError
-from twofour.core.experts import DOMAIN, MASKED, MIXTURE
+from twofour.core.experts import DOMAIN, MASKED, MIXTURE, SWIGLU
 from twofour.core.experts_text import name_of
+
+
+class SwiGlu(nn.Module):
+    """silu(a) * b, where a and b are the halves of the input's channels: [..., 2 n] to [..., n].
+
+    Source: Shazeer 2020, arXiv:2002.05202.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
+        a, b = x.chunk(2, dim=-1)
+        return F.silu(a) * b
+
 
 ACTIVATIONS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "relu": ("Relu", nn.ReLU),
     "gelu": ("Gelu", nn.GELU),
     "gelu_tanh": ("GeluTanh", lambda: nn.GELU("tanh")),
     "silu": ("Silu", nn.SiLU),
+    "swiglu": (SWIGLU, SwiGlu),
 }
 """What may stand between the products of an expert."""
 COUNT = "experts"
@@ -46,6 +60,9 @@ class Router(nn.Linear):
 class Mlp(nn.Module):
     """Two linear layers, W2 activation(W1 x + b1) + b2: an expert.
 
+    With "swiglu" the first one has twice as many outputs: what goes through silu, then what that is
+    multiplied by.
+
     Args:
         hidden: channels of inputs and outputs.
         inner: channels between the layers.
@@ -63,7 +80,7 @@ class Mlp(nn.Module):
                 f"no activation {activation!r}", [f"expected one of {', '.join(ACTIVATIONS)}"]
             )
         self.operator, make = ACTIVATIONS[activation]
-        self.fc1 = nn.Linear(hidden, inner)
+        self.fc1 = nn.Linear(hidden, 2 * inner if self.operator == SWIGLU else inner)
         self.activation = make()
         self.fc2 = nn.Linear(inner, hidden)
 
