@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import sys
+import weakref
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -140,6 +141,7 @@ class FakeParser:
 
     def __init__(self, network: Any, logger: Any) -> None:
         self.network = network
+        network.parser = weakref.ref(self)
 
     def parse(self, content: bytes) -> bool:
         self.network.module.told["model"] = content
@@ -167,6 +169,7 @@ class FakeBuilder:
         )
 
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
+        assert network.parser() is not None, "the weights lie in the parser's memory"
         told = self.module.told
         told |= {"level": config.builder_optimization_level}
         told["compatible"] = getattr(config, "hardware_compatibility_level", None)

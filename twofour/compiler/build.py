@@ -50,7 +50,7 @@ from twofour.compiler.whole_race import faster
 from twofour.compiler.writes import SourceNames
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.plan import is_sparse
-from twofour.core.target import Target, check_runs_here, host_target
+from twofour.core.target import Target, check_runs_here, host_target, parse_target
 from twofour.engine import Engine
 from twofour.onnx_tools.eligible import NothingToQuantizeError
 from twofour.onnx_tools.load import load_model, model_bytes
@@ -77,7 +77,7 @@ def build(model: Model, *, progress: Progress | None = None, **options: Any) -> 
     Args:
         model: an ONNX file, or a model in memory; not changed.
         progress: told about each layer.
-        **options: the fields of `BuildOptions`, by name.
+        **options: the fields of `BuildOptions`, by name; `target` may be a word: "tensorrt:sm89".
 
     Raises:
         InputError: the model, the data or an option is not usable.
@@ -91,6 +91,8 @@ def build(model: Model, *, progress: Progress | None = None, **options: Any) -> 
             f"build has no option {min(unknown)!r}",
             [f"expected some of {', '.join(sorted(known))}"],
         )
+    if isinstance(target := options.get("target"), str):
+        options["target"] = parse_target(target)
     try:
         return compile_model(model, BuildOptions(**options), progress)
     except MemoryError as error:

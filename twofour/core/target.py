@@ -172,6 +172,8 @@ def why_no_bf16(target: Target) -> str:
 
 def missing_features(target: Target, host: Host | None = None) -> tuple[str, ...]:
     """What a machine, by default this one, lacks to run code for `target`; empty when it can."""
+    if target.tensorrt is not None and target.arch != platform.machine():
+        return (f"architecture {target.arch}",)
     if target.tensorrt is not None:
         return lacks(target.tensorrt) if host is None else ("TensorRT, as far as is known",)
     host = detect_host() if host is None else host

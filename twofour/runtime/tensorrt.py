@@ -45,6 +45,7 @@ class Network:
     Attributes:
         library: that runs it.
         cuda: the GPU.
+        runtime: that holds the engine.
         engine: TensorRT's own.
         context: what a run of it needs.
         log: what TensorRT said.
@@ -53,6 +54,7 @@ class Network:
 
     library: Library
     cuda: Cuda
+    runtime: Any
     engine: Any
     context: Any
     log: Log
@@ -95,12 +97,14 @@ class Network:
         except BaseException:
             cuda.close()
             raise
-        return Network(library, cuda, engine, context, log)
+        return Network(library, cuda, runtime, engine, context, log)
 
     def close(self) -> None:
         """Frees the network and its memory; safe to call twice."""
         if self.engine is not None:
-            self.context = self.engine = None
+            self.context = None  # each lives in the next one
+            self.engine = None
+            self.runtime = None
             self.cuda.close()
 
     def enter(self, profile: int) -> None:

@@ -13,7 +13,7 @@ from tests.fake_tensorrt import GPU, plant
 from tests.sample_models import conv_model
 from twofour.compiler.build import build
 from twofour.compiler.tensorrt.rules import rules_of
-from twofour.core.errors import UnsupportedError
+from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.target import parse_target
 from twofour.core.tensorrt import TensorRT
 from twofour.engine import Engine
@@ -195,6 +195,13 @@ def test_shapes_workspace_and_effort(
     assert engine.plan.outputs[0].shape_at((3,)) == (3, 10)
     (told,) = onnx.load_from_string(module.told["model"]).graph.input
     assert [dim.dim_value for dim in told.type.tensor_type.shape.dim] == [0, 4, 8, 8]
+
+
+def test_the_target_may_be_a_word(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "10.9.0.34")
+    assert str(build(model, target="tensorrt:sm89").plan.target) == "tensorrt:sm89"
+    with pytest.raises(InputError, match="unknown target 'gpu'"):
+        build(model, target="gpu")
 
 
 def test_one_shape_is_part_of_the_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fake_tensorrt import plant
 from tests.sample_engines import sample_engine
 from tests.serve.repository.sites import engine_bytes, foreign_target, saved
 from twofour.core import target as targets
 from twofour.core.target import ISAS, Host, Target
+from twofour.core.tensorrt import TensorRT
 from twofour.engine import Engine
 from twofour.serve.repository import pick as picking
 from twofour.serve.repository.pick import choose, pick
@@ -78,6 +81,24 @@ def test_the_rule() -> None:
     choice = chosen(found, host)
     assert choice.fits == ("e", "d", "c", "b", "a")
     assert "architecture aarch64" in choice.refused["f"]
+
+
+def test_a_gpu_that_is_here_comes_before_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "10.9.0.34")
+    arch = platform.machine()
+    host = Host(arch, "B", frozenset(FEATURES), 1)
+    gpus = {
+        name: Target("tensorrt", arch, "A GPU", tensorrt=TensorRT(gpu, "tensorrt", version))
+        for name, gpu, version in (
+            ("this", "sm89", "10.9.0.34"),
+            ("other", "sm80", "10.9.0.34"),
+            ("older", "sm89", "8.6.1"),
+        )
+    }
+    found = {"a": Target("vector", arch, "B"), **gpus}
+    assert chosen(found, host).fits == ("this", "a")
+    plant(monkeypatch, "10.9.0.34", gpu=None)
+    assert chosen(found, host).fits == ("a",)
 
 
 def put(folder: Path, **files: bytes) -> tuple[str, ...]:

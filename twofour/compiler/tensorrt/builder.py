@@ -82,50 +82,128 @@ def build_network(library: Library, rules: Rules, order: Order, progress: Report
         UnsupportedError: TensorRT cannot take the model, or cannot build for that GPU; says why.
         KeyboardInterrupt: of the user; TensorRT was stopped in good order.
     """
-    module, log = library.module, Log(library)
-    builder = module.Builder(log.logger)
+    log, monitor = Log(library), Monitor(progress or silent)
+    builder = library.module.Builder(log.logger)
     if builder is None:
         raise UnsupportedError(f"{library.title} does not start", log.problems())
-    network = _parsed(library, rules, builder, order.model, log)
-    config = builder.create_builder_config()
-    monitor = Monitor(progress or silent)
-    held, notes = _configure(library, rules, builder, config, network, order, monitor)
-    content = builder.build_serialized_network(network, config)
+    work = _Work(library, rules, order, log, builder, builder.create_builder_config())
+    network = work.parse()
+    work.configure(monitor)
+    content = builder.build_serialized_network(network, work.config)
     if monitor.interrupted is not None:
         raise monitor.interrupted
     if content is None:
         raise UnsupportedError(
             f"{library.title} cannot build the model", log.problems() or ["it does not say why"]
         )
-    cache = config.get_timing_cache() if held["cache"] is not None else None
     text = next((line for _, line in reversed(log.lines) if line.startswith(HEAD)), "")
     return Built(
         bytes(content),
         _inspected(library, bytes(content)) or text,
         read_sparsity(line for _, line in log.lines),
-        bytes(cache.serialize()) if cache is not None else None,
-        notes,
+        None if order.timing_cache is None else bytes(work.config.get_timing_cache().serialize()),
+        tuple(work.notes),
     )
 
 
-def _parsed(library: Library, rules: Rules, builder: Any, model: bytes, log: Log) -> Any:
-    """The network of an ONNX file."""
-    module, flags = library.module, 0
-    known = module.NetworkDefinitionCreationFlag.__members__
-    wanted = {"EXPLICIT_BATCH": rules.batch_flag, "STRONGLY_TYPED": rules.strongly_typed}
-    for name, is_set in wanted.items():
-        if is_set and name in known:
-            flags |= 1 << int(known[name])
-    network = builder.create_network(flags)
-    parser = module.OnnxParser(network, log.logger)
-    if not parser.parse(model):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise UnsupportedError(
-            f"{library.title} cannot take the model",
-            [_error_text(error) for error in errors[:_MOST_ERRORS]] or log.problems(),
-            "leave the operator out of the model, or build for the CPU: --target cpu",
-        )
-    return network
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A build on its way.
+
+    Attributes:
+        library: the TensorRT.
+        rules: of its version.
+        order: what to build.
+        log: what TensorRT says.
+        builder: TensorRT's.
+        config: of the builder.
+        held: what TensorRT points to and does not keep: the parser, whose memory holds the
+            weights, what it calls back, its cache.
+        notes: what did not go as it was ordered.
+    """
+
+    library: Library
+    rules: Rules
+    order: Order
+    log: Log
+    builder: Any
+    config: Any
+    held: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def parse(self) -> Any:
+        """The network of the model."""
+        module, flags = self.library.module, 0
+        known = module.NetworkDefinitionCreationFlag.__members__
+        rules = self.rules
+        wanted = {"EXPLICIT_BATCH": rules.batch_flag, "STRONGLY_TYPED": rules.strongly_typed}
+        for name, is_set in wanted.items():
+            if is_set and name in known:
+                flags |= 1 << int(known[name])
+        network = self.builder.create_network(flags)
+        parser = module.OnnxParser(network, self.log.logger)
+        self.held.append(parser)
+        if not parser.parse(self.order.model):
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            raise UnsupportedError(
+                f"{self.library.title} cannot take the model",
+                [_error_text(error) for error in errors[:_MOST_ERRORS]] or self.log.problems(),
+                "leave the operator out of the model, or build for the CPU: --target cpu",
+            )
+        return network
+
+    def configure(self, monitor: Monitor) -> None:
+        """Tells the builder all of the order."""
+        module, config, order = self.library.module, self.config, self.order
+        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+        config.builder_optimization_level = order.level
+        for name in order.flags:
+            config.set_flag(module.BuilderFlag.__members__[name])
+        if order.workspace_bytes is not None:
+            config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, order.workspace_bytes)
+        for shapes in order.profiles:
+            profile = self.builder.create_optimization_profile()
+            for name, corners in shapes.items():
+                profile.set_shape(name, *corners)
+            config.add_optimization_profile(profile)
+        self._set_gpu()
+        if hasattr(module, "IProgressMonitor"):
+            config.progress_monitor = self._hold(monitor.made_by(self.library))
+        if order.calibration is not None:
+            config.int8_calibrator = self._hold(calibrator(self.library, order.calibration))
+        if order.timing_cache is not None:
+            self._set_cache(order.timing_cache)
+
+    def _hold(self, made: Any) -> Any:
+        self.held.append(made)
+        return made
+
+    def _set_cache(self, content: bytes) -> None:
+        """The timing cache; a new one where TensorRT does not take the old."""
+        cache = self._hold(self.config.create_timing_cache(content))
+        if cache is None or not self.config.set_timing_cache(cache, False):
+            self.notes.append("TensorRT refused the timing cache, which was begun anew")
+            cache = self._hold(self.config.create_timing_cache(b""))
+            self.config.set_timing_cache(cache, False)
+
+    def _set_gpu(self) -> None:
+        """Which GPU it builds for, where there is a choice."""
+        module, config, gpu = self.library.module, self.config, self.order.gpu
+        if not self.rules.chooses_gpu:
+            if gpu == AMPERE_PLUS:
+                config.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
+            return
+        if gpu == AMPERE_PLUS:
+            return
+        known, name = module.ComputeCapability.__members__, gpu.upper()
+        if name in known:
+            config.num_compute_capabilities = 1
+        if name not in known or not config.set_compute_capability(known[name], 0):
+            names = [each.lower() for each in known if each.startswith("SM")]
+            raise UnsupportedError(
+                f"{self.library.title} does not build for {gpu}",
+                [f"expected one of {', '.join(names)}, or {AMPERE_PLUS}"],
+            )
 
 
 def _error_text(error: Any) -> str:
@@ -135,71 +213,6 @@ def _error_text(error: Any) -> str:
         where = f"{error.node_operator()} {error.node_name()!r}: "
     lines = [line.strip() for line in str(error.desc()).splitlines() if line.strip()]
     return where + "; ".join(lines[:_MOST_LINES])
-
-
-def _configure(
-    library: Library,
-    rules: Rules,
-    builder: Any,
-    config: Any,
-    network: Any,
-    order: Order,
-    monitor: Monitor,
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Sets everything; gives what must live until the build is over, and notes."""
-    module = library.module
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    config.builder_optimization_level = order.level
-    for name in order.flags:
-        config.set_flag(module.BuilderFlag.__members__[name])
-    if order.workspace_bytes is not None:
-        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, order.workspace_bytes)
-    for shapes in order.profiles:
-        profile = builder.create_optimization_profile()
-        for name, corners in shapes.items():
-            profile.set_shape(name, *corners)
-        config.add_optimization_profile(profile)
-    _set_gpu(library, rules, config, order.gpu)
-    held: dict[str, Any] = {"monitor": None, "calibrator": None, "cache": None}
-    if hasattr(module, "IProgressMonitor"):
-        held["monitor"] = config.progress_monitor = monitor.made_by(library)
-    if order.calibration is not None:
-        held["calibrator"] = config.int8_calibrator = calibrator(library, order.calibration)
-    notes: tuple[str, ...] = ()
-    if order.timing_cache is not None:
-        held["cache"], notes = _cache(config, order.timing_cache)
-    return held, notes
-
-
-def _cache(config: Any, content: bytes) -> tuple[Any, tuple[str, ...]]:
-    """The timing cache; a new one where TensorRT does not take the old."""
-    cache = config.create_timing_cache(content)
-    if cache is not None and config.set_timing_cache(cache, False):
-        return cache, ()
-    cache = config.create_timing_cache(b"")
-    config.set_timing_cache(cache, False)
-    return cache, ("TensorRT refused the timing cache, which was begun anew",)
-
-
-def _set_gpu(library: Library, rules: Rules, config: Any, gpu: str) -> None:
-    """Tells the builder which GPU it builds for, where it has a choice."""
-    module = library.module
-    if gpu == AMPERE_PLUS:
-        if not rules.chooses_gpu:
-            config.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
-        return
-    if not rules.chooses_gpu:
-        return
-    known = module.ComputeCapability.__members__
-    name = gpu.upper()
-    if name in known:
-        config.num_compute_capabilities = 1
-    if name not in known or not config.set_compute_capability(known[name], 0):
-        names = [each.lower() for each in known if each.startswith("SM")]
-        raise UnsupportedError(
-            f"{library.title} does not build for {gpu}",
-            [f"expected one of {', '.join(names)}, or {AMPERE_PLUS}"],
-        )
 
 
 def calibrator(library: Library, table: bytes) -> Any:
@@ -225,7 +238,8 @@ def _inspected(library: Library, content: bytes) -> str:
     """
     if gpu_here() is None:
         return ""
-    runtime = library.module.Runtime(Log(library).logger)
+    log = Log(library)
+    runtime = library.module.Runtime(log.logger)
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         return ""  # it was built for another GPU

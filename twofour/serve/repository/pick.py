@@ -60,11 +60,13 @@ def choose(targets: Mapping[str, Target]) -> Choice:
             check_runs_here(target)
         except Error as e:
             refused[name] = one_line(e)
-    fits = sorted(
-        targets.keys() - refused.keys(),
-        key=lambda name: (-len(targets[name].features), targets[name].model != here.model, name),
-    )
-    return Choice(tuple(fits), refused)
+
+    def rank(name: str) -> tuple[bool, int, bool, str]:
+        target = targets[name]
+        on_cpu = target.tensorrt is None  # a GPU that is here is here to be used
+        return on_cpu, -len(target.features), target.model != here.model, name
+
+    return Choice(tuple(sorted(targets.keys() - refused.keys(), key=rank)), refused)
 
 
 def judge(folder: Path, names: tuple[str, ...]) -> Choice:
