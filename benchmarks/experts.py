@@ -356,7 +356,9 @@ def page(document: dict[str, Any]) -> str:
         " Milliseconds, medians of single calls in turns. Routed: our engine, one node. All"
         " experts: our engine, each expert for each token, gates as an input. ONNX Runtime: on the"
         " same files as the routed engines, by the node's function; MoE and QMoE are its own"
-        " operators for experts, in float32 and with weights in 8 bits.",
+        " operators for experts, in float32 and with weights in 8 bits. Every call has the same"
+        " tokens: few of them leave the weights of their experts in the cache, which those of all"
+        " experts do not fit in.",
         "",
         f"| tokens | k | {' | '.join(heads)} | MoE | QMoE |",
         f"| --: | --: {'| --: ' * (len(kinds) + 2)}|",

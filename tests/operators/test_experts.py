@@ -229,6 +229,9 @@ def test_refusals() -> None:
     weight = inputs[2]
     assert isinstance(weight, Operand)
     inputs[2] = replace(weight, constant=None)
+    assert "has 5 inputs" in dense.refuse(
+        replace(case.problem, inputs=case.problem.inputs[:5]), TARGETS[0]
+    )
     computed = replace(case.problem, inputs=tuple(inputs))
     assert "constant weights: 'w1'" in dense.refuse(computed, TARGETS[0])
 
@@ -238,6 +241,56 @@ def test_few_tokens_take_a_kernel_less() -> None:
     stages = [[s.name for s in runner(tokens, 5, 3, 1).code.stages] for tokens in (29, 97)]
     assert stages[0][:2] == ["route", "gather"]
     assert stages[1][:3] == ["choose", "sort", "gather"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [
+        ("w1", (4, 40, 23), "w1 is float32 [4, 40, 23]: expected float32 [4, 40, 24]"),
+        ("w1", (5, 40, 24), "logits is float32 [7, 4]: expected float32 [7, 5]"),
+        ("b1", (4, 39), "b1 is float32 [4, 39]: expected float32 [4, 40]"),
+        ("w2", (4, 24, 41), "w2 is float32 [4, 24, 41]: expected float32 [4, 24, 40]"),
+        ("b2", (24,), "b2 is float32 [24]: expected float32 [4, 24]"),
+        ("w1", (40, 24), "x, logits and w1 have 2, 2 and 2 dimensions"),
+        ("logits", (6, 4), "logits is float32 [6, 4]: expected float32 [7, 4]"),
+        ("x", (0, 24), "x is empty: [0, 24]"),
+    ],
+)
+def test_operands_that_do_not_fit(name, shape, wanted) -> None:
+    """A kernel would read beyond them."""
+    problem = make(np.random.default_rng(7), quantized=False).problem
+    given = {"x": (7, 24), "logits": (7, 4), name: shape}
+    if name == "x":
+        given["logits"] = (0, 4)
+    inputs = [
+        replace(each, shape=given.get(each.name.removeprefix("model/"), each.shape))
+        for each in problem.inputs
+        if each is not None
+    ]
+    (dense, *_) = next(o for o in OPERATORS if o.name == problem.operator).cpu
+    assert dense.refuse(replace(problem, inputs=tuple(inputs)), TARGETS[0]) == wanted
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_odd_sizes(seed) -> None:
+    """One token without an axis, one expert, one channel, more experts than tokens."""
+    random = np.random.default_rng(seed)
+    shape = [(), (1,), (2, 3), (33,), (1, 1, 7)][seed % 5]
+    experts = int(random.integers(1, 5) if seed % 3 else random.integers(9, 70))
+    case = make(
+        random,
+        base=MIXTURE if seed % 4 else MASKED,
+        shape=shape,
+        hidden=1 if seed == 1 else int(random.integers(2, 70)),
+        inner=1 if seed == 2 else int(random.integers(2, 70)),
+        experts=experts,
+        k=int(random.integers(1, min(experts, 9) + 1)),
+        quantized=seed % 2 == 0,
+        activation=ACTIVATIONS[seed % len(ACTIVATIONS)],
+    )
+    tactic = case.operator.cpu[0]
+    config = tactic.configs(case.problem, TARGETS[0])[-1]
+    check(case, run(case, tactic, TARGETS[0], config, parts=1 + seed % 4))
 
 
 def test_they_are_installed() -> None:

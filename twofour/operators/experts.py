@@ -24,7 +24,7 @@ from twofour.core.plugins import Array, Code, CpuTactic, Operator, Problem
 from twofour.core.target import Target
 from twofour.kernels.cpu.problem import Config
 from twofour.kernels.cpu.tactic import Tactic, tactics
-from twofour.operators.experts_plan import Plan, operand, weights
+from twofour.operators.experts_plan import Plan, operand, weights, why_not_sized
 from twofour.operators.experts_products import Layer, as_filters, product_problem, product_stages
 from twofour.operators.experts_route import combine_stage, routing_stages
 
@@ -38,6 +38,8 @@ _AND = " then "
 
 def _refuse(tactic: Tactic, problem: Problem, target: Target) -> str:
     """Why a kernel cannot do the products of every expert; "" if it can."""
+    if reason := why_not_sized(problem):
+        return reason
     base, _, quantized = BY_NAME[problem.operator]
     names = inputs_of(base, quantized=quantized)[2:]
     if computed := [name for name in names if operand(problem, name).constant is None]:

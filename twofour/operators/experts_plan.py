@@ -172,6 +172,40 @@ def operand(problem: Problem, name: str) -> Operand:
     return found
 
 
+def why_not_sized(problem: Problem) -> str:
+    """Why the operands of a problem do not fit together; "" if they do."""
+    base, activation, quantized = BY_NAME[problem.operator]
+    names = inputs_of(base, quantized=quantized)
+    count = sum(each is not None for each in problem.inputs)
+    if count != len(names):
+        return f"it has {count} inputs: expected {', '.join(names)}"
+    given = {name: operand(problem, name) for name in names}
+    x, chooser, w1 = (given[name].shape for name in ("x", names[1], "w1"))
+    routed, halves = base == MIXTURE, 2 if activation == SWIGLU else 1
+    if len(w1) != 2 + routed or not x or len(chooser) < routed:
+        return f"x, {names[1]} and w1 have {len(x)}, {len(chooser)} and {len(w1)} dimensions"
+    experts, hidden, inner = w1[:-2], x[-1], w1[-2] // halves
+    kind = "int8" if quantized else "float32"
+    wanted = {
+        "x": (x, "float32"),
+        names[1]: ((*x[:-1], *experts), "float32" if routed else "bool"),
+        "w1": ((*experts, inner * halves, hidden), kind),
+        "w1_scale": ((*experts, inner * halves), "float32"),
+        "b1": ((*experts, inner * halves), "float32"),
+        "w2": ((*experts, hidden, inner), kind),
+        "w2_scale": ((*experts, hidden), "float32"),
+        "b2": ((*experts, hidden), "float32"),
+    }
+    for name in names:
+        found = given[name].shape, given[name].dtype
+        if found != wanted[name]:
+            (shape, dtype), (other, expected) = found, wanted[name]
+            return f"{name} is {dtype} {list(shape)}: expected {expected} {list(other)}"
+        if 0 in found[0]:
+            return f"{name} is empty: {list(found[0])}"
+    return ""
+
+
 def shape_of(problem: Problem, name: str) -> tuple[int, ...]:
     """The shape of an input."""
     return operand(problem, name).shape
