@@ -293,6 +293,16 @@ def test_odd_sizes(seed) -> None:
     check(case, run(case, tactic, TARGETS[0], config, parts=1 + seed % 4))
 
 
+def test_a_weight_of_another_shape_than_declared() -> None:
+    case = make(np.random.default_rng(7), quantized=False)
+    inputs = list(case.problem.inputs)
+    weight = inputs[2]
+    assert isinstance(weight, Operand)
+    inputs[2] = replace(weight, constant=case.experts.w1[..., :22])
+    reason = case.operator.cpu[0].refuse(replace(case.problem, inputs=tuple(inputs)), TARGETS[0])
+    assert reason == "w1 is float32 [4, 40, 22]: expected float32 [4, 40, 24]"
+
+
 def test_they_are_installed() -> None:
     assert not installed().problems
     for name, *_ in NAMES:

@@ -197,12 +197,13 @@ def why_not_sized(problem: Problem) -> str:
         "b2": ((*experts, hidden), "float32"),
     }
     for name in names:
-        found = given[name].shape, given[name].dtype
-        if found != wanted[name]:
-            (shape, dtype), (other, expected) = found, wanted[name]
-            return f"{name} is {dtype} {list(shape)}: expected {expected} {list(other)}"
-        if 0 in found[0]:
-            return f"{name} is empty: {list(found[0])}"
+        one, (shape, dtype) = given[name], wanted[name]
+        held = one.shape if one.constant is None else one.constant.shape  # a file may say another
+        for found in (one.shape, held):
+            if (found, one.dtype) != wanted[name]:
+                return f"{name} is {one.dtype} {list(found)}: expected {dtype} {list(shape)}"
+        if 0 in shape:
+            return f"{name} is empty: {list(shape)}"
     return ""
 
 
