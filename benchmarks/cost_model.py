@@ -53,7 +53,7 @@ def rows(facts: str, cache: Path, duration_s: float) -> Iterator[str]:
     for name in NETWORKS:
         row = SuiteRow(name, name, 1, LENGTH)
         files = write_files(row, SuiteOptions((), 1, duration_s, cache), silent)
-        feeds = race_feeds(row)
+        feeds = race_feeds(row, files)
         shapes = {key: value.shape for key, value in feeds.items()}
         for kind in KINDS:
             source = files.path(kind)
