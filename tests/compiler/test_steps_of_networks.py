@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from twofour.compiler.importer import import_graph
+from twofour.compiler.join_moves import join_moves
+from twofour.compiler.join_walks import join_walks
 from twofour.compiler.lower import lower
 from twofour.compiler.passes.pipeline import run_passes
 from twofour.compiler.schedule import schedule
@@ -19,9 +21,12 @@ from twofour.onnx_tools.load import load_model
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.quantize import quantize
 from twofour.train.export import export_onnx
+from twofour.train.export_suppression import add_suppression
+from twofour.train.networks import yolov8
 from twofour.train.networks.mobilenet import CONFIGS, MobileNet
 from twofour.train.networks.seeded import seeded
 from twofour.train.networks.yolo import OUTPUT_NAMES, Yolo, YoloConfig
+from twofour.train.networks.yolov8 import Yolov8, Yolov8Config
 
 SIDE = 64
 
@@ -45,6 +50,16 @@ def mobile(tmp_path_factory) -> ir.Model:
     return written(lambda: MobileNet(config), path, ("y",))
 
 
+@pytest.fixture(scope="module")
+def whole_detector(tmp_path_factory) -> ir.Model:
+    """With boxes, scores, and which of the boxes are left."""
+    path = tmp_path_factory.mktemp("networks") / "yolov8.onnx"
+    config = Yolov8Config(width=4, classes=6, side=SIDE, split=True)
+    written(lambda: Yolov8(config), path, yolov8.OUTPUT_NAMES)
+    add_suppression(path, yolov8.OUTPUT_NAMES)
+    return load_model(path)
+
+
 def quantized(model: ir.Model) -> ir.Model:
     random = np.random.default_rng(0)
     batches = [{"x": random.normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)} for _ in range(2)]
@@ -54,7 +69,8 @@ def quantized(model: ir.Model) -> ir.Model:
 def operators(model: ir.Model) -> Counter[str]:
     """The operators of the one native step."""
     graph = run_passes(import_graph(model)).model.graph
-    (only,) = lower(graph, schedule(graph)).sections
+    order = join_walks(join_moves(schedule(graph), graph), graph)
+    (only,) = lower(graph, order).sections
     assert only.native
     return Counter(placed.op.op_type for placed in only.ops)
 
@@ -70,6 +86,28 @@ def test_a_quantized_detector_is_bytes_from_end_to_end(detector) -> None:
     assert operators(quantized(detector)) == {
         **{"QConvSilu": 41, "QConvF": 3, "QAdd": 4, "QMaxPool": 3, "Resize": 2},
         **{"QuantizeLinear": 1, "Copy": 3},
+    }
+
+
+TRUNK = 45
+HEADS = 18
+ENDS = {"Expectation": 1, "JoinedTranspose": 1, "JoinedSigmoid": 1, "NonMaxSuppression": 1}
+
+
+def test_a_detector_is_whole_from_the_image_to_the_boxes_that_are_left(whole_detector) -> None:
+    assert len(whole_detector.graph) == 233
+    assert operators(whole_detector) == {
+        **{"ConvSilu": TRUNK + HEADS - 6, "Conv": 6, "Add": 6, "MaxPool": 3, "Resize": 2},
+        **ENDS,
+        "Copy": 1,  # the image
+    }
+
+
+def test_a_whole_detector_is_quantized_up_to_its_heads(whole_detector) -> None:
+    assert operators(quantized(whole_detector)) == {
+        **{"QConvSilu": TRUNK + HEADS - 6, "QConvF": 6, "QAdd": 6, "QMaxPool": 3, "Resize": 2},
+        **ENDS,
+        "QuantizeLinear": 1,
     }
 
 

@@ -171,7 +171,9 @@ def compare(
     require_same_ends(reference, engine.plan)
     output = _metric_output(reference.outputs, options.output)
     source = as_data(data, [each.name for each in reference.inputs])
-    task = Task(source, *engine_forms(engine.plan), options.samples, metric, output)
+    chosen = frozenset(info.name for info in engine.plan.outputs if not info.known)
+    forms = engine_forms(engine.plan)
+    task = Task(source, *forms, options.samples, metric, output, chosen)
     expected = model_predictor(reference)
     layers, guilty = None, None
     with Session(engine) as session:

@@ -28,6 +28,7 @@ class Task:
         samples: the first so many; None for all.
         metric: how well a network does; None to compare outputs only.
         output: that the metric reads.
+        chosen: outputs with as many rows as were chosen while running: they have no difference.
     """
 
     data: Data
@@ -36,6 +37,7 @@ class Task:
     samples: int | None = None
     metric: Metric | None = None
     output: str = ""
+    chosen: frozenset[str] = frozenset()
 
     @property
     def total(self) -> int | None:
@@ -92,6 +94,8 @@ def judge(
     for run in task.runs():
         pair, batch = (expected(run), got(run)), run.batch
         for name, array in pair[0].items():
+            if name in task.chosen:
+                continue
             _require_numbers(name, array)
             sums.setdefault(name, Sums(name)).add(array, pair[1][name], batch.start)
         for scorer, outputs in zip(scorers, pair, strict=False):
