@@ -218,6 +218,16 @@ def test_a_real_network_on_the_command_line(data_folder: Path, tmp_path: Path) -
     assert "TensorRT runs them" in told("inspect", names["e"])
 
 
+@pytest.mark.parametrize("name", ["openseeface_detection", "ultraface_slim_320", "fastestdet"])
+def test_other_real_networks(name: str, data_folder: Path) -> None:
+    """With operators of ONNX Runtime, with shapes that onnx does not find, with many branches."""
+    engine = made(data_folder / "onnx" / f"{name}.onnx", fp16=True)
+    assert all(info.known for info in engine.plan.outputs)
+    convolutions = [layer for layer in engine.plan.layers if layer.pattern]
+    assert len(convolutions) > 20
+    assert {layer.precision for layer in convolutions} == {"float16"}
+
+
 def test_what_is_of_no_use_together_is_refused(model: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "e.engine")
     both = ("--isa", "vector", "--target", "tensorrt")

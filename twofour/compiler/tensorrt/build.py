@@ -189,7 +189,7 @@ def _quantized(
         The model, the table or None, and notes.
     """
     if not options.int8:
-        return source, None, ()
+        return standardized(source), None, ()
     kind, cache = QuantizeOptions(activation="int8"), options.calibration_cache
     try:
         found = quantize_with_report(standardized(source), options.data, kind, progress, cache)

@@ -11,6 +11,8 @@ from twofour.compiler.fit import Fit, Irregular
 from twofour.compiler.importer import bind_inputs
 from twofour.compiler.native import kind_of, static_shape
 from twofour.compiler.requests import Request, Shape
+from twofour.compiler.second_opinion import told
+from twofour.compiler.settle import settle
 from twofour.core.errors import UnsupportedError
 from twofour.core.sizes import Count, Symbol
 from twofour.engine import DTYPES, TensorInfo
@@ -25,7 +27,7 @@ class Ends:
 
     Attributes:
         inputs: of the model.
-        outputs: of the model; their shapes are known where onnx can infer them.
+        outputs: of the model; their shapes are known where onnx or ONNX Runtime can infer them.
         corners: input -> its smallest, usual and largest shape.
         symbols: open dimensions.
     """
@@ -108,6 +110,16 @@ def _shapes_at(model: ir.Model, request: Request, values: Sequence[int]) -> ir.G
     for value in bound.graph.outputs:
         value.shape = None  # what the file declares may err
     infer_shapes(bound)
+    if any(static_shape(value) is None for value in bound.graph.outputs):
+        settle(bound)  # shapes that the model computes are constants now
+        infer_shapes(bound)
+    unknown = [value for value in bound.graph.outputs if static_shape(value) is None]
+    if unknown:
+        found = told(ir.to_proto(bound), [value.name or "" for value in unknown])
+        for value in unknown:
+            opinion = found.get(value.name or "")
+            if opinion is not None and opinion.shape is not None:
+                value.shape = ir.Shape(opinion.shape)
     return bound.graph
 
 

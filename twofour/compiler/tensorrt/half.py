@@ -177,7 +177,9 @@ class _Casting:
         if array.dtype != np.float32:
             return
         del node.attributes[name]
-        node.attributes["value"] = ir.AttrTensor("value", self._tensor(np.asarray(array), ""))
+        node.attributes["value"] = ir.AttrTensor(
+            "value", self._tensor(np.asarray(array), "", str(node.outputs[0].name))
+        )
 
     def _narrowed(self, value: ir.Value) -> ir.Value:
         """A value of float32 in 16 bits: a constant of its own, or a Cast behind it."""
