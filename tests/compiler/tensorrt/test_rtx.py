@@ -165,6 +165,15 @@ def test_profiles_with_open_shapes(model: Path) -> None:
     assert engine.plan.outputs[0].shape_at((3,)) == (3, 10)
 
 
+def test_sizes_that_are_rounded_up_are_not_made_up(data_folder: Path) -> None:
+    """A detector of text halves its image five times and doubles it again."""
+    shapes = {"x": ((1, 3, 32, 32), (1, 3, 640, 640), (4, 3, 960, 960))}
+    engine = made(data_folder / "onnx" / "ppocrv2_det.onnx", shapes=shapes)
+    (output,) = engine.plan.outputs
+    assert not output.known
+    assert [symbol.most for symbol in engine.plan.profiles[0].symbols] == [4, 960, 960]
+
+
 def test_an_operator_it_lacks_is_named() -> None:
     source = graph("(float[4,4] x) => (float[4,4] y) { d = Det (x) y = Add (x, d) }")
     with pytest.raises(UnsupportedError, match="cannot take the model") as caught:

@@ -50,7 +50,8 @@ def ends_of(model: ir.Model, request: Request) -> Ends:
         UnsupportedError: an input or output is of a kind that engines do not pass on.
     """
     fit = Fit.of(request.symbols)
-    points = fit.points if request.symbols else ((),)
+    corners = [tuple(getattr(s, c) for s in request.symbols) for c in ("least", "usual", "most")]
+    points = [*fit.points, *corners[:2]] if request.symbols else [()]
     seen = [_shapes_at(model, request, values) for values in points]
     kinds = {value.name or "": value for value in (*seen[0].inputs, *seen[0].outputs)}
     for name, value in kinds.items():
@@ -60,17 +61,14 @@ def ends_of(model: ir.Model, request: Request) -> Ends:
                 [f"expected a tensor of {', '.join(sorted(DTYPES))}"],
                 "cut the model so that this value is neither an input nor an output",
             )
-    inputs = [_info(fit, [graph.inputs[i] for graph in seen]) for i in range(len(seen[0].inputs))]
-    outputs = [
-        _info(fit, [graph.outputs[i] for graph in seen]) for i in range(len(seen[0].outputs))
+    values = [
+        [_info(fit, points, each) for each in zip(*ends, strict=True)]
+        for ends in ([graph.inputs for graph in seen], [graph.outputs for graph in seen])
     ]
-    corners = [
-        _input_shapes(model, request, tuple(getattr(s, which) for s in request.symbols))
-        for which in ("least", "usual", "most")
-    ]
-    names = [info.name for info in inputs]
-    shapes = {name: (corners[0][name], corners[1][name], corners[2][name]) for name in names}
-    return Ends(tuple(inputs), tuple(outputs), shapes, request.symbols)
+    at_corners = [_input_shapes(model, request, corner) for corner in corners]
+    least, usual, most = at_corners
+    shapes = {name: (least[name], usual[name], most[name]) for name in least}
+    return Ends(tuple(values[0]), tuple(values[1]), shapes, request.symbols)
 
 
 def fix_inputs(model: ir.Model, ends: Sequence[Ends]) -> list[dict[str, Corners]]:
@@ -131,8 +129,8 @@ def _input_shapes(
     return {value.name or "": static_shape(value) or () for value in bound.graph.inputs}
 
 
-def _info(fit: Fit, seen: Sequence[ir.Value]) -> TensorInfo:
-    """A tensor, by its shapes at the points of the fit."""
+def _info(fit: Fit, points: Sequence[tuple[int, ...]], seen: Sequence[ir.Value]) -> TensorInfo:
+    """A tensor, by its shapes at the points of the fit and at some that have to confirm it."""
     name, kind = seen[0].name or "", kind_of(seen[0])
     shapes = [static_shape(value) for value in seen]
     known = [shape for shape in shapes if shape is not None]
@@ -140,8 +138,12 @@ def _info(fit: Fit, seen: Sequence[ir.Value]) -> TensorInfo:
         return TensorInfo(name, kind, (), known=False)
     if not fit.symbols:
         return TensorInfo(name, kind, known[0])
+    count = len(fit.points)
     try:
-        dims: list[Count] = [fit.count(sizes) for sizes in zip(*known, strict=True)]
+        dims: list[Count] = [fit.count(sizes) for sizes in zip(*known[:count], strict=True)]
     except Irregular:
         return TensorInfo(name, kind, (), known=False)
-    return TensorInfo.of(name, kind, dims)
+    info = TensorInfo.of(name, kind, dims)
+    if any(info.shape_at(at) != shape for at, shape in zip(points, known, strict=True)):
+        return TensorInfo(name, kind, (), known=False)  # sizes that are rounded up, for instance
+    return info
