@@ -129,7 +129,7 @@ def test_instructions_of_arm_kernels(name, config, products, picks, per_dense) -
 @pytest.mark.parametrize("name", ["dense", "2:4 H", "2:4 pair"])
 @pytest.mark.parametrize("cpu", ["znver4", "icelake-server"])
 def test_sums_stay_in_registers_on_avx512(name, cpu) -> None:
-    """In the order of instructions for another CPU those of pairs do not: 1.5 times the time."""
+    """In the order that LLVM takes for most CPUs those of pairs do not: 1.5 times the time."""
     target = replace(parse_target(f"cpu:{cpu}"), model="")
     blocks = 2 if "pair" in name else 1
     fmt = tactic(name).kernel.format

@@ -30,6 +30,7 @@ _LLVM_CPU = {
     ("aarch64", "dotprod"): ("generic", "+neon,+dotprod"),
     ("aarch64", "vector"): ("generic", "+neon"),
 }
+_ORDERED_FOR = {"avx512vnni": "znver4"}
 _TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 _COMPILE_LOCK = threading.Lock()
 
@@ -294,14 +295,14 @@ def assembly(text: str, target: Target) -> str:
 
 
 def _tuned(source: Source, target: Target) -> Source:
-    """Code for a CPU that is known by name is scheduled for it; what it may use stays the same.
+    """Code for another machine in the order that keeps a tile's sums in registers.
 
-    The order of instructions decides whether the sums of a tile fit in registers. On x86 they do if
-    it is that for the CPU; on AArch64 they do if it is that for any.
+    LLVM orders instructions for a CPU. On AVX-512 the order for most of them, also for a CPU in
+    general, begins all shuffles of a step before its products, and spills.
     """
-    if not target.cpu or target.arch != "x86_64":
+    if not target.cpu or target.isa not in _ORDERED_FOR:
         return source
-    tuned = f'{_ATTRIBUTES} "tune-cpu"="{target.cpu}"'
+    tuned = f'{_ATTRIBUTES} "tune-cpu"="{_ORDERED_FOR[target.isa]}"'
     return replace(source, text=source.text.replace(_ATTRIBUTES, tuned))
 
 
