@@ -225,14 +225,23 @@ def contestant(name: str, folder: Path, length: int, feeds: dict[str, np.ndarray
     kind, who = SUBJECTS[name]
     path = file_of(kind, folder, length)
     who, _, precision = who.partition(" ")
-    if kind.endswith("int8"):
-        feeds = {x: quantize_array(a, np.float32(SCALE), 0, "int8") for x, a in feeds.items()}
+    feeds = stored(name, feeds)
     if who == "twofour":
         made = engine_of(path, precision, folder)
         return ours(Session(Engine.load(made), threads=1), feeds, name)
     if who == "openvino":
         return openvino.prepare(path, feeds, 1, precision)
     return peers.prepare(who, path, feeds, 1)
+
+
+def stored(name: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs as a subject takes them: bytes where its file does, which may be there already."""
+    if not SUBJECTS[name][0].endswith("int8"):
+        return feeds
+    return {
+        x: quantize_array(a, np.float32(SCALE), 0, "int8") if a.dtype.kind == "f" else a
+        for x, a in feeds.items()
+    }
 
 
 def subjects_at(length: int) -> list[str]:
@@ -301,7 +310,7 @@ def _status_kb(name: str) -> int:
 
 def child(name: str, folder: Path, length: int) -> None:
     """Opens and runs one subject once; prints what that took."""
-    feeds = feeds_of(length)
+    feeds = stored(name, feeds_of(length))
     small = contestant(name, folder, 64, feeds_of(64))  # libraries are loaded by now
     small.call()
     print(grown_by(lambda: contestant(name, folder, length, feeds).call()))
