@@ -15,7 +15,8 @@ from tests.plugins.conftest import Install
 from tests.plugins.sample import HEAD, LOOP, Triple, changed, emit_triple, model
 from twofour.core.errors import InputError
 from twofour.onnx_tools.plugins import attach_meanings
-from twofour.plugins import Code, CpuTactic, Problem, Target
+from twofour.onnx_tools.quantize import quantize
+from twofour.plugins import Code, CpuTactic, Operator, Problem, Target
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(6)
@@ -113,3 +114,26 @@ def test_operands_that_the_meaning_does_not_have(install: Install) -> None:
     install(changed(Triple, quantized=("x", "w"), tactics={"cpu": [LOOP]}))
     with pytest.raises(InputError, match="no operand 'w'"):
         twofour.build(model(WHOLE, **SCALES, **ZEROS["uint8"]), race=False, tuning_effort=0)
+
+
+FOLDED = """
+<opset_import: ["" : 17], domain: "test">
+Folded (x) => (y) {
+    two = Constant <value_float: float = 2.0> ()
+    one = Constant <value_float: float = 1.0> ()
+    three = Add (two, one)
+    y = Mul (x, three)
+}
+"""
+
+
+def test_a_quantized_file_keeps_meanings_as_they_were_written(install: Install) -> None:
+    """Folding within a function would make it another one, which no plugin is known by."""
+    install(Operator("test", "Folded", FOLDED, tactics={"cpu": [LOOP]}, quantized=("x", "y")))
+    w = RNG.standard_normal((16, 16)).astype(np.float32)
+    text = f"""{HEAD} net (float[6,16] x) => (float[6,16] z) {{
+        a = MatMul (x, w)  b = test.Folded (a)  z = MatMul (b, v) }}"""
+    whole = model(text, w=w, v=w)
+    small = quantize(whole, {"x": X})
+    engine = twofour.build(small, race=False, tuning_effort=0)
+    assert any("Folded" in layer.op for layer in engine.plan.layers)

@@ -46,6 +46,8 @@ def fold_constants(model: ir.Model, should_fold: ShouldFold = lambda node: None)
         UnsupportedError: it has evaluators of its own, and one does not take what is there.
     """
     budget = _Budget(model, should_fold)
+    functions = dict(model.functions)
+    model.functions.clear()  # meanings of plugins stay as they are written: by that they are known
     try:
         _Folding(
             shape_inference=True,
@@ -57,6 +59,8 @@ def fold_constants(model: ir.Model, should_fold: ShouldFold = lambda node: None)
         raise UnsupportedError(
             "constants of the model cannot be folded", str(error).strip().splitlines()[:1]
         ) from error
+    finally:
+        model.functions.update(functions)
 
 
 class _Folding(FoldConstantsPass):
