@@ -64,6 +64,8 @@ def test_a_network_runs_natively_and_as_onnxruntime_does(exported, tmp_path, for
     assert "onnxruntime" not in plain(engine)
     names = {layer.name for layer in engine.plan.layers}
     assert any("MixtureOfExpertsGelu" in name for name in names)
+    routed = [layer for layer in engine.plan.layers if layer.tactic.startswith("routed")]
+    assert {layer.precision for layer in routed} == {"int8" if form == "int8" else "float32"}
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     want = onnxruntime.InferenceSession(path).run(None, {"x": x})[0]
     with Session(engine) as session:

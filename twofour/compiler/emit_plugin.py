@@ -115,7 +115,7 @@ def _layers(op: PluginOp, placed: Placed, choice: PluginChoice) -> list[Layer]:
             config,
             time_us,
             nd_shape(op),
-            precision_of(placed.y),
+            planned.precision or precision_of(placed.y),
         )
         if index == last:
             read = [v for i, v in enumerate(op.values) if i not in planned.unread]

@@ -66,6 +66,7 @@ class Planned:
         constants: what its own kernels read beside their operands.
         workspace_bytes: of all together.
         unread: operands that none of them reads.
+        precision: of its products; "" for that of its first result.
     """
 
     tactic: CpuTactic
@@ -74,6 +75,7 @@ class Planned:
     constants: NDArray[np.uint8]
     workspace_bytes: int
     unread: tuple[int, ...] = ()
+    precision: str = ""
 
     def calls(
         self, symbols: Sequence[str], place: Callable[[Entry], Place], constants: Place
@@ -129,7 +131,8 @@ def plan_code(tactic: CpuTactic, problem: Problem, target: Target, config: str) 
     parts = (*before, *(Part(stage, table) for stage in code.stages), *after)
     copied = {entry.operand for part in (*before, *after) for entry in part.table}
     unread = tuple(index for index in code.unread if index not in copied)
-    return Planned(tactic, config, parts, code.constants, room + code.workspace_bytes, unread)
+    whole = room + code.workspace_bytes
+    return Planned(tactic, config, parts, code.constants, whole, unread, code.precision)
 
 
 def _in_order(operand: Operand) -> Operand:

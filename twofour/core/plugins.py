@@ -130,12 +130,15 @@ class Code:
             beginning is not known.
         unread: places in `Problem.operands` of weights that no stage reads, as `constants` holds
             them packed: an engine leaves them out, and what the table has for them means nothing.
+        precision: of its products, "int8", "bfloat16" or "float32", for people; "" for that of its
+            first result.
     """
 
     stages: tuple[Stage, ...]
     constants: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     workspace_bytes: int = 0
     unread: tuple[int, ...] = ()
+    precision: str = ""
 
 
 def _takes_all(problem: Problem, target: Target) -> str:

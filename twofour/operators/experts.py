@@ -88,7 +88,8 @@ def _emit(tactic: Tactic, problem: Problem, target: Target, config: str) -> Code
     products, constants = product_stages(problem, plan, layers)
     stages = (*routing_stages(problem, plan), *products, combine_stage(problem, plan))
     weights_at = tuple(range(2, len(problem.inputs)))
-    return Code(stages, constants, plan.offsets["end"], weights_at)
+    precision = "int8" if plan.quantized else "float32"
+    return Code(stages, constants, plan.offsets["end"], weights_at, precision)
 
 
 def _cpu_tactics(*, quantized: bool) -> tuple[CpuTactic, ...]:

@@ -240,6 +240,7 @@ def emit(problem: Problem, target: Target, config: str, *, rounds: bool = False)
         ),
         constants,
         plan.workspace_bytes,
+        precision=plan.dtype,
     )
 
 
