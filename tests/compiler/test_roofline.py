@@ -11,7 +11,8 @@ from tests.sample_engines import CONV, SOFTMAX, STEM, sample_engine
 from tests.sample_models import conv_model
 from twofour.compiler.build import build
 from twofour.compiler.peak import Peaks
-from twofour.compiler.rates import COPY_BYTES, Rates, Results, measure_rates
+from twofour.compiler.rates import COPY_BYTES, Rates, measure_rates
+from twofour.compiler.result_loop import Results
 from twofour.compiler.roofline import Gap, gaps
 from twofour.core.errors import InputError
 from twofour.core.target import ISAS, Target, host_target, missing_features

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from twofour.compiler.instructions import Instruction, cycles, inner_loop, instructions
-from twofour.compiler.rates import SPOTS, Results, result_loop
+from twofour.compiler.result_loop import SPOTS, Results, result_loop
 from twofour.core.cpus import Cpu, cpu_named
 from twofour.core.target import Target
 from twofour.engine import Engine, Layer

@@ -11,57 +11,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from twofour.compiler.peak import Peaks, fastest_ns, measure_peaks
+from twofour.compiler.result_loop import SPOTS, TURNS, Results, result_loop
 from twofour.core.errors import InputError
 from twofour.core.memory import address, allocate
 from twofour.core.progress import Report, silent
 from twofour.core.target import Target, check_runs_here, detect_host
-from twofour.engine import Layer, Plan, Work
-from twofour.kernels.cpu.epilogue import emit_epilogue
+from twofour.engine import Plan
 from twofour.kernels.cpu.llvm import Function, Source, Value, compile_object, module_text
-from twofour.kernels.cpu.packing import header_bytes
-from twofour.kernels.cpu.problem import ELEMENT_BYTES, LANES, ConvProblem, Strides
-from twofour.kernels.cpu.vector import F32S, I32S, Vector
+from twofour.kernels.cpu.vector import I32S
 from twofour.runtime.cpu import Code
 
 COPY_BYTES = 128 << 10
 """Read, and as many written: more than a first-level cache holds, less than a second-level one."""
-SPOTS, _LINES, _TURNS = 12, 4, 16
+_LINES = 4
 _REPEATS, _COPIES = 200, 50
 _LEAST_READ = 1 << 18
-_SUM_BYTES = 4 * LANES
 _ARGUMENTS = (("ptr", "x"), ("ptr", "w"), ("ptr", "y"), ("ptr", "r"))
 _RANGES = (("i64", "t0"), ("i64", "t1"), ("i64", "p0"), ("i64", "p1"))
-
-
-@dataclass(frozen=True)
-class Results:
-    """What follows the sums of a layer.
-
-    Attributes:
-        dtype: of the layer's inputs: integer sums are scaled, those of floats are not.
-        out: type that is stored.
-        add: type of the residual; "" without one.
-        activation: see core/functions.py.
-        bounded: whether all stay below 2**31.
-        gate: the activation is done by a table.
-    """
-
-    dtype: str
-    out: str
-    add: str
-    activation: str
-    bounded: bool
-    gate: bool
-
-    @staticmethod
-    def of(layer: Layer) -> Results | None:
-        """Of a layer; None where it has no sums."""
-        work: Work = layer.work
-        if not work.out:
-            return None
-        return Results(
-            layer.precision, work.out, work.add, work.activation, work.bounded, work.gate
-        )
 
 
 @dataclass(frozen=True)
@@ -193,40 +159,4 @@ def _result_ns(kinds: Iterable[Results], target: Target) -> Iterable[tuple[Resul
     where = (at, at + (1 << 14), at + (2 << 14), at + (3 << 14))
     for kind, function in named.items():
         taken = fastest_ns(code, function.name, where, (0, _REPEATS))
-        yield kind, taken / (_REPEATS * _TURNS * SPOTS)
-
-
-def result_loop(name: str, kind: Results, isa: str) -> Function:
-    """Sums from the first-level cache become results there, t1 times `_TURNS` tiles."""
-    row = LANES * ELEMENT_BYTES["float32"]
-    strides = Strides(row, row, row)
-    problem = ConvProblem(
-        1,
-        SPOTS,
-        1,
-        LANES,
-        LANES,
-        kind.dtype,
-        strides,
-        strides,
-        kind.out,
-        r=strides if kind.add else None,
-        add=kind.add,
-        activation=kind.activation,
-        bounded=kind.bounded,
-        gate=kind.gate,
-    )
-    f = Function(name, (("ptr", "x"), ("ptr", "h"), ("ptr", "y"), ("ptr", "r"), *_RANGES))
-    v = Vector(isa, f)
-
-    def tile(at: Value, _: list[Value]) -> list[Value]:
-        x = f.at("%x", f.int_op("mul", at, SPOTS * _SUM_BYTES))
-        vector = I32S if kind.dtype == "int8" else F32S
-        sums = [f.load(vector, x, _SUM_BYTES * spot) for spot in range(SPOTS)]
-        emit_epilogue(
-            v, problem, [(s, 0) for s in range(SPOTS)], sums, f.at("%h", header_bytes(problem)), 1
-        )
-        return []
-
-    f.loop("%t0", "%t1", [], lambda _, __: f.loop(0, _TURNS, [], tile))
-    return f
+        yield kind, taken / (_REPEATS * TURNS * SPOTS)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from twofour.compiler.explain import FALLBACK, layers_of
 from twofour.compiler.peak import family
-from twofour.compiler.rates import Rates, Results
+from twofour.compiler.rates import Rates
+from twofour.compiler.result_loop import Results
 from twofour.engine import Layer, Plan
 
 _NOTABLE = 0.02
