@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -277,10 +276,7 @@ def _missing(engine: Engine) -> Iterator[str]:
         if step.kind == "onnxruntime" and step.symbol not in engine.subgraphs:
             yield f"subgraph {step.symbol!r} is missing"
     for call in plan.plugins:
-        end = 0
-        for tensor in call.constants:
-            size = math.prod(tensor.shape) * plan_check.ITEM_BYTES.get(tensor.dtype, 1)
-            end = -(-end // 64) * 64 + size
+        end = max((end for _, end in call.places(plan_check.ITEM_BYTES)), default=0)
         held = engine.subgraphs.get(call.step)
         if end > (0 if held is None else held.nbytes):
             yield f"constants of {call.step!r} are missing"

@@ -60,6 +60,17 @@ def steps(engine: Engine) -> list[tuple[str, list[str]]]:
     return [(kind, [op for op in ops if op != "Copy"]) for kind, ops in found]
 
 
+def native_operators(model: ir.Model, inputs: Arrays) -> list[str]:
+    """Those of the engine, all native; its outputs are those of ONNX Runtime."""
+    engine = build(model, tuning_effort=0)
+    outputs = run_twice(engine, inputs)
+    for name, array in reference(model, inputs).items():
+        np.testing.assert_allclose(outputs[name], array, rtol=1e-5, atol=1e-5)
+    ((kind, found),) = steps(engine)
+    assert kind == "native"
+    return found
+
+
 def random_inputs(model: ir.Model, seed: int = 0, **shapes: tuple[int, ...]) -> dict[str, Any]:
     """Seeded inputs as the model declares them."""
     random = np.random.default_rng(seed)

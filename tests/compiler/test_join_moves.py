@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.compiler.engines import reference, run_twice, steps
+from tests.compiler.engines import native_operators
 from tests.graphs import graph
-from twofour.compiler.build import build
 
 RANDOM = np.random.default_rng(0)
 X = "(float[2,8,6,4] x) => (float[n,c,h,w] y)"
@@ -36,14 +35,7 @@ def int64(*values: int) -> np.ndarray:
 
 def operators(model: ir.Model) -> list[str]:
     """Those of the engine, all native; its outputs are those of ONNX Runtime."""
-    inputs = images()
-    engine = build(model, tuning_effort=0)
-    outputs = run_twice(engine, inputs)
-    for name, array in reference(model, inputs).items():
-        np.testing.assert_allclose(outputs[name], array, rtol=1e-5, atol=1e-5)
-    ((kind, found),) = steps(engine)
-    assert kind == "native"
-    return found
+    return native_operators(model, images())
 
 
 def test_a_channel_shuffle_is_one_walk_and_its_half_a_view() -> None:

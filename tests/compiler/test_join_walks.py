@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.compiler.engines import reference, run_twice, steps
+from tests.compiler.engines import native_operators, steps
 from tests.graphs import graph
 from twofour.compiler.build import build
 
@@ -34,14 +34,7 @@ CONSTANTS = {
 
 def operators(model: ir.Model) -> list[str]:
     """Those of the engine, all native; its outputs are those of ONNX Runtime."""
-    inputs = {"x": RANDOM.normal(size=(1, 8, 6, 4)).astype(np.float32)}
-    engine = build(model, tuning_effort=0)
-    outputs = run_twice(engine, inputs)
-    for name, array in reference(model, inputs).items():
-        np.testing.assert_allclose(outputs[name], array, rtol=1e-5, atol=1e-5)
-    ((kind, found),) = steps(engine)
-    assert kind == "native"
-    return found
+    return native_operators(model, {"x": RANDOM.normal(size=(1, 8, 6, 4)).astype(np.float32)})
 
 
 def test_boxes_of_distances_are_one_walk_from_the_map_to_the_result() -> None:

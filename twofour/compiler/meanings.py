@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twofour.core.activation_texts import GELU, GELU_TANH, SILU
+
 CONV = (
     "Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,"
     " group: int = @group>"
@@ -120,29 +122,9 @@ ACTIVATIONS = {
     "HardSwish": "act = HardSwish (VALUE)",
     "HardSigmoid": "act = HardSigmoid <alpha = 0.16666667, beta = 0.5> (VALUE)",
     "Sigmoid": "act = Sigmoid (VALUE)",
-    "Silu": """gate = Sigmoid (VALUE)
- act = Mul (VALUE, gate)""",
-    "GeluTanh": """cubic = Constant <value_float = 0.044715> ()
- root = Constant <value_float = 0.7978845608> ()
- half = Constant <value_float = 0.5> ()
- one = Constant <value_float = 1.0> ()
- square = Mul (VALUE, VALUE)
- cube = Mul (square, VALUE)
- bent = Mul (cube, cubic)
- line = Add (VALUE, bent)
- turned = Mul (line, root)
- bounded = Tanh (turned)
- above = Add (bounded, one)
- halved = Mul (VALUE, half)
- act = Mul (halved, above)""",
-    "Gelu": """root = Constant <value_float = 0.7071067812> ()
- half = Constant <value_float = 0.5> ()
- one = Constant <value_float = 1.0> ()
- turned = Mul (VALUE, root)
- bounded = Erf (turned)
- above = Add (bounded, one)
- halved = Mul (VALUE, half)
- act = Mul (halved, above)""",
+    "Silu": SILU,
+    "GeluTanh": GELU_TANH,
+    "Gelu": GELU,
     "Tanh": "act = Tanh (VALUE)",
 }
 """What leads from VALUE to `act`, by the activation's name; Clip has attributes low and high."""

@@ -8,15 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from twofour.compiler.layout import ALIGNMENT
 from twofour.compiler.native import constant, name_of
 from twofour.core.errors import UnsupportedError
-from twofour.core.plan import PluginCall
+from twofour.core.plan import CONSTANT, CONSTANT_ALIGNMENT, LEFT_OUT, PluginCall
 from twofour.core.plugins import package_of
 from twofour.engine import DTYPES, Bytes, TensorInfo
 from twofour.onnx_tools.plugins import attributes_of, plugin_of
-
-_CONSTANT, _LEFT_OUT = -1, -2
 
 
 def python_call(symbol: str, node: ir.Node, inputs: Sequence[str]) -> tuple[PluginCall, Bytes]:
@@ -35,7 +32,7 @@ def python_call(symbol: str, node: ir.Node, inputs: Sequence[str]) -> tuple[Plug
     operands, constants, data = [], [], bytearray()
     for value in node.inputs:
         if value is None:
-            operands.append(_LEFT_OUT)
+            operands.append(LEFT_OUT)
         elif value.const_value is None:
             operands.append(list(inputs).index(name_of(value)))
         else:
@@ -45,9 +42,9 @@ def python_call(symbol: str, node: ir.Node, inputs: Sequence[str]) -> tuple[Plug
                     f"an engine does not hold {value.name!r}, which is {array.dtype.name}",
                     [f"{operator} {node.name!r} runs in Python and reads it"],
                 )
-            operands.append(_CONSTANT)
+            operands.append(CONSTANT)
             constants.append(TensorInfo(name_of(value), array.dtype.name, array.shape))
-            data += bytes(-len(data) % ALIGNMENT) + array.tobytes()
+            data += bytes(-len(data) % CONSTANT_ALIGNMENT) + array.tobytes()
     call = PluginCall(
         symbol,
         operator.domain,

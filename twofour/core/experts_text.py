@@ -6,6 +6,7 @@ those of core/experts.py.
 
 from __future__ import annotations
 
+from twofour.core.activation_texts import GELU, GELU_TANH, SILU
 from twofour.core.experts import (
     ACTIVATIONS,
     DOMAIN,
@@ -56,33 +57,13 @@ _WHERE = """flags = Reshape (mask, last)
 
 _ACTIVATION = {
     "Relu": "act = Relu (inner)",
-    "Silu": """opened = Sigmoid (inner)
- act = Mul (inner, opened)""",
+    "Silu": SILU.replace("VALUE", "inner"),
     SWIGLU: """a, b = Split <axis = -1, num_outputs = 2> (inner)
  opened = Sigmoid (a)
  gated = Mul (a, opened)
  act = Mul (gated, b)""",
-    "Gelu": """root = Constant <value_float = 0.7071067812> ()
- half = Constant <value_float = 0.5> ()
- unit = Constant <value_float = 1.0> ()
- turned = Mul (inner, root)
- bounded = Erf (turned)
- above = Add (bounded, unit)
- halved = Mul (inner, half)
- act = Mul (halved, above)""",
-    "GeluTanh": """cubic = Constant <value_float = 0.044715> ()
- root = Constant <value_float = 0.7978845608> ()
- half = Constant <value_float = 0.5> ()
- unit = Constant <value_float = 1.0> ()
- square = Mul (inner, inner)
- cube = Mul (square, inner)
- bent = Mul (cube, cubic)
- line = Add (inner, bent)
- turned = Mul (line, root)
- bounded = Tanh (turned)
- above = Add (bounded, unit)
- halved = Mul (inner, half)
- act = Mul (halved, above)""",
+    "Gelu": GELU.replace("VALUE", "inner"),
+    "GeluTanh": GELU_TANH.replace("VALUE", "inner"),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -241,6 +241,12 @@ class Layer:
     reads: tuple[Read, ...] = ()
 
 
+CONSTANT, LEFT_OUT = -1, -2
+"""Operands of a plugin that are no input of its step."""
+CONSTANT_ALIGNMENT = 64
+"""Bytes: what a plugin's constants begin at a multiple of."""
+
+
 @dataclass(frozen=True)
 class PluginCall:
     """What a step asks of an installed plugin: an operator that runs by its meaning, in Python.
@@ -252,10 +258,9 @@ class PluginCall:
         version: of the operator, as the plugin counts.
         package: that has it.
         attributes: of the node, as JSON.
-        operands: for each input the index of the step's input, -1 for the next constant, or -2
-            where it is left out.
-        constants: those inputs that are; their elements lie one after the other, each on a
-            multiple of 64 bytes.
+        operands: for each input the index of the step's input, `CONSTANT` for the next constant, or
+            `LEFT_OUT`.
+        constants: those inputs that are; their elements lie one after the other, see `places`.
     """
 
     step: str
@@ -266,6 +271,15 @@ class PluginCall:
     attributes: str
     operands: tuple[int, ...]
     constants: tuple[TensorInfo, ...] = ()
+
+    def places(self, item_bytes: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
+        """Begin and end of each constant in bytes, given those of an element by its type."""
+        found: list[tuple[int, int]] = []
+        for tensor in self.constants:
+            begin = -(-found[-1][1] // CONSTANT_ALIGNMENT) * CONSTANT_ALIGNMENT if found else 0
+            size = math.prod(tensor.shape) * item_bytes.get(tensor.dtype, 1)
+            found.append((begin, begin + size))
+        return tuple(found)
 
 
 @dataclass(frozen=True)

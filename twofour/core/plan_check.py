@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from twofour.core.abi import MAX_SYMBOLS, MAX_THREADS
-from twofour.core.plan import Layer, Plan, Profile, Step, TensorInfo, Write
+from twofour.core.plan import CONSTANT, LEFT_OUT, Layer, Plan, Profile, Step, TensorInfo, Write
 from twofour.core.sizes import Size
 from twofour.core.target import ISAS, TENSORRT
 
@@ -174,9 +174,12 @@ def _wrong_plugins(plan: Plan) -> Iterator[str]:
             yield f"step {step.symbol!r} calls no plugin"
             continue
         read = [index for index in call.operands if index >= 0]
-        if any(index >= len(step.inputs) for index in read) or min(call.operands, default=0) < -2:
+        if (
+            any(index >= len(step.inputs) for index in read)
+            or min(call.operands, default=0) < LEFT_OUT
+        ):
             yield f"step {step.symbol!r} reads operands {call.operands}"
-        if call.operands.count(-1) != len(call.constants):
+        if call.operands.count(CONSTANT) != len(call.constants):
             yield f"step {step.symbol!r} has {len(call.constants)} constants"
         for tensor in call.constants:
             if tensor.dtype not in DTYPES or tensor.sizes or not tensor.known:

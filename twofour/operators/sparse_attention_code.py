@@ -20,6 +20,7 @@ from twofour.operators.sparse_attention_kernel import Tables, emit_tiles
 from twofour.operators.sparse_attention_lists import Lists
 from twofour.operators.sparse_attention_pack import emit_pack
 from twofour.operators.sparse_attention_plan import GROUP, STACK_BYTES, Operand, Plan, Tile
+from twofour.plugins import kernel, pointers
 
 STORED = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "uint8": "int8"}
 """Types of tensors, and how kernels call them."""
@@ -230,7 +231,7 @@ def emit(problem: Problem, target: Target, config: str, *, rounds: bool = False)
     lists = Lists.of(pattern, tile.rows, tile.keys, GROUP if int8 else 1)
     plan = plan_of(problem, target, tile, lists.longest, rounds)
     constants, tables = _constants(problem, lists)
-    pack, tiles = _kernel(), _kernel()
+    pack, tiles = kernel(), kernel()
     emit_pack(pack, plan, _pointers(pack, problem))
     parts = emit_tiles(tiles, plan, _pointers(tiles, problem), tables)
     return Code(
@@ -244,17 +245,10 @@ def emit(problem: Problem, target: Target, config: str, *, rounds: bool = False)
     )
 
 
-def _kernel() -> Function:
-    return Function(
-        "kernel", [("ptr", p) for p in "xwyr"] + [("i64", p) for p in ("t0", "t1", "p0", "p1")]
-    )
-
-
 def _pointers(f: Function, problem: Problem) -> dict[str, str]:
     """Of the operands by name, and of the workspace."""
     names = [("q", "k", "v", "keep", "blocks")[i] for i, x in enumerate(problem.inputs) if x]
-    names += ["y", "workspace"]
-    return {name: f.load("ptr", "%x", 8 * i, 8) for i, name in enumerate(names)}
+    return dict(zip([*names, "y", "workspace"], pointers(f, problem), strict=True))
 
 
 def scales_of(problem: Problem) -> AttentionScales:

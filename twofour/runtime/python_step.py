@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.errors import EngineError, InputError, UnsupportedError
-from twofour.core.plan import PluginCall, TensorInfo
+from twofour.core.plan import CONSTANT, LEFT_OUT, PluginCall
+from twofour.core.plan_check import ITEM_BYTES
 from twofour.core.plugins import Operator, require
 from twofour.engine import Bytes, Engine, Step
 from twofour.runtime.shapes import Bound
 
 Array = NDArray[Any]
-_CONSTANT, _LEFT_OUT = -1, -2
-_ALIGNMENT = 64
 
 
 class PythonStep:
@@ -99,23 +97,19 @@ def _callable(operator: Operator) -> Any:
 
 def _operands(call: PluginCall, inputs: tuple[str, ...], held: Bytes) -> list[str | Array | None]:
     """For each input the name of a tensor, a constant, or None."""
-    constants = iter(_constants(call.constants, held))
+    constants = iter(_constants(call, held))
     found: list[str | Array | None] = []
     for index in call.operands:
-        if index == _CONSTANT:
+        if index == CONSTANT:
             found.append(next(constants))
         else:
-            found.append(None if index == _LEFT_OUT else inputs[index])
+            found.append(None if index == LEFT_OUT else inputs[index])
     return found
 
 
-def _constants(infos: tuple[TensorInfo, ...], held: Bytes) -> list[Array]:
+def _constants(call: PluginCall, held: Bytes) -> list[Array]:
     """The constants of a call, read-only."""
-    begin, arrays = 0, []
-    for info in infos:
-        begin = -(-begin // _ALIGNMENT) * _ALIGNMENT
-        size = math.prod(info.shape) * np.dtype(info.dtype).itemsize
-        array = np.frombuffer(held[begin : begin + size].tobytes(), info.dtype)
-        arrays.append(array.reshape(info.shape))
-        begin += size
-    return arrays
+    return [
+        np.frombuffer(held[begin:end].tobytes(), info.dtype).reshape(info.shape)
+        for info, (begin, end) in zip(call.constants, call.places(ITEM_BYTES), strict=True)
+    ]
