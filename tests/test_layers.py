@@ -94,12 +94,13 @@ HOMES = {
     "fsspec": ("twofour/serve/repository/", "twofour/registry/"),
     "cryptography": ("twofour/serve/repository/signatures.py", "twofour/registry/"),
     "scipy": ("twofour/search/solve.py",),
-    "pynvml": ("twofour/bench/energy.py",),
+    "pynvml": ("twofour/bench/energy.py", "twofour/serve/"),
     "mlflow": ("twofour/registry/mlflow.py",),
     "prometheus_client": ("twofour/serve/",),
     "opentelemetry": ("twofour/serve/",),
     "tensorrt": ("twofour/runtime/tensorrt_library.py",),
-    "cuda": ("twofour/runtime/cuda_memory.py",),
+    "cuda": ("twofour/runtime/cuda_memory.py", "twofour/runtime/cuda/"),
+    "triton": ("twofour/kernels/cuda/",),
     "triton_python_backend_utils": ("twofour/serve/triton/model.py",),  # in Triton's own process
     "safetensors": ("twofour/engine.py", "twofour/train/"),
 }

@@ -1,0 +1,197 @@
+"""A kernel of Triton with all its numbers, how it becomes machine code, and what a tactic offers.
+
+Kernels are compiled for a GPU that need not be here: Triton brings the assembler. The code that
+comes out takes addresses and nothing else, so a runtime starts it without Triton.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import triton
+from numpy.typing import NDArray
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from twofour.core.cuda_program import ALIGNMENT
+
+Array = NDArray[Any]
+TRITON_DTYPES = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float8e4m3fn": "fp8e4nv",
+    "int8": "i8",
+    "uint8": "u8",
+    "bool": "i8",
+    "int32": "i32",
+    "int64": "i64",
+}
+"""What Triton calls the types of elements."""
+_LANES = 32
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One start of a kernel of Triton.
+
+    The function's pointer parameters come first, in the order of `operands`; all others are
+    constants of the compilation.
+
+    Attributes:
+        function: the kernel, as `triton.jit` gives it.
+        operands: (role, type of its elements) of each pointer.
+        constants: the other parameters by name.
+        grid: programs along x, y and z.
+        warps: of a program.
+        stages: of Triton's software pipeline.
+        unaligned: roles whose address may be no multiple of 16 bytes.
+    """
+
+    function: Any
+    operands: tuple[tuple[str, str], ...]
+    constants: Mapping[str, Any]
+    grid: tuple[int, int, int]
+    warps: int = 4
+    stages: int = 3
+    unaligned: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of its pointers, in order."""
+        return tuple(role for role, _ in self.operands)
+
+
+@dataclass(frozen=True)
+class NvidiaSource:
+    """A kernel in CUDA C++, compiled by NVRTC; its parameters are pointers alone, like Triton's.
+
+    Attributes:
+        text: the source.
+        symbol: of the kernel, declared extern "C".
+        operands: (role, type of its elements) of each pointer.
+        grid: blocks along x, y and z.
+        threads: of a block.
+        shared_bytes: dynamic shared memory.
+    """
+
+    text: str
+    symbol: str
+    operands: tuple[tuple[str, str], ...]
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int = 0
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of its pointers, in order."""
+        return tuple(role for role, _ in self.operands)
+
+
+@dataclass(frozen=True)
+class LibraryKernel:
+    """A call of a library.
+
+    Attributes:
+        library: "cublaslt" or "cusparselt".
+        settings: JSON, see runtime/cuda/.
+        roles: of its operands, in the order that the library's file names them.
+    """
+
+    library: str
+    settings: str
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to run an operator.
+
+    Attributes:
+        tactic: its name, that of its file; sparse ones begin with the pattern: "2:4 cusparselt".
+        config: tile, stages, algorithm, in words.
+        calls: in order.
+        constants: role -> array that lies beside the weights, packed as the calls want it.
+        scratch: role -> bytes of the arena between the calls.
+    """
+
+    tactic: str
+    config: str
+    calls: tuple[Kernel | NvidiaSource | LibraryKernel, ...]
+    constants: Mapping[str, Array] = field(default_factory=dict)
+    scratch: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Machine code for one GPU.
+
+    Attributes:
+        cubin: the object.
+        symbol: of the kernel in it.
+        threads: of a block.
+        shared_bytes: dynamic shared memory.
+        nulls: null pointers that follow the others.
+    """
+
+    cubin: bytes
+    symbol: str
+    threads: int
+    shared_bytes: int
+    nulls: int = 2
+
+    @property
+    def name(self) -> str:
+        """Of the object among those of an engine: equal code has one name."""
+        return hashlib.sha256(self.cubin).hexdigest()[:24]
+
+
+def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
+    """Compiles a kernel.
+
+    Args:
+        kernel: the kernel.
+        capability: of the GPU, 90 for 9.0.
+
+    Raises:
+        triton.compiler.errors.CompilationError, triton.runtime.errors.OutOfResources: it cannot be
+            compiled so.
+    """
+    names = kernel.function.arg_names
+    pointers = names[: len(kernel.operands)]
+    dtypes = [TRITON_DTYPES[dtype] for _, dtype in kernel.operands]
+    signature = {name: f"*{dtype}" for name, dtype in zip(pointers, dtypes, strict=True)}
+    signature |= dict.fromkeys(names[len(pointers) :], "constexpr")
+    constants = {(names.index(name),): value for name, value in kernel.constants.items()}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, role in enumerate(kernel.roles)
+        if role not in kernel.unaligned
+    }
+    source = ASTSource(kernel.function, signature, constants, aligned)
+    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
+    target = GPUTarget("cuda", capability, _LANES)
+    made = triton.compile(source, target=target, options=options)
+    meta = made.metadata
+    if meta.global_scratch_size or meta.profile_scratch_size:
+        raise ValueError(f"{meta.name} asks for scratch memory of its own")
+    return Compiled(made.asm["cubin"], meta.name, _LANES * meta.num_warps, meta.shared)
+
+
+def aligned_bytes(size_bytes: int) -> int:
+    """The size, rounded up to what the next tensor may begin at."""
+    return -(-size_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def divided(count: int, size: int) -> int:
+    """How many pieces of `size` hold `count`."""
+    return -(-count // size)
+
+
+def as_bytes(array: Array) -> NDArray[np.uint8]:
+    """The bytes of an array in C order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
