@@ -56,6 +56,7 @@ class Finish:
         v = float(sum) * scale[n] * row_scale[m] + bias[n]         (row_scale where x has one)
         v = v + float(r) * residual_scale                       (where there is a residual)
         v = activation(v)
+        v = v + (float(r) - residual_zero) * residual_scale     (where `add_last`, not before)
         y = v rounded to y's type, or, quantized,
         y = saturate(round_half_even(v * y_factor) + y_zero)    int8
         y = saturate(v * y_factor)                              float8e4m3fn (448 at most)
@@ -72,6 +73,8 @@ class Finish:
         high: greatest value, inf for none.
         scaled: sums are multiplied by scale[n].
         by_rows: sums are multiplied by row_scale[m] too.
+        add_last: the residual is added behind the activation, not before it.
+        residual_zero: zero point of a residual that is added last; one added before is in the bias.
     """
 
     residual_scale: float = 1.0
@@ -82,6 +85,8 @@ class Finish:
     high: float = float("inf")
     scaled: bool = True
     by_rows: bool = False
+    add_last: bool = False
+    residual_zero: int = 0
 
 
 @dataclass(frozen=True)
