@@ -216,6 +216,26 @@ class NormProblem:
 
 
 @dataclass(frozen=True)
+class RowsProblem:
+    """Rows quantized at run time, each by itself: core/dynamic.py's "row", as int8 without the 128.
+
+    Roles: x, y, row_scale (float32 [rows]). For y float8e4m3fn, highest / 448 instead of / 127, and
+    no rounding to whole steps.
+
+    Attributes:
+        rows: how many.
+        channels: of a row.
+        x: (type, elements from one row to the next).
+        y: likewise.
+    """
+
+    rows: int
+    channels: int
+    x: tuple[str, int]
+    y: tuple[str, int]
+
+
+@dataclass(frozen=True)
 class Rows:
     """Tokens of sequences: [batch, length, channels], the channels side by side.
 
@@ -307,7 +327,9 @@ class Walk:
         steps: of "chain", what is computed of the inputs, one after the other: the operations of
             kernels/cpu/nd_scalar.py, the activations of core/functions.py by name, and
             "dequantize" (x - zero) * scale and "quantize" saturate(round_half_even(x / scale) +
-            zero), each with the scalars (scale, zero).
+            zero), each with the scalars (scale, zero); to float8e4m3fn without rounding to whole
+            steps, saturated at 448. A step's `kind` is the type of its result: of "cast" and
+            "quantize" what y holds (float16, ...), else the type that it is computed in.
     """
 
     op: str
