@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from twofour.core import plan_check
+from twofour.core import cuda_check, plan_check
 from twofour.core.abi import SLACK_BYTES
 from twofour.core.errors import EngineError, InputError
 from twofour.core.memory import allocate
@@ -62,7 +62,7 @@ __all__ = [
     "read_plan",
 ]
 
-FORMAT = 5
+FORMAT = 6
 _MAX_PLAN_BYTES = 64 << 20
 
 Bytes = NDArray[np.uint8]
@@ -77,7 +77,7 @@ class Engine:
         weights: uint8 [bytes], every packed weight and constant.
         code: object name -> object file, uint8.
         subgraphs: key -> uint8: a serialised ONNX model for a fallback step, the constants of a
-            step in Python.
+            step in Python, the program of a step on a GPU.
     """
 
     plan: Plan
@@ -259,7 +259,11 @@ def check(engine: Engine) -> None:
     Raises:
         EngineError: what was found wrong, the first ten of it.
     """
-    _refuse([*plan_check.wrong(engine.plan), *_missing(engine)])
+    problems = [*plan_check.wrong(engine.plan), *_missing(engine)]
+    if not problems:  # programs mean nothing without
+        weights = engine.weights.nbytes
+        problems += islice(cuda_check.wrong_programs(engine.plan, weights, engine.subgraphs), 10)
+    _refuse(problems)
 
 
 def _refuse(problems: Iterable[str]) -> None:

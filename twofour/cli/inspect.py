@@ -246,7 +246,11 @@ def _made_for(plan: Plan) -> str:
     """The machine, and what runs it there."""
     target = plan.target
     model = ", ".join(filter(None, (target.arch, target.model)))
-    by = f"threads {plan.threads}" if target.tensorrt is None else f"by {target.tensorrt.title}"
+    by = f"threads {plan.threads}"
+    if target.tensorrt is not None:
+        by = f"by {target.tensorrt.title}"
+    elif target.cuda is not None:
+        by = f"with {', '.join(target.cuda.libraries) or 'no library'}"
     return f"for {target} ({model}), {by}"
 
 

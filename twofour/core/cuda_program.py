@@ -180,7 +180,8 @@ class CudaProgram:
             if not 0 <= turn.layer < layers:
                 yield f"a call belongs to layer {turn.layer} of {layers}"
         for launch in self.launches:
-            if min(launch.grid) < 1 or not 1 <= launch.threads <= 1024 or launch.shared_bytes < 0:
+            well = len(launch.grid) == 3 and min(launch.grid) >= 1 and launch.shared_bytes >= 0
+            if not well or not 1 <= launch.threads <= 1024:
                 yield f"{launch.symbol} cannot be started so: {launch.grid}, {launch.threads}"
             if not 0 <= launch.nulls <= 4:
                 yield f"{launch.symbol} takes {launch.nulls} null pointers"

@@ -71,6 +71,11 @@ def parse_capabilities(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(major), int(minor)) for major, minor in found)
 
 
+def gpu_name(capability: tuple[int, int]) -> str:
+    """(8, 9) -> "sm89"."""
+    return f"sm{capability[0]}{capability[1]}"
+
+
 def _nvidia_smi(*query: str) -> str:
     """What it prints; "" if it is not there, fails or hangs."""
     program = shutil.which("nvidia-smi")

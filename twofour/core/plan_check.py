@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from twofour.core.abi import MAX_SYMBOLS, MAX_THREADS
+from twofour.core.cuda import is_gpu
 from twofour.core.plan import CONSTANT, LEFT_OUT, Layer, Plan, Profile, Step, TensorInfo, Write
 from twofour.core.sizes import Size
-from twofour.core.target import ISAS, TENSORRT
+from twofour.core.target import CUDA, ISAS, TENSORRT
 
 DTYPES = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
@@ -26,13 +27,13 @@ _MAX_RANK = 32
 _MAX_PROFILES = 64
 _MAX_TERMS = 64
 _MAX_POWER = 4
-_STEP_KINDS = ("native", "onnxruntime", "python", TENSORRT)
+_STEP_KINDS = ("native", "onnxruntime", "python", TENSORRT, CUDA)
 
 
 def wrong(plan: Plan) -> Iterator[str]:
     """What is wrong, in words."""
     yield from _wrong_target(plan)
-    if plan.target.isa not in ISAS and plan.target.tensorrt is None:
+    if plan.target.isa not in ISAS and not plan.target.on_gpu:
         yield f"unknown instruction set {plan.target.isa!r}, expected one of {', '.join(ISAS)}"
     if not 1 <= plan.threads <= MAX_THREADS:
         yield f"{plan.threads} threads, expected 1 to {MAX_THREADS}"
@@ -55,7 +56,19 @@ def wrong(plan: Plan) -> Iterator[str]:
 
 
 def _wrong_target(plan: Plan) -> Iterator[str]:
-    """Steps that are not for the target, or a network of TensorRT that is not there."""
+    """Steps that are not for the target, or a GPU that is not named."""
+    yield from _wrong_tensorrt(plan)
+    gpu, kinds = plan.target.cuda, {step.kind for step in plan.steps}
+    if (gpu is not None) != (plan.target.isa == CUDA) or (gpu and plan.target.tensorrt):
+        yield f"the target {plan.target.isa!r} contradicts what it says of CUDA"
+    if gpu is not None and not is_gpu(gpu.gpu):
+        yield f"the engine is for the GPU {gpu.gpu!r}, which is none"
+    if (gpu is None and CUDA in kinds) or (gpu is not None and kinds & {"native", TENSORRT}):
+        yield f"steps of the kinds {', '.join(sorted(kinds))} in an engine for {plan.target}"
+
+
+def _wrong_tensorrt(plan: Plan) -> Iterator[str]:
+    """What contradicts the TensorRT that a target names."""
     gpu = plan.target.tensorrt
     if (gpu is not None) != (plan.target.isa == TENSORRT):
         yield f"the target {plan.target.isa!r} contradicts what it says of TensorRT"

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from twofour.core import cuda as cudas
 from twofour.core.cpus import CPUS, cpu_named
+from twofour.core.cuda import Cuda, parse_cuda
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.machine import usable_cores
 from twofour.core.tensorrt import TensorRT, how_to_get, lacks, parse_tensorrt
@@ -30,6 +32,8 @@ _REQUIRED = {
 ISAS = tuple(_REQUIRED)
 TENSORRT = "tensorrt"
 """Stands for an instruction set where TensorRT brings the code."""
+CUDA = "cuda"
+"""Stands for an instruction set where the code is a GPU's."""
 _WORD = "cpu:"
 # (implementer, part) -> name, as Arm's reference manuals have them (MIDR_EL1).
 _ARM_CORES = {
@@ -45,16 +49,18 @@ _BF16_ISA, _BF16 = "avx512vnni", "avx512bf16"
 
 @dataclass(frozen=True)
 class Target:
-    """A CPU to build for, or a GPU that TensorRT builds for.
+    """A CPU to build for, or a GPU.
 
     Attributes:
-        isa: "dotprod", "avx512vnni", "avx2" or "vector" (the portable path); "tensorrt" for a GPU.
+        isa: "dotprod", "avx512vnni", "avx2" or "vector" (the portable path); "tensorrt" or
+            "cuda" for a GPU.
         arch: machine architecture, for example "x86_64".
         model: the CPU's or GPU's name as it gives it; informative, timings are only true there.
         bf16: code may use the instructions for bfloat16, which not every CPU of the set has.
-        tensorrt: of a GPU, what builds for it and runs it; None for a CPU.
+        tensorrt: of a GPU that TensorRT builds for, what builds for it and runs it; else None.
         cpu: name of the facts (core/cpus.py) that kernels are chosen by, where nothing is timed;
             "" for the machine that builds.
+        cuda: of a GPU that is built for without TensorRT, which it is; else None.
     """
 
     isa: str
@@ -63,6 +69,12 @@ class Target:
     bf16: bool = False
     tensorrt: TensorRT | None = None
     cpu: str = ""
+    cuda: Cuda | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its code runs on a GPU."""
+        return self.tensorrt is not None or self.cuda is not None
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -71,9 +83,10 @@ class Target:
         return (*needed, _BF16) if self.bf16 else needed
 
     def __str__(self) -> str:
-        """As messages show it: cpu:ISA, cpu:ISA+bf16 or tensorrt:sm89."""
-        if self.tensorrt is not None:
-            return str(self.tensorrt)
+        """As messages show it: cpu:ISA, cpu:ISA+bf16, tensorrt:sm89 or cuda:sm90."""
+        gpu = self.tensorrt or self.cuda
+        if gpu is not None:
+            return str(gpu)
         return f"cpu:{self.isa}{'+bf16' * self.bf16}"
 
     def to_json(self) -> dict[str, Any]:
@@ -87,12 +100,14 @@ class Target:
         Raises:
             InputError: the instruction set is not one this version knows.
         """
-        if data["isa"] not in (*_REQUIRED, TENSORRT):
+        if data["isa"] not in (*_REQUIRED, TENSORRT, CUDA):
             raise InputError(
                 f"unknown instruction set {data['isa']!r}", [f"expected one of {', '.join(ISAS)}"]
             )
         gpu = TensorRT(**data["tensorrt"]) if "tensorrt" in data else None
-        more = data.get("bf16", False), gpu, data.get("cpu", "")
+        own = data.get("cuda")
+        cuda = None if own is None else Cuda(own["gpu"], tuple(own["libraries"]), own["driver"])
+        more = data.get("bf16", False), gpu, data.get("cpu", ""), cuda
         return Target(data["isa"], data["arch"], data["model"], *more)
 
 
@@ -172,10 +187,12 @@ def why_no_bf16(target: Target) -> str:
 
 def missing_features(target: Target, host: Host | None = None) -> tuple[str, ...]:
     """What a machine, by default this one, lacks to run code for `target`; empty when it can."""
-    if target.tensorrt is not None and target.arch != platform.machine():
+    if target.on_gpu and target.arch != platform.machine():
         return (f"architecture {target.arch}",)
     if target.tensorrt is not None:
         return lacks(target.tensorrt) if host is None else ("TensorRT, as far as is known",)
+    if target.cuda is not None:
+        return cudas.lacks(target.cuda) if host is None else ("GPU, as far as is known",)
     host = detect_host() if host is None else host
     if host.arch != target.arch:
         return (f"architecture {target.arch}",)
@@ -194,6 +211,13 @@ def check_runs_here(target: Target) -> None:
             f"an engine of {target.tensorrt.title} for {target} cannot run on this machine",
             [f"missing: {', '.join(lacking)}"],
             how_to_get(target.tensorrt),
+        )
+    if lacking and target.cuda is not None:
+        raise UnsupportedError(
+            f"an engine for {target}{f' ({target.model})' if target.model else ''} cannot run on "
+            "this machine",
+            [f"missing: {', '.join(lacking)}"],
+            cudas.how_to_get(target.cuda),
         )
     if lacking:
         host = detect_host()
@@ -217,7 +241,7 @@ def _words_of(host: Host) -> str:
 
 
 def parse_target(text: str) -> Target:
-    """The target of a word: "cpu", "cpu:NAME", "tensorrt" or "tensorrt:sm89".
+    """The target of a word: "cpu", "cpu:NAME", "cuda", "cuda:sm90", "tensorrt", "tensorrt:sm89".
 
     `cpu` is this machine, `cpu:NAME` another one, for which nothing is timed. NAME is one of a CPU
     (core/cpus.py), or an instruction set: then the first CPU that has it stands for all.
@@ -227,12 +251,14 @@ def parse_target(text: str) -> Target:
     """
     if (gpu := parse_tensorrt(text)) is not None:
         return Target(TENSORRT, platform.machine(), "", tensorrt=gpu)
+    if (own := parse_cuda(text)) is not None:
+        return Target(CUDA, platform.machine(), "", cuda=own)
     if text == "cpu":
         return host_target()
     if not text.startswith(_WORD):
         raise InputError(
             f"unknown target {text!r}",
-            ["expected cpu, cpu:NAME, tensorrt or tensorrt:sm89"],
+            ["expected cpu, cpu:NAME, cuda, cuda:sm90, tensorrt or tensorrt:sm89"],
             f"name one of {', '.join(_WORD + cpu.name for cpu in CPUS)}",
         )
     cpu = cpu_named(text.removeprefix(_WORD))

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from twofour.core.errors import InputError
-from twofour.core.gpus import read_capabilities
+from twofour.core.gpus import gpu_name, read_capabilities
 
 WORD = "tensorrt"
 """What the target is called: "tensorrt", or "tensorrt:sm89"."""
@@ -105,11 +105,6 @@ def is_tensorrt(text: str) -> bool:
         return parse_tensorrt(text) is not None
     except InputError:
         return False
-
-
-def gpu_name(capability: tuple[int, int]) -> str:
-    """(8, 9) -> "sm89"."""
-    return f"sm{capability[0]}{capability[1]}"
 
 
 def fits_gpu(gpu: str, capability: tuple[int, int]) -> bool:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.errors import EngineError, InputError, UnsupportedError
+from twofour.core.gpus import gpu_name
 from twofour.core.plugins import Operator, require
-from twofour.core.tensorrt import TensorRT, fits_gpu, gpu_name, how_to_get
+from twofour.core.tensorrt import TensorRT, fits_gpu, how_to_get
 from twofour.engine import Engine, Profile, Step
 from twofour.runtime.cuda_memory import Cuda
 from twofour.runtime.shapes import Bound

@@ -25,11 +25,12 @@ from twofour.compiler.tensorrt.plan_layers import plan_layers, warnings_of
 from twofour.compiler.tensorrt.rewrite import for_tensorrt, is_quantized, plugins_in
 from twofour.compiler.tensorrt.rules import Rules, rules_of
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.gpus import gpu_name
 from twofour.core.plan import PluginCall
 from twofour.core.plugins import Operator, package_of
 from twofour.core.progress import Report
 from twofour.core.target import TENSORRT, Target
-from twofour.core.tensorrt import AMPERE_PLUS, TensorRT, fits_gpu, gpu_name
+from twofour.core.tensorrt import AMPERE_PLUS, TensorRT, fits_gpu
 from twofour.core.version import __version__
 from twofour.core.writing import write_whole
 from twofour.engine import Engine, Plan, Profile, Step

@@ -63,7 +63,7 @@ def choose(targets: Mapping[str, Target]) -> Choice:
 
     def rank(name: str) -> tuple[bool, int, bool, str]:
         target = targets[name]
-        on_cpu = target.tensorrt is None  # a GPU that is here is here to be used
+        on_cpu = not target.on_gpu  # a GPU that is here is here to be used
         return on_cpu, -len(target.features), target.model != here.model, name
 
     return Choice(tuple(sorted(targets.keys() - refused.keys(), key=rank)), refused)

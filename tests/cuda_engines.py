@@ -1,0 +1,54 @@
+"""A small engine for a GPU: y = (2 x + w) twice over, by kernels that a fake driver knows.
+
+Its objects are no machine code: tests/fake_cuda.py reads the name of a function of numpy in them.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+
+import numpy as np
+
+from twofour.core.cuda import Cuda
+from twofour.core.cuda_program import ARENA, WEIGHTS, CudaProgram, Launch, Place, Transfer
+from twofour.core.target import Target
+from twofour.engine import Engine, Layer, Plan, Profile, Step, TensorInfo
+
+COUNT = 64  # float32
+SIZE = 4 * COUNT
+W = np.arange(COUNT, dtype=np.float32)
+X, MIDDLE, Y = (Place(ARENA, 256 * index, SIZE) for index in range(3))
+KEPT = Place(WEIGHTS, 0, SIZE)
+
+
+def launch(code: str, layer: int, *places: Place, shared_bytes: int = 0, nulls: int = 2) -> Launch:
+    return Launch(code, f"{code}_kernel", (2, 1, 1), 32, shared_bytes, places, layer, nulls)
+
+
+def sample_program() -> CudaProgram:
+    """double: x -> middle; add: middle, w -> y."""
+    turns = [
+        launch("double", 0, X, MIDDLE, shared_bytes=100_000),
+        launch("add", 1, MIDDLE, KEPT, Y),
+    ]
+    return CudaProgram.of(turns, (Transfer("x", X),), (Transfer("y", Y),))
+
+
+def cuda_engine(program: CudaProgram | None = None, gpu: str = "sm90") -> Engine:
+    """x [64] -> y = 2 x + w."""
+    ends = [TensorInfo(name, "float32", (COUNT,)) for name in "xy"]
+    step = Step("cuda", "net", ("x",), ("y",), (0, 1))
+    profile = Profile((ends[0],), (ends[1],), (), (step,), 768, ())
+    target = Target("cuda", platform.machine(), "A GPU", cuda=Cuda(gpu))
+    layers = (Layer("first", "Mul", "walk"), Layer("second", "Add", "walk"))
+    plan = Plan(target, "0.1.0", "", (profile,), layers, 1, ("double", "add"))
+    code = {name: np.frombuffer(name.encode(), np.uint8) for name in plan.code}
+    content = (program or sample_program()).to_bytes()
+    held = {"net": np.frombuffer(content, np.uint8)}
+    return Engine(plan, W.view(np.uint8).copy(), code, held)
+
+
+def with_program(change: dict[str, object]) -> Engine:
+    """The engine with a program that differs so."""
+    return cuda_engine(replace(sample_program(), **change))  # type: ignore[arg-type]
