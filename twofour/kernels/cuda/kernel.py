@@ -39,13 +39,13 @@ _LANES = 32
 class Kernel:
     """One start of a kernel of Triton.
 
-    The function's pointer parameters come first, in the order of `operands`; all others are
-    constants of the compilation.
+    The function's parameters that are no constants are pointers, in the order of `operands`. A
+    pointer that a problem lacks is the constant None.
 
     Attributes:
         function: the kernel, as `triton.jit` gives it.
         operands: (role, type of its elements) of each pointer.
-        constants: the other parameters by name.
+        constants: the other parameters by name: numbers, texts, None, frozen dataclasses of such.
         grid: programs along x, y and z.
         warps: of a program.
         stages: of Triton's software pipeline.
@@ -162,20 +162,22 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
             compiled so.
     """
     names = kernel.function.arg_names
-    pointers = names[: len(kernel.operands)]
+    pointers = [name for name in names if name not in kernel.constants]
     dtypes = [TRITON_DTYPES[dtype] for _, dtype in kernel.operands]
-    signature = {name: f"*{dtype}" for name, dtype in zip(pointers, dtypes, strict=True)}
-    signature |= dict.fromkeys(names[len(pointers) :], "constexpr")
+    signature = dict.fromkeys(names, "constexpr")
+    signature |= {name: f"*{dtype}" for name, dtype in zip(pointers, dtypes, strict=True)}
     constants = {(names.index(name),): value for name, value in kernel.constants.items()}
     aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, role in enumerate(kernel.roles)
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, role in zip(pointers, kernel.roles, strict=True)
         if role not in kernel.unaligned
     }
     source = ASTSource(kernel.function, signature, constants, aligned)
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
     target = GPUTarget("cuda", capability, _LANES)
-    made = triton.compile(source, target=target, options=options)
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True  # which names files of this machine
+        made = triton.compile(source, target=target, options=options)
     meta = made.metadata
     if meta.global_scratch_size or meta.profile_scratch_size:
         raise ValueError(f"{meta.name} asks for scratch memory of its own")
