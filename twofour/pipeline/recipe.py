@@ -160,6 +160,7 @@ class Training(Section):
         clip_norm: gradients are scaled down to it; 0 does not.
         ema: decay of an average of the weights; 0 keeps none.
         bf16: forward passes in bfloat16.
+        fp16: in float16, with scaled gradients.
         loss: module:function (model, batch) -> scalar; by default cross entropy.
         distil: learn from the dense model too.
         temperature: of distillation.
@@ -181,6 +182,7 @@ class Training(Section):
     clip_norm: Amount = 0.0
     ema: Share = 0.0
     bf16: bool = False
+    fp16: bool = False
     loss: Function | None = None
     distil: bool = True
     temperature: Rate = 4.0

@@ -71,7 +71,7 @@ def export_onnx(
     pattern there, no file is left behind. The file's metadata promises the patterns.
 
     Args:
-        model: left in the mode it was in.
+        model: left in the mode it was in, on any device.
         example_inputs: one tensor, or one for each input; axis 0 is the batch.
         path: of the file; replaced if it exists.
         input_names: one for each input.
@@ -193,8 +193,8 @@ def _exported(
     # Names, not `Dim`: those bounds that a network itself has need not be spelled out then.
     shapes = tuple(dict(enumerate(dynamic)) for _ in inputs) if dynamic else None
     # Channels-last memory would be written out as gathers and reshapes by some decompositions.
-    inputs = tuple(x.contiguous() for x in inputs)
-    model = copy.deepcopy(model)
+    inputs = tuple(x.cpu().contiguous() for x in inputs)
+    model = copy.deepcopy(model).cpu()  # an exported file is the same from each device
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.contiguous()
     quants = set_marks(model)

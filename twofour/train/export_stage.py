@@ -63,7 +63,7 @@ def export(task: Task, name: str) -> Exported:
         start.model, tensors, path, task.input_names, task.output_names, task.dynamic
     )
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs.values())
-    arrays = {n: x.numpy() for n, x in zip(task.input_names, given, strict=True)}
+    arrays = {n: x.cpu().numpy() for n, x in zip(task.input_names, given, strict=True)}
     quantized = start.facts.quantizer is not None
     return Exported(name, path, patterns, quantized, arrays, outputs)
 
@@ -85,4 +85,4 @@ def _run(model: nn.Module, inputs: Any, names: tuple[str, ...]) -> dict[str, Arr
             [f"expected a name for each tensor; got {len(names)} names, {len(found)} tensors"],
             "add model: {outputs: [...]} with a name for each",
         )
-    return {name: t.numpy() for name, t in zip(names, found, strict=True)}
+    return {name: t.cpu().numpy() for name, t in zip(names, found, strict=True)}

@@ -88,6 +88,20 @@ class Method(ABC):
             optimizer.register_step_post_hook(self._after),
         ]
 
+    def skip(self) -> None:
+        """Counts a step that was left out, as `torch.amp.GradScaler` does: no weight moved.
+
+        For loops whose number of steps is fixed; without it such a step comes later.
+
+        Raises:
+            InputError: it is not attached.
+        """
+        if self._optimizer is None:
+            raise InputError(f"this {type(self).__name__} is not attached to an optimizer")
+        with torch.no_grad():
+            self._before_step()
+        self._after(self._optimizer, (), {})
+
     def finish(self) -> Sparsifier:
         """Ends it: all weights are masked, the masks are locked, and held by the optimizer.
 
@@ -102,8 +116,9 @@ class Method(ABC):
         if self.step < self._last_step():
             raise InputError(
                 f"this {type(self).__name__} needs {self._last_step()} steps of the optimizer",
-                [f"{self.step} were done; those that a GradScaler skips do not count"],
-                "train on for the missing ones, or give it the steps that training really has",
+                [f"{self.step} were done; a GradScaler skips some, which do not count"],
+                "train on for the missing ones, give it the steps that training really has, or "
+                "call skip() where one was left out",
             )
         for handle in self._handles:
             handle.remove()

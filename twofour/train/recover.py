@@ -20,6 +20,7 @@ from twofour.train.batches import Batches, device_of, samples_in, to_device
 from twofour.train.calibration import Loss, bare, count_of, modes_kept
 from twofour.train.checkpoint import Progress, Stateful, resume_run, save_run
 from twofour.train.distill import Distiller
+from twofour.train.half_precision import HalfPrecision
 from twofour.train.method import Method
 from twofour.train.objective import Objective, objective
 from twofour.train.schedule import Schedule
@@ -69,7 +70,7 @@ def finetune(
             not as many as its length says, the warm-up is longer than the training, or the loss or
             the weights are not finite.
         GateError: a pruned weight lost its pattern.
-        UnsupportedError: a checkpoint of weights that FSDP spreads over processes.
+        UnsupportedError: a checkpoint, or float16, with weights that FSDP spreads over processes.
     """
     if not callable(batches):
         raise InputError("finetune asks for the batches of each epoch", fix="lambda epoch: loader")
@@ -77,7 +78,14 @@ def finetune(
     run = _Run(model, schedule, objective(loss, schedule), progress)
     parts = run.prepare(method)
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and any(isinstance(p, DTensor) for p in model.parameters()):
+    spread = any(isinstance(p, DTensor) for p in model.parameters())
+    if spread and schedule.fp16:
+        raise UnsupportedError(
+            "cannot scale the gradients of weights that are spread over processes",
+            ["Schedule.fp16; each process would leave out other steps"],
+            "set Schedule.bf16 instead",
+        )
+    if path is not None and spread:
         raise UnsupportedError(
             f"cannot keep a checkpoint {path} of weights that are spread over processes",
             fix="leave checkpoint out, and save with torch.distributed.checkpoint from `evaluate`",
@@ -111,6 +119,7 @@ class _Run:
         self.progress = progress
         self.device = device_of(model)
         self.optimizer = schedule.optimizer.build(model, schedule.lr)
+        self.precision = HalfPrecision(schedule, self.optimizer, self.device)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.average = Average(model, schedule.ema) if schedule.ema else None
         self.method: Sparsifier | Method | None = None
@@ -123,6 +132,8 @@ class _Run:
         parts: dict[str, Stateful] = {"model": bare(self.model), "optimizer": self.optimizer}
         if self.average is not None:
             parts["average"] = self.average
+        if self.precision.scaler is not None:
+            parts["scaler"] = self.precision.scaler
         if method is not None and not isinstance(method, Sparsifier):
             parts[type(method).__name__] = method
         return parts
@@ -157,13 +168,10 @@ class _Run:
         rate = self.schedule.rate(step, batches * self.schedule.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16):
+        with self.precision.forward():
             loss, hits = self.objective(self.model, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        if self.schedule.clip_norm:
-            nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
-        self.optimizer.step()
+        if not self.precision.step(loss, self.trained) and isinstance(self.method, Method):
+            self.method.skip()
         if self.average is not None:
             self.average.update()
         tally.add(loss.detach(), hits, samples_in(batch))

@@ -77,6 +77,8 @@ class Schedule:
         seed: of the randomness inside the model (dropout); each epoch has its own.
         bf16: run the forward pass under bfloat16 autocast; weights and momentum stay float32.
             Pays on CPUs with AVX512-BF16 or AMX and on GPUs, costs elsewhere.
+        fp16: the same under float16, with scaled gradients; for GPUs without bfloat16. A step whose
+            gradients are not finite is left out; a method counts it all the same.
 
     Raises:
         InputError: a number is out of its range.
@@ -95,6 +97,7 @@ class Schedule:
     ema_stays: bool = True
     seed: int = 0
     bf16: bool = False
+    fp16: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what cannot be trained with, all of it at once."""
@@ -108,6 +111,7 @@ class Schedule:
                 ("label_smoothing", "0 to 1, 1 excluded", 0 <= self.label_smoothing < 1),
                 ("clip_norm", "0 or more", self.clip_norm >= 0),
                 ("ema", "0 to 1, 1 excluded", 0 <= self.ema < 1),
+                ("fp16", "one of bf16 and fp16", not (self.fp16 and self.bf16)),
             )
             if not held
         ]

@@ -59,6 +59,7 @@ class TrainSettings:
         clip_norm: gradients are scaled down to it; 0 does not.
         ema: decay of an average of the weights; 0 keeps none.
         bf16: forward passes in bfloat16.
+        fp16: in float16, with scaled gradients.
         loss: module:function (model, batch) -> scalar.
         distil: learn from the dense model.
         temperature: of distillation.
@@ -80,6 +81,7 @@ class TrainSettings:
     clip_norm: float = 0.0
     ema: float = 0.0
     bf16: bool = False
+    fp16: bool = False
     loss: str | None = None
     distil: bool = True
     temperature: float = 4.0
@@ -98,6 +100,10 @@ class TrainSettings:
         ]
         if self.loss is not None and self.distil:
             wrong.append("loss: a function of your own and distil: true are two losses")
+        if self.fp16 and self.bf16:
+            wrong.append("fp16 and bf16: forward passes are in one of them")
+        if self.fp16 and self.parallel == "fsdp2":
+            wrong.append("fp16 with fsdp2: use bf16, whose gradients need no scaling")
         if wrong:
             raise InputError("cannot train like this", wrong)
 
@@ -118,6 +124,7 @@ class TrainSettings:
             ema=self.ema,
             seed=seed,
             bf16=self.bf16,
+            fp16=self.fp16,
         )
 
     def distiller(self, student: nn.Module, teacher: nn.Module) -> Distiller:
