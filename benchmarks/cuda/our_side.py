@@ -1,0 +1,104 @@
+"""Our engines as contestants: one for each precision, of 2:4 kernels and of dense ones alone.
+
+Where the weights are 2:4 a build takes the faster of both for each layer; `sparsity="disable"`
+leaves the dense ones. All kinds of a network share one file of timings.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import twofour
+from benchmarks.cuda.cases import F32, INT8, WORKS, Array, Feeds, write_files
+from benchmarks.cuda.started import started
+from benchmarks.cuda.turns import Entry
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How an engine is built.
+
+    Attributes:
+        file: of the network.
+        options: of the build.
+    """
+
+    file: str
+    options: dict[str, Any]
+
+
+_DENSE = {"sparsity": "disable"}
+ON_GPU = {
+    "twofour int8 2:4": Kind(INT8, {"fp16": True}),
+    "twofour fp16 2:4": Kind(F32, {"fp16": True}),
+    "twofour int8 dense": Kind(INT8, {"fp16": True, **_DENSE}),
+    "twofour fp16 dense": Kind(F32, {"fp16": True, **_DENSE}),
+    "twofour fp8 2:4": Kind(INT8, {"fp16": True, "fp8": True}),
+    "twofour fp8 dense": Kind(INT8, {"fp16": True, "fp8": True, **_DENSE}),
+}
+ON_CPU = {
+    "twofour int8 2:4": Kind(INT8, {}),
+    "twofour f32 2:4": Kind(F32, {}),
+    "twofour int8 dense": Kind(INT8, _DENSE),
+    "twofour f32 dense": Kind(F32, _DENSE),
+}
+
+
+class OurSide:
+    """Builds engines and runs them.
+
+    Args:
+        device: "cuda" or "cpu".
+        folder: of ONNX files and timings.
+        effort: of tuning.
+    """
+
+    def __init__(self, device: str, folder: Path, effort: int) -> None:
+        """Nothing yet."""
+        self.device, self.folder, self.effort = device, folder, effort
+        self.sessions: list[twofour.Session] = []
+
+    def files(self, network: str) -> None:
+        """Writes the ONNX files."""
+        write_files(WORKS[network], self.folder / network)
+
+    def open(self, network: str, batch: int, kind: str) -> list[Entry]:
+        """Builds the engine of a kind, and keeps it beside the files."""
+        self.files(network)
+        feeds = WORKS[network].feeds(batch, 0)
+        chosen = (ON_GPU if self.device == "cuda" else ON_CPU)[kind]
+        shapes = {name: array.shape for name, array in feeds.items()}
+        options: dict[str, Any] = {"target": "cuda"} if self.device == "cuda" else {"race": False}
+        began = time.perf_counter()
+        engine = twofour.build(
+            self.folder / network / chosen.file,
+            shapes=shapes,
+            tuning_effort=self.effort,
+            timing_cache=self.folder / "timings.json",
+            **options,
+            **chosen.options,
+        )
+        seconds = time.perf_counter() - began
+        engine.save(self.folder / network / f"{kind.replace(' ', '-').replace(':', '')}.engine")
+        session = twofour.Session(engine)
+        self.sessions.append(session)
+        return [self._entry(kind, f"built in {seconds:.0f} s", session, feeds)]
+
+    def close(self) -> None:
+        """Ends the sessions."""
+        while self.sessions:
+            self.sessions.pop().close()
+
+    def _entry(self, kind: str, setting: str, session: twofour.Session, feeds: Feeds) -> Entry:
+        names = [each.name for each in session.outputs]
+
+        def outputs() -> list[Array]:
+            found = session.run(feeds)
+            return [found[name] for name in names]
+
+        outputs()
+        run = started(session, feeds)
+        return Entry(kind, setting, run.launch, run.wait, outputs, run.memory_bytes, run.note)
