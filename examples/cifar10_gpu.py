@@ -1,7 +1,7 @@
 """A CIFAR-10 ResNet from its published weights to 2:4 INT8, on a GPU in minutes.
 
     python examples/cifar10_gpu.py --device cuda --amp --table benchmarks/cifar10_gpu.md
-    python examples/cifar10_gpu.py --short                      # a CPU, under a minute, proves nothing
+    python examples/cifar10_gpu.py --short     # on a CPU in a minute, proves nothing
 
 The published network (ResNet-56) is pruned to 2:4 in one shot, all convolutions but the first;
 fine-tuned with the masks held and its dense self as teacher; and trained on with fake quantizers.

@@ -10,6 +10,7 @@ from tests.examples.test_recovery import data, script
 __all__ = ["data"]
 
 
+@pytest.mark.slow
 def test_a_short_run_ends_with_a_file(data, tmp_path, capsys):
     module = script("cifar10_gpu")
     words = ["--short", "--samples", "128", "--epochs", "1", "--qat-epochs", "1", "--depth", "20"]
