@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from tests.kernels.cuda.interpret import TORCH
 from twofour.core.attention import attention
 from twofour.kernels.cuda.problem import QUANTIZED, AttentionProblem, Rows
 
-TORCH = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float8e4m3fn": torch.float8_e4m3fn,
-    "int8": torch.int8,
-}
 # Relative to the largest result: eps of the type that products read, and a few roundings.
 BOUNDS = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 2e-2, "int8": 4e-3, "float8e4m3fn": 4e-3}
 
@@ -123,9 +118,23 @@ class Case:
             worst = float(np.nanmax(off - bound))
             place = np.unravel_index(np.nanargmax(off - bound), off.shape)
             return f"off by {worst:.3g} more than allowed at {place}: {got[place]}, {wanted[place]}"
-        whole = y._base if y._base is not None else y
-        beyond = whole.float()[:, :, y.shape[2] :]
+        beyond = whole(y).float()[:, :, y.shape[2] :]
         return "" if (beyond == 3).all() else "elements behind the rows of y were written"
+
+
+def flat(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What kernels get: all elements from a view's first one on, in one row."""
+    return {
+        role: whole(x).as_strided(
+            (whole(x).numel() - x.storage_offset(),), (1,), x.storage_offset()
+        )
+        for role, x in tensors.items()
+    }
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    """The tensor that a view is of, or itself."""
+    return x if x._base is None else x._base
 
 
 def numbers(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from triton.language import core  # noqa: F401  its functions are patched too
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
@@ -30,6 +31,9 @@ TORCH = {
     "int32": torch.int32,
     "int64": torch.int64,
 }
+
+
+_PATCH_TENSOR = interpreter._patch_lang_tensor
 
 
 def tensor_of(values: Array, dtype: str) -> torch.Tensor:
@@ -63,7 +67,18 @@ def interpreted() -> Iterator[None]:
         patch.setattr(JITFunction, "__call__", _call)
         patch.setattr(interpreter, "_convert_float", _converted)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
-        yield
+        patch.setattr(interpreter, "_patch_lang_tensor", _patch_tensor)
+        scope = interpreter._patch_lang(_call)  # tl, and core, which Triton's own functions call
+        try:
+            yield
+        finally:
+            scope.restore()
+
+
+def _patch_tensor(tensor: Any, scope: Any) -> None:
+    """Bounds of loops: from numpy 2.4 on an array of one element is no number by itself."""
+    _PATCH_TENSOR(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
 def _converted(values: Array, source: tl.dtype, target: tl.dtype, rounding: object) -> Array:

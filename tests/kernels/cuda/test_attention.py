@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.kernels.cuda.attention_cases import Case, padding
+from tests.kernels.cuda.attention_cases import Case, flat, padding
 from tests.kernels.cuda.interpret import interpret
 from twofour.kernels.cuda.attention import Tiles, _kernel, recipes, why_not
-from twofour.kernels.cuda.kernel import Recipe
+from twofour.kernels.cuda.kernel import Recipe, compile_kernel
 
 SMALL = Tiles(16, 16, 4, 2)
 
 
 def check(case: Case, tiles: Tiles = SMALL) -> None:
     recipe = Recipe("attention", "", (_kernel(case.problem, tiles),))
-    interpret(recipe, case.tensors)
+    interpret(recipe, flat(case.tensors))
     assert case.wrong() == ""
 
 
@@ -69,7 +69,7 @@ def test_all_recipes_agree() -> None:
     found = recipes(case.problem, {}, 90, effort=3)
     assert len(found) > 6
     for recipe in found[::3]:
-        interpret(recipe, case.tensors)
+        interpret(recipe, flat(case.tensors))
         assert case.wrong() == "", recipe.config
 
 
@@ -82,3 +82,12 @@ def test_refusals() -> None:
     assert "expected one type" in why_not(mixed, 90)
     assert recipes(mixed, {}, 90) == ()
     assert "8.9" in why_not(Case.of("float8e4m3fn", (4, 4), 1, (32, 32)).problem, 80)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_it_compiles_without_a_gpu(dtype: str, capability: int) -> None:
+    case = Case.of(dtype, (197, 197), 2, (64, 80), causal=True)
+    (recipe,) = recipes(case.problem, {}, capability, effort=0)
+    (kernel,) = recipe.calls
+    assert compile_kernel(kernel, capability).cubin[:4] == b"\x7fELF"
