@@ -3,8 +3,8 @@
     session = Session(Engine.load("model.engine"))
     outputs = session.run({"x": x})
 
-Each step of the plan is one call: a native program over the arena, or ONNX Runtime on a fallback
-subgraph. Between steps lie plain C-contiguous arrays.
+Each step of the plan is one call: a native program over the arena, a graph on a GPU, or ONNX
+Runtime on a fallback subgraph. Between steps lie plain C-contiguous arrays.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from twofour.core.abi import SLACK_BYTES
 from twofour.core.errors import InputError, UnsupportedError
 from twofour.core.memory import allocate, with_slack
-from twofour.core.target import check_runs_here
+from twofour.core.target import CUDA, check_runs_here
 from twofour.engine import Engine, Profile, Step, TensorInfo
 from twofour.runtime.cpu import Code, Workers
+from twofour.runtime.cuda import layers as cuda_layers
+from twofour.runtime.cuda.network import CudaNetwork, CudaStep
 from twofour.runtime.python_step import PythonStep
-from twofour.runtime.shapes import Bound, bind, shape_text
+from twofour.runtime.shapes import Bound, bind, refusal
 from twofour.runtime.steps import FallbackStep, Machine, NativeStep
 from twofour.runtime.taps import Tap, read
 from twofour.runtime.tensorrt import TensorRTStep, network_of
@@ -48,14 +50,25 @@ class Session:
     Args:
         engine: the engine.
         threads: how many to use; by default as many as the engine was tuned for.
+        gpu: of an engine for CUDA: which it runs on, by index or UUID; by default the first that
+            it fits.
+        most_gpu_bytes: likewise: what weights and arena may take of its memory.
 
     Raises:
         UnsupportedError: this machine cannot run the engine's code, or has not that many threads,
-            or not the GPU or the TensorRT that it was built for.
+            or not the GPU or the TensorRT that it was built for, or too little memory there.
         EngineError: the code cannot be loaded.
+        InputError: there is no such GPU.
     """
 
-    def __init__(self, engine: Engine, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        threads: int | None = None,
+        *,
+        gpu: int | str | None = None,
+        most_gpu_bytes: int | None = None,
+    ) -> None:
         """Maps code and weights, plans nothing: that was done at build."""
         check_runs_here(engine.plan.target)
         self.engine = engine
@@ -69,11 +82,24 @@ class Session:
         self._current: Bound | None = None
         self.threads = plan.threads if threads is None else threads
         self._network = network_of(engine)
-        self._machine = self._made_ready() if self._network is None else None
-        self._steps = [
-            [self._step(step, index, p) for step in p.steps]
-            for index, p in enumerate(plan.profiles)
-        ]
+        self._gpu: CudaNetwork | None = None
+        if plan.target.cuda is not None:
+            self._gpu = CudaNetwork(engine, gpu, most_gpu_bytes)
+        elif gpu is not None or most_gpu_bytes is not None:
+            raise InputError(
+                f"the engine runs on {plan.target}, and is told a GPU",
+                [f"expected an engine for cuda, got GPU {gpu!r}"],
+                "leave the GPU out, or build with --target cuda",
+            )
+        self._machine = None if plan.target.on_gpu else self._made_ready()
+        try:
+            self._steps = [
+                [self._step(step, index, p) for step in p.steps]
+                for index, p in enumerate(plan.profiles)
+            ]
+        except BaseException:
+            self.close()
+            raise
 
     def _made_ready(self) -> Machine:
         """Memory, code and threads of the CPU."""
@@ -167,6 +193,9 @@ class Session:
         """
         tensors, bound = self._checked(inputs)
         profile = self.engine.plan.profiles[bound.profile]
+        if self._gpu is not None:
+            yield from self._walk_on_gpu(self._gpu, tensors, bound)
+            return
         arena = allocate(self.engine.plan.arena_bytes + SLACK_BYTES)
         machine = replace(self._on_cpu("layer by layer"), arena=arena)
         machine.fill(profile)
@@ -187,6 +216,50 @@ class Session:
                 seen = {**tensors, **native.counted(tensors)}
                 yield from self._taps((layer,), machine, seen, bound)
             tensors.update(native.counted(tensors))
+
+    def _walk_on_gpu(
+        self, gpu: CudaNetwork, tensors: dict[str, Array], bound: Bound
+    ) -> Iterator[Tap]:
+        """As `walk`, in an arena of its own beside the weights that are there."""
+        self._require_open()
+        profile, usual = self.engine.plan.profiles[bound.profile], self._steps[bound.profile]
+        with closing(CudaNetwork(self.engine, gpu.device.gpu.index)) as own:
+            ready: list[tuple[Step, cuda_layers.Runnable]] = [
+                (step, own.step(step, profile) if step.kind == CUDA else there)
+                for step, there in zip(profile.steps, usual, strict=True)
+            ]
+            yield from cuda_layers.walk(self.engine, own, ready, tensors, bound)
+
+    def layer_times_us(self, inputs: Mapping[str, Array], rounds: int) -> dict[int, float]:
+        """Median time of each layer on the GPU in microseconds.
+
+        Each runs once by itself in a named range first, which profilers show (NVTX); graphs, as
+        which networks run otherwise, show none.
+
+        Args:
+            inputs: as for `run`.
+            rounds: how many times are measured.
+
+        Returns:
+            Index into `Plan.layers` -> time.
+
+        Raises:
+            InputError: as `run`.
+            UnsupportedError: the engine is not for CUDA.
+        """
+        if self._gpu is None:
+            raise UnsupportedError(
+                f"layers of an engine for {self.engine.plan.target} are not timed on a GPU",
+                [],
+                "use timeline for an engine of the CPU",
+            )
+        tensors, bound = self._checked(inputs)
+        profile = self.engine.plan.profiles[bound.profile]
+        with self._lock:
+            self._require_open()
+            self._enter(bound)
+            ready = list(zip(profile.steps, self._steps[bound.profile], strict=True))
+            return cuda_layers.layer_times_us(self._gpu, ready, tensors, bound, rounds)
 
     def timeline(self, inputs: Mapping[str, Array]) -> Timeline:
         """One run with the time of every layer on every thread.
@@ -236,8 +309,9 @@ class Session:
                 self._closed = True
                 if self._machine is not None:
                     self._machine.workers.close()
-                if self._network is not None:
-                    self._network.close()
+                for network in (self._network, self._gpu):
+                    if network is not None:
+                        network.close()
 
     def __enter__(self) -> Session:
         """The session itself."""
@@ -264,10 +338,10 @@ class Session:
         for name, dtype in self._expected:
             array = inputs.get(name)
             if not isinstance(array, np.ndarray) or array.dtype != dtype:
-                raise self._refusal(name, inputs)
+                raise refusal(self.engine.plan, name, inputs)
             tensors[name] = array
         if len(inputs) != len(tensors):
-            raise self._refusal("", inputs)
+            raise refusal(self.engine.plan, "", inputs)
         key = tuple([array.shape for array in tensors.values()])
         bound = self._bounds.get(key)
         if bound is None:
@@ -282,10 +356,12 @@ class Session:
 
     def _step(
         self, step: Step, index: int, profile: Profile
-    ) -> NativeStep | FallbackStep | PythonStep | TensorRTStep:
+    ) -> NativeStep | FallbackStep | PythonStep | TensorRTStep | CudaStep:
         """A step of a profile, ready to run."""
         if self._network is not None:
             return TensorRTStep(step, index, profile, self._network)
+        if self._gpu is not None and step.kind == CUDA:
+            return self._gpu.step(step, profile)
         if step.kind == "native":
             return NativeStep(step, profile, self._on_cpu())
         if step.kind == "python":
@@ -302,7 +378,7 @@ class Session:
             target = self.engine.plan.target
             raise UnsupportedError(
                 f"an engine for {target} cannot be run {how}",
-                ["TensorRT runs a network as a whole"],
+                ["a network runs there as a whole"],
                 "build the model for the CPU as well, and look at that engine",
             )
         return self._machine
@@ -310,44 +386,19 @@ class Session:
     def _enter(self, bound: Bound) -> None:
         """Writes what the profile keeps in the arena: its halos, and the values of its symbols."""
         before, self._current = self._current, bound
+        profile = self.engine.plan.profiles[bound.profile]
+        new = before is None or before.profile != bound.profile
+        if self._gpu is not None and new:
+            self._gpu.enter(profile)
         if self._machine is None:
             return
-        if before is None or before.profile != bound.profile:
-            self._machine.fill(self.engine.plan.profiles[bound.profile])
+        if new:
+            self._machine.fill(profile)
         self._machine.tell(bound)
 
     def _require_open(self) -> None:
         if self._closed:
             raise InputError("this session is closed", [], "open a new Session")
-
-    def _wanted(self, info: TensorInfo) -> str:
-        """An input in words, as the first profile takes it."""
-        return f"{info.name} {info.dtype} {shape_text(info, self.engine.plan.profiles[0])}"
-
-    def _refusal(self, name: str, inputs: Mapping[str, Array]) -> InputError:
-        """What is wrong with the inputs.
-
-        Args:
-            name: the first that does not fit, or "" where there are too many.
-            inputs: as given.
-        """
-        if name not in inputs:
-            return InputError(
-                "the inputs given are not those of the engine",
-                [
-                    f"expected {', '.join(map(self._wanted, self.inputs))}",
-                    f"got {', '.join(map(str, inputs)) or 'none'}",
-                ],
-                "name each array as the model names its input",
-            )
-        info = next(info for info in self.inputs if info.name == name)
-        array: object = inputs[name]
-        if not isinstance(array, np.ndarray):
-            found, fix = type(array).__name__, "pass a numpy array"
-        else:
-            found, fix = array.dtype.name, f"convert it with .astype({info.dtype!r})"
-        what = f"input {name!r} does not fit the engine"
-        return InputError(what, [f"expected {info.dtype}", f"got {found}"], fix)
 
 
 def load(path: str | Path, threads: int | None = None) -> Session:

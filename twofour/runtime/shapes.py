@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from twofour.core.errors import InputError
 from twofour.core.plan import Plan, Profile, TensorInfo
 from twofour.core.sizes import Size, written
@@ -58,6 +60,37 @@ def shape_text(info: TensorInfo, profile: Profile) -> str:
     if not info.known:
         return "[?]"
     return f"[{', '.join(_dim(profile, dim) for dim in info.dims)}]"
+
+
+def refusal(plan: Plan, name: str, inputs: Mapping[str, object]) -> InputError:
+    """What is wrong with the inputs, by name or type.
+
+    Args:
+        plan: of the engine.
+        name: the first that does not fit, or "" where there are too many.
+        inputs: as given.
+    """
+
+    def wanted(info: TensorInfo) -> str:
+        return f"{info.name} {info.dtype} {shape_text(info, plan.profiles[0])}"
+
+    if name not in inputs:
+        return InputError(
+            "the inputs given are not those of the engine",
+            [
+                f"expected {', '.join(map(wanted, plan.inputs))}",
+                f"got {', '.join(map(str, inputs)) or 'none'}",
+            ],
+            "name each array as the model names its input",
+        )
+    info = next(info for info in plan.inputs if info.name == name)
+    array = inputs[name]
+    if not isinstance(array, np.ndarray):
+        found, fix = type(array).__name__, "pass a numpy array"
+    else:
+        found, fix = array.dtype.name, f"convert it with .astype({info.dtype!r})"
+    what = f"input {name!r} does not fit the engine"
+    return InputError(what, [f"expected {info.dtype}", f"got {found}"], fix)
 
 
 def _dim(profile: Profile, dim: int | Size) -> str:

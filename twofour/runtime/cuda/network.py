@@ -1,0 +1,353 @@
+"""Steps of an engine on a GPU: one CUDA graph each, from the inputs' copies to the outputs'.
+
+Weights and code are on a GPU once for an engine, however many sessions run it there. A session has
+an arena and a stream of its own, so several run side by side.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.core.cuda import Cuda
+from twofour.core.cuda_check import wrong_program
+from twofour.core.cuda_program import ARENA, WEIGHTS, CudaProgram, Transfer
+from twofour.core.errors import EngineError, Error, UnsupportedError
+from twofour.core.gpus import gpu_name
+from twofour.core.memory import Bytes
+from twofour.core.plan import REBUILD
+from twofour.engine import Engine, Profile, Step
+from twofour.runtime.cuda.device import Device, open_device
+from twofour.runtime.cuda.prepared import LIBRARIES, Objects, Prepare, Prepared
+from twofour.runtime.cuda.ranges import named_range
+from twofour.runtime.shapes import Bound
+
+Array = NDArray[Any]
+_MIB = 1 << 20
+_lock = threading.Lock()
+
+
+@dataclass(eq=False)
+class _Shared:
+    """What all sessions of an engine on a GPU have in common.
+
+    Attributes:
+        engine: keeps its identity while this lives.
+        device: the GPU.
+        weights: address of the weights.
+        objects: its kernels.
+        users: how many sessions there are.
+    """
+
+    engine: Engine
+    device: Device
+    weights: int
+    objects: Objects
+    users: int = 0
+
+
+_shared: dict[tuple[int, int], _Shared] = {}
+
+
+def _acquire(engine: Engine, device: Device) -> _Shared:
+    """The weights of an engine on a GPU, copied there by the first who asks."""
+    key = id(engine), id(device)
+    with _lock:
+        found = _shared.get(key)
+        if found is None:
+            weights = device.take(engine.weights.nbytes, "the weights of an engine")
+            try:
+                _copy_weights(engine, device, weights)
+            except BaseException:
+                device.give_back(weights)
+                raise
+            objects = Objects(device, engine.code)
+            found = _shared[key] = _Shared(engine, device, weights, objects)
+        found.users += 1
+        return found
+
+
+def _copy_weights(engine: Engine, device: Device, to: int) -> None:
+    stream = device.stream()
+    try:
+        device.to_gpu(to, engine.weights, stream)
+        device.wait(stream)
+    finally:
+        device.drop_stream(stream)
+
+
+def _release(shared: _Shared) -> None:
+    """The last who leaves frees them."""
+    with _lock:
+        shared.users -= 1
+        if shared.users:
+            return
+        del _shared[id(shared.engine), id(shared.device)]
+        try:
+            shared.objects.close()
+        finally:
+            shared.device.give_back(shared.weights)
+
+
+@dataclass(eq=False)
+class _Held:
+    """What a session took of a GPU, to be freed once."""
+
+    device: Device
+    shared: _Shared
+    arena: int = 0
+    stream: int = 0
+    graphs: list[int] = field(default_factory=list)
+    pinned: list[Bytes] = field(default_factory=list)
+    prepared: list[Prepared] = field(default_factory=list)
+    released: bool = False
+
+    def release(self) -> None:
+        """Frees all, safe to call twice; where a kernel broke the GPU, nothing is left to free."""
+        if self.released:
+            return
+        self.released = True
+        device = self.device
+        frees: list[tuple[Callable[[Any], None], Any]] = []
+        frees += [(device.wait, self.stream)] if self.stream else []
+        frees += [(device.drop_graph, graph) for graph in self.graphs]
+        frees += [(Prepared.close, prepared) for prepared in self.prepared]
+        frees += [(device.unpin, held) for held in self.pinned]
+        frees += [(device.drop_stream, self.stream)] if self.stream else []
+        frees += [(device.give_back, self.arena)] if self.arena else []
+        for free, what in (*frees, (_release, self.shared)):
+            with suppress(Error):
+                free(what)
+
+
+class CudaNetwork:
+    """An engine on one GPU, with an arena and a stream of its own.
+
+    Attributes:
+        device: the GPU.
+        stream: of this session.
+        layer_names: those of the plan.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        gpu: int | str | None = None,
+        most_bytes: int | None = None,
+        libraries: Mapping[str, Prepare] = LIBRARIES,
+    ) -> None:
+        """Copies the weights there, unless they are, and takes the arena.
+
+        Args:
+            engine: for a GPU.
+            gpu: which, by index or UUID; None for the first that the engine fits.
+            most_bytes: of the GPU's memory that weights and arena may take; None for no limit.
+            libraries: see runtime/cuda/prepared.py.
+
+        Raises:
+            UnsupportedError: no GPU, another than the engine was built for, or no room.
+            InputError: there is no such GPU.
+        """
+        wanted = engine.plan.target.cuda
+        assert wanted is not None
+        self._engine, self._libraries = engine, libraries
+        self.layer_names = tuple(layer.name for layer in engine.plan.layers)
+        self.device = _fitting(wanted, gpu)
+        _require_room(engine, self.device, most_bytes)
+        self._held = _Held(self.device, _acquire(engine, self.device))
+        self._finalizer = weakref.finalize(self, _Held.release, self._held)
+        try:
+            self.stream = self._held.stream = self.device.stream()
+            size = engine.plan.arena_bytes
+            self._held.arena = self.device.take(size, "the arena of a session")
+            self.device.fill(self._held.arena, 0, size, self.stream)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def arena(self) -> int:
+        """Its address."""
+        return self._held.arena
+
+    def enter(self, profile: Profile) -> None:
+        """Writes the halos of a profile to the arena."""
+        for fill in profile.fills:
+            self.device.fill(self.arena + fill.offset, fill.value, fill.size_bytes, self.stream)
+
+    def step(self, step: Step, profile: Profile) -> CudaStep:
+        """A step of a profile, captured.
+
+        Raises:
+            EngineError: its program lies, or its code cannot be loaded.
+            UnsupportedError: CUDA or a library refuses.
+        """
+        engine = self._engine
+        program = CudaProgram.from_bytes(engine.subgraphs[step.symbol].tobytes())
+        wrong = wrong_program(program, step, profile, engine.plan, engine.weights.nbytes)
+        if reasons := [*wrong][:10]:
+            raise EngineError(f"the program of step {step.symbol!r} lies", reasons, REBUILD)
+        shared = self._held.shared
+        blocks = {ARENA: self.arena, WEIGHTS: shared.weights}
+        prepared = Prepared(self.device, program, shared.objects, blocks, self._libraries)
+        self._held.prepared.append(prepared)
+        self.enter(profile)
+        return CudaStep(step, profile, self, prepared, self._held)
+
+    def close(self) -> None:
+        """Frees what it took; safe to call twice."""
+        self._finalizer.detach()
+        self._held.release()
+
+
+@dataclass(eq=False)
+class _Copied:
+    """A plain tensor beside the GPU: in memory that it copies from or to."""
+
+    name: str
+    at: int
+    array: Array
+
+
+class CudaStep:
+    """One step: feeds the GPU, replays its graph, and gives what came out.
+
+    Attributes:
+        prepared: its program.
+        last_groups: layer -> the last index in `prepared.layers` where it stands.
+    """
+
+    def __init__(
+        self, step: Step, profile: Profile, network: CudaNetwork, prepared: Prepared, held: _Held
+    ) -> None:
+        """Runs it once on zeros, so that libraries load what they need, then captures it."""
+        self.symbol, self.layers = step.symbol, step.layers
+        self.prepared, self._network, self._held = prepared, network, held
+        self.last_groups = {layer: index for index, layer in enumerate(prepared.layers)}
+        infos = {info.name: info for info in profile.tensors}
+        program, device, stream = prepared.program, network.device, network.stream
+
+        def beside(transfers: tuple[Transfer, ...]) -> list[_Copied]:
+            found = []
+            for transfer in transfers:
+                memory = device.pinned(transfer.place.size_bytes)
+                held.pinned.append(memory)
+                info = infos[transfer.name]
+                plain = memory[: transfer.place.size_bytes].view(info.dtype).reshape(info.shape)
+                plain[...] = 0
+                at = network.arena + transfer.place.offset
+                found.append(_Copied(transfer.name, at, plain))
+            return found
+
+        self._inputs, self._outputs = beside(program.inputs), beside(program.outputs)
+        self._whole()
+        device.wait(stream)
+        self._graph = device.capture(stream, self._whole)
+        held.graphs.append(self._graph)
+
+    def run(self, tensors: dict[str, Array], bound: Bound) -> None:
+        """Copies the inputs, replays the graph, and waits for the results."""
+        self.feed(tensors)
+        device, stream = self._network.device, self._network.stream
+        device.replay(self._graph, stream)
+        device.wait(stream)
+        self.fetch(tensors)
+
+    def feed(self, tensors: Mapping[str, Array]) -> None:
+        """Puts the inputs where the GPU copies them from."""
+        for each in self._inputs:
+            np.copyto(each.array, tensors[each.name])
+
+    def fetch(self, tensors: dict[str, Array]) -> None:
+        """New arrays of what the GPU copied back."""
+        for each in self._outputs:
+            tensors[each.name] = each.array.copy()
+
+    def groups(self, tensors: dict[str, Array]) -> Iterator[int]:
+        """As `run`, but layer after layer, each in a range of its name.
+
+        Yields:
+            The index into `prepared.layers` of each that is done.
+        """
+        device, stream = self._network.device, self._network.stream
+        names = self._network.layer_names
+        self.feed(tensors)
+        with named_range(f"{self.symbol}: copies to the GPU"):
+            self._copy_in()
+            device.wait(stream)
+        for index, layer in enumerate(self.prepared.layers):
+            with named_range(names[layer]):
+                self.prepared.enqueue_group(index, stream)
+                device.wait(stream)
+            yield index
+        with named_range(f"{self.symbol}: copies from the GPU"):
+            self._copy_out()
+            device.wait(stream)
+        self.fetch(tensors)
+
+    def _whole(self) -> None:
+        """Everything, into the stream."""
+        self._copy_in()
+        self.prepared.enqueue(self._network.stream)
+        self._copy_out()
+
+    def _copy_in(self) -> None:
+        device, stream = self._network.device, self._network.stream
+        for each in self._inputs:
+            device.to_gpu(each.at, each.array, stream)
+
+    def _copy_out(self) -> None:
+        device, stream = self._network.device, self._network.stream
+        for each in self._outputs:
+            device.from_gpu(each.array, each.at, stream)
+
+
+def _fitting(wanted: Cuda, gpu: int | str | None) -> Device:
+    """The GPU to run on.
+
+    Raises:
+        UnsupportedError, InputError: see `CudaNetwork`.
+    """
+    if gpu is not None:
+        device = open_device(gpu)
+        if wanted.fits(device.gpu.capability):
+            return device
+        found = [device.gpu]
+    else:
+        found = list(open_device(0).driver.gpus())
+        for each in found:
+            if wanted.fits(each.capability):
+                return open_device(each.index)
+    has = ", ".join(f"{gpu_name(each.capability)} ({each.name})" for each in found)
+    raise UnsupportedError(
+        f"the engine was built for a GPU of {wanted.gpu}",
+        [f"found {has or 'none'}"],
+        "build it again here: twofour build MODEL.onnx -o E.engine --target cuda",
+    )
+
+
+def _require_room(engine: Engine, device: Device, most_bytes: int | None) -> None:
+    """Refuses an engine that is larger than it may be.
+
+    Raises:
+        UnsupportedError: says what it needs and what it may have.
+    """
+    if most_bytes is None:
+        return
+    weights, arena = engine.weights.nbytes, engine.plan.arena_bytes
+    if weights + arena > most_bytes:
+        raise UnsupportedError(
+            f"the engine needs more of the memory of {device.gpu.name} than it may have",
+            [
+                f"weights {weights / _MIB:,.1f} MiB and arena {arena / _MIB:,.1f} MiB, "
+                f"allowed are {most_bytes / _MIB:,.1f} MiB"
+            ],
+            "allow more, or build with smaller batches",
+        )
