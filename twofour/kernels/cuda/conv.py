@@ -1,0 +1,398 @@
+"""Products and convolutions on tensor cores, in Triton: an implicit product over channels-last x.
+
+A program makes a tile of y, pixels times channels. Its sums run over K = taps x channels in steps:
+
+    for step in range(steps):                  # the pipeline loads `stages` of them ahead
+        a[m, k] = x[pixel of m under the step's tap, channels c ... c + BK]
+        sums += a @ w[n, step * BK ...].T
+    y = finish(sums)
+
+"taps": BK divides the channels, so that a step has one tap and its pixels one test of the borders.
+"flat": each k finds its own tap (a first layer of 3 channels). "product": there is nothing to find.
+
+Taps that lie outside read 0 and not x_zero, which loads that pass by the registers cannot fill in.
+The sums of a pixel then lack x_zero times the weights of those taps: `Edges` holds what is missing
+for each set of taps that lies outside somewhere, 9 sets for a 3x3 window.
+
+Where there are few tiles, several programs share a tile's steps, and another kernel adds their sums
+in order: results are the same in every run.
+
+Weights: [N, K padded to a multiple of 128], K in the order (kh, kw, c), c fastest.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+
+from twofour.core.bfloat16 import to_bf16
+from twofour.core.float8 import to_fp8
+from twofour.kernels.cuda.conv_tiles import Tile, tiles_of
+from twofour.kernels.cuda.finish import (
+    Ends,
+    Pixels,
+    finish,
+    finish_call,
+    finish_constants,
+    finish_operands,
+    kernel_of,
+    pixel_offsets,
+)
+from twofour.kernels.cuda.kernel import Array, Kernel, Recipe, divided
+from twofour.kernels.cuda.problem import ConvProblem
+from twofour.kernels.cuda.reference import round_to
+
+K_MULTIPLE = 128
+"""What K of packed weights is padded to a multiple of."""
+_FULL_CHANNELS = 64
+FP8_CAPABILITY = 89
+"""The least that a GPU has to have to multiply float8."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a kernel finds what it multiplies.
+
+    Attributes:
+        rows: pixels of y.
+        channels: of a group of x.
+        outs: channels of a group of y.
+        all_outs: of all groups.
+        out_h: height of y.
+        out_w: width of y.
+        kernel: (height, width) of the window; stride and dilation likewise.
+        top: padding above; left likewise.
+        k: taps x channels.
+        k_packed: elements from one row of weights to the next.
+        x: where its pixels lie.
+        padded: some tap of some pixel lies outside of x.
+        product: y's pixels are x's.
+    """
+
+    rows: int
+    channels: int
+    outs: int
+    all_outs: int
+    out_h: int
+    out_w: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    top: int
+    left: int
+    k: int
+    k_packed: int
+    x: Pixels
+    padded: bool
+    product: bool
+
+    @staticmethod
+    def of(problem: ConvProblem) -> Geometry:
+        """Of a problem."""
+        window, (out_h, out_w) = problem.window, problem.out_size
+        outside = any(not inside.all() for inside in taps_inside(problem))
+        return Geometry(
+            problem.rows,
+            problem.channels // problem.groups,
+            problem.out_channels // problem.groups,
+            problem.out_channels,
+            out_h,
+            out_w,
+            window.kernel,
+            window.stride,
+            window.dilation,
+            window.pads[0],
+            window.pads[1],
+            problem.k,
+            divided(problem.k, K_MULTIPLE) * K_MULTIPLE,
+            Pixels.of(problem.x, problem.batch, problem.height, problem.width),
+            outside,
+            replace(problem, groups=1).is_product,
+        )
+
+
+def taps_inside(problem: ConvProblem) -> tuple[Array, Array]:
+    """Which taps lie in x: bool [OH, KH] and [OW, KW]."""
+    window, found = problem.window, []
+    sizes = (problem.height, problem.width)
+    for axis, (size, outs) in enumerate(zip(sizes, problem.out_size, strict=True)):
+        first = np.arange(outs)[:, None] * window.stride[axis] - window.pads[axis]
+        place = first + np.arange(window.kernel[axis]) * window.dilation[axis]
+        found.append((place >= 0) & (place < size))
+    return found[0], found[1]
+
+
+def edge_constants(problem: ConvProblem, w: Array) -> dict[str, Array]:
+    """What sums lack where taps lie outside: none, or the roles "edges" and "edge_index".
+
+    Args:
+        problem: the convolution, of int8.
+        w: int8 [N, C / groups, KH, KW].
+
+    Returns:
+        "edge_index": int32 [OH * OW], the set of taps outside of each pixel. "edges": int32
+        [sets, N], x_zero times the sum of the weights of those taps.
+    """
+    inside_h, inside_w = taps_inside(problem)
+    if problem.x_zero == 0 or (inside_h.all() and inside_w.all()):
+        return {}
+    kinds_h, index_h = np.unique(inside_h, axis=0, return_inverse=True)
+    kinds_w, index_w = np.unique(inside_w, axis=0, return_inverse=True)
+    outside = ~(kinds_h[:, None, :, None] & kinds_w[None, :, None, :])
+    of_taps = w.astype(np.int64).sum(axis=1)
+    edges = np.einsum("abhw,nhw->abn", outside, of_taps) * problem.x_zero
+    index = index_h.reshape(-1, 1) * len(kinds_w) + index_w.reshape(1, -1)
+    return {
+        "edges": edges.reshape(-1, w.shape[0]).astype(np.int32),
+        "edge_index": index.reshape(-1).astype(np.int32),
+    }
+
+
+def stored(values: Array, dtype: str) -> Array:
+    """Weights as a kernel reads them: bits where numpy lacks the type.
+
+    Args:
+        values: int8 or float32, any shape.
+        dtype: of x.
+    """
+    if dtype == "float8e4m3fn":
+        return to_fp8(values.astype(np.float32))
+    if dtype == "bfloat16":
+        return to_bf16(values.astype(np.float32))
+    return round_to(values, dtype).astype(dtype)
+
+
+def pack(w: Array, dtype: str) -> Array:
+    """Weights [N, C, KH, KW] as [N, K padded], zeros behind K; of x's type."""
+    n = w.shape[0]
+    rows = stored(w, dtype).transpose(0, 2, 3, 1).reshape(n, -1)
+    k = rows.shape[1]
+    packed = np.zeros((n, divided(k, K_MULTIPLE) * K_MULTIPLE), rows.dtype)
+    packed[:, :k] = rows
+    return packed
+
+
+def unpack(packed: Array, shape: tuple[int, int, int, int]) -> Array:
+    """The inverse of `pack`, as it is stored, for a weight of that shape [N, C, KH, KW]."""
+    n, c, kh, kw = shape
+    return packed[:, : c * kh * kw].reshape(n, kh, kw, c).transpose(0, 3, 1, 2)
+
+
+def merged(problem: ConvProblem, w: Array) -> tuple[ConvProblem, Array]:
+    """The same convolution with fewer groups, filled up with zeros, so that each fills tiles.
+
+    Args:
+        problem: the convolution.
+        w: [N, C / groups, KH, KW].
+
+    Returns:
+        The problem, and its weight, of larger groups.
+    """
+    groups, per_group = problem.groups, problem.channels // problem.groups
+    sizes = [size for size in range(1, groups + 1) if groups % size == 0]
+    size = next((s for s in sizes if s * per_group >= _FULL_CHANNELS), groups)
+    if size == 1:
+        return problem, w
+    n, (kernel_h, kernel_w) = w.shape[0], w.shape[2:]
+    wide = np.zeros((n, size, per_group, kernel_h, kernel_w), w.dtype)
+    of_group = np.arange(n) // (n // groups)
+    wide[np.arange(n), of_group % size] = w
+    full = wide.reshape(n, size * per_group, kernel_h, kernel_w)
+    return replace(problem, groups=groups // size), full
+
+
+def recipes(
+    problem: ConvProblem, constants: Mapping[str, Array], capability: int, *, effort: int = 2
+) -> tuple[Recipe, ...]:
+    """Ways to run a convolution or product, the best guess first.
+
+    Args:
+        problem: what is computed.
+        constants: "w" [N, C / groups, KH, KW], int8 or float32, rounded to x's type; "scale" and
+            "bias", float32 [N], where there are such.
+        capability: of the GPU, 90 for 9.0.
+        effort: how many: 1, 4, 12, 32 for 0 to 3.
+
+    Returns:
+        None for float8 on a GPU without it.
+    """
+    if problem.x.dtype == "float8e4m3fn" and capability < FP8_CAPABILITY:
+        return ()
+    dense, w = merged(problem, constants["w"])
+    packed = {"w": pack(w, problem.x.dtype), **finish_constants(problem, constants)}
+    packed |= edge_constants(problem, constants["w"]) if problem.x.dtype == "int8" else {}
+    found = tiles_of(dense, capability)[: (1, 4, 12, 32)[min(effort, 3)]]
+    return tuple(_recipe(dense, tile, packed) for tile in found)
+
+
+def _recipe(problem: ConvProblem, tile: Tile, constants: dict[str, Array]) -> Recipe:
+    """One way: its kernels and their constants."""
+    calls = tuple(_calls(problem, tile, constants))
+    scratch = {}
+    if tile.splits > 1:
+        scratch = {"sums": tile.splits * problem.rows * problem.out_channels * 4}
+    return Recipe("triton conv", tile.text, calls, constants, scratch)
+
+
+def _calls(problem: ConvProblem, tile: Tile, constants: Mapping[str, Any]) -> Iterator[Kernel]:
+    """The kernel, and where several programs share a tile, the one that adds their sums."""
+    dtype, biased = problem.x.dtype, "bias" in constants
+    sums = "int32" if dtype == "int8" else "float32"
+    whole, edged = tile.splits == 1, "edges" in constants
+    ends = finish_operands(problem, biased)
+    operands = {
+        "x": ("x", dtype),
+        "w": ("w", dtype),
+        **(ends if whole else dict.fromkeys(ends)),
+        "edges": ("edges", "int32") if edged else None,
+        "edge_index": ("edge_index", "int32") if edged else None,
+        "y": ("y", problem.y.dtype) if whole else ("sums", sums),
+    }
+    geometry = Geometry.of(problem)
+    tiles = divided(problem.rows, tile.m) * divided(geometry.outs, tile.n)
+    grid = (tiles, tile.splits, problem.groups)
+    numbers = {"G": geometry, "ENDS": Ends.of(problem), "T": replace(tile, warps=0, stages=0)}
+    yield kernel_of(_conv, operands, numbers, grid, warps=tile.warps, stages=tile.stages)
+    if not whole:
+        yield finish_call(problem, sums, parts=tile.splits, biased=biased)
+
+
+@triton.jit
+def _tile_at(number, tiles_m: tl.constexpr, tiles_n: tl.constexpr, BAND: tl.constexpr):
+    """Which tile a program makes: bands of BAND rows of tiles, whose inputs stay in the L2."""
+    band = number // (BAND * tiles_n)
+    within = number % (BAND * tiles_n)
+    height = tl.minimum(tiles_m - band * BAND, BAND)
+    return band * BAND + within % height, within // height
+
+
+@triton.jit
+def _load_taps(x_places, h0, w0, step, G: tl.constexpr, BK: tl.constexpr):
+    """A block of x [BM, BK], all of it under one tap; x_places are those of tap 0, channel 0."""
+    blocks: tl.constexpr = G.channels // BK
+    tap = step // blocks
+    down = (tap // G.kernel[1]) * G.dilation[0]
+    right = (tap % G.kernel[1]) * G.dilation[1]
+    places = x_places + (down * G.x.row + right * G.x.pixel + (step % blocks) * BK)
+    if G.padded:
+        h = h0 + down
+        w = w0 + right
+        inside = (h >= 0) & (h < G.x.height) & (w >= 0) & (w < G.x.width)
+        a = tl.load(places, mask=inside[:, None], other=0.0)
+    else:
+        a = tl.load(places)
+    return a
+
+
+@triton.jit
+def _load_flat(x_rows, h0, w0, step, G: tl.constexpr, BK: tl.constexpr):
+    """A block of x [BM, BK], each k with a tap of its own; x_rows [BM] are those of k = 0."""
+    k = step * BK + tl.arange(0, BK)
+    tap = k // G.channels
+    down = (tap // G.kernel[1]) * G.dilation[0]
+    right = (tap % G.kernel[1]) * G.dilation[1]
+    places = x_rows[:, None] + (down * G.x.row + right * G.x.pixel + k % G.channels)[None, :]
+    if G.padded:
+        h = h0[:, None] + down[None, :]
+        w = w0[:, None] + right[None, :]
+        inside = (h >= 0) & (h < G.x.height) & (w >= 0) & (w < G.x.width)
+        a = tl.load(places, mask=inside & (k < G.k)[None, :], other=0.0)
+    else:
+        a = tl.load(places, mask=(k < G.k)[None, :], other=0.0)
+    return a
+
+
+@triton.jit
+def _load_rows(x_places, step, G: tl.constexpr, BK: tl.constexpr):
+    """A block of x [BM, BK] of a product."""
+    if G.k % BK == 0:
+        a = tl.load(x_places + step * BK)
+    else:
+        k = step * BK + tl.arange(0, BK)
+        a = tl.load(x_places + step * BK, mask=(k < G.k)[None, :], other=0.0)
+    return a
+
+
+@triton.jit
+def _conv(
+    x,
+    w,
+    scale,
+    row_scale,
+    bias,
+    r,
+    numbers,
+    edges,
+    edge_index,
+    y,
+    G: tl.constexpr,
+    ENDS: tl.constexpr,
+    T: tl.constexpr,
+):
+    BM: tl.constexpr = T.m
+    BN: tl.constexpr = T.n
+    BK: tl.constexpr = T.k
+    BAND: tl.constexpr = T.band
+    tiles_m: tl.constexpr = (G.rows + BM - 1) // BM
+    tiles_n: tl.constexpr = (G.outs + BN - 1) // BN
+    steps: tl.constexpr = (G.k + BK - 1) // BK
+    part: tl.constexpr = (steps + T.splits - 1) // T.splits
+    pixels: tl.constexpr = G.x
+    tile_m, tile_n = _tile_at(tl.program_id(0), tiles_m, tiles_n, BAND)
+    split = tl.program_id(1)
+    group = tl.program_id(2)
+
+    m = tile_m * BM + tl.arange(0, BM)
+    n = tile_n * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    m_there = tl.minimum(m, G.rows - 1)
+    if G.product:
+        x_rows = x + pixel_offsets(m_there, pixels) + group * G.channels
+        h0 = m
+        w0 = m
+    else:
+        line = m_there // G.out_w
+        h0 = (line % G.out_h) * G.stride[0] - G.top
+        w0 = (m_there % G.out_w) * G.stride[1] - G.left
+        image = line // G.out_h
+        if G.x.wide:
+            image = image.to(tl.int64)
+        x_rows = x + (image * G.x.image + h0 * G.x.row + w0 * G.x.pixel + group * G.channels)
+    x_places = x_rows[:, None] + k[None, :]
+    w_rows = (group * G.outs + tl.minimum(n, G.outs - 1)) * G.k_packed
+    w_places = w + w_rows[None, :] + k[:, None]
+
+    whole: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
+    precise: tl.constexpr = "tf32x3" if x.dtype.element_ty == tl.float32 else "tf32"
+    sums = tl.zeros((BM, BN), dtype=whole)
+    begin = split * part
+    for step in range(begin, tl.minimum(begin + part, steps)):
+        if G.product:
+            a = _load_rows(x_places, step, G, BK)
+        elif G.channels % BK == 0:
+            a = _load_taps(x_places, h0, w0, step, G, BK)
+        else:
+            a = _load_flat(x_rows, h0, w0, step, G, BK)
+        b = tl.load(w_places + step * BK)
+        sums = tl.dot(a, b, sums, input_precision=precise, out_dtype=whole)
+
+    n_inside = n < G.outs
+    n = group * G.outs + n
+    if edges is not None:
+        if split == 0:
+            which = tl.load(edge_index + m_there % (G.out_h * G.out_w)) * G.all_outs
+            places = edges + which[:, None] + n[None, :]
+            sums += tl.load(places, mask=n_inside[None, :], other=0)
+    if T.splits == 1:
+        finish(sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS)
+    else:
+        row = (split * G.rows + m).to(tl.int64)
+        inside = (m < G.rows)[:, None] & n_inside[None, :]
+        tl.store(y + row[:, None] * G.all_outs + n[None, :], sums, mask=inside)
