@@ -66,6 +66,7 @@ def interpreted() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "__call__", _call)
         patch.setattr(interpreter, "_convert_float", _converted)
+        patch.setattr(interpreter, "_patch_lang_tensor", _patched)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
         patch.setattr(interpreter, "_patch_lang_tensor", _patch_tensor)
         scope = interpreter._patch_lang(_call)  # tl, and core, which Triton's own functions call
@@ -110,7 +111,21 @@ def _dot(builder: object, a: Any, b: Any, d: Any, precision: object, imprecise: 
 
 
 def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
-    return InterpretedFunction(function.fn).rewrite()(*args, **kwargs)
+    """A function that a kernel calls, Triton's own among them, whose names are patched as well."""
+    scope = interpreter._patch_lang(function.fn)
+    try:
+        return InterpretedFunction(function.fn).rewrite()(*args, **kwargs)
+    finally:
+        scope.restore()
+
+
+def _patched(tensor: Any, scope: Any) -> None:
+    """Bounds of loops: numpy makes no number of an array of one element, and Triton asks it to."""
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+_patch_tensor = interpreter._patch_lang_tensor
 
 
 def interpret(what: Kernel | Recipe, tensors: Mapping[str, torch.Tensor]) -> None:

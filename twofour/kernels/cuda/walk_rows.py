@@ -39,7 +39,7 @@ _COMBINED = {
     "max": f"tl.maximum({{0}}, {{1}}, {_NAN})",
     "min": f"tl.minimum({{0}}, {{1}}, {_NAN})",
 }
-_PROGRAMS, _SHARE, _LINE_BYTES = 264, 8192, 32
+_PROGRAMS, _SHARE, _LEAST = 264, 8192, 256
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,15 @@ def block_of(fold: Fold, elements: int = 2048) -> tuple[int, int]:
     runs = abs(gone[-1].steps[0]) <= abs(kept[-1].steps[0]) or size(kept) == 1
     if runs or not kept[-1].steps[0]:
         columns = min(power(size(gone)), elements)
-        return max(1, min(elements // columns, power(size(kept)), _even(size(kept)))), columns
+        return _rows_of(size(kept), columns, elements), columns
     rows = min(power(size(kept)), 64)
     return rows, min(elements // rows, power(size(gone)))
 
 
-def _even(results: int) -> int:
-    """As many results a program as leave enough programs."""
-    return power(results // _PROGRAMS)
+def _rows_of(results: int, columns: int, elements: int) -> int:
+    """Rows of a block: as many as leave enough programs, but enough for its threads."""
+    wanted = max(power(results // _PROGRAMS), _LEAST // columns)
+    return max(1, min(elements // columns, wanted, power(results)))
 
 
 def fold_text(fold: Fold, roles: tuple[str, str], block: tuple[int, int]) -> tuple[str, int]:
@@ -192,7 +193,7 @@ def rows_tiling(problem: Walk) -> Tiling:
     kept, along = row_axes(problem)
     count = along[0].count
     columns = power(count) if count <= AT_ONCE else PIECE
-    rows = max(1, min(1024 // columns, power(size(kept) // _PROGRAMS)))
+    rows = _rows_of(size(kept), columns, 1024)
     if kept and abs(kept[-1].steps[0]) < abs(along[0].steps[0]):  # side by side are the rows
         rows = max(rows, min(32, power(size(kept)), max(1, AT_ONCE // columns)))
     warps = max(1, min(16, rows * columns // 512))
