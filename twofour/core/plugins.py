@@ -172,6 +172,43 @@ class CpuTactic:
     bfloat16: bool = False
 
 
+@dataclass(frozen=True)
+class CudaTactic:
+    """One way to run an operator on a GPU of NVIDIA; its operands lie in C order.
+
+    Its kernels stand in a module of their own, which is imported only where a GPU is built for:
+    Triton need not be there otherwise. The module has two functions,
+
+        why_not(problem, capability) -> str
+            why it cannot take a `Problem` on a GPU, 90 for compute capability 9.0; "" if it can
+        recipes(problem, capability, *, effort) -> sequence of `Recipe`s
+            ways to run it, the best guess first; `effort` 0 to 3 says how many are worth a try
+
+    The roles of a `Recipe` (kernels/cuda/kernel.py) are the operands' names, and those of its own
+    constants and scratch memory. Operands that it does not name are not read: weights, for example,
+    that its constants have packed.
+
+    Attributes:
+        name: as reports show it.
+        module: of its functions, as it is imported.
+        strided: it takes operands of any strides, as of `CpuTactic`.
+    """
+
+    name: str
+    module: str
+    strided: bool = False
+
+    def refuse(self, problem: Problem, capability: int) -> str:
+        """Why it cannot take a problem; "" if it can."""
+        return str(importlib.import_module(self.module).why_not(problem, capability))
+
+    def recipes(self, problem: Problem, capability: int, *, effort: int = 2) -> Sequence[Any]:
+        """Ways to run a problem that it takes."""
+        module = importlib.import_module(self.module)
+        found: Sequence[Any] = module.recipes(problem, capability, effort=effort)
+        return found
+
+
 Meaning = str | bytes | Callable[..., Any]
 
 
@@ -189,8 +226,9 @@ class Operator:
         shapes: (shape and type of each input, attributes) -> those of each output. A function needs
             none: its operators' own rules say it.
         tactics: of each kind of target, "cpu", "cuda" or "tensorrt". A node that none of them takes
-            runs by its meaning: a function on ONNX Runtime, numpy in Python. Those of TensorRT are
-            functions: they get its Python module, and register creators of plugins.
+            runs by its meaning: a function on ONNX Runtime, numpy in Python. Those of a CPU are
+            `CpuTactic`s, those of "cuda" `CudaTactic`s, those of TensorRT functions: they get its
+            Python module, and register creators of plugins.
         samples: (problem, generator) -> arrays to compare and time kernels with, one for each input
             that is no constant. By default normal floats, and bytes of a quantized tensor; an
             operator that reads other integers has to say which ones make sense.
@@ -231,9 +269,10 @@ class Operator:
             raise ValueError(f"{self}: a meaning in numpy needs a rule for shapes")
         if unknown := sorted(set(self.tactics) - {"cpu", "cuda", "tensorrt"}):
             raise ValueError(f"{self}: no target {unknown[0]!r}: expected cpu, cuda or tensorrt")
-        names = [tactic.name for tactic in self.tactics.get("cpu", ())]
-        if len(set(names)) < len(names):
-            raise ValueError(f"{self}: its tactics need names of their own, got {names}")
+        for kind in ("cpu", "cuda"):
+            names = [tactic.name for tactic in self.tactics.get(kind, ())]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{self}: its tactics need names of their own, got {names}")
 
     def __str__(self) -> str:
         """As messages show it."""
@@ -248,6 +287,11 @@ class Operator:
     def cpu(self) -> tuple[CpuTactic, ...]:
         """Its tactics for CPUs."""
         return tuple(self.tactics.get("cpu", ()))
+
+    @property
+    def cuda(self) -> tuple[CudaTactic, ...]:
+        """Its tactics for GPUs of NVIDIA."""
+        return tuple(self.tactics.get("cuda", ()))
 
     @property
     def tensorrt(self) -> tuple[Callable[[Any], None], ...]:

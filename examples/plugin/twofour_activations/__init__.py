@@ -14,6 +14,7 @@ import numpy as np
 from twofour.plugins import (
     Code,
     CpuTactic,
+    CudaTactic,
     Operator,
     Stage,
     float_bits,
@@ -80,7 +81,13 @@ def winner_shapes(inputs, attributes):
 
 OPERATORS = (
     Operator(
-        "example", "SquaredRelu", SQUARED_RELU, tactics={"cpu": [CpuTactic("loop", emit, refuse)]}
+        "example",
+        "SquaredRelu",
+        SQUARED_RELU,
+        tactics={
+            "cpu": [CpuTactic("loop", emit, refuse)],
+            "cuda": [CudaTactic("squared relu", "twofour_activations.gpu")],
+        },
     ),
     Operator("example", "Winner", winner, shapes=winner_shapes),
 )
