@@ -1,4 +1,4 @@
-"""A made-up TensorRT and CUDA: they compute next to nothing, and keep what they are told.
+"""A made-up TensorRT: it computes next to nothing, and keeps what it is told.
 
 They stand in for what cannot be had where the tests run: a GPU, and the versions of TensorRT that
 need one to build. Names, arguments and results are those of NVIDIA's documentation.
@@ -6,7 +6,6 @@ need one to build. Names, arguments and results are those of NVIDIA's documentat
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import sys
 import weakref
@@ -16,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fake_cuda import FakeDriver, plant_driver
 from twofour.compiler.tensorrt import build, builder
 from twofour.core import tensorrt as presence
 from twofour.core.tensorrt import Installed
-from twofour.runtime import cuda_memory, tensorrt_library
+from twofour.runtime import tensorrt_library
 
 NAME = "fake_tensorrt_module"
 GPU = ("A GPU", (8, 9))
@@ -30,70 +30,6 @@ FLAGS = {
     11: ("SPARSE_WEIGHTS",),
 }
 NETWORKS = {8: ("EXPLICIT_BATCH",), 9: ("EXPLICIT_BATCH", "STRONGLY_TYPED")}
-
-
-class FakeCuda(ModuleType):
-    """The functions of cuda.bindings.runtime that are called; "device" memory is this process's."""
-
-    def __init__(self, capability: tuple[int, int] = GPU[1], fails: str = "") -> None:
-        """`fails`: a function that gives an error instead."""
-        super().__init__("cuda.bindings.runtime")
-        kinds = ("cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost")
-        self.cudaMemcpyKind = enum.Enum("cudaMemcpyKind", kinds)
-        attributes = ("cudaDevAttrComputeCapabilityMajor", "cudaDevAttrComputeCapabilityMinor")
-        self.cudaDeviceAttr = enum.Enum("cudaDeviceAttr", attributes)
-        self.capability, self.fails = capability, fails
-        self.memory: dict[int, Any] = {}
-        self.streams: set[int] = set()
-        self.calls: list[str] = []
-
-    def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if not name.startswith("cuda") or not callable(found) or isinstance(found, type):
-            return found
-        self.calls.append(name)
-        return (lambda *_: (2, None)) if name == self.fails else found
-
-    def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:
-        return 0, b"out of memory"
-
-    def cudaGetDevice(self) -> tuple[int, int]:
-        return 0, 0
-
-    def cudaStreamCreate(self) -> tuple[int, int]:
-        stream = 7000 + len(self.streams)
-        self.streams.add(stream)
-        return 0, stream
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
-        return (0 if stream in self.streams else 400,)
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
-        self.streams.remove(stream)
-        return (0,)
-
-    def cudaDeviceGetAttribute(self, kind: enum.Enum, device: int) -> tuple[int, int]:
-        return 0, self.capability[kind.value - 1]
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:
-        return 0, SimpleNamespace(name=GPU[0].encode() + b"\0")
-
-    def cudaMalloc(self, size_bytes: int) -> tuple[int, int]:
-        block = ctypes.create_string_buffer(size_bytes)
-        self.memory[ctypes.addressof(block)] = block
-        return 0, ctypes.addressof(block)
-
-    def cudaFree(self, address: int) -> tuple[int]:
-        del self.memory[address]
-        return (0,)
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Any, stream: int) -> Any:
-        device = to if kind.name == "cudaMemcpyHostToDevice" else source
-        assert device in self.memory, "a copy to or from memory that was not taken"
-        assert size <= len(self.memory[device])
-        assert stream in self.streams
-        ctypes.memmove(to, source, size)
-        return (0,)
 
 
 class _Logger:
@@ -109,11 +45,11 @@ class _Calibrator:
     pass
 
 
-def fake_tensorrt(version: str) -> Any:
+def fake_tensorrt(version: str, cuda: FakeDriver | None = None) -> Any:
     """The module, with what its version has; `told` holds what it was told."""
     major = int(version.partition(".")[0])
     module: Any = ModuleType(NAME)
-    module.__version__ = version
+    module.__version__, module.cuda = version, cuda
     module.told = {"flags": [], "profiles": [], "network": None}
     module.report, module.lines, module.refuses_cache = "", [], False
     module.ILogger, module.IProgressMonitor = _Logger, _Monitor
@@ -264,26 +200,22 @@ class FakeContext:
     def execute_async_v3(self, stream: int) -> bool:
         if self.module.told.get("fails"):
             return False
-        size = int(np.prod(self.shapes["x"]))
-        x, y = (
-            np.ctypeslib.as_array((ctypes.c_float * size).from_address(self.places[name]))
-            for name in ("x", "y")
-        )
-        y[:] = 2 * x
+        cuda, size = self.module.cuda, int(np.prod(self.shapes["x"]))
+        x, y = self.places["x"], self.places["y"]
+        assert cuda.stack, "no GPU is current"
+        cuda.streams[stream].append(lambda: np.multiply(2, cuda.view(x, size), cuda.view(y, size)))
         return True
 
 
-def plant(patch: pytest.MonkeyPatch, version: str, gpu: Any = GPU) -> tuple[Any, FakeCuda]:
-    """Makes this TensorRT the one that is installed, beside this GPU; gives it and its CUDA."""
-    module, cuda = fake_tensorrt(version), FakeCuda(gpu[1] if gpu else GPU[1])
-    if gpu is None:
-        cuda.fails = "cudaGetDevice"
+def plant(patch: pytest.MonkeyPatch, version: str, gpu: Any = GPU) -> tuple[Any, FakeDriver]:
+    """Makes this TensorRT the one that is installed, beside this GPU; gives it and its driver."""
+    cuda = plant_driver(patch, (gpu,) if gpu else ())
+    module = fake_tensorrt(version, cuda)
     has = (Installed("tensorrt", NAME, version),)
     patch.setitem(sys.modules, NAME, module)
     for place in (presence, tensorrt_library):
         patch.setattr(place, "installed", lambda: has)
     patch.setattr(presence, "read_capabilities", lambda: (gpu[1],) if gpu else ())
-    patch.setattr(cuda_memory, "_bindings", lambda: cuda)
     for place in (build, builder):
         patch.setattr(place, "gpu_here", lambda: gpu)
     return module, cuda

@@ -99,7 +99,7 @@ HOMES = {
     "prometheus_client": ("twofour/serve/",),
     "opentelemetry": ("twofour/serve/",),
     "tensorrt": ("twofour/runtime/tensorrt_library.py",),
-    "cuda": ("twofour/runtime/cuda_memory.py", "twofour/runtime/cuda/"),
+    "cuda": ("twofour/runtime/cuda/",),
     "triton": ("twofour/kernels/cuda/",),
     "triton_python_backend_utils": ("twofour/serve/triton/model.py",),  # in Triton's own process
     "safetensors": ("twofour/engine.py", "twofour/train/"),

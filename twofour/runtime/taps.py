@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.bfloat16 import from_bf16
 from twofour.core.errors import EngineError
+from twofour.core.float8 import from_fp8
 from twofour.core.memory import Bytes
 from twofour.core.plan import REBUILD
 from twofour.engine import Write
 
 Array = NDArray[Any]
+
+_BITS: dict[str, tuple[str, Callable[[Array], Array]]] = {
+    "bfloat16": ("uint16", from_bf16),
+    "float8e4m3fn": ("uint8", from_fp8),
+}
+"""Types that numpy lacks: what their bits are held as, and what makes float32 of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +60,8 @@ def read(write: Write, arena: Bytes, tensors: Mapping[str, Array], symbols: Sequ
     if write.at is None:
         return _real(tensors[write.tensor.name], write)
     shape = write.tensor.shape_at(symbols)
-    half = write.tensor.dtype == "bfloat16"
-    dtype = np.dtype(np.uint16 if half else write.tensor.dtype)
+    stored, decode = _BITS.get(write.tensor.dtype, (write.tensor.dtype, None))
+    dtype = np.dtype(stored)
     at = write.at
     strides = (at.image, dtype.itemsize, at.row, at.pixel)
     try:
@@ -64,8 +72,8 @@ def read(write: Write, arena: Bytes, tensors: Mapping[str, Array], symbols: Sequ
             [f"{list(shape)} of {write.tensor.dtype} at {at.offset}: {e}"],
             REBUILD,
         ) from e
-    if half:
-        held = (held.astype(np.uint32) << 16).view(np.float32)
+    if decode is not None:
+        held = decode(held)
     real = _real(held.transpose(0, 2, 3, 1) if len(shape) != 4 else held, write)
     return real.reshape(shape)
 
@@ -77,4 +85,5 @@ def _real(stored: Array, write: Write) -> Array:
     scale = np.array(write.scale, np.float32)
     if scale.size > 1 and stored.ndim == 4 and len(write.tensor.shape) == 4:
         scale = scale[:, None, None]
-    return (stored.astype(np.int32) - write.zero_point).astype(np.float32) * scale
+    wide = stored if stored.dtype.kind == "f" else stored.astype(np.int32)
+    return (wide - write.zero_point).astype(np.float32) * scale

@@ -18,7 +18,7 @@ from twofour.core.gpus import gpu_name
 from twofour.core.plugins import Operator, require
 from twofour.core.tensorrt import TensorRT, fits_gpu, how_to_get
 from twofour.engine import Engine, Profile, Step
-from twofour.runtime.cuda_memory import Cuda
+from twofour.runtime.cuda.memory import GpuMemory
 from twofour.runtime.shapes import Bound
 from twofour.runtime.tensorrt_library import Library, Log, find_library, register
 
@@ -54,7 +54,7 @@ class Network:
     """
 
     library: Library
-    cuda: Cuda
+    cuda: GpuMemory
     runtime: Any
     engine: Any
     context: Any
@@ -83,16 +83,17 @@ class Network:
                 how_to_get(wanted),
             )
         register(library, operators)
-        cuda, log = Cuda(), Log(library)
+        cuda, log = GpuMemory(), Log(library)
         try:
             if not fits_gpu(wanted.gpu, cuda.capability):
                 found = f"{gpu_name(cuda.capability)} ({cuda.model})"
                 raise UnsupportedError(
                     f"the engine was built for a GPU of {wanted.gpu}", [f"found {found}"], _AGAIN
                 )
-            runtime = library.module.Runtime(log.logger)
-            engine = runtime.deserialize_cuda_engine(content)
-            context = None if engine is None else engine.create_execution_context()
+            with cuda.device.current():
+                runtime = library.module.Runtime(log.logger)
+                engine = runtime.deserialize_cuda_engine(content)
+                context = None if engine is None else engine.create_execution_context()
             if context is None:
                 raise EngineError(f"{library.title} refuses the engine", log.problems(), _AGAIN)
         except BaseException:
@@ -111,7 +112,9 @@ class Network:
     def enter(self, profile: int) -> None:
         """Changes to another optimization profile."""
         if profile != self.profile:
-            if not self.context.set_optimization_profile_async(profile, self.cuda.stream):
+            with self.cuda.device.current():
+                entered = self.context.set_optimization_profile_async(profile, self.cuda.stream)
+            if not entered:
                 raise self.failed(f"cannot change to profile {profile + 1}")
             self.cuda.wait()
             self.profile = profile
@@ -160,7 +163,9 @@ class TensorRTStep:
         network.enter(self._index)
         held = [self._feed(name, tensors[name]) for name in self._inputs]
         places = [self._place(name) for name, _ in self._outputs]
-        if not network.context.execute_async_v3(network.cuda.stream):
+        with network.cuda.device.current():
+            started = network.context.execute_async_v3(network.cuda.stream)
+        if not started:
             raise network.failed("the network did not run")
         results = [network.cuda.from_gpu(*place) for place in places]
         network.cuda.wait()

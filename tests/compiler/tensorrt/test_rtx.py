@@ -23,7 +23,7 @@ from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
-from twofour.runtime.cuda_memory import gpu_here
+from twofour.runtime.cuda.memory import gpu_here
 from twofour.runtime.session import Session
 
 HAS_RTX = any(each.library == "tensorrt_rtx" for each in installed())

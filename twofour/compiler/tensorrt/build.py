@@ -40,7 +40,7 @@ from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize_with_report
 from twofour.onnx_tools.tensorrt_table import HEADER, is_table, scales_of, write_table
-from twofour.runtime.cuda_memory import gpu_here
+from twofour.runtime.cuda.memory import gpu_here
 from twofour.runtime.tensorrt_library import Library, find_library, register
 
 NETWORK = "tensorrt"

@@ -16,7 +16,7 @@ from twofour.compiler.tensorrt.rules import Rules
 from twofour.core.errors import UnsupportedError
 from twofour.core.progress import Report, silent
 from twofour.core.tensorrt import AMPERE_PLUS
-from twofour.runtime.cuda_memory import gpu_here
+from twofour.runtime.cuda.memory import gpu_here
 from twofour.runtime.tensorrt_library import Library, Log, implement
 
 Shape = tuple[int, ...]
