@@ -8,14 +8,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from cuda.bindings import driver, nvrtc
+from cuda.bindings import driver
 
 from twofour.kernels.cuda.kernel import Compiled, Kernel, NvidiaSource, Recipe, compile_kernel
+from twofour.kernels.cuda.nvrtc import compile_source
 
 
 def capability() -> int:
@@ -32,19 +34,17 @@ def checked(answer: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+@functools.cache
 def compile_text(source: NvidiaSource, capability: int) -> Compiled:
-    """Machine code of a kernel in CUDA C++; the compiler's log where it fails."""
-    program = checked(nvrtc.nvrtcCreateProgram(source.text.encode(), b"kernel.cu", 0, [], []))
-    suffix = "a" if capability >= 90 else ""
-    options = [f"--gpu-architecture=sm_{capability}{suffix}".encode(), b"--std=c++17"]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    if int(error) != 0:
-        log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
-        nvrtc.nvrtcGetProgramLog(program, log)
-        raise RuntimeError(log.decode())
-    cubin = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
-    checked(nvrtc.nvrtcGetCUBIN(program, cubin))
-    return Compiled(cubin, source.symbol, source.threads, source.shared_bytes, 0)
+    """Machine code of a kernel in CUDA C++, compiled once."""
+    return compile_source(source, capability)
+
+
+def compile_all(found: Iterable[Recipe], capability: int) -> None:
+    """Compiles all kernels in CUDA C++ of these recipes, side by side, for what comes later."""
+    calls = {call for recipe in found for call in recipe.calls if isinstance(call, NvidiaSource)}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda call: compile_text(call, capability), calls))
 
 
 @functools.cache

@@ -1,0 +1,236 @@
+"""The 2:4 convolution in CUDA C++: packing against sparse tensor cores in numpy; compiling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.cuda.fragments import b_of, ldmatrix, sparse_operand
+from twofour.core.bfloat16 import from_bf16
+from twofour.core.errors import UnsupportedError
+from twofour.core.float8 import from_fp8
+from twofour.core.functions import Activation
+from twofour.core.numerics import Window, patches
+from twofour.kernels.cuda.conv_sparse import (
+    MMA,
+    WGMMA,
+    candidates,
+    converted,
+    pack_weight,
+    recipes,
+    refusals,
+)
+from twofour.kernels.cuda.kernel import NvidiaSource
+from twofour.kernels.cuda.nvrtc import compile_source, cubin_of
+from twofour.kernels.cuda.problem import ConvProblem, Finish, View
+from twofour.kernels.cuda.reference import conv_sums
+from twofour.kernels.cuda.sparse_fragments import compress, is_two_four, record_bytes, steps_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SIZES = {"int8": 1, "float8e4m3fn": 1, "float16": 2, "bfloat16": 2}
+
+
+def weight_of(n: int, c: int, kernel: int, *, seed: int = 0, kept: int = 2) -> Array:
+    """int8 [N, C, K, K], 2:4 along C, the places different everywhere."""
+    rng = np.random.default_rng(seed)
+    places = np.argsort(rng.random((n, kernel, kernel, c // 4, 4)), axis=-1) < kept
+    w = rng.integers(-127, 128, places.shape) * places
+    return w.reshape(n, kernel, kernel, c).transpose(0, 3, 1, 2).astype(np.int8)
+
+
+def problem_of(dtype: str = "int8", *, c: int = 32, n: int = 24, kernel: int = 3) -> ConvProblem:
+    """2 images of 5 x 6 pixels."""
+    window = Window((kernel, kernel), pads=(kernel // 2,) * 4)
+    x, y = View.dense(dtype, 5, 6, c), View.dense(dtype, 5, 6, n)
+    return ConvProblem(2, 5, 6, c, n, x, y, window, x_zero=5 if dtype == "int8" else 0)
+
+
+def values_of(elements: Array, dtype: str) -> Array:
+    """What converted elements stand for."""
+    decode = {"bfloat16": from_bf16, "float8e4m3fn": from_fp8}.get(dtype)
+    return elements.astype(np.float32) if decode is None else decode(elements)
+
+
+def unpacked(records: Array, dtype: str) -> Array:
+    """The weight [rows, K] that tensor cores make of records [steps, tiles, bytes]."""
+    size, columns = SIZES[dtype], []
+    kind = {"int8": np.int8, "float16": np.float16, "bfloat16": np.uint16}.get(dtype, np.uint8)
+    for step in records:
+        for half in range(2):
+            rows = []
+            for record in step:
+                a = record[512 * half : 512 * (half + 1)].view(kind).reshape(32, -1)
+                words = record[1024:].view(np.uint32)
+                e = words[32 * half : 32 * (half + 1)] if size == 1 else words
+                rows.append(sparse_operand(a, e, half if size == 2 else 0))
+            columns.append(np.concatenate(rows))
+    return np.concatenate(columns, axis=1)
+
+
+@pytest.mark.parametrize("dtype", SIZES)
+def test_tensor_cores_find_the_weight_again(dtype: str) -> None:
+    problem = problem_of(dtype, c=32)
+    w = weight_of(24, 32, 3)
+    packed = pack_weight(problem, w)
+    assert packed.shape == (steps_of(288, SIZES[dtype]), 2, record_bytes(SIZES[dtype]))
+    rows = w.transpose(0, 2, 3, 1).reshape(24, -1)
+    found = unpacked(packed, dtype)
+    assert (found[:24, :288] == converted(rows, dtype)).all()
+    assert not found[24:].any()
+    assert not found[:, 288:].any()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_steps_of_a_convolution(dtype: str) -> None:
+    """Shared memory as the kernel fills it, fragments as it loads them: the sums of the problem."""
+    problem = problem_of(dtype, c=16)
+    size, pixels = SIZES[dtype], 60
+    rng = np.random.default_rng(1)
+    x = rng.integers(-20, 20, (2, 5, 6, 16)).astype(np.int8)
+    w = weight_of(24, 16, 3)
+    rows = unpacked(pack_weight(problem, w), dtype)
+    kind = np.int8 if dtype == "int8" else np.float16
+    found = patches(x, problem.window, problem.x_zero).reshape(pixels, -1).astype(kind)
+    steps = steps_of(144, size)
+    padded = np.zeros((64, steps * 128 // size), kind)
+    padded[:pixels, :144] = found
+    sums = np.zeros((32, 64), np.float64)
+    for step in range(steps):
+        shared = swizzled(padded[:, step * 128 // size : (step + 1) * 128 // size])
+        for half in range(2):
+            first = (2 * step + half) * 64 // size
+            a = values_of(rows[:, first : first + 64 // size], dtype).astype(np.float64)
+            for tile in range(8):
+                lane = np.arange(32)
+                piece = (half * 4 + (lane >> 3)) ^ (lane & 7)
+                registers = ldmatrix(shared, tile * 1024 + (lane & 7) * 128 + (piece << 4))
+                b = b_of(registers, size).view(kind).astype(np.float64)
+                sums[:, 8 * tile : 8 * tile + 8] += a @ b.T
+    real = x if dtype == "int8" else x.astype(np.float32)
+    expected = conv_sums(problem, real, w).reshape(pixels, 24)
+    assert (sums.T[:pixels, :24] == expected).all()
+
+
+def swizzled(tile: Array) -> Array:
+    """Rows of 128 bytes as they lie in shared memory."""
+    pieces = tile.view(np.uint8).reshape(-1, 8, 16)
+    shared = np.zeros_like(pieces)
+    for row in range(pieces.shape[0]):
+        shared[row, np.arange(8) ^ row % 8] = pieces[row]
+    return shared.reshape(-1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(0, 2))
+def test_compressed_weights_are_the_same_weights(seed: int, fours: int, kept: int) -> None:
+    w = weight_of(3, 4 * fours, 1, seed=seed, kept=kept)[:, :, 0, 0]
+    values, nibbles = compress(w)
+    low, high = nibbles & 3, nibbles >> 2
+    assert (low < high).all(), "the tensor core wants places in order"
+    dense = np.zeros((3, fours, 4), np.int8)
+    for place, column in ((low, 0), (high, 1)):
+        np.put_along_axis(
+            dense, place[..., None].astype(int), values.reshape(3, fours, 2)[..., [column]], 2
+        )
+    assert (dense.reshape(3, -1) == w).all()
+
+
+def test_pattern() -> None:
+    assert is_two_four(np.array([[0, 1, 2, 0, 3, 0, 0, 0]]))
+    assert not is_two_four(np.array([[0, 1, 2, 1, 3, 0, 0, 0]]))
+    assert not is_two_four(np.zeros((1, 6)))
+
+
+def constants_of(problem: ConvProblem, kernel: int = 3) -> dict[str, Array]:
+    n = problem.out_channels
+    w = weight_of(n, problem.channels, kernel)
+    return {"w": w, "scale": np.ones(n, np.float32), "bias": np.zeros(n, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "capability", "reason"),
+    [
+        ({"x": View.dense("float32", 5, 6, 32)}, 90, "x is float32"),
+        ({"groups": 2}, 90, "2 groups"),
+        ({"x": View("int8", 64 * 30, 64 * 6, 64)}, 90, "do not begin at multiples of 16"),
+        ({"channels": 24, "x": View.dense("int8", 5, 6, 24)}, 90, "multiples of 16"),
+        ({"y": View.dense("int64", 5, 6, 24)}, 90, "no conversion for int64"),
+        ({"y": View.dense("float8e4m3fn", 5, 6, 24)}, 80, "does not know float8"),
+        ({"x": View.dense("float8e4m3fn", 5, 6, 32)}, 80, "no sparse tensor cores for float8"),
+        ({}, 75, "no sparse tensor cores for int8"),
+    ],
+)
+def test_refusals(change: dict[str, Any], capability: int, reason: str) -> None:
+    problem = replace(problem_of(), **change)
+    constants = constants_of(problem)
+    assert any(reason in found for found in refusals(problem, constants["w"], capability))
+    assert recipes(problem, constants, capability) == ()
+
+
+def test_a_dense_weight_is_refused() -> None:
+    problem = problem_of()
+    constants = constants_of(problem) | {"w": weight_of(24, 32, 3, kept=3)}
+    assert recipes(problem, constants, 90) == ()
+
+
+def test_recipes() -> None:
+    problem = problem_of(c=256, n=96)
+    found = recipes(problem, constants_of(problem), 90)
+    assert 6 < len(found) <= 12
+    assert {recipe.tactic for recipe in found} == {MMA, WGMMA}
+    assert len({(recipe.tactic, recipe.config) for recipe in found}) == len(found)
+    assert any(recipe.scratch for recipe in found), "so few pixels ask for split sums"
+    assert {recipe.tactic for recipe in recipes(problem, constants_of(problem), 80)} == {MMA}
+    assert len(recipes(problem, constants_of(problem), 80, effort=0)) == 1
+    for recipe in found:
+        assert all(isinstance(call, NvidiaSource) for call in recipe.calls)
+        roles = {role for call in recipe.calls for role in getattr(call, "roles", ())}
+        assert roles - set(recipe.constants) - set(recipe.scratch) == {"x", "y"}
+    fp8 = problem_of("float8e4m3fn", c=64)
+    assert {recipe.tactic for recipe in recipes(fp8, constants_of(fp8), 90)} == {WGMMA}
+    assert {recipe.tactic for recipe in recipes(fp8, constants_of(fp8), 89)} == {MMA}
+
+
+COMPILED = [
+    ("int8", "int8", 80),
+    ("float16", None, 80),
+    ("int8", None, 90),
+    ("bfloat16", "float32", 90),
+    ("float8e4m3fn", "float8e4m3fn", 90),
+    ("float8e4m3fn", "float16", 89),
+]
+
+
+@pytest.mark.parametrize(("dtype", "r", "capability"), COMPILED)
+def test_compiles(dtype: str, r: str | None, capability: int) -> None:
+    """The candidates of each tactic that are cheapest to compile, and the second kernel."""
+    problem = problem_of(dtype, c=256, n=40)
+    finish = Finish(activation=Activation("Silu"), add_last=r is not None, by_rows=True)
+    residual = None if r is None else View.dense(r, 5, 6, 40)
+    problem = replace(problem, finish=finish, r=residual)
+    found = recipes(problem, constants_of(problem), capability)
+    for tactic in {recipe.tactic for recipe in found}:
+        mine = [recipe for recipe in found if recipe.tactic == tactic and recipe.scratch]
+        for call in min(mine, key=lambda recipe: recipe.config).calls:
+            assert isinstance(call, NvidiaSource)
+            made = compile_source(call, capability)
+            assert made.cubin[:4] == b"\x7fELF"
+            assert made.nulls == 0
+
+
+def test_tiles_fit() -> None:
+    for capability in (80, 90):
+        for tile in candidates(problem_of(), capability):
+            assert tile.pixels * 8 % tile.threads == 0
+            assert tile.threads % (tile.channels // 4) == 0
+            assert tile.shared_bytes(1) <= (163 if capability == 80 else 227) * 1024
+
+
+def test_the_compilers_log_is_in_the_error() -> None:
+    with pytest.raises(UnsupportedError, match=r"sm_90a(?s:.)*identifier \"no_such\" is undefined"):
+        cubin_of("__global__ void k() { no_such(); }", 90)

@@ -1,0 +1,355 @@
+// A convolution whose weight is 2:4 along its input channels, on sparse tensor cores.
+//
+//   y^T [N, pixels] = w [N, K] x^T [K, pixels],   K = taps * channels, in the order (kh, kw, c)
+//
+// The sparse operand of the tensor core is its first, so out channels are rows and pixels columns.
+// A block computes BM channels of BN pixels. It goes along K in steps of 128 bytes of x, which lie in
+// shared memory as BN rows of 128 bytes, 16-byte pieces swizzled as Hopper's tensor cores want it:
+// piece c of row n lies at n * 128 + ((c ^ n % 8) * 16). Padding and what is past the end of K is
+// copied from `pad`, 16 bytes of the zero point. The weight comes in records, see conv_sparse.py:
+// what the 32 lanes of a warp hold of 16 channels by 128 bytes, values then metadata.
+//
+// conv_sparse_text.py writes the constants (in capitals) and the instructions in front of this.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+__device__ __forceinline__ u32 shared_address(const void* p) {
+  return (u32)__cvta_generic_to_shared(p);
+}
+
+__device__ __forceinline__ void copy16(u32 to, const char* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int PENDING>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+__device__ __forceinline__ uint4 load16(u32 from) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(from)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ u32 load4(u32 from) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+  return v;
+}
+
+// ---- from sums to y -----------------------------------------------------------------------------
+
+__device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
+
+// The factor v is limited from below where the other one is 0 by then.
+__device__ __forceinline__ float activate(float v) {
+#if ACTIVATION == ACTIVATION_Sigmoid
+  return sigmoid(v);
+#elif ACTIVATION == ACTIVATION_Silu
+  return fmaxf(v, -80.0f) * sigmoid(v);
+#elif ACTIVATION == ACTIVATION_Gelu
+  return fmaxf(v, -16.0f) * (0.5f + 0.5f * erff(v * 0.7071067811865476f));
+#elif ACTIVATION == ACTIVATION_GeluTanh
+  return fmaxf(v, -16.0f) * sigmoid(v * (1.5957691216057308f + 0.07135481627260025f * v * v));
+#elif ACTIVATION == ACTIVATION_Tanh
+  return tanhf(v);
+#elif ACTIVATION == ACTIVATION_HardSigmoid
+  return __saturatef(v * 0.16666666666666666f + 0.5f);
+#elif ACTIVATION == ACTIVATION_HardSwish
+  return v * __saturatef(v * 0.16666666666666666f + 0.5f);
+#else
+  return v;
+#endif
+}
+
+// See finish.py: its numbers are residual_scale, y_factor, low, high, y_zero.
+__device__ __forceinline__ float finish(float v, float scale, float bias, float r, const float* numbers) {
+  v = SCALED ? fmaf(v, scale, bias) : v + bias;
+  if (HAS_R && !ADD_LAST) v = fmaf(r, numbers[0], v);
+  v = activate(v);
+  if (HAS_R && ADD_LAST) v = fmaf(r - RESIDUAL_ZERO, numbers[0], v);
+  v *= numbers[1];
+  if (v != v) return v;
+  return fminf(fmaxf(v, numbers[2]), numbers[3]);
+}
+
+struct Ends {  // operands of what follows the sums; null where the problem has none
+  const float *scales, *row_scales, *biases, *numbers;
+  const R_TYPE* r;
+  Y_TYPE* y;
+};
+
+// Four channels of one pixel: sums -> y.
+__device__ __forceinline__ void finish4(const float* sums, const float* scale, const float* bias,
+                                        const Ends& ends, int pixel, int channel) {
+  const float* numbers = ends.numbers;
+  int image = pixel / (OH * OW), rest = pixel % (OH * OW), oh = rest / OW, ow = rest % OW;
+  long long at = (long long)image * Y_IMAGE + (long long)oh * Y_ROW + (long long)ow * Y_PIXEL + channel;
+  float residual[4] = {0, 0, 0, 0}, v[4];
+  float row_scale = BY_ROWS ? ends.row_scales[pixel] : 1.0f;
+  if (HAS_R) {
+    const R_TYPE* from =
+        ends.r + (long long)image * R_IMAGE + (long long)oh * R_ROW + (long long)ow * R_PIXEL + channel;
+    if (R_WHOLE) {
+      Four<R_TYPE> four = *(const Four<R_TYPE>*)from;
+#pragma unroll
+      for (int i = 0; i < 4; i++) residual[i] = r_value(four.v[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (channel + i < N) residual[i] = r_value(from[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = finish(sums[i] * row_scale, scale[i], bias[i], residual[i], numbers);
+  if (Y_WHOLE) {
+    Four<Y_TYPE> four;
+#pragma unroll
+    for (int i = 0; i < 4; i++) four.v[i] = y_value(v[i], numbers[4]);
+    *(Four<Y_TYPE>*)(ends.y + at) = four;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (channel + i < N) ends.y[at + i] = y_value(v[i], numbers[4]);
+  }
+}
+
+__device__ __forceinline__ void load_channels(float* scale, float* bias, int channel, const Ends& ends) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    bool inside = channel + i < N;
+    scale[i] = SCALED && inside ? ends.scales[channel + i] : 0.0f;
+    bias[i] = HAS_BIAS && inside ? ends.biases[channel + i] : 0.0f;
+  }
+}
+
+#if IS_CONV
+
+// Channels go fastest, so that blocks that run together read the same pixels.
+#define CHANNEL_BLOCK (blockIdx.x % CHANNEL_BLOCKS)
+#define PIXEL_BLOCK (blockIdx.x / CHANNEL_BLOCKS)
+
+// ---- x: what a thread copies ------------------------------------------------------------------
+
+constexpr int COPIES = BN * 8 / THREADS;  // pieces of x a thread copies in a step
+static_assert(BN * 8 % THREADS == 0 && THREADS % 64 == 0, "threads copy whole rows of pieces");
+
+struct Pixels {
+  const char* base[COPIES];  // of the window's first tap; nowhere near x for what is outside
+  int ih[COPIES], iw[COPIES];
+};
+
+__device__ __forceinline__ void find_pixels(Pixels& p, const char* x) {
+#pragma unroll
+  for (int i = 0; i < COPIES; i++) {
+    int pixel = PIXEL_BLOCK * BN + (threadIdx.x >> 3) + i * (THREADS / 8);
+    int image = pixel / (OH * OW), rest = pixel % (OH * OW);
+    int ih = rest / OW * STRIDE_H - PAD_TOP, iw = rest % OW * STRIDE_W - PAD_LEFT;
+    p.base[i] = x + ES * ((long long)image * X_IMAGE + (long long)ih * X_ROW + (long long)iw * X_PIXEL);
+    p.ih[i] = pixel < PIXELS ? ih : -(1 << 28);
+    p.iw[i] = iw;
+  }
+}
+
+__device__ __forceinline__ void copy_step(const Pixels& p, const char* w, const char* pad, u32 stage,
+                                          int step) {
+  int piece = threadIdx.x & 7, row = threadIdx.x >> 3, k = step * 8 + piece;
+  int tap = k / C_PIECES, kh = tap / KW * DILATION_H, kw = tap % KW * DILATION_W;
+  long long delta = ES * ((long long)kh * X_ROW + (long long)kw * X_PIXEL) + k % C_PIECES * 16;
+  u32 to = stage + row * 128 + ((piece ^ (row & 7)) << 4);
+#pragma unroll
+  for (int i = 0; i < COPIES; i++) {
+    bool inside = (u32)(p.ih[i] + kh) < H && (u32)(p.iw[i] + kw) < W && k < TAPS * C_PIECES;
+    copy16(to + i * (THREADS / 8) * 128, inside ? p.base[i] + delta : pad);
+  }
+  const char* from = w + ((long long)step * M_TILES + CHANNEL_BLOCK * (BM / 16)) * RECORD;
+#pragma unroll
+  for (int i = threadIdx.x; i < BM / 16 * RECORD / 16; i += THREADS)
+    copy16(stage + BN * 128 + i * 16, from + i * 16);
+}
+
+constexpr int LINE = BM + 4;  // floats of a pixel in shared memory; no two lanes meet in a bank
+static_assert(STAGE_BYTES % 1024 == 0, "a stage begins where the swizzle begins");
+
+// ---- the block ----------------------------------------------------------------------------------
+
+// Sums lie in shared memory as [BN][LINE]; the row's four channels of a thread are always the same.
+__device__ __forceinline__ void store_block(const char* lines, const Ends& ends, SUM* sums) {
+  int column = threadIdx.x % (BM / 4) * 4, channel = CHANNEL_BLOCK * BM + column;
+  float scale[4], bias[4];
+  if (SPLIT == 1) load_channels(scale, bias, channel, ends);
+  if (channel >= N) return;
+  for (int row = threadIdx.x / (BM / 4); row < BN; row += THREADS / (BM / 4)) {
+    int pixel = PIXEL_BLOCK * BN + row;
+    if (pixel >= PIXELS) return;
+    const SUM* from = (const SUM*)lines + row * LINE + column;
+    if (SPLIT > 1) {  // N_SUMS is a multiple of 4
+      uint4* to = (uint4*)(sums + ((long long)blockIdx.z * PIXELS + pixel) * N_SUMS + channel);
+      *to = *(const uint4*)from;
+    } else {
+      float v[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) v[i] = (float)from[i];
+      finish4(v, scale, bias, ends, pixel, channel);
+    }
+  }
+}
+
+template <int TILES>
+__device__ __forceinline__ void load_weight(uint4 (&a)[TILES][2], u32 (&e)[TILES][2], u32 record) {
+#pragma unroll
+  for (int m = 0; m < TILES; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      a[m][half] = load16(record + m * 4 * RECORD + half * 512 + threadIdx.x % 32 * 16);
+      e[m][half] = load4(record + m * 4 * RECORD + 1024 + half * META_HALF + threadIdx.x % 32 * 4);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS) {
+  extern __shared__ __align__(1024) char memory[];
+  u32 stages = shared_address(memory);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int first = blockIdx.z * STEPS / SPLIT, steps = (blockIdx.z + 1) * STEPS / SPLIT - first;
+  Pixels pixels;
+  find_pixels(pixels, x);
+
+#if !WGMMA
+  // A warp computes TILES_M * 16 channels of TILES_N * 8 pixels.
+  constexpr int WARPS_N = THREADS / 32 / WARPS_M;
+  constexpr int TILES_M = BM / 16 / WARPS_M, TILES_N = BN / 8 / WARPS_N;
+  int warp_m = warp % WARPS_M * TILES_M, warp_n = warp / WARPS_M * TILES_N;
+  SUM acc[TILES_M][TILES_N][4] = {};
+#pragma unroll
+  for (int s = 0; s < STAGES - 1; s++) {
+    if (s < steps) copy_step(pixels, w, pad, stages + s * STAGE_BYTES, first + s);
+    commit_copies();
+  }
+  for (int step = 0; step < steps; step++) {
+    wait_copies<STAGES - 2>();
+    __syncthreads();  // this step has arrived, and all are done with the one before
+    int next = step + STAGES - 1;
+    if (next < steps) copy_step(pixels, w, pad, stages + next % STAGES * STAGE_BYTES, first + next);
+    commit_copies();
+    u32 xs = stages + step % STAGES * STAGE_BYTES, ws = xs + BN * 128;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      uint4 a[TILES_M], b[TILES_N];
+      u32 e[TILES_M];
+#pragma unroll
+      for (int m = 0; m < TILES_M; m++) {
+        u32 record = ws + (warp_m + m) * RECORD;
+        a[m] = load16(record + half * 512 + lane * 16);
+        e[m] = load4(record + 1024 + half * META_HALF + lane * 4);
+      }
+#pragma unroll
+      for (int n = 0; n < TILES_N; n++) {
+        u32 from = xs + (warp_n + n) * 1024 + (lane & 7) * 128 + (((half * 4 + (lane >> 3)) ^ (lane & 7)) << 4);
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(b[n].x), "=r"(b[n].y), "=r"(b[n].z), "=r"(b[n].w)
+                     : "r"(from)
+                     : "memory");
+      }
+#pragma unroll
+      for (int m = 0; m < TILES_M; m++)
+#pragma unroll
+        for (int n = 0; n < TILES_N; n++) {
+          if (half == 0) mma_sparse_0(acc[m][n], a[m], b[n], e[m]);
+          else mma_sparse_1(acc[m][n], a[m], b[n], e[m]);
+        }
+    }
+  }
+#else
+  // A warp group computes TILES_M * 64 channels of all pixels, each warp 16 of every 64.
+  constexpr int TILES_M = BM / 16 / (THREADS / 32), TILES_N = BN / 8;
+  SUM acc[TILES_M][TILES_N][4] = {};
+#pragma unroll
+  for (int s = 0; s < STAGES - 2; s++) {
+    if (s < steps) copy_step(pixels, w, pad, stages + s * STAGE_BYTES, first + s);
+    commit_copies();
+  }
+  u32 mine = BN * 128 + (warp / 4 * TILES_M * 4 + warp % 4) * RECORD;
+  auto start = [&](int step, uint4(&a)[TILES_M][2], u32(&e)[TILES_M][2]) {
+    wait_copies<STAGES - 3>();
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // tensor cores read what copies wrote
+    __syncthreads();  // this step has arrived, and all are done with the one before the last
+    u32 stage = stages + step % STAGES * STAGE_BYTES;
+    u64 x_tile = descriptor(stage);
+    load_weight(a, e, stage + mine);
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+    for (int m = 0; m < TILES_M; m++) {
+      wgmma_sparse_0(acc[m], a[m][0], e[m][0], x_tile);
+      wgmma_sparse_1(acc[m], a[m][1], e[m][1], x_tile + 4);  // 64 bytes further along K
+    }
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    int next = step + STAGES - 2;
+    if (next < steps) copy_step(pixels, w, pad, stages + next % STAGES * STAGE_BYTES, first + next);
+    commit_copies();
+  };
+  int step = 0;
+  if (steps % 2) {
+    uint4 a[TILES_M][2];
+    u32 e[TILES_M][2];
+    start(step++, a, e);
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  }
+  for (; step < steps; step += 2) {
+    uint4 a0[TILES_M][2], a1[TILES_M][2];
+    u32 e0[TILES_M][2], e1[TILES_M][2];
+    start(step, a0, e0);
+    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+    start(step + 1, a1, e1);
+    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+  }
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+  wait_copies<0>();
+  __syncthreads();
+#pragma unroll
+  for (int m = 0; m < TILES_M; m++)
+#pragma unroll
+    for (int n = 0; n < TILES_N; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+#if WGMMA
+        int row = (warp / 4 * TILES_M * 4 + m * 4 + warp % 4) * 16, column = n * 8;
+#else
+        int row = (warp_m + m) * 16, column = (warp_n + n) * 8;
+#endif
+        row += lane / 4 + i / 2 * 8;
+        column += lane % 4 * 2 + i % 2;
+        ((SUM*)memory)[column * LINE + row] = acc[m][n][i];
+      }
+  __syncthreads();
+  store_block(memory, ENDS, SUMS);
+}
+
+#else  // the second kernel of a split sum: adds up the parts
+
+extern "C" __global__ void __launch_bounds__(THREADS) SYMBOL(PARAMETERS) {
+  const Ends ends = ENDS;
+  int at = blockIdx.x * THREADS + threadIdx.x, channel = at % (N_SUMS / 4) * 4, pixel = at / (N_SUMS / 4);
+  if (pixel >= PIXELS) return;
+  float scales[4], biases[4], v[4];
+  load_channels(scales, biases, channel, ends);
+  SUM total[4] = {};
+#pragma unroll
+  for (int part = 0; part < SPLIT; part++) {
+    const SUM* from = sums + ((long long)part * PIXELS + pixel) * N_SUMS + channel;
+#pragma unroll
+    for (int i = 0; i < 4; i++) total[i] += from[i];
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = (float)total[i];
+  finish4(v, scales, biases, ends, pixel, channel);
+}
+
+#endif

@@ -1,0 +1,217 @@
+"""Convolutions and products whose weight is 2:4 along its channels, on sparse tensor cores.
+
+An implicit product: no patches are copied anywhere, blocks read x itself, one tap after the other.
+The tensor core skips the zeros: each of its instructions does twice the products of a dense one. It
+takes the sparse operand first, so it computes y^T = w x^T. Two kernels, alike but for the
+instruction:
+
+    2:4 wgmma.sp    Hopper's, issued by four warps at once; x comes from shared memory
+    2:4 mma.sp      Ampere's and later, one warp each; on Hopper it reaches about 60 % of the other
+
+The code is conv_sparse.cu. The weight is packed here as records of what each lane of a warp holds,
+in the order (step along K, 16 channels, record): see sparse_fragments.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from twofour.core.bfloat16 import to_bf16
+from twofour.core.cuda_program import DTYPES
+from twofour.core.float8 import to_fp8
+from twofour.kernels.cuda.conv_sparse_text import (
+    C_TYPES,
+    INSTRUCTION_TYPES,
+    Tile,
+    conv_text,
+    end_roles,
+    finish_text,
+)
+from twofour.kernels.cuda.finish import finish_constants
+from twofour.kernels.cuda.kernel import Array, NvidiaSource, Recipe, divided
+from twofour.kernels.cuda.problem import ConvProblem
+from twofour.kernels.cuda.sparse_fragments import ROWS, is_two_four, pack, steps_of
+
+MMA, WGMMA = "2:4 mma.sp", "2:4 wgmma.sp"
+WGMMA_CAPABILITY = 90
+_LEAST_CAPABILITY = {"float8e4m3fn": 89}
+_MMA_TILES = (
+    Tile(128, 128, 256, 3, warps_m=2),
+    Tile(128, 64, 256, 4, warps_m=4, blocks=2),
+    Tile(64, 128, 256, 4, warps_m=2, blocks=2),
+    Tile(64, 64, 128, 4, warps_m=2, blocks=3),
+    Tile(64, 32, 128, 4, warps_m=2, blocks=4),
+)
+_WGMMA_TILES = (
+    Tile(128, 256, 256, 4, wgmma=True),
+    Tile(256, 128, 256, 4, wgmma=True),
+    Tile(128, 128, 256, 4, wgmma=True, blocks=2),
+    Tile(64, 256, 128, 4, wgmma=True),
+    Tile(64, 128, 128, 4, wgmma=True, blocks=3),
+    Tile(128, 64, 256, 4, wgmma=True, blocks=2),
+    Tile(64, 64, 128, 4, wgmma=True, blocks=4),
+    Tile(64, 32, 128, 4, wgmma=True, blocks=4),
+)
+_SPLITS = (1, 2, 4, 8)
+_MULTIPROCESSORS = 132
+_STEP_CYCLES, _START_CYCLES = 400.0, 3000.0
+_FINISH_THREADS = 256
+_MAX_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 120: 99 * 1024}
+_HOPPER_SHARED = 227 * 1024
+
+
+def refusals(problem: ConvProblem, w: Array, capability: int) -> tuple[str, ...]:
+    """Why no kernel here takes the problem; () where one does.
+
+    Args:
+        problem: the convolution.
+        w: [N, C, KH, KW].
+        capability: of the GPU, 90 for 9.0.
+    """
+    x, size, found = problem.x, DTYPES[problem.x.dtype], []
+    if x.dtype not in INSTRUCTION_TYPES:
+        found.append(f"x is {x.dtype}, sparse tensor cores take {', '.join(INSTRUCTION_TYPES)}")
+    if capability < _LEAST_CAPABILITY.get(x.dtype, 80):
+        found.append(f"the GPU has no sparse tensor cores for {x.dtype}")
+    if problem.groups != 1:
+        found.append(f"{problem.groups} groups, expected one")
+    if x.pixel != problem.channels or any(s * size % 16 for s in (x.image, x.row, x.pixel)):
+        found.append("pixels of x do not begin at multiples of 16 bytes")
+    ends = [problem.y, *([] if problem.r is None else [problem.r])]
+    found += [f"no conversion for {view.dtype}" for view in ends if view.dtype not in C_TYPES]
+    if any(view.dtype == "float8e4m3fn" for view in ends) and capability < 89:
+        found.append("the GPU does not know float8")
+    if not is_two_four(np.moveaxis(w, 1, -1)):
+        found.append("the weight is not 2:4 along its channels")
+    return tuple(found)
+
+
+def recipes(
+    problem: ConvProblem, constants: Mapping[str, Array], capability: int, *, effort: int = 2
+) -> tuple[Recipe, ...]:
+    """The candidates, the best guess first; none where a kernel would not be right.
+
+    Roles: those of a `ConvProblem`, and constants of the recipe.
+
+    Args:
+        problem: the convolution.
+        constants: "w" [N, C, KH, KW], int8 or float32; "scale" and "bias" float32 [N], where the
+            problem has such.
+        capability: of the GPU, 90 for 9.0.
+        effort: 0 for the best guess alone, 2 for up to 12.
+    """
+    if refusals(problem, constants["w"], capability):
+        return ()
+    shared = _MAX_SHARED.get(capability, _HOPPER_SHARED if capability >= 90 else 99 * 1024)
+    tiles = [
+        replace(tile, split=split)
+        for tile in candidates(problem, capability)
+        for split in _SPLITS
+        if tile.shared_bytes(DTYPES[problem.x.dtype]) <= shared
+        and _is_split_fit(problem, tile, split)
+    ]
+    tiles.sort(key=lambda tile: cost(problem, tile))
+    packed = pack_weight(problem, constants["w"])
+    chosen = tiles[: (1, 6, 12)[min(effort, 2)]]
+    return tuple(recipe(problem, constants, tile, packed) for tile in chosen)
+
+
+def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
+    """Tiles for a GPU. Hopper computes products of float8 with `wgmma` alone."""
+    wgmma = _WGMMA_TILES if capability == WGMMA_CAPABILITY else ()
+    no_mma = capability == WGMMA_CAPABILITY and problem.x.dtype == "float8e4m3fn"
+    return wgmma + (() if no_mma else _MMA_TILES)
+
+
+def _is_split_fit(problem: ConvProblem, tile: Tile, split: int) -> bool:
+    """Sums are split where there are too few blocks, and each part is some steps long."""
+    if split == 1:
+        return True
+    steps = steps_of(problem.k, DTYPES[problem.x.dtype])
+    return _blocks(problem, tile) * split <= 2 * _MULTIPROCESSORS and steps >= 4 * split
+
+
+def _blocks(problem: ConvProblem, tile: Tile) -> int:
+    """How many cover the result."""
+    return divided(problem.out_channels, tile.channels) * divided(problem.rows, tile.pixels)
+
+
+def cost(problem: ConvProblem, tile: Tile) -> float:
+    """A guess of the time in cycles, by which candidates are put in order.
+
+    A step copies its tile into shared memory, from where the tensor cores read x again for each 64
+    channels; at its end a block turns its sums around in shared memory.
+    """
+    steps = divided(steps_of(problem.k, DTYPES[problem.x.dtype]), tile.split)
+    area, copied = tile.channels * tile.pixels, tile.channels / 2 + tile.pixels
+    step = area / 64 + copied if tile.wgmma else area / 36 + 2 * copied
+    block = steps * max(step, _STEP_CYCLES / tile.blocks) + area / 12
+    blocks = _blocks(problem, tile) * tile.split
+    rounds = divided(blocks, _MULTIPROCESSORS * tile.blocks) * tile.blocks
+    held = min(rounds, divided(blocks, _MULTIPROCESSORS))
+    return block * held + _START_CYCLES * (2 if tile.split > 1 else 1)
+
+
+def pack_weight(problem: ConvProblem, w: Array) -> Array:
+    """The weight as the kernels read it.
+
+    Args:
+        problem: the convolution.
+        w: [N, C, KH, KW], 2:4 along C.
+
+    Returns:
+        uint8 [steps, tiles of 16 channels, bytes of a record].
+    """
+    rows = w.transpose(0, 2, 3, 1).reshape(w.shape[0], -1)
+    return pack(converted(rows, problem.x.dtype))
+
+
+def converted(w: Array, dtype: str) -> Array:
+    """The weight in the type of x; the bits of bfloat16 and float8 as unsigned integers."""
+    if dtype == "int8":
+        return w.astype(np.int8)
+    real = w.astype(np.float32) + np.float32(0)  # -0 becomes 0, which is not kept
+    if dtype == "float16":
+        return real.astype(np.float16)
+    return to_bf16(real) if dtype == "bfloat16" else to_fp8(real)
+
+
+def recipe(
+    problem: ConvProblem, constants: Mapping[str, Array], tile: Tile, packed: Array
+) -> Recipe:
+    """The kernel with one tile, or two kernels where sums are split.
+
+    Args:
+        problem: the convolution.
+        constants: as of `recipes`.
+        tile: how the work is cut.
+        packed: the weight, of `pack_weight`.
+    """
+    biased, x, y = "bias" in constants, problem.x, problem.y
+    kinds = {"r": problem.r.dtype if problem.r is not None else "", "y": y.dtype}
+    ends = [(role, kinds.get(role, "float32")) for role in end_roles(problem, biased)]
+    sums = ("sums", "int32" if x.dtype == "int8" else "float32")
+    inputs = [("x", x.dtype), ("w", "uint8"), ("pad", "uint8")]
+    conv = NvidiaSource(
+        conv_text(problem, tile, "conv_sparse", biased=biased),
+        "conv_sparse",
+        tuple(inputs + ([sums] if tile.split > 1 else ends)),
+        (_blocks(problem, tile), 1, tile.split),
+        tile.threads,
+        tile.shared_bytes(DTYPES[x.dtype]),
+    )
+    calls, scratch = [conv], {}
+    if tile.split > 1:
+        four = divided(problem.out_channels, 4)
+        text = finish_text(problem, tile, "conv_finish", _FINISH_THREADS, biased=biased)
+        grid = (divided(problem.rows * four, _FINISH_THREADS), 1, 1)
+        calls.append(NvidiaSource(text, "conv_finish", (sums, *ends), grid, _FINISH_THREADS))
+        scratch["sums"] = tile.split * problem.rows * four * 16
+    pad = np.full(16, problem.x_zero if x.dtype == "int8" else 0, np.int8).view(np.uint8)
+    missing = -packed.shape[1] % (tile.channels // ROWS)  # tiles of the last block
+    whole = np.pad(packed, ((0, 0), (0, missing), (0, 0)))
+    held = {**finish_constants(problem, constants), "w": whole, "pad": pad}
+    return Recipe(WGMMA if tile.wgmma else MMA, str(tile), tuple(calls), held, scratch)

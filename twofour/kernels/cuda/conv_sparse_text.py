@@ -1,0 +1,302 @@
+"""The CUDA C++ of the 2:4 convolution: constants and instructions in front of conv_sparse.cu."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from twofour.core.cuda_program import DTYPES
+from twofour.kernels.cuda.kernel import divided
+from twofour.kernels.cuda.problem import ConvProblem, View
+from twofour.kernels.cuda.sparse_fragments import ROWS, STEP_BYTES, record_bytes, steps_of
+
+BODY = Path(__file__).with_name("conv_sparse.cu").read_text()
+INSTRUCTION_TYPES = {
+    "int8": ("s32.s8.s8", 64),
+    "float8e4m3fn": ("f32.e4m3.e4m3", 64),
+    "float16": ("f32.f16.f16", 32),
+    "bfloat16": ("f32.bf16.bf16", 32),
+}
+"""Element -> types of sums and operands in the instructions' names, and their K."""
+C_TYPES = {
+    "int8": "signed char",
+    "float8e4m3fn": "e4m3",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "float32": "float",
+}
+ACTIVATIONS = ("Sigmoid", "Silu", "Gelu", "GeluTanh", "Tanh", "HardSigmoid", "HardSwish")
+"""Those that the kernel knows besides the ones that only clamp."""
+_VALUES = """
+struct f16 { unsigned short bits; };
+struct bf16 { unsigned short bits; };
+struct e4m3 { unsigned char bits; };
+template <class T> struct __align__(4 * sizeof(T)) Four { T v[4]; };
+__device__ __forceinline__ float r_value(float v) { return v; }
+__device__ __forceinline__ float r_value(signed char v) { return (float)v; }
+__device__ __forceinline__ float r_value(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
+__device__ __forceinline__ float r_value(f16 v) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
+  return f;
+}
+"""
+_E4M3_VALUE = """
+__device__ __forceinline__ float r_value(e4m3 v) {
+  unsigned both;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(both) : "h"((unsigned short)v.bits));
+  return r_value(f16{(unsigned short)both});
+}
+"""
+_TO_Y = {
+    "int8": "return (signed char)(__float2int_rn(v) + (int)zero);",
+    "float8e4m3fn": "unsigned short s; "
+    'asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(s) : "f"(0.0f), "f"(v)); '
+    "return e4m3{(unsigned char)s};",
+    "float16": 'f16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(v)); return h;',
+    "bfloat16": 'bf16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h.bits) : "f"(v)); return h;',
+    "float32": "return v;",
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How the work is cut.
+
+    Attributes:
+        channels: out channels of a block: 64, 128 or 256.
+        pixels: of a block.
+        threads: of a block.
+        stages: steps of 128 bytes along K that a block holds.
+        warps_m: of `mma.sp`, warps that share the channels; the others share the pixels.
+        wgmma: whether warp groups use Hopper's `wgmma.sp`.
+        split: blocks that share a sum; a second kernel adds up their parts.
+        blocks: of a multiprocessor, which the registers are shared out to.
+    """
+
+    channels: int
+    pixels: int
+    threads: int
+    stages: int
+    warps_m: int = 2
+    wgmma: bool = False
+    split: int = 1
+    blocks: int = 1
+
+    def __str__(self) -> str:
+        """Such as 128x64 channels x pixels, 4 stages."""
+        split = f", split {self.split}" if self.split > 1 else ""
+        return f"{self.channels}x{self.pixels}, {self.threads} threads, {self.stages} stages{split}"
+
+    def stage_bytes(self, element_bytes: int) -> int:
+        """Shared memory of one step; a multiple of 1024, where the swizzle begins."""
+        whole = self.pixels * STEP_BYTES + self.channels // ROWS * record_bytes(element_bytes)
+        return divided(whole, 1024) * 1024
+
+    def shared_bytes(self, element_bytes: int) -> int:
+        """Shared memory of a block: the stages, later the sums."""
+        sums = self.pixels * (self.channels + 4) * 4
+        return max(self.stages * self.stage_bytes(element_bytes), sums)
+
+
+def conv_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = True) -> str:
+    """The convolution itself; with tile.split > 1 it stores sums.
+
+    Parameters: x, w (records), pad (16 bytes of the zero point), then `end_roles`, or the sums.
+    """
+    names = ["x", "w", "pad"]
+    parameters = [f"const char* __restrict__ {name}" for name in names]
+    if tile.split > 1:
+        parameters.append("SUM* __restrict__ sums")
+        ends, sums = "Ends{}", "sums"
+    else:
+        parameters += _end_parameters(problem, biased)
+        ends, sums = _ends(problem, biased), "(SUM*)nullptr"
+    texts = {"SYMBOL": symbol, "PARAMETERS": ", ".join(parameters), "ENDS": ends, "SUMS": sums}
+    emitted = _wgmma(problem, tile) if tile.wgmma else _mma(problem)
+    return _joined(texts | _tile_constants(problem, tile), problem, biased, emitted)
+
+
+def finish_text(
+    problem: ConvProblem, tile: Tile, symbol: str, threads: int, *, biased: bool = True
+) -> str:
+    """The kernel that adds up the parts of split sums. Parameters: the sums, then `end_roles`."""
+    parameters = ["const SUM* __restrict__ sums", *_end_parameters(problem, biased)]
+    texts = {"SYMBOL": symbol, "PARAMETERS": ", ".join(parameters), "ENDS": _ends(problem, biased)}
+    return _joined(
+        texts | {"IS_CONV": 0, "THREADS": threads, "SPLIT": tile.split}, problem, biased, ""
+    )
+
+
+def end_roles(problem: ConvProblem, biased: bool) -> tuple[str, ...]:
+    """Of the operands of what follows the sums."""
+    finish = problem.finish
+    wanted = {
+        "scale": finish.scaled,
+        "row_scale": finish.by_rows,
+        "bias": biased,
+        "numbers": True,
+        "r": problem.r is not None,
+        "y": True,
+    }
+    return tuple(role for role, is_there in wanted.items() if is_there)
+
+
+def _end_parameters(problem: ConvProblem, biased: bool) -> list[str]:
+    """Declarations of `end_roles`."""
+    kinds = {"r": "const R_TYPE", "y": "Y_TYPE"}
+    return [
+        f"{kinds.get(role, 'const float')}* __restrict__ {role}"
+        for role in end_roles(problem, biased)
+    ]
+
+
+def _ends(problem: ConvProblem, biased: bool) -> str:
+    """The struct of `end_roles`."""
+    roles = end_roles(problem, biased)
+    fields = ("scale", "row_scale", "bias", "numbers", "r", "y")
+    return f"Ends{{{', '.join(name if name in roles else 'nullptr' for name in fields)}}}"
+
+
+def _joined(texts: Mapping[str, object], problem: ConvProblem, biased: bool, emitted: str) -> str:
+    """Constants, types, instructions and the body."""
+    constants = {**texts, **_problem_constants(problem), "HAS_BIAS": int(biased)}
+    defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
+    defines += "".join(f"#define ACTIVATION_{a} {i + 1}\n" for i, a in enumerate(ACTIVATIONS))
+    y_type, has_e4m3 = C_TYPES[problem.y.dtype], constants["R_TYPE"] == "e4m3"
+    head = f"__device__ __forceinline__ {y_type} y_value(float v, float zero)"
+    to_y = f"{head} {{ {_TO_Y[problem.y.dtype]} }}\n"
+    return defines + _VALUES + _E4M3_VALUE * has_e4m3 + to_y + emitted + BODY
+
+
+def _problem_constants(problem: ConvProblem) -> dict[str, object]:
+    """Sizes, strides, types and the finish."""
+    window, finish, size = problem.window, problem.finish, DTYPES[problem.x.dtype]
+    r = problem.r or View.dense(problem.y.dtype, *problem.out_size, problem.out_channels)
+    n = problem.out_channels
+    return {
+        "ES": size,
+        "SUM": "int" if problem.x.dtype == "int8" else "float",
+        "H": problem.height,
+        "W": problem.width,
+        "OH": problem.out_size[0],
+        "OW": problem.out_size[1],
+        "PIXELS": problem.rows,
+        "N": n,
+        "N_SUMS": divided(n, 4) * 4,
+        "TAPS": window.kernel[0] * window.kernel[1],
+        "KW": window.kernel[1],
+        "STRIDE_H": window.stride[0],
+        "STRIDE_W": window.stride[1],
+        "DILATION_H": window.dilation[0],
+        "DILATION_W": window.dilation[1],
+        "PAD_TOP": window.pads[0],
+        "PAD_LEFT": window.pads[1],
+        "C_PIECES": problem.channels * size // 16,
+        **_strides("X", problem.x),
+        **_strides("Y", problem.y),
+        **_strides("R", r),
+        "Y_TYPE": C_TYPES[problem.y.dtype],
+        "R_TYPE": C_TYPES[r.dtype],
+        "Y_WHOLE": int(is_whole(problem.y, n)),
+        "R_WHOLE": int(is_whole(r, n)),
+        "HAS_R": int(problem.r is not None),
+        "SCALED": int(finish.scaled),
+        "BY_ROWS": int(finish.by_rows),
+        "ADD_LAST": int(finish.add_last),
+        "RESIDUAL_ZERO": f"{finish.residual_zero}.0f",
+        "ACTIVATION": 0 if finish.activation.clamps else f"ACTIVATION_{finish.activation.name}",
+    }
+
+
+def is_whole(view: View, channels: int) -> bool:
+    """Whether each four channels lie at a multiple of their size: no slice of a wider tensor."""
+    strides = (view.image, view.row, view.pixel)
+    return view.pixel == channels and not any(stride % 4 for stride in strides)
+
+
+def _strides(prefix: str, view: View) -> dict[str, object]:
+    """In elements, 64 bits wide where that is needed."""
+    found = {"IMAGE": view.image, "ROW": view.row, "PIXEL": view.pixel}
+    return {f"{prefix}_{name}": f"{value}LL" for name, value in found.items()}
+
+
+def _tile_constants(problem: ConvProblem, tile: Tile) -> dict[str, object]:
+    """Of how the work is cut."""
+    size = DTYPES[problem.x.dtype]
+    blocks = divided(problem.out_channels, tile.channels)
+    return {
+        "IS_CONV": 1,
+        "BM": tile.channels,
+        "BN": tile.pixels,
+        "THREADS": tile.threads,
+        "BLOCKS": tile.blocks,
+        "STAGES": tile.stages,
+        "STAGE_BYTES": tile.stage_bytes(size),
+        "WARPS_M": tile.warps_m,
+        "WGMMA": int(tile.wgmma),
+        "SPLIT": tile.split,
+        "STEPS": steps_of(problem.k, size),
+        "CHANNEL_BLOCKS": blocks,
+        "M_TILES": blocks * tile.channels // ROWS,
+        "RECORD": record_bytes(size),
+        "META_HALF": 128 if size == 1 else 0,
+    }
+
+
+def _mma(problem: ConvProblem) -> str:
+    """mma_sparse_0 and _1: the two instructions of a step, 16 channels by 8 pixels."""
+    types, k = INSTRUCTION_TYPES[problem.x.dtype]
+    return "".join(
+        f"__device__ __forceinline__ void mma_sparse_{half}(SUM (&d)[4], const uint4& a,"
+        " const uint4& b, unsigned e) {\n"
+        f'  asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k{k}.row.col.{types}.'
+        f"{types[:3]} {{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9, %10, %11}}, "
+        f'{{%0, %1, %2, %3}}, %12, {_selector(problem, half)};"\n'
+        f"    : {_outputs(problem, ['d[0]', 'd[1]', 'd[2]', 'd[3]'])}\n"
+        '    : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w),'
+        ' "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(e));\n}\n'
+        for half in range(2)
+    )
+
+
+def _wgmma(problem: ConvProblem, tile: Tile) -> str:
+    """wgmma_sparse_0 and _1: the two instructions of a step, 64 channels by all pixels."""
+    types, k = INSTRUCTION_TYPES[problem.x.dtype]
+    count = tile.pixels // 2
+    sums = [f"d[{i // 4}][{i % 4}]" for i in range(count)]
+    places = ", ".join(f"%{i}" for i in range(count))
+    a = ", ".join(f"%{count + i}" for i in range(4))
+    # Neither operand is negated; fp16 and bf16 have B along K already.
+    flags = {"int8": "", "float8e4m3fn": ", 1, 1"}.get(problem.x.dtype, ", 1, 1, 0")
+    return _DESCRIPTOR + "".join(
+        f"__device__ __forceinline__ void wgmma_sparse_{half}(SUM (&d)[{tile.pixels // 8}][4],"
+        " const uint4& a, unsigned e, unsigned long long x) {\n"
+        '  asm volatile("{\\n.reg .pred p;\\nsetp.ne.b32 p, 1, 0;\\n"\n'
+        f'    "wgmma.mma_async.sp.sync.aligned.m64n{tile.pixels}k{k}.{types} "\n'
+        f'    "{{{places}}}, {{{a}}}, %{count + 5}, %{count + 4}, {_selector(problem, half)}, '
+        f'p{flags};\\n}}"\n'
+        f"    : {_outputs(problem, sums)}\n"
+        '    : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(e), "l"(x));\n}\n'
+        for half in range(2)
+    )
+
+
+_DESCRIPTOR = """
+// Rows of 128 bytes, 128-byte swizzle, the next 8 rows 1024 bytes further.
+__device__ __forceinline__ unsigned long long descriptor(unsigned address) {
+  return (unsigned long long)((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+"""
+
+
+def _selector(problem: ConvProblem, half: int) -> int:
+    """Which lanes hold the metadata, see sparse_fragments.py."""
+    return half if DTYPES[problem.x.dtype] == 2 else 0
+
+
+def _outputs(problem: ConvProblem, names: list[str]) -> str:
+    """Sums as operands that are read and written."""
+    letter = "r" if problem.x.dtype == "int8" else "f"
+    return ", ".join(f'"+{letter}"({name})' for name in names)
