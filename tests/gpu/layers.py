@@ -27,6 +27,7 @@ class Layer:
 
 LAYERS = (
     Layer("stem b32", Size(32, 224, 224, 3, 64, STEM), ("int8", "float16")),
+    Layer("stem of 4 b32", Size(32, 224, 224, 4, 64, STEM), ("int8", "float16")),
     Layer("3x3 64 56 b32", Size(32, 56, 56, 64, 64, THREE)),
     Layer("3x3 256 14 b32", Size(32, 14, 14, 256, 256, THREE)),
     Layer("3x3 512 7 b1", Size(1, 7, 7, 512, 512, THREE)),

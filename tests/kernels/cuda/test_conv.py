@@ -25,7 +25,7 @@ SMALL = Tile(16, 32, 32, 4, 2)
 def run(problem: ConvProblem, tile: Tile, seed: int = 0) -> None:
     """One tile on random data."""
     case = Case.of(problem, seed)
-    dense, w = conv.merged(problem, case.arrays["w"])
+    dense, w = conv.widened(*conv.merged(problem, case.arrays["w"]))
     packed = {"w": conv.pack(w, problem.x.dtype), **finish_constants(problem, case.arrays)}
     if problem.x.dtype == "int8":
         packed |= conv.edge_constants(problem, case.arrays["w"])
@@ -93,6 +93,18 @@ def test_images_and_rows_may_lie_apart() -> None:
     y = replace(problem.y, row=problem.y.row + 11, image=3 * problem.y.image)
     run(replace(problem, x=x, y=y), SMALL)
     run(replace(problem, x=x, window=Window((1, 1))), SMALL)
+
+
+def test_gaps_count_as_channels() -> None:
+    problem = Size(1, 9, 9, 3, 8, Window((7, 7), (2, 2), (1, 1), (3, 3, 3, 3)), gap=1).problem(
+        "int8", "int8"
+    )
+    wide, w = conv.widened(problem, np.ones((8, 3, 7, 7), np.int8))
+    assert (wide.channels, w.shape) == (4, (8, 4, 7, 7))
+    assert not w[:, 3].any()
+    run(problem, SMALL)
+    dense = replace(problem, x=replace(problem.x, pixel=3))
+    assert conv.widened(dense, w)[0] is dense
 
 
 def test_weights_come_back_from_their_packing() -> None:

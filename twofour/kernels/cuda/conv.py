@@ -52,6 +52,8 @@ from twofour.kernels.cuda.reference import round_to
 K_MULTIPLE = 128
 """What K of packed weights is padded to a multiple of."""
 _FULL_CHANNELS = 64
+_FEW_CHANNELS = 16
+_WORD = 4
 FP8_CAPABILITY = 89
 """The least that a GPU has to have to multiply float8."""
 
@@ -208,6 +210,24 @@ def merged(problem: ConvProblem, w: Array) -> tuple[ConvProblem, Array]:
     return replace(problem, groups=groups // size), full
 
 
+def widened(problem: ConvProblem, w: Array) -> tuple[ConvProblem, Array]:
+    """The same convolution of whole words: gaps between few channels of int8 count as channels.
+
+    Their weights are 0, whatever lies there. A pixel of 3 channels in 4 bytes is loaded at once.
+
+    Args:
+        problem: the convolution.
+        w: [N, C / groups, KH, KW].
+    """
+    channels = divided(problem.channels, _WORD) * _WORD
+    narrow = channels != problem.channels <= _FEW_CHANNELS and problem.groups == 1
+    fits = problem.x.pixel >= channels and problem.x.pixel % _WORD == 0
+    if problem.x.dtype != "int8" or not narrow or not fits:
+        return problem, w
+    wide = np.pad(w, ((0, 0), (0, channels - problem.channels), (0, 0), (0, 0)))
+    return replace(problem, channels=channels), wide
+
+
 def recipes(
     problem: ConvProblem, constants: Mapping[str, Array], capability: int, *, effort: int = 2
 ) -> tuple[Recipe, ...]:
@@ -225,7 +245,7 @@ def recipes(
     """
     if problem.x.dtype == "float8e4m3fn" and capability < FP8_CAPABILITY:
         return ()
-    dense, w = merged(problem, constants["w"])
+    dense, w = widened(*merged(problem, constants["w"]))
     packed = {"w": pack(w, problem.x.dtype), **finish_constants(problem, constants)}
     packed |= edge_constants(problem, constants["w"]) if problem.x.dtype == "int8" else {}
     found = tiles_of(dense, capability)[: (1, 4, 12, 32)[min(effort, 3)]]
@@ -238,7 +258,7 @@ def _recipe(problem: ConvProblem, tile: Tile, constants: dict[str, Array]) -> Re
     scratch = {}
     if tile.splits > 1:
         scratch = {"sums": tile.splits * problem.rows * problem.out_channels * 4}
-    return Recipe("triton conv", tile.text, calls, constants, scratch)
+    return Recipe("conv", tile.text, calls, constants, scratch)
 
 
 def _calls(problem: ConvProblem, tile: Tile, constants: Mapping[str, Any]) -> Iterator[Kernel]:

@@ -86,7 +86,7 @@ def _recipe(
     numbers |= {"BM": m, "BN": n}
     grid = (divided(problem.rows, m), divided(problem.out_channels, n), 1)
     call = kernel_of(_depthwise, operands, numbers, grid, warps=warps)
-    return Recipe("triton depthwise", f"{m}x{n}, {warps} warps", (call,), constants)
+    return Recipe("conv_depthwise", f"{m}x{n}, {warps} warps", (call,), constants)
 
 
 @triton.jit
