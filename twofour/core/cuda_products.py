@@ -234,7 +234,7 @@ class Product:
 
 
 def algorithm_bytes(product: Product) -> bytes:
-    """cuBLASLt's own description of the algorithm, 64 bytes; none where it is left to the library.
+    """CuBLASLt's own description of the algorithm, 64 bytes; none where it is left to the library.
 
     Raises:
         ValueError: it is no hex, or not as long.
@@ -246,7 +246,7 @@ def algorithm_bytes(product: Product) -> bytes:
 
 
 def algorithm_numbers(product: Product) -> tuple[int, ...]:
-    """cuSPARSELt's algorithm: (), (id,) or (id, split_k, mode, buffers).
+    """CuSPARSELt's algorithm: (), (id,) or (id, split_k, mode, buffers).
 
     Raises:
         ValueError: it is no such numbers.

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from twofour.core.cuda_program import DTYPES
 from twofour.core.cuda_products import (
     CUBLASLT,
     WORKSPACE,
@@ -26,6 +25,7 @@ from twofour.core.cuda_products import (
     algorithm_bytes,
     read_product,
 )
+from twofour.core.cuda_program import DTYPES
 from twofour.core.errors import EngineError, UnsupportedError
 from twofour.runtime.cuda.libraries import Library, cublaslt
 

@@ -1,6 +1,6 @@
 """Products with a 2:4 weight by cuSPARSELt; what is computed is told by core/cuda_products.py.
 
-    packed = compress(settings, w, cuda, 90)       # at build, on the GPU
+    packed = compress(product, w, gpu, stream)     # at build, on the GPU
     product = prepare(settings, 90)
     product.run(stream, addresses)
 
@@ -23,7 +23,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core.cuda_program import DTYPES
 from twofour.core.cuda_products import (
     CUSPARSELT,
     WORKSPACE,
@@ -31,6 +30,7 @@ from twofour.core.cuda_products import (
     algorithm_numbers,
     read_product,
 )
+from twofour.core.cuda_program import DTYPES
 from twofour.core.errors import EngineError, InputError, UnsupportedError
 from twofour.runtime.cuda.libraries import Library, cusparselt
 
@@ -61,23 +61,21 @@ _REBUILD = "build the engine again: twofour build MODEL.onnx -o E.engine --targe
 
 
 class Gpu(Protocol):
-    """What compressing a weight and searching need of a GPU."""
+    """What compressing a weight needs of a GPU: part of `device.Device`."""
 
-    stream: int
-
-    def take(self, size_bytes: int) -> int:
+    def take(self, size_bytes: int, what: str = "memory") -> int:
         """The address of so many bytes."""
 
     def give_back(self, address: int) -> None:
         """Frees them."""
 
-    def to_gpu(self, address: int, array: Array) -> None:
+    def to_gpu(self, to: int, array: Array, stream: int) -> None:
         """Copies there."""
 
-    def from_gpu(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    def from_gpu(self, array: Array, source: int, stream: int) -> None:
         """Copies back."""
 
-    def wait(self) -> None:
+    def wait(self, stream: int) -> None:
         """Until all is done."""
 
 
@@ -156,12 +154,13 @@ class SparseProduct:
         """How many algorithms there are, numbered from 0."""
         return max(1, self._of_algorithm(_MAX_ID))
 
-    def compress(self, w: Array, gpu: Gpu) -> NDArray[np.uint8]:
+    def compress(self, w: Array, gpu: Gpu, stream: int) -> NDArray[np.uint8]:
         """The weight as the library takes it.
 
         Args:
             w: [n, k], of as many bytes an element as x; 2:4 along k.
-            gpu: where it is done.
+            gpu: where it is done, the current one.
+            stream: of it.
 
         Raises:
             InputError: it is no such weight.
@@ -170,18 +169,16 @@ class SparseProduct:
         if (*w.shape, w.itemsize) != expected:
             found = f"expected [n, k] and bytes {expected}, got {(*w.shape, w.itemsize)}"
             raise InputError("a weight does not fit its product", [found, self._about])
-        sizes = (w.nbytes, self.compressed_bytes, self.buffer_bytes)
+        held, packed = np.ascontiguousarray(w), np.empty(self.compressed_bytes, np.uint8)
         taken: list[int] = []
         try:
-            for size in sizes:
-                taken.append(gpu.take(max(ALIGNMENT, size)))
-            source, target, buffer = taken
-            held = np.ascontiguousarray(w)
-            gpu.to_gpu(source, held)
-            pointers = [ctypes.c_void_p(each) for each in (source, target, buffer, gpu.stream)]
+            for size in (held.nbytes, packed.nbytes, self.buffer_bytes):
+                taken.append(gpu.take(max(ALIGNMENT, size), "compressing a weight"))
+            gpu.to_gpu(taken[0], held, stream)
+            pointers = [ctypes.c_void_p(each) for each in (*taken, stream)]
             self._call("cusparseLtSpMMACompress2", self._w, 1, _PLAIN, *pointers)
-            packed = gpu.from_gpu(target, (self.compressed_bytes,), np.dtype(np.uint8))
-            gpu.wait()
+            gpu.from_gpu(packed, taken[1], stream)
+            gpu.wait(stream)
             return packed
         finally:
             for address in taken:
@@ -358,24 +355,25 @@ def prepare(
 
 
 def compress(
-    settings: str, w: Array, gpu: Gpu, capability: int, device: int = 0
+    product: Product, w: Array, gpu: Gpu, stream: int, device: int = 0
 ) -> NDArray[np.uint8]:
-    """The weight of these settings as cuSPARSELt takes it.
+    """A weight as cuSPARSELt takes it.
 
     Args:
-        settings: of a `LibraryCall`, of any algorithm.
-        w: [n, k], 2:4 along k.
-        gpu: where it is done.
-        capability: of the GPU.
+        product: what it is for, by any algorithm.
+        w: [n, k], of as many bytes an element as x; 2:4 along k.
+        gpu: where it is done, the current one.
+        stream: of it.
         device: its number.
 
     Raises:
         InputError: it is no such weight.
         UnsupportedError: the library cannot compute the product.
     """
-    made = prepare(settings, capability, device)
+    library = cusparselt()
+    made = SparseProduct(product, library, _handle(library, device))
     try:
-        return made.compress(w, gpu)
+        return made.compress(w, gpu, stream)
     finally:
         made.close()
 

@@ -134,7 +134,7 @@ class Library:
 
 @functools.cache
 def cublaslt() -> Library:
-    """cuBLASLt.
+    """CuBLASLt.
 
     Raises:
         UnsupportedError: it is not installed, cannot be loaded or is too old; says how to get it.
@@ -144,7 +144,7 @@ def cublaslt() -> Library:
 
 @functools.cache
 def cusparselt() -> Library:
-    """cuSPARSELt.
+    """CuSPARSELt.
 
     Raises:
         UnsupportedError: it is not installed, cannot be loaded or is too old; says how to get it.

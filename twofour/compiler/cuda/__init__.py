@@ -1,0 +1,1 @@
+"""Engines for NVIDIA GPUs: from the fused graph to the programs of their steps."""

@@ -1,0 +1,227 @@
+"""Recipes by NVIDIA's libraries, with their algorithms found and their weights compressed.
+
+    for recipe in library_recipes(problem, constants, device, effort=2):
+        ...                                   # time it like any other candidate
+
+The tactics gemm_cublaslt.py and gemm_cusparselt.py say which products the libraries can do of a
+problem, each by the library's own choice of algorithm. Here, on the GPU that the engine is for,
+each becomes several recipes: one for each of the fastest algorithms, as a short race tells that
+runs all of them on memory that holds no data of the network. A recipe that comes back needs
+nothing more: its calls' settings name the algorithm and the library's version, its constant "w" is
+what the library reads (compressed, for cuSPARSELt), its scratch has the role "workspace" where
+there is one.
+
+What a call's places are follows from its roles, as for kernels. At run time
+
+    prepared = prepare(call.library, call.settings, capability, device.gpu.index)
+    prepared.sizes                            # bytes of each place that are touched: check them
+    prepared.run(stream, addresses)           # once before a CUDA graph is recorded, then in it
+
+is all there is to do (runtime/cuda/library_calls.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from twofour.core.cuda_products import CUBLASLT, CUSPARSELT, Product, read_product
+from twofour.core.errors import EngineError, UnsupportedError
+from twofour.kernels.cuda import gemm_cublaslt, gemm_cusparselt
+from twofour.kernels.cuda.kernel import Array, LibraryKernel, Recipe
+from twofour.kernels.cuda.problem import ConvProblem
+from twofour.runtime.cuda import cublaslt, cusparselt, libraries
+from twofour.runtime.cuda.device import Device
+from twofour.runtime.cuda.library_calls import prepare
+
+_TRIED = {CUBLASLT: (1, 4, 8, 16), CUSPARSELT: (1, 8, 48, 128)}
+_KEPT = (1, 1, 3, 6)
+_RUNS = 5
+_FILL = 0x11  # a byte that is a small number in every type
+
+
+def library_recipes(
+    problem: ConvProblem, constants: Mapping[str, Array], device: Device, *, effort: int = 2
+) -> tuple[Recipe, ...]:
+    """All ways by NVIDIA's libraries, the fastest algorithms of each.
+
+    Args:
+        problem: what is computed.
+        constants: "w" [N, C, KH, KW], "scale" [N], "bias" [N].
+        device: the GPU that the engine is for.
+        effort: 0 leaves the algorithm to the library; more algorithms are tried from 1 to 3.
+
+    Returns:
+        () where there is none, or where the libraries are not here: see `missing`.
+
+    Raises:
+        UnsupportedError: the GPU has no memory left.
+    """
+    found: list[Recipe] = []
+    absent = missing()
+    packed: dict[tuple[int, int], Array] = {}
+    for tactic, library in ((gemm_cublaslt, CUBLASLT), (gemm_cusparselt, CUSPARSELT)):
+        if library in absent:
+            continue
+        for recipe in tactic.recipes(problem, constants, device.capability, effort=effort):
+            with device.current():
+                found += _expanded(recipe, library, device, effort, packed)
+    return tuple(found)
+
+
+def missing() -> dict[str, str]:
+    """Library -> why it cannot be called here, and what brings it; for explain and doctor."""
+    found = {}
+    for library, get in ((CUBLASLT, libraries.cublaslt), (CUSPARSELT, libraries.cusparselt)):
+        try:
+            get()
+        except UnsupportedError as error:
+            found[library] = str(error)
+    return found
+
+
+def library_of(recipe: Recipe) -> tuple[int, LibraryKernel]:
+    """The place and the call of a library among those of a recipe."""
+    found = [(i, call) for i, call in enumerate(recipe.calls) if isinstance(call, LibraryKernel)]
+    return found[0]
+
+
+def race(
+    products: list[Product], library: str, w: Array, device: Device, runs: int = _RUNS
+) -> list[tuple[float, Product]]:
+    """Microseconds of each product, the fastest first; those that cannot run are left out.
+
+    Args:
+        products: of the same operands, by different algorithms.
+        library: "cublaslt" or "cusparselt".
+        w: the weight as the library takes it.
+        device: the current GPU.
+        runs: of each after the first, timed together.
+    """
+    stream, begin, end = device.stream(), device.event(), device.event()
+    operands = _Operands(products, w, device, stream)
+    times: list[tuple[float, Product]] = []
+    try:
+        for product in products:
+            try:
+                ready = prepare(library, product.to_json(), device.capability, device.gpu.index)
+            except (EngineError, UnsupportedError):
+                continue
+            try:
+                addresses = operands.of(product)
+                ready.run(stream, addresses)
+                device.record(begin, stream)
+                for _ in range(runs):
+                    ready.run(stream, addresses)
+                device.record(end, stream)
+                device.wait(stream)
+                times.append((device.elapsed_us(begin, end) / runs, product))
+            except UnsupportedError:
+                device.wait(stream)
+            finally:
+                ready.close()
+    finally:
+        operands.close()
+        device.drop_event(begin)
+        device.drop_event(end)
+        device.drop_stream(stream)
+    return sorted(times, key=lambda pair: pair[0])
+
+
+class _Operands:
+    """Memory for the operands of products that differ in their algorithm alone."""
+
+    def __init__(self, products: list[Product], w: Array, device: Device, stream: int) -> None:
+        """Takes and fills it."""
+        self._device = device
+        self._at: dict[str, int] = {}
+        largest: dict[str, int] = {}
+        for product in products:
+            sizes = product.sizes(w.nbytes)
+            for role, size in zip(product.roles, sizes, strict=True):
+                largest[role] = max(size, largest.get(role, 0))
+        try:
+            for role, size in largest.items():
+                self._at[role] = device.take(size, "timing a library's algorithms")
+                device.fill(self._at[role], _FILL, size, stream)
+            if "w" in self._at:
+                device.to_gpu(self._at["w"], np.ascontiguousarray(w), stream)
+            device.wait(stream)
+        except UnsupportedError:
+            self.close()
+            raise
+
+    def of(self, product: Product) -> tuple[int, ...]:
+        """The addresses of a product's operands."""
+        return tuple(self._at[role] for role in product.roles)
+
+    def close(self) -> None:
+        """Frees the memory."""
+        for address in self._at.values():
+            self._device.give_back(address)
+        self._at = {}
+
+
+def _expanded(
+    recipe: Recipe,
+    library: str,
+    device: Device,
+    effort: int,
+    packed: dict[tuple[int, int], Array],
+) -> list[Recipe]:
+    """The recipe by each of the fastest algorithms."""
+    place, call = library_of(recipe)
+    product = read_product(call.settings, library)
+    level = min(max(effort, 0), len(_KEPT) - 1)
+    algorithms = cublaslt.algorithms if library == CUBLASLT else cusparselt.algorithms
+    most = _TRIED[library][level]
+    products = algorithms(product, device.capability, most, device.gpu.index)
+    if not products:
+        return []
+    w = recipe.constants["w"]
+    if library == CUSPARSELT:
+        key = (product.n, product.k)
+        if key not in packed:
+            packed[key] = _compressed(product, w, device)
+        w = packed[key]
+    best = [products[0]]
+    if len(products) > 1:
+        best = [found for _, found in race(products, library, w, device)][: _KEPT[level]]
+    return [_by(recipe, place, call, found, w) for found in best]
+
+
+def _compressed(product: Product, w: Array, device: Device) -> Array:
+    stream = device.stream()
+    try:
+        return cusparselt.compress(product, w, device, stream, device.gpu.index)
+    finally:
+        device.drop_stream(stream)
+
+
+def _by(recipe: Recipe, place: int, call: LibraryKernel, product: Product, w: Array) -> Recipe:
+    """The recipe by one algorithm."""
+    before = read_product(call.settings, call.library).roles
+    roles = dict(zip(before, call.roles, strict=True)) | {"workspace": "workspace"}
+    named = tuple(roles[role] for role in product.roles)
+    made = LibraryKernel(call.library, product.to_json(), named)
+    calls = (*recipe.calls[:place], made, *recipe.calls[place + 1 :])
+    scratch = dict(recipe.scratch)
+    if product.workspace_bytes:
+        scratch["workspace"] = product.workspace_bytes
+    return replace(
+        recipe,
+        config=f"{recipe.config}, algorithm {_title(product, call.library)}",
+        calls=calls,
+        constants={**recipe.constants, "w": w},
+        scratch=scratch,
+    )
+
+
+def _title(product: Product, library: str) -> str:
+    """A short name of an algorithm: cuSPARSELt's number, part of a hash of cuBLASLt's bytes."""
+    if library == CUSPARSELT:
+        return product.algorithm
+    return hashlib.sha256(product.algorithm.encode()).hexdigest()[:6]
