@@ -4,9 +4,9 @@
         for k, (kh, kw, c) in enumerate(taps):
             cols[m, k] = x[b, i * stride + kh * dilation - top, ..., c]     or x_zero outside
 
-Rows from the last pixel to a multiple, and columns likewise, hold x_zero and 0: a library takes
-whole tiles alone, and the weight has zeros where the columns end (0 times NaN would be NaN). It
-costs a pass over kernel_h * kernel_w times the bytes of x: worth it where products gain more.
+Rows from the last pixel to a multiple, and columns likewise, hold x_zero: a library takes whole
+tiles alone, and the weight has zeros there (times what is no NaN). It costs a pass over kernel_h *
+kernel_w times the bytes of x: worth it where products gain more.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
