@@ -42,7 +42,7 @@ from twofour.kernels.cuda.reference import conv_reference  # noqa: E402
 from twofour.runtime.cuda import cublaslt, cusparselt  # noqa: E402
 from twofour.runtime.cuda.device import Device, open_device  # noqa: E402
 from twofour.runtime.cuda.libraries import versions  # noqa: E402
-from twofour.runtime.cuda.library_calls import prepare  # noqa: E402
+from twofour.runtime.cuda.prepared import LIBRARIES  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 FP8 = "float8e4m3fn"
@@ -118,7 +118,7 @@ def finished(product: Product, v: Any, gelu: str = "GeluTanh") -> Any:
 def run(product: Product, library: str, held: dict[str, Any]) -> Any:
     """y as the GPU has it."""
     with device().current():
-        ready = prepare(library, product.to_json(), launch.capability())
+        ready = LIBRARIES[library](product.to_json(), launch.capability(), 0)
         if ready.workspace_bytes > held["workspace"].nbytes:
             held["workspace"] = torch.zeros(ready.workspace_bytes, dtype=torch.uint8, device="cuda")
         roles = ready.product.roles
@@ -274,7 +274,7 @@ def test_a_graph_records_it(library: str) -> None:
     product = asked(library, "float16", "float16", bias="float16")
     held, v = operands_of(product, library)
     with device().current():
-        ready = prepare(library, product.to_json(), launch.capability())
+        ready = LIBRARIES[library](product.to_json(), launch.capability(), 0)
         held["workspace"] = torch.zeros(
             max(16, ready.workspace_bytes), dtype=torch.uint8, device="cuda"
         )
@@ -319,7 +319,7 @@ def prepared(recipe: Recipe, tensors: dict[str, Any]) -> Any:
     capability = launch.capability()
     first = launch.prepared(replace(before, **plain_recipe), held, capability)
     last = launch.prepared(replace(after, **plain_recipe), held, capability)
-    ready = prepare(call.library, call.settings, capability)
+    ready = LIBRARIES[call.library](call.settings, capability, 0)
     addresses = tuple(held[role].data_ptr() for role in call.roles)
     stream = torch.cuda.current_stream().cuda_stream
 
@@ -393,7 +393,7 @@ def test_memory_of_y_is_all_that_a_recipe_writes() -> None:
         call = library_of(recipe)[1]
         assert isinstance(call, LibraryKernel)
         product = read_product(call.settings, call.library)
-        ready = prepare(call.library, call.settings, launch.capability())
+        ready = LIBRARIES[call.library](call.settings, launch.capability(), 0)
         sizes = dict(zip(call.roles, ready.sizes, strict=True))
         for role, size in recipe.scratch.items():
             assert sizes.get(role, 0) <= size, (role, sizes, product)

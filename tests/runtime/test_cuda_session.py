@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 from dataclasses import replace
@@ -204,8 +205,9 @@ class FakeProduct:
 
     closed = 0
 
-    def __init__(self, fake: FakeDriver) -> None:
+    def __init__(self, fake: FakeDriver, needed: int = 4 * COUNT) -> None:
         self.fake, self.runs = fake, 0
+        self.sizes = (needed,) * 3
 
     def run(self, stream: int, addresses: tuple[int, ...]) -> None:
         self.runs += 1
@@ -232,6 +234,23 @@ def test_library_calls_are_recorded_in_their_turn(
     with Session(cuda_engine(program)) as session:
         assert (session.run({"x": VALUES})["y"] == 2 * VALUES + W).all()
     assert asked == [("how", 90, 0)]
+    assert FakeProduct.closed == 1
+    nothing_left(fake)
+
+
+def test_a_library_call_has_room_for_its_operands(
+    fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = functools.partial(FakeProduct, fake, 4 * COUNT + 1)
+    monkeypatch.setitem(prepared.LIBRARIES, "cublaslt", lambda *_: make())
+    turns: list[Any] = [
+        launch("double", 0, X, MIDDLE),
+        LibraryCall("cublaslt", "", (X, KEPT, Y), 1),
+    ]
+    program = CudaProgram.of(turns, (Transfer("x", X),), (Transfer("y", Y),))
+    FakeProduct.closed = 0
+    with pytest.raises(EngineError, match="other places than its operands"):
+        Session(cuda_engine(program))
     assert FakeProduct.closed == 1
     nothing_left(fake)
 

@@ -21,7 +21,6 @@ from twofour.core.cuda_products import Product
 from twofour.core.errors import EngineError, InputError, UnsupportedError
 from twofour.runtime.cuda import cublaslt, cusparselt
 from twofour.runtime.cuda.libraries import CUBLASLT, CUSPARSELT, Library, Wanted, load, places
-from twofour.runtime.cuda.library_calls import prepare
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 compiled = pytest.mark.skipif(COMPILER is None, reason="no C compiler here")
@@ -319,13 +318,6 @@ def test_a_refusal_names_the_call_its_status_and_the_product(fake: Fake) -> None
     with pytest.raises(UnsupportedError, match="status 7: INTERNAL"):
         cusparselt.prepare(INT8.to_json(), 90, get=fake.get(CUSPARSELT))
     assert len(fake.lines("cusparseLtMatDescriptorDestroy")) == 3
-
-
-def test_a_library_that_is_not_known_is_refused() -> None:
-    with pytest.raises(EngineError, match="a library that is not known"):
-        prepare("libc", "{}", 90)
-    with pytest.raises(EngineError, match="malformed"):
-        prepare("cublaslt", "{}", 90)
 
 
 class Version:

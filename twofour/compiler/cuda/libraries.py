@@ -11,13 +11,8 @@ nothing more: its calls' settings name the algorithm and the library's version, 
 what the library reads (compressed, for cuSPARSELt), its scratch has the role "workspace" where
 there is one.
 
-What a call's places are follows from its roles, as for kernels. At run time
-
-    prepared = prepare(call.library, call.settings, capability, device.gpu.index)
-    prepared.sizes                            # bytes of each place that are touched: check them
-    prepared.run(stream, addresses)           # once before a CUDA graph is recorded, then in it
-
-is all there is to do (runtime/cuda/library_calls.py).
+The places of a call follow from its roles, as those of a kernel do. At run time
+runtime/cuda/prepared.py takes it from there.
 """
 
 from __future__ import annotations
@@ -35,7 +30,7 @@ from twofour.kernels.cuda.kernel import Array, LibraryKernel, Recipe
 from twofour.kernels.cuda.problem import ConvProblem
 from twofour.runtime.cuda import cublaslt, cusparselt, libraries
 from twofour.runtime.cuda.device import Device
-from twofour.runtime.cuda.library_calls import prepare
+from twofour.runtime.cuda.prepared import LIBRARIES
 
 _TRIED = {CUBLASLT: (1, 4, 8, 16), CUSPARSELT: (1, 8, 48, 128)}
 _KEPT = (1, 1, 3, 6)
@@ -107,7 +102,8 @@ def race(
     try:
         for product in products:
             try:
-                ready = prepare(library, product.to_json(), device.capability, device.gpu.index)
+                settings, index = product.to_json(), device.gpu.index
+                ready = LIBRARIES[library](settings, device.capability, index)
             except (EngineError, UnsupportedError):
                 continue
             try:

@@ -8,7 +8,7 @@ time_us(device, prepared, rounds=5)
 
 from __future__ import annotations
 
-import importlib
+import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import Protocol
 from twofour.core.cuda_program import CudaProgram, Launch, LibraryCall
 from twofour.core.errors import EngineError
 from twofour.core.memory import Bytes
+from twofour.runtime.cuda import cublaslt, cusparselt
 from twofour.runtime.cuda.device import Device
 
 _LEAST_US = 300.0  # of a replay that is timed: events have a grain of half a microsecond
@@ -25,7 +26,13 @@ _MOST_REPEATS = 200
 
 
 class Product(Protocol):
-    """What a library is ready to compute."""
+    """What a library is ready to compute.
+
+    Attributes:
+        sizes: bytes of each operand that it touches.
+    """
+
+    sizes: tuple[int, ...]
 
     def run(self, stream: int, addresses: tuple[int, ...]) -> None:
         """Puts it into a stream."""
@@ -35,18 +42,10 @@ class Product(Protocol):
 
 
 Prepare = Callable[[str, int, int], Product]
-
-
-def _of(library: str) -> Prepare:
-    def prepare(settings: str, capability: int, index: int) -> Product:
-        module = importlib.import_module(f"twofour.runtime.cuda.{library}")
-        made: Product = module.prepare(settings, capability, index)
-        return made
-
-    return prepare
-
-
-LIBRARIES: dict[str, Prepare] = {name: _of(name) for name in ("cublaslt", "cusparselt")}
+LIBRARIES: dict[str, Prepare] = {
+    "cublaslt": cublaslt.prepare,
+    "cusparselt": cusparselt.prepare,
+}
 """Library -> what makes a call of it ready: settings, capability and number of the GPU."""
 
 
@@ -183,6 +182,13 @@ class Prepared:
         with device.current():
             made = libraries[turn.library](turn.settings, device.capability, device.gpu.index)
         self._products.append(made)
+        places = [place.size_bytes for place in turn.places]
+        if len(places) != len(made.sizes) or any(map(operator.lt, places, made.sizes)):
+            raise EngineError(
+                f"a call of {turn.library} has other places than its operands",
+                [f"expected {made.sizes} bytes, got {places}", turn.settings[:400]],
+                "build the engine again on this machine",
+            )
         return _Turn(turn.layer, lambda stream: made.run(stream, addresses))
 
 

@@ -1,0 +1,149 @@
+"""Recipes by libraries: algorithms raced, weights compressed, by libraries that write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernels.cuda.test_products import FP8, QUANTIZED, arrays_of, called, problem_of
+from tests.runtime.cuda.test_libraries import Fake, Gpu, built, compiled
+from twofour.compiler.cuda.libraries import library_recipes, missing
+from twofour.core.cuda_products import read_product
+from twofour.core.errors import UnsupportedError
+from twofour.runtime.cuda import cublaslt, cusparselt, libraries, prepared
+from twofour.runtime.cuda.device import Device
+from twofour.runtime.cuda.libraries import CUBLASLT, CUSPARSELT
+
+__all__ = ["built"]
+
+
+class Clock(Gpu):
+    """A GPU on which each algorithm takes shorter than the one before; the streams are 9."""
+
+    capability = 90
+
+    class gpu:
+        index = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: set[int] = set()
+        self.times = 100.0
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        yield
+
+    def stream(self) -> int:
+        return 9
+
+    def drop_stream(self, stream: int) -> None:
+        assert stream == 9
+
+    def event(self) -> int:
+        self.events.add(len(self.events))
+        return len(self.events) - 1
+
+    def drop_event(self, event: int) -> None:
+        self.events.discard(event)
+
+    def record(self, event: int, stream: int) -> None:
+        assert event in self.events
+
+    def elapsed_us(self, begin: int, end: int) -> float:
+        self.times -= 1
+        return self.times
+
+    def fill(self, at: int, value: int, size_bytes: int, stream: int) -> None:
+        assert size_bytes <= self.held[at]
+
+
+@pytest.fixture
+def fake(built: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    made = Fake(built)
+    dense, sparse = made.get(CUBLASLT), made.get(CUSPARSELT)
+    for module in (cublaslt, libraries):
+        monkeypatch.setattr(module, "cublaslt", dense)
+    for module in (cusparselt, libraries):
+        monkeypatch.setattr(module, "cusparselt", sparse)
+    ways = {
+        "cublaslt": lambda settings, capability, _: cublaslt.prepare(
+            settings, capability, 0, dense
+        ),
+        "cusparselt": lambda settings, capability, _: cusparselt.prepare(
+            settings, capability, 0, sparse
+        ),
+    }
+    for name, way in ways.items():
+        monkeypatch.setitem(prepared.LIBRARIES, name, way)
+    return made
+
+
+def made(gpu: Clock, dtype: str = "int8", effort: int = 2) -> Any:
+    problem = problem_of(dtype, dtype, QUANTIZED)
+    device: Device = gpu  # type: ignore[assignment]
+    return library_recipes(problem, arrays_of(problem), device, effort=effort)
+
+
+@compiled
+def test_the_fastest_algorithms_become_recipes(fake: Fake) -> None:
+    gpu = Clock()
+    recipes = made(gpu)
+    assert {recipe.tactic for recipe in recipes} == {"cublaslt", "2:4 cusparselt"}
+    names = [
+        read_product(called(each).settings, called(each).library).algorithm
+        for each in recipes
+        if each.tactic == "2:4 cusparselt"
+    ]
+    assert names == ["4", "3", "2"] * 2  # each was faster than the one before
+    assert set(gpu.held.values()) == {0}
+    assert gpu.events == set()
+    assert len(fake.lines("cusparseLtSpMMACompress2")) == 1  # for all of them
+
+
+@compiled
+def test_a_recipe_has_all_that_its_calls_name(fake: Fake) -> None:
+    for recipe in made(Clock()):
+        call = called(recipe)
+        product = read_product(call.settings, call.library)
+        assert len(call.roles) == len(product.roles)
+        assert product.version in (130102, 800)
+        there = {"x", "y", "r", *recipe.constants, *recipe.scratch}
+        assert set(call.roles) <= there
+        if product.workspace_bytes:
+            assert recipe.scratch["workspace"] == product.workspace_bytes
+        packed = call.library == "cusparselt"
+        assert recipe.constants["w"].nbytes == (2304 if packed else 32 * 64)
+        assert "algorithm" in recipe.config
+
+
+@compiled
+def test_without_effort_the_library_chooses(fake: Fake) -> None:
+    gpu = Clock()
+    recipes = made(gpu, FP8, effort=0)
+    assert gpu.times == 100
+    configs = [recipe.config for recipe in recipes]
+    assert len(configs) == len(set(configs))
+
+
+@compiled
+def test_an_algorithm_that_cannot_run_is_left_out(fake: Fake) -> None:
+    fake.clear("cusparseLtMatmul")
+    gpu = Clock()
+    assert {recipe.tactic for recipe in made(gpu)} == {"cublaslt"}
+    assert set(gpu.held.values()) == {0}
+
+
+def test_what_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> Any:
+        raise UnsupportedError("cuSPARSELt cannot be loaded", [], "pip install it")
+
+    monkeypatch.setattr(libraries, "cublaslt", absent)
+    monkeypatch.setattr(libraries, "cusparselt", absent)
+    assert set(missing()) == {"cublaslt", "cusparselt"}
+    assert "pip install it" in missing()["cublaslt"]
+    assert made(Clock()) == ()
