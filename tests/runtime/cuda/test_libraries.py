@@ -274,7 +274,7 @@ class Gpu:
 @compiled
 def test_a_weight_is_compressed_on_the_gpu(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cusparselt, "cusparselt", fake.get(CUSPARSELT))
-    gpu = Gpu()
+    gpu: Any = Gpu()
     packed = cusparselt.compress(INT8, np.zeros((64, 128), np.int8), gpu, 9)
     assert (packed == 42).all()
     assert packed.shape == (2304,)

@@ -27,17 +27,8 @@ from twofour.core.cuda_products import (
 )
 from twofour.core.cuda_program import DTYPES
 from twofour.core.errors import EngineError, UnsupportedError
-from twofour.runtime.cuda.libraries import Library, cublaslt
+from twofour.runtime.cuda.libraries import ALIGNMENT, TYPES, Library, cublaslt
 
-TYPES = {
-    "float32": 0,
-    "float16": 2,
-    "int8": 3,
-    "int32": 10,
-    "bfloat16": 14,
-    "float8e4m3fn": 28,
-}
-"""cudaDataType of library_types.h."""
 _COMPUTE_32F, _COMPUTE_TF32, _COMPUTE_32I = 68, 77, 72
 _TRANSPOSED, _PLAIN = 1, 0
 _EPILOGUES = {"": 1, "Relu": 2, "GeluTanh": 32}
@@ -50,8 +41,6 @@ _A_SCALE, _B_SCALE, _D_SCALE, _FAST, _BIAS_TYPE = 17, 18, 20, 25, 26
 _A_SCALE_MODE, _B_SCALE_MODE = 31, 32
 # cublasLtMatmulPreferenceAttributes_t
 _MAX_WORKSPACE, _ALIGNMENTS = 1, (5, 6, 7, 8)
-ALIGNMENT = 16
-"""Bytes: what every address is a multiple of."""
 _UNSUPPORTED = (7, 15)  # CUBLAS_STATUS_INVALID_VALUE, _NOT_SUPPORTED
 _REBUILD = "build the engine again: twofour build MODEL.onnx -o E.engine --target cuda"
 

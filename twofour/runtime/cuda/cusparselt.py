@@ -18,7 +18,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,22 +32,12 @@ from twofour.core.cuda_products import (
 )
 from twofour.core.cuda_program import DTYPES
 from twofour.core.errors import EngineError, InputError, UnsupportedError
-from twofour.runtime.cuda.libraries import Library, cusparselt
+from twofour.runtime.cuda.device import Device
+from twofour.runtime.cuda.libraries import ALIGNMENT, TYPES, Library, cusparselt
 
 Array = NDArray[Any]
-TYPES = {
-    "float32": 0,
-    "float16": 2,
-    "int8": 3,
-    "int32": 10,
-    "bfloat16": 14,
-    "float8e4m3fn": 28,
-}
-"""cudaDataType of library_types.h."""
 STRUCT_BYTES = 16384
 """Room for each of the library's structures: 512 bytes in 0.8, 11024 in some before."""
-ALIGNMENT = 16
-"""Bytes: what every address is a multiple of."""
 _COMPUTE_32I, _COMPUTE_32F = 0, 2
 _BY_COLUMNS, _BY_ROWS = 1, 2  # cusparseOrder_t
 _PLAIN = 0  # CUSPARSE_OPERATION_NON_TRANSPOSE
@@ -58,25 +48,6 @@ _RELU, _UPPER, _GELU, _VECTOR_ALPHA, _BIAS_POINTER = 0, 1, 3, 5, 8
 _ID, _MAX_ID, _SEARCHES, _SPLIT_K, _SPLIT_MODE, _SPLIT_BUFFERS = 0, 1, 2, 3, 4, 5
 _SEGMENTS, _LONG = 90, 2048  # split_k of -1, "segment k", is tried from there on
 _REBUILD = "build the engine again: twofour build MODEL.onnx -o E.engine --target cuda"
-
-
-class Gpu(Protocol):
-    """What compressing a weight needs of a GPU: part of `device.Device`."""
-
-    def take(self, size_bytes: int, what: str = "memory") -> int:
-        """The address of so many bytes."""
-
-    def give_back(self, address: int) -> None:
-        """Frees them."""
-
-    def to_gpu(self, to: int, array: Array, stream: int) -> None:
-        """Copies there."""
-
-    def from_gpu(self, array: Array, source: int, stream: int) -> None:
-        """Copies back."""
-
-    def wait(self, stream: int) -> None:
-        """Until all is done."""
 
 
 class SparseProduct:
@@ -154,7 +125,7 @@ class SparseProduct:
         """How many algorithms there are, numbered from 0."""
         return max(1, self._of_algorithm(_MAX_ID))
 
-    def compress(self, w: Array, gpu: Gpu, stream: int) -> NDArray[np.uint8]:
+    def compress(self, w: Array, gpu: Device, stream: int) -> NDArray[np.uint8]:
         """The weight as the library takes it.
 
         Args:
@@ -355,7 +326,7 @@ def prepare(
 
 
 def compress(
-    product: Product, w: Array, gpu: Gpu, stream: int, device: int = 0
+    product: Product, w: Array, gpu: Device, stream: int, device: int = 0
 ) -> NDArray[np.uint8]:
     """A weight as cuSPARSELt takes it.
 

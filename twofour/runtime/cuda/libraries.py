@@ -19,6 +19,17 @@ from typing import Any
 
 from twofour.core.errors import UnsupportedError
 
+TYPES = {
+    "float32": 0,
+    "float16": 2,
+    "int8": 3,
+    "int32": 10,
+    "bfloat16": 14,
+    "float8e4m3fn": 28,
+}
+"""cudaDataType of library_types.h."""
+ALIGNMENT = 16
+"""Bytes: what the address of every operand is a multiple of."""
 _VERSION_PARTS = (0, 1, 2)
 
 
