@@ -81,13 +81,14 @@ class Run:
         sparsifier = Sparsifier(model, "2:4", exclude=DENSE_LAYERS).prune()
         self._note("2:4, one shot", model, began)
         self._trained("2:4, fine-tuned", model, (dense, sparsifier), (args.epochs, args.lr))
+        self._exported("24.onnx", model)
         quantizer = Quantizer(model, self._calibration()[0]).calibrate(self._calibration())
         self._note("2:4 INT8, calibrated", model, time.monotonic())
         self._trained(
             "2:4 INT8, trained", model, (dense, sparsifier), (args.qat_epochs, args.qat_lr)
         )
         quantizer.verify()
-        self._exported(model, args.out / "qat.onnx")
+        self._exported("qat.onnx", model)
 
     def _trained(
         self,
@@ -113,9 +114,10 @@ class Run:
         steps = epochs * len(batches(0))
         self._note(name, model, began, epochs=epochs, steps=steps)
 
-    def _exported(self, model: nn.Module, path: Path) -> None:
+    def _exported(self, name: str, model: nn.Module) -> None:
         """Writes the file, and compares it with the model."""
         began = time.monotonic()
+        path = self.args.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         x = self.images.normalised(self.images.test_x[:COMPARED])
         held = Counter(export_onnx(model, x[:2], path).values())
@@ -123,7 +125,7 @@ class Run:
             wanted = model(x).cpu().numpy()
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (got,) = session.run(None, {INPUT: np.ascontiguousarray(x.cpu().numpy())})
-        self.stages["exported"] = {
+        self.stages[name] = {
             "patterns": dict(held),
             "same_class": float((got.argmax(1) == wanted.argmax(1)).mean()),
             "images": len(x),
@@ -186,15 +188,17 @@ def page(found: dict[str, Any]) -> str:
         figures = [f"{100 * stage['top1']:.2f} %", f"{100 * (stage['top1'] - dense):+.2f}"]
         rest = [str(stage.get(key, "")) for key in ("epochs", "steps", "seconds")]
         lines.append(f"| {name} | {' | '.join([*figures, *rest])} |")
-    made = found["stages"]["exported"]
-    held = ", ".join(f"{count} weights {pattern}" for pattern, count in made["patterns"].items())
-    lines += [
-        "",
-        f"The exported file has {held}, and gives {100 * made['same_class']:.1f} % of "
-        f"{made['images']} test images the class that PyTorch does.",
-        "",
-    ]
-    return "\n".join(lines)
+    lines.append("")
+    for name, made in found["stages"].items():
+        if "patterns" not in made:
+            continue
+        held = ", ".join(f"{n} weights {pattern}" for pattern, n in made["patterns"].items())
+        lines.append(
+            f"- `{name}`, exported in {made['seconds']} s: {held}; gives "
+            f"{100 * made['same_class']:.1f} % of {made['images']} test images the class that "
+            "PyTorch does."
+        )
+    return "\n".join([*lines, ""])
 
 
 def prepared(args: argparse.Namespace) -> Images:

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.cuda.cases import WORKS, Array
 from twofour.bench.energy import Energy, gpu_counters, measure
+
+Array = NDArray[Any]
 
 WARM_S = 0.02
 _LATENCIES = 50
@@ -232,8 +234,3 @@ def _run(entry: Entry, seconds: float) -> tuple[int, float]:
             return runs, taken
         # Few waits: as many as fit the rest of the time, but never the whole of a first guess.
         ahead = max(1, min(4 * runs, int(runs * (seconds - taken) / taken)))
-
-
-def unit_of(network: str) -> str:
-    """What a batch of it counts."""
-    return WORKS[network].unit

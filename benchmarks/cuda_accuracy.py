@@ -1,0 +1,301 @@
+"""Writes `cuda_accuracy.json` and `.md`: what engines on a GPU say, beside ONNX Runtime in float32.
+
+    python -m benchmarks.cuda_accuracy --output DIR --trained runs/gpu
+    python -m benchmarks.cuda_accuracy --output DIR --device cpu --only resnet8 --images 500
+
+Networks with labels (CIFAR-10) have their top-1; all have the cosine of their outputs with those of
+ONNX Runtime, which runs the float32 file on the CPU. Calibrated on images that are not judged.
+`--trained` is what `examples/cifar10_gpu.py` left; `TWOFOUR_DATA` names the folder of data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as TooSlow
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+import twofour
+from benchmarks.cuda_networks import device, say, versions
+from tests.onnx_tools.foreign_inputs import FILES, cifar10, samples
+from twofour.core.errors import Error
+from twofour.onnx_tools.load import load_model, save_model
+from twofour.onnx_tools.options import QuantizeOptions
+from twofour.onnx_tools.quantize import quantize
+from twofour.train import export_onnx
+from twofour.train.networks.resnet import CifarResNet
+
+Array = NDArray[Any]
+Row = dict[str, Any]
+
+NAME = "cuda_accuracy"
+BATCH, CALIBRATION, CIFAR_TEST = 250, 512, 10_000
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+TRAINED = {"2:4 trained": "24.onnx", "2:4 INT8 trained": "qat.onnx"}
+KINDS: dict[str, dict[str, Any]] = {
+    "f32": {},
+    "fp16": {"fp16": True},
+    "int8": {"fp16": True},
+    "fp8": {"fp16": True, "fp8": True},
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and what it is asked.
+
+    Attributes:
+        floats: its float32 file.
+        feeds: all samples by input, axis 0 counting them.
+        calibration: others, likewise.
+        labels: of the samples; None where there are none.
+        batch: samples at a time.
+        more: name -> another file with the same inputs and outputs.
+    """
+
+    floats: Path
+    feeds: dict[str, Array]
+    calibration: dict[str, Array]
+    labels: Array | None
+    batch: int
+    more: dict[str, Path]
+
+
+def resnet8(data: Path, folder: Path, images: int) -> Subject:
+    """MLPerf Tiny's image classification network, trained on CIFAR-10."""
+    path = data / "onnx" / "mlperftiny_resnet8.onnx"
+    return _images(path, data, images, lambda x: x, {})
+
+
+def resnet56(data: Path, folder: Path, images: int, trained: Path | None = None) -> Subject:
+    """The published ResNet-56, and what `examples/cifar10_gpu.py` made of it."""
+    model = CifarResNet(56).eval()
+    weights = load_file(data / "cifar10" / "resnet56.safetensors")
+    model.load_state_dict(weights, strict=False)
+    path = folder / "resnet56.onnx"
+    export_onnx(model, torch.zeros(2, 3, 32, 32), path)
+    more = {n: trained / file for n, file in TRAINED.items()} if trained is not None else {}
+    more = {name: file for name, file in more.items() if file.is_file()}
+    return _images(path, data, images, _normalised, more)
+
+
+def _images(
+    path: Path, data: Path, count: int, prepare: Callable[[Array], Array], more: dict[str, Path]
+) -> Subject:
+    """The first test images are judged, the last ones calibrate."""
+    x, labels = cifar10(data, CIFAR_TEST)
+    (taken,) = onnxruntime.InferenceSession(str(path)).get_inputs()
+    name, fixed = taken.name, taken.shape[0]
+    judged, rest = prepare(x[:count]), prepare(x[-CALIBRATION:])
+    batch = fixed if isinstance(fixed, int) else min(BATCH, count)
+    return Subject(path, {name: judged}, {name: rest}, labels[:count], batch, more)
+
+
+def _normalised(x: Array) -> Array:
+    return ((x / 255 - MEAN[:, None, None]) / STD[:, None, None]).astype(np.float32)
+
+
+def foreign(name: str, data: Path, folder: Path, images: int) -> Subject:
+    """A file that others wrote, on real inputs where there are some; no labels."""
+    path = data / "onnx" / f"{name}.onnx"
+    found = samples(data, name)
+    return Subject(path, found, found, None, 1, {})
+
+
+def subjects(trained: Path | None) -> dict[str, Callable[[Path, Path, int], Subject]]:
+    """All of them by name."""
+    known: dict[str, Callable[[Path, Path, int], Subject]] = {
+        "resnet8": resnet8,
+        "resnet56": partial(resnet56, trained=trained),
+    }
+    return known | {n: partial(foreign, n) for n in FILES if n != "mlperftiny_resnet8"}
+
+
+def measured(
+    make: Callable[[Path, Path, int], Subject], data: Path, images: int, target: str, effort: int
+) -> list[Row]:
+    """One network: each precision's figures."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        subject = make(data, folder, images)
+        wanted = _reference(subject)
+        rows = [{"kind": "ONNX Runtime f32", **_judged(wanted, wanted, subject.labels)}]
+        files = {kind: subject.floats for kind in ("f32", "fp16")}
+        options = QuantizeOptions(activation="int8", recipe="balanced")
+        try:
+            integers = quantize(load_model(subject.floats), subject.calibration, options)
+            path = save_model(integers, folder / "int8.onnx")
+            files |= {kind: path for kind in ("int8", "fp8")}
+        except Error as error:
+            rows.append({"kind": "int8", "reason": error.what})
+        files |= subject.more
+        for kind, path in files.items():
+            chosen = KINDS.get(kind, KINDS["fp16"]) if target != "cpu" else {}
+            if target == "cpu" and kind in ("fp16", "fp8"):
+                continue
+            try:
+                got, seconds = _by_engine(subject, path, target, effort, chosen)
+            except Error as error:
+                rows.append({"kind": kind, "reason": f"{type(error).__name__}: {error}"[:400]})
+                continue
+            rows.append({"kind": kind, **_judged(got, wanted, subject.labels), "built_s": seconds})
+        return rows
+
+
+def _batches(subject: Subject) -> list[dict[str, Array]]:
+    """The samples, as many at a time as the engines take; scalars and the rest as they are."""
+    count = max((len(x) for x in subject.feeds.values() if x.ndim), default=1)
+    made = []
+    for start in range(0, count - subject.batch + 1, subject.batch):
+        rows = slice(start, start + subject.batch)
+        made.append({n: x[rows] if x.ndim else x for n, x in subject.feeds.items()})
+    return made
+
+
+def _reference(subject: Subject) -> list[Array]:
+    session = onnxruntime.InferenceSession(str(subject.floats), providers=["CPUExecutionProvider"])
+    found = [session.run(None, _shaped(session, feeds)) for feeds in _batches(subject)]
+    return [np.concatenate([_rows(each[i]) for each in found]) for i in range(len(found[0]))]
+
+
+def _shaped(session: Any, feeds: dict[str, Array]) -> dict[str, Array]:
+    """Samples of files without a batch axis lose theirs."""
+    ranks = {each.name: len(each.shape) for each in session.get_inputs()}
+    return {n: x[0] if x.ndim == ranks[n] + 1 else x for n, x in feeds.items() if n in ranks}
+
+
+def _by_engine(
+    subject: Subject, path: Path, target: str, effort: int, options: dict[str, Any]
+) -> tuple[list[Array], float]:
+    """The outputs of the engine of a file, and the seconds of its build."""
+    runtime = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    batches = [_shaped(runtime, feeds) for feeds in _batches(subject)]
+    names = [each.name for each in runtime.get_outputs()]
+    shapes = {name: x.shape for name, x in batches[0].items()}
+    where: dict[str, Any] = {"race": False} if target == "cpu" else {"target": target}
+    began = time.perf_counter()
+    engine = twofour.build(path, shapes=shapes, tuning_effort=effort, **where, **options)
+    seconds = round(time.perf_counter() - began, 1)
+    with twofour.Session(engine) as session:
+        found = [session.run(feeds) for feeds in batches]
+    return [np.concatenate([_rows(each[n]) for each in found]) for n in names], seconds
+
+
+def _rows(x: Array) -> Array:
+    return x if x.ndim else x[None]
+
+
+def _judged(got: list[Array], wanted: list[Array], labels: Array | None) -> Row:
+    """The cosine of all outputs together, and top-1."""
+    a, b = (np.concatenate([x.ravel().astype(np.float64) for x in each]) for each in (got, wanted))
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    found: Row = {"cosine": float(a @ b) / size if size else float(np.array_equal(a, b))}
+    if labels is not None:
+        found["top1"] = float((got[0].argmax(1) == labels[: len(got[0])]).mean())
+    return found
+
+
+def page(document: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "# What engines on a GPU say, beside ONNX Runtime in float32",
+        "",
+        f"    {document['command']}",
+        "",
+        f"Run on: {document['device']}. {document['versions']}",
+        "",
+        "| network | precision | top-1 | cosine | built in s | |",
+        "| --- | --- | --: | --: | --: | --- |",
+    ]
+    for name, rows in document["networks"].items():
+        for row in rows:
+            cells = [
+                name,
+                row["kind"],
+                "" if "top1" not in row else f"{100 * row['top1']:.2f} %",
+                "" if "cosine" not in row else f"{row['cosine']:.6f}",
+                str(row.get("built_s", "")),
+                row.get("reason", "").replace("|", "/").replace("\n", " "),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, and writes after each network."""
+    args = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    args.output.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + args.seconds
+    document: dict[str, Any] = {"command": f"python -m benchmarks.{NAME} {' '.join(words)}"}
+    document |= {"device": device(args), "versions": versions(), "networks": {}}
+    for name, make in subjects(args.trained).items():
+        if args.only and not any(word in name for word in args.only.split(",")):
+            continue
+        left = end - time.monotonic()
+        if left < 5:
+            document["networks"][name] = [{"kind": "-", "reason": "no time was left"}]
+            continue
+        asked = (make, args.data, args.images, args.device, args.effort)
+        rows = _alone(min(left, args.each_seconds), *asked)
+        document["networks"][name] = rows
+        (args.output / f"{NAME}.json").write_text(json.dumps(document, indent=1) + "\n")
+        (args.output / f"{NAME}.md").write_text(page(document))
+        say("\n".join(page({**document, "networks": {name: rows}}).splitlines()[8:]))
+    return 0
+
+
+def _alone(timeout_s: float, *asked: Any) -> list[Row]:
+    """`measured` in a process of its own: a fault on the GPU ends that alone."""
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    future = pool.submit(measured, *asked)
+    try:
+        return future.result(timeout_s)
+    except TooSlow:
+        reason = f"not done within {timeout_s:.0f} s"
+    except Exception as error:  # noqa: BLE001  # the table says what went wrong, and goes on
+        reason = f"{type(error).__name__}: {error}"[:400]
+    finally:
+        for process in (pool._processes or {}).values():
+            process.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+    return [{"kind": "-", "reason": reason}]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = Path(os.environ.get("TWOFOUR_DATA", "../shared/data"))
+    add = made.add_argument
+    add("--output", type=Path, required=True, help="folder for the table")
+    add("--data", type=Path, default=default, help="folder of real data")
+    add("--trained", type=Path, help="what examples/cifar10_gpu.py left")
+    add("--only", help="words in the names of networks")
+    add("--images", type=int, default=5000, help="of CIFAR-10's test images")
+    add("--device", choices=("cuda", "cpu"), default="cuda")
+    add("--effort", type=int, default=1, help="of tuning")
+    add("--seconds", type=float, default=180.0, help="of the whole")
+    add("--each-seconds", type=float, default=90.0, help="of one network")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
