@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from tests.gpu.launch import capability, launch, median_us, prepared
 from tests.kernels.cuda.attention_cases import Case, flat, padding
 from tests.kernels.cuda.interpret import TORCH
 from twofour.core.norm import layer_norm
-from twofour.kernels.cuda import attention, norm
+from twofour.core.sparse_attention import Pattern, additive
+from twofour.kernels.cuda import attention, norm, sparse_attention
 from twofour.kernels.cuda.kernel import Recipe
 from twofour.kernels.cuda.problem import AttentionProblem, NormProblem, Rows
+from twofour.kernels.cuda.sparse_attention import SparseAttentionProblem
 
 pytestmark = [
     pytest.mark.gpu,
@@ -191,3 +194,54 @@ def test_times_of_attention(
     for dtype in ("float16", "float32")[: 1 + ("float32" in dtypes)]:
         lines.append(f"  torch {dtype:7} {theirs(*sizes, dtype):8.1f}")
     show(capsys, lines)
+
+
+def sparse_problem(
+    tokens: int, heads: int, d: int, pattern: Pattern, dtype: str
+) -> tuple[SparseAttentionProblem, dict[str, torch.Tensor]]:
+    """One sequence, q, k and v side by side, and its tensors."""
+    wide = 3 * heads * d
+    x = torch.randn(1, tokens, wide, device="cuda").to(TORCH[dtype])
+    y = torch.empty(1, tokens, heads * d, device="cuda", dtype=x.dtype)
+    rows = Rows(dtype, tokens * wide, wide)
+    out = Rows(dtype, tokens * heads * d, heads * d)
+    dense = AttentionProblem(
+        1, tokens, tokens, heads, d, d, rows, rows, rows, out, score_scale=d**-0.5
+    )
+    parts = {role: x[:, :, i * heads * d :] for i, role in enumerate("qkv")}
+    return SparseAttentionProblem(dense, pattern), {**flat(parts), "y": y}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_sparse_attention(dtype: str) -> None:
+    table = np.array([[3, -1], [0, 5], [1, 2]], np.int32)
+    pattern = Pattern(500, window=60, global_tokens=2, block=64, blocks=table)
+    keep = torch.rand(2, 500, generator=torch.Generator().manual_seed(1)) < 0.8
+    mask = torch.from_numpy(additive(pattern, keep.numpy())).contiguous()
+    case = Case.of(dtype, (500, 500), 3, (64, 64), mask=mask, device="cuda")
+    problem = SparseAttentionProblem(replace(case.problem, mask_strides=()), pattern, (500, 1))
+    tensors = flat(case.tensors) | {"keep": keep.cuda()}
+    for recipe in sparse_attention.recipes(problem, {}, capability(), effort=1):
+        launch(recipe, tensors, capability())
+        assert case.wrong() == "", recipe.config
+
+
+@pytest.mark.parametrize("tokens", [1024, 4096, 16384])
+def test_times_of_sparse_attention(tokens: int, capsys: pytest.CaptureFixture[str]) -> None:
+    heads, d, pattern = 12, 64, Pattern(tokens, window=256, global_tokens=1)
+    problem, tensors = sparse_problem(tokens, heads, d, pattern, "float16")
+    found = sparse_attention.recipes(problem, {}, capability(), effort=2)
+    sparse, config = best(found, tensors)
+    dense, dense_config = best(
+        attention.recipes(problem.dense, {}, capability(), effort=1), tensors
+    )
+    torchs = theirs(1, tokens, heads, d, False, "float16")
+    show(
+        capsys,
+        [
+            f"sparse attention us, {tokens} tokens, window 256, 1 global, {heads} x {d}, float16",
+            f"  sparse {sparse:8.1f}   {config}",
+            f"  dense  {dense:8.1f}   {dense_config}",
+            f"  torch's dense {torchs:8.1f}",
+        ],
+    )

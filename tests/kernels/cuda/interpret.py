@@ -33,9 +33,6 @@ TORCH = {
 }
 
 
-_PATCH_TENSOR = interpreter._patch_lang_tensor
-
-
 def tensor_of(values: Array, dtype: str) -> torch.Tensor:
     """A tensor of that type with these values, rounded to it."""
     if dtype == "bfloat16":
@@ -68,18 +65,11 @@ def interpreted() -> Iterator[None]:
         patch.setattr(interpreter, "_convert_float", _converted)
         patch.setattr(interpreter, "_patch_lang_tensor", _patched)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
-        patch.setattr(interpreter, "_patch_lang_tensor", _patch_tensor)
         scope = interpreter._patch_lang(_call)  # tl, and core, which Triton's own functions call
         try:
             yield
         finally:
             scope.restore()
-
-
-def _patch_tensor(tensor: Any, scope: Any) -> None:
-    """Bounds of loops: from numpy 2.4 on an array of one element is no number by itself."""
-    _PATCH_TENSOR(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
 def _converted(values: Array, source: tl.dtype, target: tl.dtype, rounding: object) -> Array:

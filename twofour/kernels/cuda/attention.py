@@ -55,6 +55,9 @@ MOST_CHANNELS = 256
 """Of a head: a tile of them has to fit registers."""
 PRECISIONS = ("tf32x3", "ieee")
 """Of float32 products."""
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+"""Shared memory that a program may have, by compute capability; others have `_SHARED_LEAST`."""
+_SHARED_LEAST = 99 << 10
 _MOST_OFFSET = 2**31 - 1
 _CONFIGS = {0: 1, 1: 3, 2: 8, 3: 16}
 _PROCESSORS = 132  # of an H100 or H200; others are near enough to order candidates by
@@ -107,7 +110,7 @@ def attention_rows(
     top = tl.full([BLOCK_Q], NOTHING, tl.float32)
     for block in range(0, whole):
         key = block * BLOCK_K + tl.arange(0, BLOCK_K)
-        keys, values = _load_block(k_base, v_base, key, P, BLOCK_D, BLOCK_DV, False)
+        keys, values = load_block(k_base, v_base, key, P, BLOCK_D, BLOCK_DV, False)
         bias = None
         if mask is not None:
             bias = _bias(mask, query, key, P)
@@ -117,7 +120,7 @@ def attention_rows(
         )
     for block in range(whole, last):
         key = block * BLOCK_K + tl.arange(0, BLOCK_K)
-        keys, values = _load_block(k_base, v_base, key, P, BLOCK_D, BLOCK_DV, True)
+        keys, values = load_block(k_base, v_base, key, P, BLOCK_D, BLOCK_DV, True)
         bias = None
         if mask is not None:
             bias = _bias(mask, query, key, P)
@@ -138,7 +141,7 @@ def attention_rows(
 
 
 @triton.jit
-def _load_block(
+def load_block(
     k_base,
     v_base,
     key,
@@ -228,14 +231,13 @@ def recipes(
         return ()
     return tuple(
         Recipe("attention", tiles.words(problem.q.dtype), (_kernel(problem, tiles),))
-        for tiles in _candidates(problem)[: _CONFIGS[effort]]
+        for tiles in _candidates(problem, capability)[: _CONFIGS[effort]]
     )
 
 
-def _candidates(problem: AttentionProblem) -> list[Tiles]:
+def _candidates(problem: AttentionProblem, capability: int) -> list[Tiles]:
     """All tiles that fit, in order of a guess: so many programs that all processors have some."""
-    wide = max(block(problem.head_dim, problem.q.dtype), block(problem.value_dim, problem.q.dtype))
-    found = tile_shapes(problem.q.dtype, wide)
+    found = tile_shapes(problem, capability)
     heads = problem.batch * problem.heads
 
     def waste(tiles: Tiles) -> float:
@@ -248,13 +250,21 @@ def _candidates(problem: AttentionProblem) -> list[Tiles]:
     return [found[i] for i in order]
 
 
-def tile_shapes(dtype: str, wide: int) -> list[Tiles]:
-    """Tiles whose operands fit registers and shared memory, the usual best first.
+def tile_shapes(problem: AttentionProblem, capability: int) -> list[Tiles]:
+    """Tiles whose operands fit registers and shared memory, the usual best first."""
+    dtype = problem.q.dtype
+    d, dv = block(problem.head_dim, dtype), block(problem.value_dim, dtype)
+    room = SHARED_BYTES.get(capability, _SHARED_LEAST)
 
-    Args:
-        dtype: of q, k and v.
-        wide: channels of a head, as they lie in registers.
-    """
+    def shared_bytes(tiles: Tiles) -> int:
+        size = DTYPES[dtype]
+        return (tiles.queries * d + tiles.keys * tiles.stages * (d + dv)) * size
+
+    return [t for t in _usual_tiles(dtype, max(d, dv)) if shared_bytes(t) <= room]
+
+
+def _usual_tiles(dtype: str, wide: int) -> list[Tiles]:
+    """By the channels of a head as they lie in registers."""
     if dtype == "float32":
         shapes = [(64, 32, 4, 2), (64, 64, 4, 2), (32, 32, 4, 2), (16, 32, 2, 2), (128, 32, 8, 2)]
         if wide > 64:
@@ -304,8 +314,10 @@ def uneven(parts: Mapping[str, Rows], channels: Mapping[str, int]) -> tuple[str,
     return tuple(found)
 
 
-def _kernel(problem: AttentionProblem, tiles: Tiles) -> Kernel:
-    """One start of the kernel."""
+def operands_of(
+    problem: AttentionProblem, tiles: Tiles
+) -> tuple[list[tuple[str, str]], dict[str, Any], tuple[str, ...]]:
+    """Operands q, k, v and y of a kernel, its constants, and roles that may be unaligned."""
     parts = {"q": problem.q, "k": problem.k, "v": problem.v, "y": problem.y}
     operands = [(role, part.dtype) for role, part in parts.items()]
     numbers: dict[str, Any] = {
@@ -318,13 +330,18 @@ def _kernel(problem: AttentionProblem, tiles: Tiles) -> Kernel:
         "BLOCK_D": block(problem.head_dim, problem.q.dtype),
         "BLOCK_DV": block(problem.value_dim, problem.q.dtype),
     }
+    widths = dict.fromkeys(("q", "k"), problem.head_dim)
+    channels = {role: problem.heads * widths.get(role, problem.value_dim) for role in parts}
+    return operands, numbers, uneven(parts, channels)
+
+
+def _kernel(problem: AttentionProblem, tiles: Tiles) -> Kernel:
+    """One start of the kernel."""
+    operands, numbers, odd = operands_of(problem, tiles)
     if problem.mask_strides:
         operands.append(("mask", "float32"))
     else:
         numbers["mask"] = None
-    widths = dict.fromkeys(("q", "k"), problem.head_dim)
-    channels = {role: problem.heads * widths.get(role, problem.value_dim) for role in parts}
-    odd = (*uneven(parts, channels), "mask")
     programs = problem.batch * problem.heads * divided(problem.q_len, tiles.queries)
     return Kernel(
         attention_rows,
@@ -333,5 +350,5 @@ def _kernel(problem: AttentionProblem, tiles: Tiles) -> Kernel:
         (programs, 1, 1),
         tiles.warps,
         tiles.stages,
-        odd,
+        (*odd, "mask"),
     )
