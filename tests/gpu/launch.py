@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import multiprocessing
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,24 @@ def checked(answer: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-@functools.cache
+_MADE: dict[tuple[NvidiaSource, int], Compiled] = {}
+
+
 def compile_text(source: NvidiaSource, capability: int) -> Compiled:
     """Machine code of a kernel in CUDA C++, compiled once."""
-    return compile_source(source, capability)
+    key = source, capability
+    if key not in _MADE:
+        _MADE[key] = compile_source(source, capability)
+    return _MADE[key]
 
 
 def compile_all(found: Iterable[Recipe], capability: int) -> None:
-    """Compiles all kernels in CUDA C++ of these recipes, side by side, for what comes later."""
+    """Compiles all kernels in CUDA C++ of these recipes, in a process for each CPU."""
     calls = {call for recipe in found for call in recipe.calls if isinstance(call, NvidiaSource)}
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda call: compile_text(call, capability), calls))
+    wanted = [call for call in calls if (call, capability) not in _MADE]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        made = pool.map(compile_source, wanted, [capability] * len(wanted))
+        _MADE.update(zip([(call, capability) for call in wanted], made, strict=True))
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,22 @@ pytestmark = [
 ]
 Array = np.ndarray[Any, np.dtype[Any]]
 KINDS = {"int8": np.int8, "float16": np.float16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _machine_code() -> None:
+    """Everything compiled side by side; one by one it would take minutes."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    found = []
+    for dtype, tile in itertools.product(TYPES, TILES):
+        if is_here(tile, dtype):
+            found.append(recipe_of(problem := tile_problem(dtype), arrays_of(problem), tile))
+    for dtype, shape in itertools.product(NETWORK_TYPES, RESNET):
+        found += resnet_recipes(problem := resnet_problem(dtype, shape), arrays_of(problem))
+    for dtype in NETWORK_TYPES:
+        found += [made for problem in speed_problems(dtype) for made in speed_recipes(problem)]
+    compile_all(found, capability())
 
 
 # ---- the instruction alone ---------------------------------------------------------------------
@@ -230,13 +247,18 @@ def test_one_block(dtype: str, wgmma: bool, columns: str) -> None:
     check(problem, tile, arrays)
 
 
+def tile_problem(dtype: str) -> ConvProblem:
+    """3x3 with padding, ends of channels, pixels and K that fill no block."""
+    return problem_of(dtype, 48, 200, 3, size=9, batch=3)
+
+
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{'w' * t.wgmma}{t.channels}x{t.pixels}")
 @pytest.mark.parametrize("dtype", TYPES)
 def test_tiles(dtype: str, tile: Tile) -> None:
-    """Each tile: 3x3 with padding, ends of channels, pixels and K that fill no block."""
+    """Each tile and type."""
     if not is_here(tile, dtype):
         pytest.skip(f"not for this GPU: {dtype}, {tile}")
-    check(problem_of(dtype, 48, 200, 3, size=9, batch=3), tile)
+    check(tile_problem(dtype), tile)
 
 
 SOME = [TILES[0], TILES[2], TILES[8], TILES[-1]]
@@ -288,16 +310,28 @@ RESNET = [  # channels, out channels, kernel, size, stride
 ]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float16", "float8e4m3fn"])
+NETWORK_TYPES = ["int8", "float16", "float8e4m3fn"]
+
+
+def resnet_problem(dtype: str, shape: tuple[int, int, int, int, int]) -> ConvProblem:
+    """A layer at batch 1."""
+    c, n, kernel, size, stride = shape
+    return problem_of(dtype, c, n, kernel, size=size, batch=1, stride=stride)
+
+
+def resnet_recipes(problem: ConvProblem, arrays: dict[str, Array]) -> tuple[Recipe, ...]:
+    """The two best guesses."""
+    return recipes(problem, constants_of(arrays), capability(), effort=1)[:2]
+
+
+@pytest.mark.parametrize("dtype", NETWORK_TYPES)
 @pytest.mark.parametrize("shape", RESNET, ids=str)
 def test_resnet(dtype: str, shape: tuple[int, int, int, int, int]) -> None:
-    """The best guesses for layers of ResNet-50 at batch 1 against a convolution in float64."""
-    c, n, kernel, size, stride = shape
-    problem = problem_of(dtype, c, n, kernel, size=size, batch=1, stride=stride)
+    """The best guesses for layers of ResNet-50 against a convolution in float64."""
+    problem = resnet_problem(dtype, shape)
     arrays = arrays_of(problem)
-    found = recipes(problem, constants_of(arrays), capability(), effort=1)[:2]
+    found = resnet_recipes(problem, arrays)
     assert found
-    compile_all(found, capability())
     tensors, expected = tensors_of(problem, arrays), reference_of(problem, arrays)
     for made in found:
         launch(made, tensors, capability())
@@ -363,22 +397,22 @@ def speed_recipes(problem: ConvProblem) -> tuple[Recipe, ...]:
     )
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float16", "float8e4m3fn"])
+def speed_problems(dtype: str) -> list[ConvProblem]:
+    """Those of SPEED, every other one but for int8."""
+    shapes = SPEED if dtype == "int8" else SPEED[::2]
+    return [problem_of(dtype, c, n, k, size=size, batch=b) for b, c, n, k, size in shapes]
+
+
+@pytest.mark.parametrize("dtype", NETWORK_TYPES)
 def test_speed(dtype: str) -> None:
     """Prints microseconds of each candidate beside torch's dense convolution and product."""
-    problems = [
-        problem_of(dtype, c, n, kernel, size=size, batch=batch)
-        for batch, c, n, kernel, size in (SPEED if dtype == "int8" else SPEED[::2])
-    ]
-    found = [speed_recipes(problem) for problem in problems]
-    compile_all([made for some in found for made in some], capability())
-    for problem, some in zip(problems, found, strict=True):
+    for problem in speed_problems(dtype):
         x = torch.randint(-9, 9, (problem.batch * problem.x.image,), device="cuda")
         kind = tensor_of(np.zeros(1, np.float32), dtype).dtype
         y = torch.zeros(problem.batch * problem.y.image, dtype=kind, device="cuda")
         tensors = {"x": x.to(kind), "y": y}
         times = []
-        for made in some:
+        for made in speed_recipes(problem):
             run = prepared(made, tensors, capability())
             times.append((median_us(run, repeats=10, rounds=3), f"{made.tactic} {made.config}"))
         best = min(times)
