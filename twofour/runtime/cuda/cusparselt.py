@@ -146,8 +146,7 @@ class SparseProduct:
             for size in (held.nbytes, packed.nbytes, self.buffer_bytes):
                 taken.append(gpu.take(max(ALIGNMENT, size), "compressing a weight"))
             gpu.to_gpu(taken[0], held, stream)
-            pointers = [ctypes.c_void_p(each) for each in (*taken, stream)]
-            self._call("cusparseLtSpMMACompress2", self._w, 1, _PLAIN, *pointers)
+            self.pack(stream, *taken)
             gpu.from_gpu(packed, taken[1], stream)
             gpu.wait(stream)
             return packed
@@ -155,8 +154,20 @@ class SparseProduct:
             for address in taken:
                 gpu.give_back(address)
 
+    def pack(self, stream: int, w: int, packed: int, buffer: int) -> None:
+        """Compresses a weight that lies on the GPU already.
+
+        Args:
+            stream: of CUDA.
+            w: address of [n, k].
+            packed: address of `compressed_bytes`.
+            buffer: address of `buffer_bytes` for its work.
+        """
+        pointers = [ctypes.c_void_p(each) for each in (w, packed, buffer, stream)]
+        self._call("cusparseLtSpMMACompress2", self._w, 1, _PLAIN, *pointers)
+
     def grow(self) -> None:
-        """Asks for the workspace that the library's own choice of algorithm needs."""
+        """Asks for the workspace of the library's own choice of algorithm."""
         if self.workspace_bytes > self.product.workspace_bytes:
             self.product = replace(self.product, workspace_bytes=self.workspace_bytes)
             self.sizes = self.product.sizes(self.compressed_bytes)
