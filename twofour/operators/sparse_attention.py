@@ -31,6 +31,7 @@ from twofour.core.plugins import (
     Attribute,
     Attributes,
     CpuTactic,
+    CudaTactic,
     Operator,
     Problem,
     Typed,
@@ -214,7 +215,12 @@ SPARSE_ATTENTION = Operator(
     NAME,
     MEANING,
     shapes,
-    tactics={"cpu": (*_ROUNDED, CpuTactic("lists", emit, why_not, configs, strided=True))},
+    tactics={
+        "cpu": (*_ROUNDED, CpuTactic("lists", emit, why_not, configs, strided=True)),
+        "cuda": (
+            CudaTactic("sparse attention", "twofour.operators.sparse_attention_cuda", strided=True),
+        ),
+    },
     samples=samples,
     reference=reference,
     stored=stored,
