@@ -7,6 +7,7 @@ have. A case that a library may refuse is skipped, with the library's words.
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -254,10 +255,13 @@ def test_every_algorithm(library: str, x: str) -> None:
     k = 4096
     product = asked(library, x, y, k=k, x_row=k, alpha=1 / 64, bias=bias_of(x, y))
     list_all = cublaslt.algorithms if library == CUBLASLT else cusparselt.algorithms
+    begin = time.perf_counter()
     with device().current():
         products = list_all(product, launch.capability(), 200)
+    took_ms = (time.perf_counter() - begin) * 1e3
     sizes = sorted({each.workspace_bytes for each in products})
-    print(f"{library} {x}: {len(products)} algorithms, workspace {sizes[:1]} to {sizes[-1:]}")
+    told = f"{len(products)} algorithms in {took_ms:.0f} ms"
+    print(f"{library} {x}: {told}, workspace {sizes[:1]} to {sizes[-1:]}")
     assert products
     held, v = operands_of(product, library)
     wrong = []
@@ -357,8 +361,10 @@ PROBLEMS = {
 def test_recipes(name: str) -> None:
     problem = PROBLEMS[name]
     arrays = arrays_of(problem)
+    begin = time.perf_counter()
     recipes = library_recipes(problem, arrays, device(), effort=2)
-    print(name, [f"{recipe.tactic}: {recipe.config}" for recipe in recipes])
+    took_ms = (time.perf_counter() - begin) * 1e3
+    print(f"{name}, {took_ms:.0f} ms:", [f"{each.tactic}: {each.config}" for each in recipes])
     assert {recipe.tactic for recipe in recipes} >= {"2:4 cusparselt"}
     tensors = {"x": tensor_of(arrays["x"], problem.x.dtype).cuda()}
     if problem.r is not None:

@@ -9,6 +9,7 @@ import torch
 from tests.kernels.cuda.interpret import interpret, tensor_of
 from twofour.core.numerics import Window, patches
 from twofour.kernels.cuda.im2col import flat_weight, im2col_bytes, im2col_call, rounded_up
+from twofour.kernels.cuda.kernel import compile_kernel
 from twofour.kernels.cuda.problem import ConvProblem, View
 
 WINDOWS = {
@@ -64,3 +65,9 @@ def test_the_weight_goes_with_the_rows() -> None:
     )
     found = (wide @ flat.T).reshape(2, 5, 6, 32).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_it_becomes_machine_code() -> None:
+    problem = problem_of(WINDOWS["3x3"], "int8", channels=64)
+    made = compile_kernel(im2col_call(problem, 64, 576), 90)
+    assert made.cubin.startswith(b"\x7fELF")
