@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.kernels.cuda.interpret import interpret
 from tests.kernels.cuda.walk_cases import Layout, check, plain, values
 from twofour.kernels.cpu.nd_scalar import ELEMENTWISE, Expression
-from twofour.kernels.cuda.kernel import Kernel
+from twofour.kernels.cuda.kernel import Kernel, compile_kernel
 from twofour.kernels.cuda.problem import Ref, Walk
 from twofour.kernels.cuda.walk import recipes, why_not
 
@@ -54,7 +54,7 @@ def shaped(draw: Any, inputs: int) -> tuple[tuple[int, ...], list[Layout]]:
 
 def run(op: str, types: list[str], dims: tuple[int, ...], lies: list[Layout], **more: Any) -> None:
     """A walk over operands that lie so; the last is y."""
-    special = more.pop("special", False)
+    special, effort = more.pop("special", False), more.pop("effort", 0)
     placed = [lie.ref(dtype, dims) for lie, dtype in zip(lies, types, strict=True)]
     held = [
         values(ref.dtype, count, seed, special=special and seed < len(placed) - 1)
@@ -63,13 +63,13 @@ def run(op: str, types: list[str], dims: tuple[int, ...], lies: list[Layout], **
     refs = [ref for ref, _ in placed]
     scale = more.pop("scale", 1.0)
     problem = Walk(op, dims, refs[-1], tuple(refs[:-1]), **more)
-    check(problem, held[:-1], held[-1], interpret, effort=1, scale=scale)
+    check(problem, held[:-1], held[-1], interpret, effort=effort, scale=scale)
 
 
 @settings(max_examples=20, deadline=None)
 @given(shaped(1), st.sampled_from([*REALS, "float8e4m3fn", *WHOLE, *BYTES, "bool"]))
 def test_moves_of_any_layout_and_type(shape: tuple[Any, Any], dtype: str) -> None:
-    run("copy", [dtype, dtype], *shape)
+    run("copy", [dtype, dtype], *shape, effort=1)
 
 
 @settings(max_examples=15, deadline=None)
@@ -80,10 +80,9 @@ def test_two_operands(shape: tuple[Any, Any], op: str, dtype: str, special: bool
 
 @pytest.mark.parametrize("op", FLOAT_UNARY)
 def test_functions_of_a_real_number(op: str) -> None:
+    special = op not in ("gelu", "gelu_tanh", "hard_swish", "erf", "Gelu")
     steps = (Expression(op, (0,), "float32"),)
-    for dtype in ("float32", "float16"):
-        run("chain", [dtype] * 2, (3, 50), [plain(2)] * 2, steps=steps, special=dtype == "float32"
-            and op not in ("gelu", "gelu_tanh", "hard_swish", "erf", "Gelu"))  # fmt: skip
+    run("chain", ["float32"] * 2, (3, 50), [plain(2)] * 2, steps=steps, special=special)
 
 
 @pytest.mark.parametrize("op", PARAMETRIC)
@@ -309,3 +308,29 @@ def test_float8_needs_a_gpu_that_has_it() -> None:
     ref = Ref("float8e4m3fn", (1,))
     assert recipes(Walk("copy", (4,), ref, (ref,)), {}, 80) == ()
     assert recipes(Walk("copy", (4,), ref, (ref,)), {}, 90) != ()
+
+
+COMPILED = [
+    Walk("chain", (9, 64), Ref("int8", (64, 1)), (Ref("float16", (64, 1)), Ref("bfloat16", (0, 1))),
+         steps=(Expression("add", (0, 1), "float32"), Expression("Gelu", (2,), "float32"),
+                Expression("quantize", (3,), "int8", (0.02, 3.0)))),
+    Walk("copy", (2, 64, 100), Ref("int8", (6400, 1, 64)), (Ref("int8", (6400, 100, 1)),)),
+    Walk("div", (70,), Ref("int64", (1,)), (Ref("int64", (1,)), Ref("int64", (0,)))),
+    Walk("cast", (70,), Ref("uint8", (1,)), (Ref("float32", (1,)),)),
+    Walk("gather", (6, 96), Ref("bool", (96, 1)), (Ref("bool", (0, 1)), Ref("int64", (1, 0))),
+         rows=(10, 96)),
+    Walk("reduce_max", (3, 70000), Ref("float16", (1, 0)), (Ref("float16", (70000, 1)),)),
+    Walk("prod", (3, 70), Ref("int32", (1, 0)), (Ref("int32", (70, 1)),)),
+    Walk("softmax", (3, 20000), Ref("float16", (20000, 1)), (Ref("float16", (20000, 1)),)),
+    Walk("expect", (70, 16), Ref("float32", (1, 0)), (Ref("float32", (16, 1)),),
+         scalars=(*map(float, range(16)), 0.5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", COMPILED, ids=lambda problem: problem.op)
+def test_they_compile(problem: Walk) -> None:
+    for capability in (80, 90):
+        (recipe,) = recipes(problem, {}, capability, effort=0)
+        for call in recipe.calls:
+            assert isinstance(call, Kernel)
+            assert len(compile_kernel(call, capability).cubin) > 1000
