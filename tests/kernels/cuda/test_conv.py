@@ -11,10 +11,10 @@ from tests.kernels.cuda.conv_cases import Case, Size
 from tests.kernels.cuda.interpret import interpret
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
-from twofour.kernels.cuda import conv, conv_depthwise, conv_tiles
+from twofour.kernels.cuda import conv, conv_depthwise
 from twofour.kernels.cuda.conv_tiles import Tile, tiles_of
 from twofour.kernels.cuda.finish import finish_constants
-from twofour.kernels.cuda.kernel import compile_kernel
+from twofour.kernels.cuda.kernel import SHARED_BYTES, compile_kernel, of_capability
 from twofour.kernels.cuda.problem import ConvProblem, Finish
 
 TYPES = ["int8", "float8e4m3fn", "float16", "bfloat16", "float32"]
@@ -122,7 +122,7 @@ def test_tiles_fit_the_gpu(capability: int, rows: int, dtype: str) -> None:
         problem = Size(rows, 1, 1, channels, outs).problem(dtype, dtype)
         tiles = tiles_of(problem, capability)
         assert tiles
-        room = conv_tiles.of_capability(conv_tiles.SHARED_BYTES, capability) * 1024
+        room = of_capability(SHARED_BYTES, capability)
         for tile in tiles:
             each = np.dtype(conv.stored(np.zeros(1, np.float32), dtype).dtype).itemsize
             assert (tile.m + tile.n) * tile.k * tile.stages * each <= room

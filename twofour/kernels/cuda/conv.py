@@ -285,7 +285,7 @@ def _calls(problem: ConvProblem, tile: Tile, constants: Mapping[str, Any]) -> It
 
 
 @triton.jit
-def _tile_at(number, tiles_m: tl.constexpr, tiles_n: tl.constexpr, BAND: tl.constexpr):
+def tile_at(number, tiles_m: tl.constexpr, tiles_n: tl.constexpr, BAND: tl.constexpr):
     """Which tile a program makes: bands of BAND rows of tiles, whose inputs stay in the L2."""
     band = number // (BAND * tiles_n)
     within = number % (BAND * tiles_n)
@@ -365,7 +365,7 @@ def _conv(
     steps: tl.constexpr = (G.k + BK - 1) // BK
     part: tl.constexpr = (steps + T.splits - 1) // T.splits
     pixels: tl.constexpr = G.x
-    tile_m, tile_n = _tile_at(tl.program_id(0), tiles_m, tiles_n, BAND)
+    tile_m, tile_n = tile_at(tl.program_id(0), tiles_m, tiles_n, BAND)
     split = tl.program_id(1)
     group = tl.program_id(2)
 

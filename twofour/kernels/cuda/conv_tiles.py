@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twofour.core.cuda_program import DTYPES
-from twofour.kernels.cuda.kernel import divided
+from twofour.kernels.cuda.kernel import SHARED_BYTES, divided, of_capability
 from twofour.kernels.cuda.problem import ConvProblem
 
-SHARED_BYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
-"""KiB of shared memory that a block may use, by capability; the next lower one counts."""
 MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132}
 """How many such a GPU has at most."""
 _VARIANT = 0.1
@@ -78,12 +76,6 @@ _SHAPES = (
     (16, 64, 4),
 )
 """(m, n, warps)."""
-
-
-def of_capability(table: dict[int, int], capability: int) -> int:
-    """The entry of a capability, or of the highest one below it."""
-    known = [key for key in table if key <= capability]
-    return table[max(known, default=min(table))]
 
 
 def tiles_of(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
@@ -157,7 +149,7 @@ def _steps(problem: ConvProblem) -> list[int]:
 
 def _stages(problem: ConvProblem, m: int, n: int, k: int, capability: int) -> list[int]:
     """How deep pipelines may be in shared memory."""
-    room = of_capability(SHARED_BYTES, capability) * 1024
+    room = of_capability(SHARED_BYTES, capability)
     stage = (m + n) * k * DTYPES[problem.x.dtype]
     steps = divided(problem.k, k)
     if steps <= 2:

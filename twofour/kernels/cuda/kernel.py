@@ -16,6 +16,7 @@ import triton
 from numpy.typing import NDArray
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.errors import OutOfResources
 
 from twofour.core.cuda_program import ALIGNMENT
 
@@ -32,7 +33,13 @@ TRITON_DTYPES = {
     "int64": "i64",
 }
 """What Triton calls the types of elements."""
+SHARED_BYTES = {
+    capability: 1024 * size
+    for capability, size in {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}.items()
+}
+"""Shared memory that a block may use, by capability; the next lower one counts for others."""
 _LANES = 32
+_TRITON_POINTERS = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Kernel:
         warps: of a program.
         stages: of Triton's software pipeline.
         unaligned: roles whose address may be no multiple of 16 bytes.
+        own: (role, bytes a program) of scratch for what Triton's own code writes, descriptors of
+            tensors; None where it writes nothing. No role may be unaligned then.
     """
 
     function: Any
@@ -59,11 +68,13 @@ class Kernel:
     warps: int = 4
     stages: int = 3
     unaligned: tuple[str, ...] = ()
+    own: tuple[str, int] | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Of its pointers, in order."""
-        return tuple(role for role, _ in self.operands)
+        """Of its pointers, in order; scratch of Triton's own comes last."""
+        roles = tuple(role for role, _ in self.operands)
+        return roles if self.own is None else (*roles, self.own[0])
 
 
 @dataclass(frozen=True)
@@ -158,9 +169,11 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
         capability: of the GPU, 90 for 9.0.
 
     Raises:
-        triton.compiler.errors.CompilationError, triton.runtime.errors.OutOfResources: it cannot be
-            compiled so.
+        triton.compiler.errors.CompilationError, OutOfResources, ValueError: it cannot be compiled
+            so.
     """
+    if kernel.own is not None and kernel.unaligned:
+        raise ValueError(f"descriptors of tensors need aligned addresses: {kernel.unaligned}")
     names = kernel.function.arg_names
     pointers = [name for name in names if name not in kernel.constants]
     dtypes = [TRITON_DTYPES[dtype] for _, dtype in kernel.operands]
@@ -169,7 +182,7 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
     constants = {(names.index(name),): value for name, value in kernel.constants.items()}
     aligned = {
         (names.index(name),): [["tt.divisibility", 16]]
-        for name, role in zip(pointers, kernel.roles, strict=True)
+        for name, (role, _) in zip(pointers, kernel.operands, strict=True)
         if role not in kernel.unaligned
     }
     source = ASTSource(kernel.function, signature, constants, aligned)
@@ -179,9 +192,20 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
         triton.knobs.compilation.disable_line_info = True  # which names files of this machine
         made = triton.compile(source, target=target, options=options)
     meta = made.metadata
-    if meta.global_scratch_size or meta.profile_scratch_size:
+    room = of_capability(SHARED_BYTES, capability)
+    if meta.shared > room:
+        raise OutOfResources(meta.shared, room, "shared memory")
+    own = 0 if kernel.own is None else kernel.own[1]
+    if meta.global_scratch_size > own or meta.profile_scratch_size:
         raise ValueError(f"{meta.name} asks for scratch memory of its own")
-    return Compiled(made.asm["cubin"], meta.name, _LANES * meta.num_warps, meta.shared)
+    nulls = _TRITON_POINTERS - (kernel.own is not None)
+    return Compiled(made.asm["cubin"], meta.name, _LANES * meta.num_warps, meta.shared, nulls)
+
+
+def of_capability(table: dict[int, int], capability: int) -> int:
+    """The entry of a capability, or of the highest one below it."""
+    known = [key for key in table if key <= capability]
+    return table[max(known, default=min(table))]
 
 
 def aligned_bytes(size_bytes: int) -> int:
