@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.kernels.cuda.conv_cases import Size
 from twofour.core.numerics import Window
-from twofour.kernels.cuda import conv
+from twofour.kernels.cuda import conv, product_descriptors
 from twofour.kernels.cuda.kernel import Kernel, Recipe, compile_kernel
 
 THREE = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
@@ -47,7 +47,8 @@ def recipes_of(layer: Layer, dtype: str, capability: int) -> tuple[Recipe, ...]:
     w = np.random.default_rng(0).integers(-127, 127, shape).astype(np.int8)
     ones = np.ones(problem.out_channels, np.float32)
     constants = {"w": w, "scale": ones * np.float32(1e-4), "bias": ones}
-    return conv.recipes(problem, constants, capability, effort=2)[:_MOST]
+    found = conv.recipes(problem, constants, capability, effort=2)[:_MOST]
+    return found + product_descriptors.recipes(problem, constants, capability, effort=2)
 
 
 def compile_all(task: tuple[Layer, str, int]) -> int:

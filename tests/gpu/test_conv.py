@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.kernels.cuda.conv_cases import Case, Size
 from twofour.core.cuda_program import DTYPES
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
-from twofour.kernels.cuda import conv, conv_depthwise
+from twofour.kernels.cuda import conv, conv_depthwise, product_descriptors
 from twofour.kernels.cuda.problem import ConvProblem, Finish
 
 pytestmark = [
@@ -29,11 +30,11 @@ if torch.cuda.is_available():
 TYPES = ["int8", "float8e4m3fn", "float16", "bfloat16", "float32"]
 
 
-def check(problem: ConvProblem, effort: int = 1, tactic: object = conv) -> None:
+def check(problem: ConvProblem, effort: int = 1, tactic: ModuleType = conv) -> None:
     """The first candidates of a problem, on random data; every wrong one is named."""
     case, wrong = Case.of(problem), []
     recipes = tactic.recipes(problem, case.arrays, capability(), effort=effort)
-    assert recipes
+    assert recipes or capability() < 90
     for recipe in recipes:
         tensors = {role: tensor.cuda() for role, tensor in case.tensors().items()}
         launch(recipe, tensors, capability())
@@ -47,6 +48,12 @@ def check(problem: ConvProblem, effort: int = 1, tactic: object = conv) -> None:
 def test_products(dtype: str) -> None:
     check(Size(200, 1, 1, 768, 328).problem(dtype, dtype, dtype))
     check(Size(1, 9, 7, 100, 33, gap=2).problem(dtype, "float32", "float32"), 0)
+
+
+@pytest.mark.parametrize("dtype", TYPES[:4])
+def test_products_by_descriptors(dtype: str) -> None:
+    check(Size(3000, 1, 1, 768, 1544).problem(dtype, dtype, dtype), 2, product_descriptors)
+    check(Size(4, 9, 7, 96, 40, gap=16).problem(dtype, dtype), 0, product_descriptors)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -145,7 +152,7 @@ def test_speed(layer: Layer, capsys: pytest.CaptureFixture[str]) -> None:
         times = []
         for recipe in recipes:
             us = median_us(prepared(recipe, tensors, capability()), 10, 3)
-            times.append((us, recipe.config))
+            times.append((us, f"{recipe.tactic[:4]} {recipe.config}"))
         first, order = times[0], sorted(times)
         tera = 2e-6 * problem.rows * problem.k * problem.out_channels
         best, config = order[0]

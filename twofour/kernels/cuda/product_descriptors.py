@@ -40,6 +40,7 @@ _CAPABILITY = 90
 _DESCRIPTORS_BYTES = 2 * 128
 _ROW_BYTES = 16
 _STEP_BYTES = 128
+_AT_ONCE = 2
 _SHAPES = (
     (128, 256, 8),
     (256, 128, 8),
@@ -85,17 +86,21 @@ def _tiles(problem: ConvProblem, capability: int) -> list[Tile]:
     for m, n, warps in _SHAPES:
         if (m > 64 and m // 2 >= problem.rows) or (n > 64 and n // 2 >= problem.out_channels):
             continue
-        # What a block needs besides is to bring its results into the order of y.
-        deep = [s for s in (4, 3) if s * (m + n) * _STEP_BYTES + m * n <= room]
-        found += [Tile(m, n, k, warps, stages) for stages in deep]
+        tiles = [Tile(m, n, k, warps, stages) for stages in (4, 3)]
+        four, three = (room // _shared_bytes(tile) for tile in tiles)
+        found += tiles[:1] * (four > 0) + tiles[1:] * (min(three, _AT_ONCE) > four)
     return sorted(found, key=lambda tile: (guess(problem, tile, capability), -tile.stages))
+
+
+def _shared_bytes(tile: Tile) -> int:
+    """Of a program: blocks that are loaded, and room to bring results into the order of y."""
+    return tile.stages * (tile.m + tile.n) * _STEP_BYTES + tile.m * tile.n
 
 
 def _programs(problem: ConvProblem, tile: Tile, capability: int) -> int:
     """As many programs as run at once, or as there are tiles."""
     tiles = divided(problem.rows, tile.m) * divided(problem.out_channels, tile.n)
-    each = tile.stages * (tile.m + tile.n) * _STEP_BYTES + tile.m * tile.n
-    at_once = max(1, min(of_capability(SHARED_BYTES, capability) // each, 2))
+    at_once = min(of_capability(SHARED_BYTES, capability) // _shared_bytes(tile), _AT_ONCE)
     return min(tiles, at_once * of_capability(MULTIPROCESSORS, capability))
 
 
