@@ -22,9 +22,9 @@ from twofour.kernels.cuda.conv_sparse import (
     MMA,
     WGMMA,
     candidates,
+    compressed_weight,
     converted,
     cost,
-    pack_weight,
     recipe,
     recipes,
 )
@@ -160,8 +160,8 @@ def constants_of(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def recipe_of(problem: ConvProblem, arrays: dict[str, Array], tile: Tile) -> Recipe:
-    packed = pack_weight(problem, arrays["w"])
-    return recipe(problem, constants_of(arrays), tile, packed)
+    compressed = compressed_weight(problem, arrays["w"])
+    return recipe(problem, constants_of(arrays), tile, compressed)
 
 
 def tensors_of(problem: ConvProblem, arrays: dict[str, Array]) -> dict[str, torch.Tensor]:

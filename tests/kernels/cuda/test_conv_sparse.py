@@ -20,11 +20,13 @@ from twofour.kernels.cuda.conv_sparse import (
     MMA,
     WGMMA,
     candidates,
+    compressed_weight,
     converted,
-    pack_weight,
+    pack,
     recipes,
     refusals,
 )
+from twofour.kernels.cuda.conv_sparse_text import Tile
 from twofour.kernels.cuda.kernel import NvidiaSource
 from twofour.kernels.cuda.nvrtc import compile_source, cubin_of
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
@@ -32,6 +34,8 @@ from twofour.kernels.cuda.reference import conv_sums
 from twofour.kernels.cuda.sparse_fragments import compress, is_two_four, record_bytes, steps_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
+WIDE, NARROW = Tile(128, 128, 256, 3, warps_m=2), Tile(64, 32, 128, 4, warps_m=2)
+GROUPS = Tile(256, 128, 256, 4, wgmma=True)
 SIZES = {"int8": 1, "float8e4m3fn": 1, "float16": 2, "bfloat16": 2}
 
 
@@ -56,7 +60,7 @@ def values_of(elements: Array, dtype: str) -> Array:
     return elements.astype(np.float32) if decode is None else decode(elements)
 
 
-def unpacked(records: Array, dtype: str) -> Array:
+def unpacked(records: Array, dtype: str, tile: Tile) -> Array:
     """The weight [rows, K] that tensor cores make of records [steps, tiles, bytes]."""
     size, columns = SIZES[dtype], []
     kind = {"int8": np.int8, "float16": np.float16, "bfloat16": np.uint16}.get(dtype, np.uint8)
@@ -69,19 +73,26 @@ def unpacked(records: Array, dtype: str) -> Array:
                 e = words[32 * half : 32 * (half + 1)] if size == 1 else words
                 rows.append(sparse_operand(a, e, half if size == 2 else 0))
             columns.append(np.concatenate(rows))
-    return np.concatenate(columns, axis=1)
+    rows = np.concatenate(columns, axis=1)
+    dense = np.zeros_like(rows)
+    for block in range(rows.shape[0] // tile.channels):
+        mine = slice(block * tile.channels, (block + 1) * tile.channels)
+        dense[mine][tile.order] = rows[mine]
+    return dense
 
 
 @pytest.mark.parametrize("dtype", SIZES)
-def test_tensor_cores_find_the_weight_again(dtype: str) -> None:
-    problem = problem_of(dtype, c=32)
-    w = weight_of(24, 32, 3)
-    packed = pack_weight(problem, w)
-    assert packed.shape == (steps_of(288, SIZES[dtype]), 2, record_bytes(SIZES[dtype]))
-    rows = w.transpose(0, 2, 3, 1).reshape(24, -1)
-    found = unpacked(packed, dtype)
-    assert (found[:24, :288] == converted(rows, dtype)).all()
-    assert not found[24:].any()
+@pytest.mark.parametrize("tile", [WIDE, NARROW, GROUPS], ids=str)
+def test_tensor_cores_find_the_weight_again(dtype: str, tile: Tile) -> None:
+    problem = problem_of(dtype, c=32, n=72)
+    w = weight_of(72, 32, 3)
+    packed = pack(compressed_weight(problem, w), tile)
+    tiles = 256 // 16 if tile is GROUPS else 8
+    assert packed.shape == (steps_of(288, SIZES[dtype]), tiles, record_bytes(SIZES[dtype]))
+    rows = w.transpose(0, 2, 3, 1).reshape(72, -1)
+    found = unpacked(packed, dtype, tile)
+    assert (found[:72, :288] == converted(rows, dtype)).all()
+    assert not found[72:].any()
     assert not found[:, 288:].any()
 
 
@@ -93,13 +104,13 @@ def test_steps_of_a_convolution(dtype: str) -> None:
     rng = np.random.default_rng(1)
     x = rng.integers(-20, 20, (2, 5, 6, 16)).astype(np.int8)
     w = weight_of(24, 16, 3)
-    rows = unpacked(pack_weight(problem, w), dtype)
+    rows = unpacked(pack(compressed_weight(problem, w), NARROW), dtype, NARROW)
     kind = np.int8 if dtype == "int8" else np.float16
     found = patches(x, problem.window, problem.x_zero).reshape(pixels, -1).astype(kind)
     steps = steps_of(144, size)
     padded = np.zeros((64, steps * 128 // size), kind)
     padded[:pixels, :144] = found
-    sums = np.zeros((32, 64), np.float64)
+    sums = np.zeros((64, 64), np.float64)
     for step in range(steps):
         shared = swizzled(padded[:, step * 128 // size : (step + 1) * 128 // size])
         for half in range(2):
@@ -208,19 +219,34 @@ COMPILED = [
 
 @pytest.mark.parametrize(("dtype", "r", "capability"), COMPILED)
 def test_compiles(dtype: str, r: str | None, capability: int) -> None:
-    """The candidates of each tactic that are cheapest to compile, and the second kernel."""
+    """Of each tactic one with split sums, that is two kernels, and one without."""
     problem = problem_of(dtype, c=256, n=40)
     finish = Finish(activation=Activation("Silu"), add_last=r is not None, by_rows=True)
     residual = None if r is None else View.dense(r, 5, 6, 40)
     problem = replace(problem, finish=finish, r=residual)
     found = recipes(problem, constants_of(problem), capability)
-    for tactic in {recipe.tactic for recipe in found}:
-        mine = [recipe for recipe in found if recipe.tactic == tactic and recipe.scratch]
-        for call in min(mine, key=lambda recipe: recipe.config).calls:
-            assert isinstance(call, NvidiaSource)
-            made = compile_source(call, capability)
-            assert made.cubin[:4] == b"\x7fELF"
-            assert made.nulls == 0
+    kinds = {(recipe.tactic, len(recipe.calls)): recipe.calls for recipe in found}
+    calls = {call for some in kinds.values() for call in some}
+    assert len(calls) >= 3
+    for call in calls:
+        assert isinstance(call, NvidiaSource)
+        made = compile_source(call, capability)
+        assert made.cubin[:4] == b"\x7fELF"
+        assert made.nulls == 0
+
+
+def test_lanes_hold_neighbours() -> None:
+    """Rows g and g + 8 of all tiles of a warp are one run of channels."""
+    for tile in candidates(problem_of(), 90):
+        assert sorted(tile.order) == list(range(tile.channels))
+        rows = tile.order.reshape(-1, 2, 8)  # record, half, g
+        warps = tile.threads // 32 if tile.wgmma else tile.warps_m
+        if tile.wgmma:
+            mine = rows.reshape(-1, tile.tiles_m, 4, 2, 8).transpose(0, 2, 1, 3, 4)
+        else:
+            mine = rows.reshape(warps, tile.tiles_m, 2, 8)
+        runs = mine.reshape(warps, tile.tiles_m * 2, 8)
+        assert (np.diff(runs, axis=1) == 1).all()
 
 
 def test_tiles_fit() -> None:

@@ -86,44 +86,53 @@ struct Ends {  // operands of what follows the sums; null where the problem has 
   Y_TYPE* y;
 };
 
-// Four channels of one pixel: sums -> y.
-__device__ __forceinline__ void finish4(const float* sums, const float* scale, const float* bias,
-                                        const Ends& ends, int pixel, int channel) {
-  const float* numbers = ends.numbers;
-  int image = pixel / (OH * OW), rest = pixel % (OH * OW), oh = rest / OW, ow = rest % OW;
-  long long at = (long long)image * Y_IMAGE + (long long)oh * Y_ROW + (long long)ow * Y_PIXEL + channel;
-  float residual[4] = {0, 0, 0, 0}, v[4];
+__device__ __forceinline__ long long offset(int pixel, long long image, long long row, long long step,
+                                            bool flat) {
+  if (flat) return pixel * step;
+  int line = pixel / OW;
+  return line / OH * image + line % OH * row + pixel % OW * step;
+}
+
+// COUNT channels of one pixel: sums -> y. They are stored at once where all runs are inside N.
+template <int COUNT>
+__device__ __forceinline__ void finish_run(const float (&sums)[COUNT], const float (&scale)[COUNT],
+                                           const float (&bias)[COUNT], const Ends& ends, int pixel,
+                                           int channel) {
+  float residual[COUNT] = {};
   float row_scale = BY_ROWS ? ends.row_scales[pixel] : 1.0f;
   if (HAS_R) {
-    const R_TYPE* from =
-        ends.r + (long long)image * R_IMAGE + (long long)oh * R_ROW + (long long)ow * R_PIXEL + channel;
-    if (R_WHOLE) {
-      Four<R_TYPE> four = *(const Four<R_TYPE>*)from;
+    const R_TYPE* from = ends.r + offset(pixel, R_IMAGE, R_ROW, R_PIXEL, R_FLAT) + channel;
+    if (R_ALIGNED % COUNT == 0) {
+      Run<R_TYPE, COUNT> run = *(const Run<R_TYPE, COUNT>*)from;
 #pragma unroll
-      for (int i = 0; i < 4; i++) residual[i] = r_value(four.v[i]);
+      for (int i = 0; i < COUNT; i++) residual[i] = r_value(run.v[i]);
     } else {
 #pragma unroll
-      for (int i = 0; i < 4; i++)
+      for (int i = 0; i < COUNT; i++)
         if (channel + i < N) residual[i] = r_value(from[i]);
     }
   }
+  Run<Y_TYPE, COUNT> run;
 #pragma unroll
-  for (int i = 0; i < 4; i++) v[i] = finish(sums[i] * row_scale, scale[i], bias[i], residual[i], numbers);
-  if (Y_WHOLE) {
-    Four<Y_TYPE> four;
-#pragma unroll
-    for (int i = 0; i < 4; i++) four.v[i] = y_value(v[i], numbers[4]);
-    *(Four<Y_TYPE>*)(ends.y + at) = four;
+  for (int i = 0; i < COUNT; i++) {
+    float v = finish(sums[i] * row_scale, scale[i], bias[i], residual[i], ends.numbers);
+    run.v[i] = y_value(v, ends.numbers[4]);
+  }
+  Y_TYPE* to = ends.y + offset(pixel, Y_IMAGE, Y_ROW, Y_PIXEL, Y_FLAT) + channel;
+  if (Y_ALIGNED % COUNT == 0) {
+    *(Run<Y_TYPE, COUNT>*)to = run;
   } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (channel + i < N) ends.y[at + i] = y_value(v[i], numbers[4]);
+    for (int i = 0; i < COUNT; i++)
+      if (channel + i < N) to[i] = run.v[i];
   }
 }
 
-__device__ __forceinline__ void load_channels(float* scale, float* bias, int channel, const Ends& ends) {
+template <int COUNT>
+__device__ __forceinline__ void load_channels(float (&scale)[COUNT], float (&bias)[COUNT], int channel,
+                                              const Ends& ends) {
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < COUNT; i++) {
     bool inside = channel + i < N;
     scale[i] = SCALED && inside ? ends.scales[channel + i] : 0.0f;
     bias[i] = HAS_BIAS && inside ? ends.biases[channel + i] : 0.0f;
@@ -175,32 +184,9 @@ __device__ __forceinline__ void copy_step(const Pixels& p, const char* w, const 
     copy16(stage + BN * 128 + i * 16, from + i * 16);
 }
 
-constexpr int LINE = BM + 4;  // floats of a pixel in shared memory; no two lanes meet in a bank
 static_assert(STAGE_BYTES % 1024 == 0, "a stage begins where the swizzle begins");
 
 // ---- the block ----------------------------------------------------------------------------------
-
-// Sums lie in shared memory as [BN][LINE]; the row's four channels of a thread are always the same.
-__device__ __forceinline__ void store_block(const char* lines, const Ends& ends, SUM* sums) {
-  int column = threadIdx.x % (BM / 4) * 4, channel = CHANNEL_BLOCK * BM + column;
-  float scale[4], bias[4];
-  if (SPLIT == 1) load_channels(scale, bias, channel, ends);
-  if (channel >= N) return;
-  for (int row = threadIdx.x / (BM / 4); row < BN; row += THREADS / (BM / 4)) {
-    int pixel = PIXEL_BLOCK * BN + row;
-    if (pixel >= PIXELS) return;
-    const SUM* from = (const SUM*)lines + row * LINE + column;
-    if (SPLIT > 1) {  // N_SUMS is a multiple of 4
-      uint4* to = (uint4*)(sums + ((long long)blockIdx.z * PIXELS + pixel) * N_SUMS + channel);
-      *to = *(const uint4*)from;
-    } else {
-      float v[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) v[i] = (float)from[i];
-      finish4(v, scale, bias, ends, pixel, channel);
-    }
-  }
-}
 
 template <int TILES>
 __device__ __forceinline__ void load_weight(uint4 (&a)[TILES][2], u32 (&e)[TILES][2], u32 record) {
@@ -224,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
 #if !WGMMA
   // A warp computes TILES_M * 16 channels of TILES_N * 8 pixels.
   constexpr int WARPS_N = THREADS / 32 / WARPS_M;
-  constexpr int TILES_M = BM / 16 / WARPS_M, TILES_N = BN / 8 / WARPS_N;
+  constexpr int TILES_N = BN / 8 / WARPS_N;
   int warp_m = warp % WARPS_M * TILES_M, warp_n = warp / WARPS_M * TILES_N;
   SUM acc[TILES_M][TILES_N][4] = {};
 #pragma unroll
@@ -268,7 +254,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   }
 #else
   // A warp group computes TILES_M * 64 channels of all pixels, each warp 16 of every 64.
-  constexpr int TILES_M = BM / 16 / (THREADS / 32), TILES_N = BN / 8;
+  constexpr int TILES_N = BN / 8;
   SUM acc[TILES_M][TILES_N][4] = {};
 #pragma unroll
   for (int s = 0; s < STAGES - 2; s++) {
@@ -311,25 +297,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   }
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #endif
-  wait_copies<0>();
-  __syncthreads();
-#pragma unroll
-  for (int m = 0; m < TILES_M; m++)
-#pragma unroll
-    for (int n = 0; n < TILES_N; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
+  // Channels are shared out so that a thread's lie side by side: RUN of them, of all its tiles.
+  constexpr int RUN = 2 * TILES_M;
 #if WGMMA
-        int row = (warp / 4 * TILES_M * 4 + m * 4 + warp % 4) * 16, column = n * 8;
+  int channel = CHANNEL_BLOCK * BM + warp * TILES_M * 16 + lane / 4 * RUN, column = lane % 4 * 2;
 #else
-        int row = (warp_m + m) * 16, column = (warp_n + n) * 8;
+  int channel = CHANNEL_BLOCK * BM + warp_m * 16 + lane / 4 * RUN, column = warp_n * 8 + lane % 4 * 2;
 #endif
-        row += lane / 4 + i / 2 * 8;
-        column += lane % 4 * 2 + i % 2;
-        ((SUM*)memory)[column * LINE + row] = acc[m][n][i];
+  if (channel >= N) return;
+  const Ends ends = ENDS;
+  float scales[RUN], biases[RUN];
+  if (SPLIT == 1) load_channels(scales, biases, channel, ends);
+#pragma unroll
+  for (int n = 0; n < TILES_N; n++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int pixel = PIXEL_BLOCK * BN + column + n * 8 + i;
+      if (pixel >= PIXELS) return;
+      Run<SUM, RUN> run;
+#pragma unroll
+      for (int m = 0; m < TILES_M; m++)
+        run.v[2 * m] = acc[m][n][i], run.v[2 * m + 1] = acc[m][n][2 + i];
+      if (SPLIT > 1) {
+        long long part = ((long long)blockIdx.z * PIXELS + pixel) * N_SUMS;
+        *(Run<SUM, RUN>*)(SUMS + part + channel) = run;
+      } else {
+        float v[RUN];
+#pragma unroll
+        for (int j = 0; j < RUN; j++) v[j] = (float)run.v[j];
+        finish_run(v, scales, biases, ends, pixel, channel);
       }
-  __syncthreads();
-  store_block(memory, ENDS, SUMS);
+    }
 }
 
 #else  // the second kernel of a split sum: adds up the parts
@@ -337,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
 extern "C" __global__ void __launch_bounds__(THREADS) SYMBOL(PARAMETERS) {
   const Ends ends = ENDS;
   int at = blockIdx.x * THREADS + threadIdx.x, channel = at % (N_SUMS / 4) * 4, pixel = at / (N_SUMS / 4);
-  if (pixel >= PIXELS) return;
+  if (pixel >= PIXELS || channel >= N) return;
   float scales[4], biases[4], v[4];
   load_channels(scales, biases, channel, ends);
   SUM total[4] = {};
@@ -349,7 +347,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) SYMBOL(PARAMETERS) {
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) v[i] = (float)total[i];
-  finish4(v, scales, biases, ends, pixel, channel);
+  finish_run(v, scales, biases, ends, pixel, channel);
 }
 
 #endif

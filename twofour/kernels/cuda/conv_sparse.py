@@ -29,11 +29,19 @@ from twofour.kernels.cuda.conv_sparse_text import (
     conv_text,
     end_roles,
     finish_text,
+    sums_pitch,
 )
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import Array, NvidiaSource, Recipe, divided
 from twofour.kernels.cuda.problem import ConvProblem
-from twofour.kernels.cuda.sparse_fragments import ROWS, is_two_four, pack, steps_of
+from twofour.kernels.cuda.sparse_fragments import (
+    NOTHING,
+    compress,
+    is_two_four,
+    padded,
+    records,
+    steps_of,
+)
 
 MMA, WGMMA = "2:4 mma.sp", "2:4 wgmma.sp"
 WGMMA_CAPABILITY = 90
@@ -114,9 +122,9 @@ def recipes(
         and _is_split_fit(problem, tile, split)
     ]
     tiles.sort(key=lambda tile: cost(problem, tile))
-    packed = pack_weight(problem, constants["w"])
+    compressed = compressed_weight(problem, constants["w"])
     chosen = tiles[: (1, 6, 12)[min(effort, 2)]]
-    return tuple(recipe(problem, constants, tile, packed) for tile in chosen)
+    return tuple(recipe(problem, constants, tile, compressed) for tile in chosen)
 
 
 def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
@@ -155,18 +163,37 @@ def cost(problem: ConvProblem, tile: Tile) -> float:
     return block * held + _START_CYCLES * (2 if tile.split > 1 else 1)
 
 
-def pack_weight(problem: ConvProblem, w: Array) -> Array:
-    """The weight as the kernels read it.
+def compressed_weight(problem: ConvProblem, w: Array) -> tuple[Array, Array]:
+    """What is kept of the weight, and its metadata, for all tiles.
 
     Args:
         problem: the convolution.
         w: [N, C, KH, KW], 2:4 along C.
 
     Returns:
-        uint8 [steps, tiles of 16 channels, bytes of a record].
+        values [N, K / 2] and metadata [N, K / 4], K up to a whole step.
     """
     rows = w.transpose(0, 2, 3, 1).reshape(w.shape[0], -1)
-    return pack(converted(rows, problem.x.dtype))
+    return compress(padded(converted(rows, problem.x.dtype)))
+
+
+def pack(compressed: tuple[Array, Array], tile: Tile) -> Array:
+    """The weight as a kernel reads it.
+
+    Args:
+        compressed: of `compressed_weight`.
+        tile: of the kernel.
+
+    Returns:
+        uint8 [steps, tiles of 16 channels, bytes of a record].
+    """
+    blocks = divided(compressed[0].shape[0], tile.channels)
+    order = (np.arange(blocks)[:, None] * tile.channels + tile.order).reshape(-1)
+    found = []
+    for array, fill in zip(compressed, (0, NOTHING), strict=True):
+        missing = order.size - array.shape[0]
+        found.append(np.pad(array, ((0, missing), (0, 0)), constant_values=fill)[order])
+    return records(*found)
 
 
 def converted(w: Array, dtype: str) -> Array:
@@ -180,7 +207,10 @@ def converted(w: Array, dtype: str) -> Array:
 
 
 def recipe(
-    problem: ConvProblem, constants: Mapping[str, Array], tile: Tile, packed: Array
+    problem: ConvProblem,
+    constants: Mapping[str, Array],
+    tile: Tile,
+    compressed: tuple[Array, Array],
 ) -> Recipe:
     """The kernel with one tile, or two kernels where sums are split.
 
@@ -188,7 +218,7 @@ def recipe(
         problem: the convolution.
         constants: as of `recipes`.
         tile: how the work is cut.
-        packed: the weight, of `pack_weight`.
+        compressed: the weight, of `compressed_weight`.
     """
     biased, x, y = "bias" in constants, problem.x, problem.y
     kinds = {"r": problem.r.dtype if problem.r is not None else "", "y": y.dtype}
@@ -205,13 +235,12 @@ def recipe(
     )
     calls, scratch = [conv], {}
     if tile.split > 1:
-        four = divided(problem.out_channels, 4)
+        pitch = sums_pitch(problem.out_channels)
         text = finish_text(problem, tile, "conv_finish", _FINISH_THREADS, biased=biased)
-        grid = (divided(problem.rows * four, _FINISH_THREADS), 1, 1)
+        grid = (divided(problem.rows * pitch // 4, _FINISH_THREADS), 1, 1)
         calls.append(NvidiaSource(text, "conv_finish", (sums, *ends), grid, _FINISH_THREADS))
-        scratch["sums"] = tile.split * problem.rows * four * 16
+        scratch["sums"] = tile.split * problem.rows * pitch * 4
     pad = np.full(16, problem.x_zero if x.dtype == "int8" else 0, np.int8).view(np.uint8)
-    missing = -packed.shape[1] % (tile.channels // ROWS)  # tiles of the last block
-    whole = np.pad(packed, ((0, 0), (0, missing), (0, 0)))
-    held = {**finish_constants(problem, constants), "w": whole, "pad": pad}
+    packed = pack(compressed, tile)
+    held = {**finish_constants(problem, constants), "w": packed, "pad": pad}
     return Recipe(WGMMA if tile.wgmma else MMA, str(tile), tuple(calls), held, scratch)

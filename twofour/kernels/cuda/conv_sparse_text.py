@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from twofour.core.cuda_program import DTYPES
 from twofour.kernels.cuda.kernel import divided
@@ -32,7 +36,8 @@ _VALUES = """
 struct f16 { unsigned short bits; };
 struct bf16 { unsigned short bits; };
 struct e4m3 { unsigned char bits; };
-template <class T> struct __align__(4 * sizeof(T)) Four { T v[4]; };
+template <class T, int COUNT>
+struct __align__(COUNT * sizeof(T) < 16 ? COUNT * sizeof(T) : 16) Run { T v[COUNT]; };
 __device__ __forceinline__ float r_value(float v) { return v; }
 __device__ __forceinline__ float r_value(signed char v) { return (float)v; }
 __device__ __forceinline__ float r_value(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
@@ -95,9 +100,28 @@ class Tile:
         return divided(whole, 1024) * 1024
 
     def shared_bytes(self, element_bytes: int) -> int:
-        """Shared memory of a block: the stages, later the sums."""
-        sums = self.pixels * (self.channels + 4) * 4
-        return max(self.stages * self.stage_bytes(element_bytes), sums)
+        """Shared memory of a block."""
+        return self.stages * self.stage_bytes(element_bytes)
+
+    @property
+    def tiles_m(self) -> int:
+        """Tiles of 16 channels that a warp has."""
+        return self.channels // ROWS // (self.threads // 32 if self.wgmma else self.warps_m)
+
+    @property
+    def order(self) -> NDArray[np.intp]:
+        """Which channel of a block each row of its records is: [channels].
+
+        A lane holds rows g and g + 8 of each of its warp's tiles: they are neighbours in y.
+        """
+        record, row = np.divmod(np.arange(self.channels), ROWS)
+        if self.wgmma:
+            warp = record // (4 * self.tiles_m) * 4 + record % 4
+            tile = record // 4 % self.tiles_m
+        else:
+            warp, tile = np.divmod(record, self.tiles_m)
+        run = 2 * self.tiles_m
+        return warp * self.tiles_m * ROWS + row % 8 * run + 2 * tile + row // 8
 
 
 def conv_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = True) -> str:
@@ -184,7 +208,7 @@ def _problem_constants(problem: ConvProblem) -> dict[str, object]:
         "OW": problem.out_size[1],
         "PIXELS": problem.rows,
         "N": n,
-        "N_SUMS": divided(n, 4) * 4,
+        "N_SUMS": sums_pitch(n),
         "TAPS": window.kernel[0] * window.kernel[1],
         "KW": window.kernel[1],
         "STRIDE_H": window.stride[0],
@@ -197,10 +221,12 @@ def _problem_constants(problem: ConvProblem) -> dict[str, object]:
         **_strides("X", problem.x),
         **_strides("Y", problem.y),
         **_strides("R", r),
+        "Y_FLAT": int(problem.y.is_flat(*problem.out_size)),
+        "R_FLAT": int(r.is_flat(*problem.out_size)),
+        "Y_ALIGNED": aligned(problem.y, n),
+        "R_ALIGNED": aligned(r, n),
         "Y_TYPE": C_TYPES[problem.y.dtype],
         "R_TYPE": C_TYPES[r.dtype],
-        "Y_WHOLE": int(is_whole(problem.y, n)),
-        "R_WHOLE": int(is_whole(r, n)),
         "HAS_R": int(problem.r is not None),
         "SCALED": int(finish.scaled),
         "BY_ROWS": int(finish.by_rows),
@@ -210,10 +236,18 @@ def _problem_constants(problem: ConvProblem) -> dict[str, object]:
     }
 
 
-def is_whole(view: View, channels: int) -> bool:
-    """Whether each four channels lie at a multiple of their size: no slice of a wider tensor."""
-    strides = (view.image, view.row, view.pixel)
-    return view.pixel == channels and not any(stride % 4 for stride in strides)
+def aligned(view: View, channels: int) -> int:
+    """How many channels may be moved at once: 16, 8, 4, 2 or 1.
+
+    A slice of a wider tensor may begin anywhere.
+    """
+    strides = (view.image, view.row, view.pixel, channels)
+    return math.gcd(16, *strides) if view.pixel == channels else 1
+
+
+def sums_pitch(channels: int) -> int:
+    """Elements from one pixel of split sums to the next; no thread's run crosses it."""
+    return divided(channels, 16) * 16
 
 
 def _strides(prefix: str, view: View) -> dict[str, object]:
@@ -235,6 +269,7 @@ def _tile_constants(problem: ConvProblem, tile: Tile) -> dict[str, object]:
         "STAGES": tile.stages,
         "STAGE_BYTES": tile.stage_bytes(size),
         "WARPS_M": tile.warps_m,
+        "TILES_M": tile.tiles_m,
         "WGMMA": int(tile.wgmma),
         "SPLIT": tile.split,
         "STEPS": steps_of(problem.k, size),

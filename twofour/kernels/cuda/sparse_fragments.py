@@ -33,6 +33,8 @@ ROWS = 16
 """Out channels of a record."""
 STEP_BYTES = 128
 """Bytes of x along K that a record meets: two instructions."""
+NOTHING = 4
+"""Metadata of four zeros: the first two are kept."""
 _LANES = np.arange(32)
 _G, _T = _LANES // 4, _LANES % 4
 
@@ -84,22 +86,25 @@ def _places() -> Array:
 _PLACES = _places()
 
 
-def pack(w: Array) -> Array:
-    """Records of a 2:4 weight.
+def padded(w: Array) -> Array:
+    """The weight [N, K] with zeros up to a whole step along K."""
+    columns = steps_of(w.shape[1], w.dtype.itemsize) * STEP_BYTES // w.dtype.itemsize
+    return np.pad(w, ((0, 0), (0, columns - w.shape[1])))
+
+
+def records(kept: Array, nibbles: Array) -> Array:
+    """Compressed weights in the order in which lanes read them.
 
     Args:
-        w: [N, K], 2:4 along K, of the elements that the tensor core takes (1 or 2 bytes).
+        kept: [rows, columns], of `compress` of a `padded` weight; rows a multiple of 16.
+        nibbles: likewise.
 
     Returns:
-        uint8 [steps along K, tiles of 16 channels, record_bytes].
+        uint8 [steps along K, tiles of 16 rows, record_bytes].
     """
-    size = w.dtype.itemsize
-    rows, steps = divided(w.shape[0], ROWS) * ROWS, steps_of(w.shape[1], size)
-    padded = np.zeros((rows, steps * STEP_BYTES // size), w.dtype)
-    padded[: w.shape[0], : w.shape[1]] = w
-    kept, nibbles = compress(padded)
-    tiles = rows // ROWS
-    values = _values(kept.view(np.uint8).reshape(tiles, ROWS, steps, 2, 32))
+    kept = kept.view(np.uint8)
+    tiles, steps = kept.shape[0] // ROWS, kept.shape[1] // (STEP_BYTES // 2)
+    values = _values(kept.reshape(tiles, ROWS, steps, 2, 32))
     metadata = _metadata(nibbles.reshape(tiles, ROWS, steps, 2, -1))
     return np.concatenate([values, metadata], axis=2)
 
