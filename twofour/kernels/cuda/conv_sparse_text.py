@@ -121,7 +121,8 @@ class Tile:
         else:
             warp, tile = np.divmod(record, self.tiles_m)
         run = 2 * self.tiles_m
-        return warp * self.tiles_m * ROWS + row % 8 * run + 2 * tile + row // 8
+        found = warp * self.tiles_m * ROWS + row % 8 * run + 2 * tile + row // 8
+        return np.asarray(found, np.intp)
 
 
 def conv_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = True) -> str:
