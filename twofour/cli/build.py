@@ -46,7 +46,11 @@ def build(
         typer.Option("--bf16", help="Let float layers compute in bfloat16 where that is faster."),
     ] = False,
     fp16: Annotated[
-        bool, typer.Option("--fp16", help="Compute in float16; with --target tensorrt.")
+        bool, typer.Option("--fp16", help="Compute in float16; with --target cuda or tensorrt.")
+    ] = False,
+    fp8: Annotated[
+        bool,
+        typer.Option("--fp8", help="As --int8, in float8 (e4m3); with --target cuda from sm89 on."),
     ] = False,
     data: Data = None,
     calibration_cache: CalibrationFile = None,
@@ -90,6 +94,7 @@ def build(
     """Compile an ONNX file into an engine, timed here.
 
     Example: twofour build resnet20.onnx -o resnet20.engine --int8 --data samples.npz
+    Example: twofour build resnet20_int8.onnx -o gpu.engine --target cuda --fp16
     Example: twofour build resnet20_int8.onnx -o gpu.engine --target tensorrt --fp16
     Example: twofour build resnet20.onnx -o arm.engine --target cpu:neoverse-n1
     """
@@ -97,7 +102,7 @@ def build(
 
     out = Output(as_json, quiet)
     require_writable(output)
-    _require_int8(int8, data, calibration_cache)
+    _require_int8(int8, fp8, data, calibration_cache)
     chosen = _target(target, isa)
     with out.stage("building") as report:
         engine = compile_model(
@@ -106,6 +111,7 @@ def build(
             int8=int8,
             bf16=bf16,
             fp16=fp16,
+            fp8=fp8,
             data=data,
             calibration_cache=calibration_cache,
             sparsity=sparsity.value,
@@ -122,13 +128,13 @@ def build(
     out.data("build/1", _document(engine, output))
 
 
-def _require_int8(int8: bool, data: str | None, cache: Path | None) -> None:
+def _require_int8(int8: bool, fp8: bool, data: str | None, cache: Path | None) -> None:
     from twofour.core.errors import InputError
 
     if int8:
         fix = "give --data samples.npz, or a model that has Q/DQ already and no --int8"
         require_data(data, cache, fix)
-    elif data is not None or cache is not None:
+    elif not fp8 and (data is not None or cache is not None):
         option = "--data" if data is not None else "--calibration-cache"
         raise InputError(
             f"{option} is of no use without --int8", fix=f"add --int8, or drop {option}"
@@ -181,8 +187,10 @@ def _summary(engine: Engine, output: Path) -> str:
 
 def _by(plan: Plan) -> str:
     """What runs it."""
-    gpu = plan.target.tensorrt
-    return f"threads {plan.threads}" if gpu is None else f"by {gpu.title}"
+    target = plan.target
+    if target.tensorrt is not None:
+        return f"by {target.tensorrt.title}"
+    return f"threads {plan.threads}" if target.cuda is None else f"on {target.model or target}"
 
 
 def _rest(document: dict[str, str | int | list[str]]) -> str:

@@ -173,6 +173,13 @@ def _heading(plan: Plan) -> str:
         by = f"by {gpu.title}" + (f" on {plan.target.model}" if plan.target.model else "")
     model = plan.source_name or "a model"
     built = f"{model}, built for {plan.target} {by}, by twofour {plan.version}"
+    if plan.target.cuda is not None:
+        on = (
+            f" on {plan.target.model}"
+            if plan.target.model
+            else ", which was not here: nothing was timed"
+        )
+        built = f"{model}, built for {plan.target}{on}, by twofour {plan.version}"
     if plan.target.cpu:
         built += f"\nnothing was timed: est. is the cost model's, from facts of {plan.target.cpu}"
     return "\n".join((built, *(f"note: {note}" for note in plan.notes)))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,8 @@ def build(model: Model, *, progress: Progress | None = None, **options: Any) -> 
 def compile_model(model: Model, options: BuildOptions, progress: Progress | None = None) -> Engine:
     """`build`, with its options as one value."""
     target = options.target or host_target()
-    if target.tensorrt is not None:
-        return _by_tensorrt(model, target, options, progress)
+    if target.tensorrt is not None or target.cuda is not None:
+        return _on_gpu(model, target, options, progress)
     return _by_kernels(model, target, options, progress)
 
 
@@ -152,10 +153,10 @@ def _by_kernels(
     return replace(engine, plan=plan)
 
 
-def _by_tensorrt(
+def _on_gpu(
     model: Model, target: Target, options: BuildOptions, progress: Progress | None
 ) -> Engine:
-    """`compile_model` where TensorRT compiles."""
+    """`compile_model` for a GPU: kernels of our own, or TensorRT compiles."""
     source, name, digest = _source(model)
     if options.sparsity == "disable":
         source = without_promises(source)
@@ -163,10 +164,26 @@ def _by_tensorrt(
     profiles = options.profiles or (options.shapes or {},)
     if options.data is not None and not any(profiles):
         profiles = (shapes_of_data(source.graph, options.data),)
-    engine = tensorrt_engine(source, target, options, profiles, progress)
+    made = tensorrt_engine if target.tensorrt is not None else _cuda_engine()
+    engine = made(source, target, options, profiles, progress)
     notes = (*kept, *engine.plan.notes)
     plan = replace(engine.plan, source_name=name, source_sha256=digest, notes=notes)
     return replace(engine, plan=plan)
+
+
+def _cuda_engine() -> Callable[..., Engine]:
+    """What builds for CUDA: its kernels are written in Triton, which not everybody has.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
+    try:
+        found: Callable[..., Engine] = import_module("twofour.compiler.cuda.build").cuda_engine
+    except ImportError as error:
+        raise UnsupportedError(
+            "nothing can be built for CUDA here", [str(error)], "pip install 'twofour[cuda]'"
+        ) from error
+    return found
 
 
 def _require_here(target: Target) -> None:

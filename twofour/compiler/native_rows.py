@@ -67,15 +67,24 @@ def _layer_norm(op: FusedOp) -> NormOp:
 
 
 def _attention(op: FusedOp) -> AttentionOp:
+    """Attention that the CPU's kernel has room for."""
+    found = attention_op(op)
     q, k, v = (op.inputs[name] for name in "qkv")
-    quantized = op.base == "QAttention"
-    dtype = "int8" if quantized else _real(q, k, v)
-    if any(len(shape(value)) != 3 for value in (q, k, v, op.output)):
-        raise NotNative("native attention takes tensors of 3 dimensions")
-    heads = int(_number(op, "heads"))
-    sizes = (shape(k)[1], shape(k)[2] // heads, shape(v)[2] // heads)
+    dtype = "int8" if op.base == "QAttention" else _real(q, k, v)
+    sizes = (shape(k)[1], shape(k)[2] // found.heads, shape(v)[2] // found.heads)
     if reason := why_not(dtype, *sizes):
         raise NotNative(reason)
+    return found
+
+
+def attention_op(op: FusedOp) -> AttentionOp:
+    """Attention as any kernel takes it."""
+    q, k, v = (op.inputs[name] for name in "qkv")
+    quantized = op.base == "QAttention"
+    if not quantized:
+        _real(q, k, v)
+    if any(len(shape(value)) != 3 for value in (q, k, v, op.output)):
+        raise NotNative("native attention takes tensors of 3 dimensions")
     mask = op.inputs.get("mask")
     return AttentionOp(
         op.name,
@@ -87,7 +96,7 @@ def _attention(op: FusedOp) -> AttentionOp:
         batch=shape(q)[0],
         q_len=shape(q)[1],
         k_len=shape(k)[1],
-        heads=heads,
+        heads=int(_number(op, "heads")),
         scales=_scales(op) if quantized else AttentionScales(_number(op, "scale"), 0),
         mask_shape=() if mask is None else _mask_shape(mask),
         causal=op.mask == "Causal",

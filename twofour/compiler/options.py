@@ -29,7 +29,9 @@ class BuildOptions:
             has nothing to quantize, is built as it is, and the plan's notes say so.
         bf16: layers that are float32 may multiply in bfloat16, and hold results in it. Where the
             CPU cannot, or float32 is faster, they stay float32, and `explain` says so.
-        fp16: the same in float16; of TensorRT alone.
+        fp16: the same in float16; on GPUs alone.
+        fp8: quantized values are float8e4m3fn where int8 would hold them, on GPUs alone: calibrated
+            on `data`, or those that the file has with Q/DQ.
         stay_float32: names of nodes of the model that `bf16` and `fp16` are not for.
         data: calibration batches, as `twofour quantize` takes them.
         calibration_cache: a file that keeps what calibration saw; where it has all that is needed,
@@ -54,6 +56,7 @@ class BuildOptions:
     int8: bool = False
     bf16: bool = False
     fp16: bool = False
+    fp8: bool = False
     stay_float32: Collection[str] = ()
     data: DataLike | None = None
     calibration_cache: str | os.PathLike[str] | None = None
@@ -85,7 +88,7 @@ class BuildOptions:
                 ["int8 was asked for without data"],
                 "give calibration inputs: --int8 --data inputs.npz",
             )
-        if given and not self.int8:
+        if given and not (self.int8 or self.fp8):
             raise InputError(
                 "data is of no use without int8",
                 ["calibration data or a cache of it was given without int8"],
@@ -97,12 +100,7 @@ class BuildOptions:
                 [f"got {len(self.profiles)} profiles and shapes for {', '.join(self.shapes)}"],
                 "make the shapes the first of the profiles",
             )
-        if self.fp16 and (self.bf16 or self.target is None or self.target.tensorrt is None):
-            raise InputError(
-                "float16 is for TensorRT, and in place of bfloat16",
-                [f"the target is {self.target or 'this CPU'}{', with bf16' * self.bf16}"],
-                "leave fp16 out, or build with the target tensorrt",
-            )
+        self._check_types()
         if self.tuning_effort not in EFFORTS:
             raise InputError(
                 f"unknown tuning effort {self.tuning_effort!r}",
@@ -114,4 +112,21 @@ class BuildOptions:
             where = "anywhere" if elsewhere else "on this machine"
             raise InputError(
                 f"cannot build for {self.threads} threads", [f"expected 1 to {most} {where}"]
+            )
+
+    def _check_types(self) -> None:
+        """Refuses types that the target does not have, and two in one place."""
+        target = self.target
+        is_gpu = target is not None and (target.tensorrt is not None or target.cuda is not None)
+        if self.fp16 and (self.bf16 or not is_gpu):
+            raise InputError(
+                "float16 is for GPUs, and in place of bfloat16",
+                [f"the target is {target or 'this CPU'}{', with bf16' * self.bf16}"],
+                "leave fp16 out, or build with the target cuda or tensorrt",
+            )
+        if self.fp8 and (self.int8 or target is None or target.cuda is None):
+            raise InputError(
+                "float8 is for GPUs, and in place of int8",
+                [f"the target is {target or 'this CPU'}{', with int8' * self.int8}"],
+                "leave fp8 out, or build with the target cuda",
             )

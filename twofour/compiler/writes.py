@@ -81,7 +81,7 @@ class SourceNames:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """Of a quantized value: one number or one for each channel, and the zero point."""
 
     scale: tuple[float, ...]
@@ -98,7 +98,7 @@ class Recorder:
         self._source, self._lowered = source, lowered
         self._values = {value.name or "": value for value in graph.inputs}
         self._values |= {value.name or "": value for node in graph for value in node.outputs}
-        self._scales = _scales(graph)
+        self._scales = scales_of(graph)
         self._scheduled = {node for stretch in order.stretches for node in stretch.nodes}
         self._views: dict[str, list[ViewOp]] = {}
         for op in order.ops.values():
@@ -167,7 +167,7 @@ class Recorder:
         found = self._scales.get(name)
         zero = found.zero_point if found else 0
         if self._values[name].dtype == ir.DataType.INT8:
-            found, zero = found or _Scale((1.0,), 0), zero + 128
+            found, zero = found or Scale((1.0,), 0), zero + 128
         yield Write(
             TensorInfo.of(name, kind, dims),
             source,
@@ -187,9 +187,9 @@ def _written(op: NativeOp) -> tuple[str, ...]:
     return (op.x,) if op.op_type == "Copy" else op.writes
 
 
-def _scales(graph: ir.Graph) -> dict[str, _Scale]:
+def scales_of(graph: ir.Graph) -> dict[str, Scale]:
     """The scale of every quantized value whose scale is a constant, by name."""
-    found: dict[str, _Scale] = {}
+    found: dict[str, Scale] = {}
     moving: list[tuple[str, str]] = []
     for node in graph:
         for value, scale, zero in _quantized(node):
@@ -228,14 +228,14 @@ def _quantized(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value | None, ir.Va
         yield from quantizers(node)
 
 
-def _scale(scale: ir.Value | None, zero: ir.Value | None) -> _Scale | None:
+def _scale(scale: ir.Value | None, zero: ir.Value | None) -> Scale | None:
     """The numbers, where they are constants and there is one zero point."""
     factors = reading.array(scale) if scale is not None else None
     zeros = np.zeros(1) if zero is None else reading.array(zero)
     if factors is None or zeros is None or len(set(zeros.reshape(-1).tolist())) != 1:
         return None
     numbers = factors.astype(np.float64).reshape(-1).tolist()
-    return _Scale(tuple(numbers[:1] if len(set(numbers)) == 1 else numbers), int(zeros.flat[0]))
+    return Scale(tuple(numbers[:1] if len(set(numbers)) == 1 else numbers), int(zeros.flat[0]))
 
 
 def _moves(node: ir.Node) -> bool:

@@ -233,33 +233,23 @@ class Session:
     def layer_times_us(self, inputs: Mapping[str, Array], rounds: int) -> dict[int, float]:
         """Median time of each layer on the GPU in microseconds.
 
-        Each runs once by itself in a named range first, which profilers show (NVTX); graphs, as
-        which networks run otherwise, show none.
-
-        Args:
-            inputs: as for `run`.
-            rounds: how many times are measured.
+        Each runs once by itself in a named range first, which profilers show (NVTX); the graphs of
+        usual runs show none. `inputs` are as for `run`, `rounds` how many times are measured.
 
         Returns:
             Index into `Plan.layers` -> time.
 
         Raises:
-            InputError: as `run`.
-            UnsupportedError: the engine is not for CUDA.
+            InputError, UnsupportedError: as `run`; or the engine is not for CUDA.
         """
-        if self._gpu is None:
-            raise UnsupportedError(
-                f"layers of an engine for {self.engine.plan.target} are not timed on a GPU",
-                [],
-                "use timeline for an engine of the CPU",
-            )
+        gpu = cuda_layers.required(self.engine, self._gpu)
         tensors, bound = self._checked(inputs)
         profile = self.engine.plan.profiles[bound.profile]
         with self._lock:
             self._require_open()
             self._enter(bound)
             ready = list(zip(profile.steps, self._steps[bound.profile], strict=True))
-            return cuda_layers.layer_times_us(self._gpu, ready, tensors, bound, rounds)
+            return cuda_layers.layer_times_us(gpu, ready, tensors, bound, rounds)
 
     def timeline(self, inputs: Mapping[str, Array]) -> Timeline:
         """One run with the time of every layer on every thread.

@@ -16,6 +16,7 @@ import triton
 from numpy.typing import NDArray
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.errors import TritonError
 from triton.runtime.errors import OutOfResources
 
 from twofour.core.cuda_program import ALIGNMENT
@@ -40,6 +41,8 @@ SHARED_BYTES = {
 """Shared memory that a block may use, by capability; the next lower one counts for others."""
 _LANES = 32
 _TRITON_POINTERS = 2
+REFUSALS = (TritonError, RuntimeError, ValueError, TypeError, IndexError, KeyError)
+"""What Triton raises of a kernel that it cannot compile: its passes have errors of their own."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.errors import UnsupportedError
 from twofour.core.memory import Bytes
 from twofour.core.plan_check import ITEM_BYTES
 from twofour.engine import Engine, Step, Write
@@ -26,6 +27,21 @@ class Runnable(Protocol):
 
     def run(self, tensors: dict[str, Array], bound: Bound) -> None:
         """Reads plain tensors, and adds those that it writes."""
+
+
+def required(engine: Engine, network: CudaNetwork | None) -> CudaNetwork:
+    """The network of an engine for CUDA.
+
+    Raises:
+        UnsupportedError: the engine is for something else.
+    """
+    if network is None:
+        raise UnsupportedError(
+            f"layers of an engine for {engine.plan.target} are not timed on a GPU",
+            [],
+            "use timeline for an engine of the CPU",
+        )
+    return network
 
 
 def walk(

@@ -1,0 +1,301 @@
+"""model -> engine for a GPU: quantize, import, passes, schedule, lower, compile, time, assemble.
+
+The steps stand in `cuda_engine`, in order.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from twofour.compiler.assemble import Progress
+from twofour.compiler.cuda.assemble import Constants, code_of, program_of
+from twofour.compiler.cuda.choose import Choice, Way, choose, key_of, ways_of, with_libraries
+from twofour.compiler.cuda.graphs import Network, Part, network_of
+from twofour.compiler.cuda.layers import layer_of
+from twofour.compiler.cuda.lower import Turn
+from twofour.compiler.cuda.record import Recorder
+from twofour.compiler.cuda.timing import Bench, keyed_by
+from twofour.compiler.cuda.types import Types
+from twofour.compiler.fallback import subgraph
+from twofour.compiler.importer import standardized
+from twofour.compiler.options import BuildOptions
+from twofour.compiler.requests import Requested, became_one, read_request
+from twofour.compiler.timing_cache import TimingCache
+from twofour.core.cuda import Cuda, installed
+from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.plan import Candidate, is_sparse
+from twofour.core.target import CUDA, Target
+from twofour.core.version import __version__
+from twofour.engine import Bytes, Engine, Layer, Plan, Profile, Step
+from twofour.kernels.cuda.kernel import LibraryKernel
+from twofour.onnx_tools.eligible import NothingToQuantizeError
+from twofour.onnx_tools.options import QuantizeOptions
+from twofour.onnx_tools.quantize import quantize_with_report
+from twofour.runtime.cuda.device import Device, open_device
+
+FLOAT8_LEAST = 89
+"""The compute capability from which on tensor cores multiply float8."""
+_NOTHING_SPARSE = "sparsity force: no layer runs on a sparse kernel; the layers' reasons say why"
+
+
+def cuda_engine(
+    source: ir.Model,
+    target: Target,
+    options: BuildOptions,
+    asked: Sequence[Requested],
+    progress: Progress | None,
+) -> Engine:
+    """Builds a model for a GPU.
+
+    Args:
+        source: the model as loaded; not changed.
+        target: CUDA's; the GPU may be named, and be another than that of this machine: then
+            nothing is timed, and no kernel of a library is taken.
+        options: how to build.
+        asked: the shapes of each profile, all of them fixed.
+        progress: told how far it is.
+
+    Returns:
+        The engine, without the name and hash of its source.
+
+    Raises:
+        InputError: the data or a shape does not fit.
+        UnsupportedError: there is no GPU and none is named, or the model cannot run on one.
+    """
+    assert target.cuda is not None
+    types = _types(options)
+    model, notes = _quantized(source, options, progress)
+    requests = [read_request(model.graph, profile) for profile in asked]
+    for request in requests:
+        _require_fixed([symbol.name for symbol in request.symbols])
+    notes += tuple(filter(None, [became_one(source.graph, asked[0])]))
+    forced = options.sparsity == "force"
+    networks = [
+        network_of(model, request.shapes_at(()), types, forced=forced, dump=options.dump)
+        for request in requests
+    ]
+    device = _device(target.cuda)
+    found = target.cuda if device is None else replace(target.cuda, gpu=f"sm{device.capability}")
+    if options.fp8 and found.capability < FLOAT8_LEAST:
+        raise UnsupportedError(
+            f"a GPU of {found.gpu} does not multiply float8",
+            [f"tensor cores do from sm{FLOAT8_LEAST} on"],
+            "build with --int8",
+        )
+    cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
+    cache = TimingCache.load(cache_file)
+    engine = _Builder(options, found, device, cache, progress).engine(networks, notes)
+    cache.save(cache_file)
+    if forced and not any(is_sparse(layer.tactic) for layer in engine.plan.layers):
+        engine = replace(
+            engine, plan=replace(engine.plan, notes=(*engine.plan.notes, _NOTHING_SPARSE))
+        )
+    return engine
+
+
+@dataclass
+class _Builder:
+    """Builds the engine of some networks.
+
+    Attributes:
+        options: how to build.
+        target: the GPU, named.
+        device: the GPU, or None where it is not here.
+        cache: times already known.
+        progress: told how far it is.
+    """
+
+    options: BuildOptions
+    target: Cuda
+    device: Device | None
+    cache: TimingCache
+    progress: Progress | None
+    _chosen: dict[Any, Choice] = field(default_factory=dict)
+    _libraries: set[str] = field(default_factory=set)
+
+    def engine(self, networks: Sequence[Network], notes: tuple[str, ...]) -> Engine:
+        """The engine, its profiles those of the networks."""
+        turns = [t for net in networks for part in net.parts if part.gpu for t in part.gpu.turns]
+        self._choose(turns)
+        constants, code = Constants(), dict[str, Bytes]()
+        layers: list[Layer] = []
+        subgraphs: dict[str, Bytes] = {}
+        profiles: list[Profile] = []
+        for network in networks:
+            steps: list[Step] = []
+            arena = 0
+            for part in network.parts:
+                index = sum(len(p.steps) for p in profiles) + len(steps)
+                step, size = self._step(network, part, index, layers, constants, subgraphs)
+                steps.append(step)
+                arena = max(arena, size)
+            profiles.append(_profile(network, steps, arena))
+        for choice in self._chosen.values():
+            code |= code_of([choice.way])
+        made_for = self._made_for()
+        plan = Plan(
+            target=made_for,
+            version=__version__,
+            source_sha256="",
+            profiles=tuple(profiles),
+            layers=tuple(layers),
+            threads=self.options.threads,
+            code=tuple(sorted(code)),
+            graph=_counts(networks[0]),
+            notes=notes,
+            free=networks[0].names.free(layer.source for layer in layers),
+        )
+        return Engine(plan, constants.block(), code, subgraphs)
+
+    def _made_for(self) -> Target:
+        """The target with what the engine depends on."""
+        used = {
+            call.library
+            for choice in self._chosen.values()
+            for call in choice.way.recipe.calls
+            if isinstance(call, LibraryKernel)
+        }
+        model, driver = "", ""
+        versions: tuple[str, ...] = ()
+        if self.device is not None:
+            model, driver = self.device.gpu.name, self.device.driver.version
+            versions = tuple(f"{name} {installed(name)}" for name in sorted(used))
+        found = replace(self.target, libraries=versions, driver=driver)
+        return Target(CUDA, platform.machine(), model, cuda=found)
+
+    def _choose(self, turns: Sequence[Turn]) -> None:
+        """Takes a way for every different turn."""
+        options, capability = self.options, self.target.capability
+        ways = ways_of(
+            turns, capability, options.tuning_effort, options.sparsity, self._tell("compiling")
+        )
+        timer = None
+        if self.device is not None:
+            timer = Bench(self.device, options.tuning_effort, self.cache, keyed_by(self.device))
+        unique = list({key_of(turn): turn for turn in turns}.items())
+        for index, (key, turn) in enumerate(unique):
+            if self.progress is not None:
+                self.progress(index, len(unique), turn.op.name)
+            found: list[Way | Candidate] = ways[key]
+            if self.device is not None:
+                found = with_libraries(
+                    found, turn, self.device, options.tuning_effort, options.sparsity, capability
+                )
+            self._chosen[key] = choose(turn, found, timer, options.sparsity)
+
+    def _tell(self, what: str) -> Any:
+        if self.progress is None:
+            return None
+        tell = self.progress
+        return lambda done, total: tell(done, total, what)
+
+    def _step(
+        self,
+        network: Network,
+        part: Part,
+        index: int,
+        layers: list[Layer],
+        constants: Constants,
+        subgraphs: dict[str, Bytes],
+    ) -> tuple[Step, int]:
+        """A part as a step, and the bytes of the arena that it needs."""
+        first, section, recorder = len(layers), part.section, Recorder(network)
+        if part.gpu is None:
+            symbol = f"fallback{index}"
+            model = subgraph(network.proto, section, network.plain)
+            subgraphs[symbol] = np.frombuffer(model, np.uint8)
+            layers += [_host_layer(network, recorder, node) for node in section.nodes]
+            kind, size = "onnxruntime", 0
+        else:
+            symbol, kind = f"program{index}", "cuda"
+            choices = [self._chosen[key_of(turn)] for turn in part.gpu.turns]
+            program, offsets, size = program_of(part.gpu, choices, first, constants)
+            subgraphs[symbol] = np.frombuffer(program.to_bytes(), np.uint8)
+            for turn, choice in zip(part.gpu.turns, choices, strict=True):
+                writes = recorder.writes(turn, offsets)
+                layer = layer_of(turn, choice)
+                layers.append(replace(layer, source=recorder.nodes(turn), writes=writes))
+        indices = tuple(range(first, len(layers)))
+        return Step(kind, symbol, section.inputs, section.outputs, indices), size
+
+
+def _profile(network: Network, steps: Sequence[Step], arena: int) -> Profile:
+    ends = {info.name for info in (*network.inputs, *network.outputs)}
+    boundary = tuple(info for name, info in network.plain.items() if name not in ends)
+    return Profile(network.inputs, network.outputs, boundary, tuple(steps), arena, ())
+
+
+def _counts(network: Network) -> dict[str, int]:
+    """Of nodes, for people."""
+    fused = len(network.fused.model.graph)
+    return {"operators": network.operators, "fused": fused, "steps": len(network.parts)}
+
+
+def _host_layer(network: Network, recorder: Recorder, node: ir.Node) -> Layer:
+    """A node that stays on ONNX Runtime, with all known reasons."""
+    name = node.name or node.op_type
+    notes = [network.order.reasons.get(node, "")]
+    notes += [f"{r.rule}: {r.reason}" for r in network.fused.refusals if r.node == name]
+    kept = tuple(note for note in notes if note)
+    sources = recorder.nodes_of(node)
+    return Layer(name, node.op_type, "onnxruntime", notes=kept, source=sources)
+
+
+def _types(options: BuildOptions) -> Types:
+    real = "float16" if options.fp16 else "bfloat16" if options.bf16 else "float32"
+    return Types(real, "float8e4m3fn" if options.fp8 else "int8")
+
+
+def _device(target: Cuda) -> Device | None:
+    """The GPU that the engine is for; None where another one than that of this machine is named.
+
+    Raises:
+        UnsupportedError: there is no GPU, and none is named.
+    """
+    try:
+        device = open_device()
+    except UnsupportedError as error:
+        if target.gpu:
+            return None
+        raise UnsupportedError(
+            "there is no GPU to build for",
+            [error.what, *error.reasons],
+            "build where one is, or name one, for which nothing is timed: --target cuda:sm90",
+        ) from error
+    return device if target.fits(device.gpu.capability) else None
+
+
+def _quantized(
+    source: ir.Model, options: BuildOptions, progress: Progress | None
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """The model with Q/DQ, symmetric; or as it is, and why it stays so."""
+    if not (options.int8 or options.fp8):
+        return source, ()
+    if options.data is None and options.calibration_cache is None:
+        return source, ()  # the file has its scales already
+    kind = QuantizeOptions(activation="int8")
+    try:
+        found = quantize_with_report(
+            standardized(source), options.data, kind, progress, options.calibration_cache
+        )
+    except (NothingToQuantizeError, UnsupportedError) as error:
+        why = "; ".join(error.reasons)
+        return source, (f"not quantized, the data was not used: {error.what} ({why})",)
+    return found.model, tuple(filter(None, [found.calibration]))
+
+
+def _require_fixed(symbols: Sequence[str]) -> None:
+    if symbols:
+        raise InputError(
+            "an engine for a GPU has fixed shapes",
+            [f"open: {', '.join(symbols)}"],
+            "give every shape that is wanted as a profile of its own: --shapes x:8x3x224x224 "
+            "--shapes x:32x3x224x224",
+        )

@@ -1,0 +1,232 @@
+"""Turns -> chosen recipes: what each tactic offers, compiled, compared, timed on the GPU.
+
+Equal turns are looked at once. Without a GPU the best guess of the first tactic that can be
+compiled is taken, and nothing has a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twofour.compiler.cuda import compiling
+from twofour.compiler.cuda.libraries import library_recipes
+from twofour.compiler.cuda.lower import Turn
+from twofour.compiler.cuda.tactics import offered
+from twofour.core.errors import UnsupportedError
+from twofour.core.plan import Candidate, is_sparse
+from twofour.kernels.cuda.kernel import Compiled, Kernel, LibraryKernel, NvidiaSource, Recipe
+from twofour.kernels.cuda.problem import ConvProblem
+from twofour.runtime.cuda.device import Device
+
+Array = NDArray[Any]
+Call = Kernel | NvidiaSource | LibraryKernel
+_LINE = 16
+
+
+@dataclass(frozen=True)
+class Way:
+    """A recipe with its code.
+
+    Attributes:
+        recipe: what it does.
+        code: of each call; None for a library's.
+    """
+
+    recipe: Recipe
+    code: tuple[Compiled | None, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a turn will do.
+
+    Attributes:
+        way: the chosen one.
+        time_us: of it, or None where nothing was timed.
+        candidates: all, the chosen one among them.
+    """
+
+    way: Way
+    time_us: float | None
+    candidates: tuple[Candidate, ...]
+
+
+Timer = Callable[[Turn, Way], float]
+"""Runs a way of doing a turn, compares the result with the definition, and gives microseconds.
+
+Raises an error that names what is wrong where it fails."""
+Asked = Callable[[Turn], tuple[Recipe, ...]]
+"""What libraries offer, which only a GPU can tell."""
+
+
+def key_of(turn: Turn) -> tuple[Any, ...]:
+    """Equal for turns that any kernel runs alike."""
+    aligned = tuple(
+        (role, tensor.offset_bytes % _LINE, tensor.dtype)
+        for role, tensor in sorted(turn.operands.items())
+    )
+    arrays = tuple((role, a.shape, a.dtype.str) for role, a in sorted(turn.constants.items()))
+    return (turn.problem, aligned, arrays)
+
+
+def ways_of(
+    turns: Sequence[Turn],
+    capability: int,
+    effort: int,
+    sparsity: str,
+    tell: compiling.Tell | None = None,
+) -> dict[tuple[Any, ...], list[Way | Candidate]]:
+    """All that can be done for each different turn: with its code, or refused."""
+    found: dict[tuple[Any, ...], list[Recipe]] = {}
+    for turn in turns:
+        key = key_of(turn)
+        if key not in found:
+            recipes = offered(turn.problem, turn.constants, capability, effort)
+            found[key] = [_aligned(recipe, turn) for recipe in recipes]
+    calls = [
+        c for rs in found.values() for r in rs for c in r.calls if not isinstance(c, LibraryKernel)
+    ]
+    made = dict(zip(map(id, calls), compiling.compile_all(calls, capability, tell), strict=True))
+    return {
+        key: [_way(recipe, made, sparsity) for recipe in recipes] for key, recipes in found.items()
+    }
+
+
+def with_libraries(
+    ways: Sequence[Way | Candidate],
+    turn: Turn,
+    device: Device,
+    effort: int,
+    sparsity: str,
+    capability: int,
+) -> list[Way | Candidate]:
+    """The ways, and what NVIDIA's libraries offer for a product.
+
+    Args:
+        ways: so far.
+        turn: what is to be done.
+        device: the GPU, which alone can tell.
+        effort: how many algorithms are tried.
+        sparsity: "disable" rules out sparse ones.
+        capability: of the GPU, 90 for 9.0.
+    """
+    if not isinstance(turn.problem, ConvProblem):
+        return [*ways]
+    if any(tensor.offset_bytes % _LINE for tensor in turn.operands.values()):
+        return [*ways]
+    recipes = library_recipes(turn.problem, turn.constants, device, effort=effort)
+    calls = [c for r in recipes for c in r.calls if not isinstance(c, LibraryKernel)]
+    made = dict(zip(map(id, calls), compiling.compile_all(calls, capability), strict=True))
+    return [*ways, *(_way(recipe, made, sparsity) for recipe in recipes)]
+
+
+def _way(recipe: Recipe, made: Mapping[int, compiling.Code], sparsity: str) -> Way | Candidate:
+    """A recipe with its code; or that it is out, and why."""
+    if is_sparse(recipe.tactic) and sparsity == "disable":
+        ruled = "sparse kernels were ruled out: --sparsity disable"
+        return Candidate(recipe.tactic, recipe.config, reason=ruled)
+    code = tuple(made.get(id(call)) for call in recipe.calls)
+    for each in code:
+        if isinstance(each, str):
+            return Candidate(recipe.tactic, recipe.config, reason=f"cannot be compiled: {each}")
+    return Way(recipe, tuple(c for c in code if not isinstance(c, str)))
+
+
+def _aligned(recipe: Recipe, turn: Turn) -> Recipe:
+    """The recipe, told which operands begin at no multiple of 16 bytes."""
+    off = tuple(role for role, t in turn.operands.items() if t.offset_bytes % _LINE)
+    if not off:
+        return recipe
+    calls = tuple(
+        replace(call, unaligned=tuple(role for role in call.roles if role in off))
+        if isinstance(call, Kernel)
+        else call
+        for call in recipe.calls
+    )
+    return replace(recipe, calls=calls)
+
+
+def choose(
+    turn: Turn,
+    ways: Sequence[Way | Candidate],
+    timer: Timer | None,
+    sparsity: str,
+) -> Choice:
+    """The fastest way; the first one where nothing is timed.
+
+    Args:
+        turn: the turn.
+        ways: all that can be done for it, or was refused.
+        timer: runs and times; None without a GPU.
+        sparsity: "force" takes a sparse way where there is one.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    refused = [way for way in ways if isinstance(way, Candidate)]
+    usable = [way for way in ways if isinstance(way, Way)]
+    if sparsity == "force" and any(is_sparse(way.recipe.tactic) for way in usable):
+        dense = [way for way in usable if not is_sparse(way.recipe.tactic)]
+        usable = [way for way in usable if is_sparse(way.recipe.tactic)]
+        why = "dense kernels were ruled out: --sparsity force"
+        refused += [Candidate(w.recipe.tactic, w.recipe.config, reason=why) for w in dense]
+    timed: list[tuple[float, Way]] = []
+    seen: list[Candidate] = []
+    for way in usable:
+        if timer is None:
+            timed.append((math.inf, way))
+            continue
+        try:
+            time_us = timer(turn, way)
+        except (UnsupportedError, RuntimeError, ValueError) as error:
+            reason = f"it fails: {_text(error)}"
+            refused.append(Candidate(way.recipe.tactic, way.recipe.config, reason=reason))
+            continue
+        timed.append((time_us, way))
+        seen.append(Candidate(way.recipe.tactic, way.recipe.config, time_us))
+    if not timed:
+        reasons = [f"{c.tactic} {c.config}: {c.reason}" for c in refused[:10]]
+        raise UnsupportedError(
+            f"no kernel can run {turn.op.name!r} ({turn.op.op_type}) on this GPU",
+            reasons or [f"no tactic takes {turn.problem}"],
+            "report it with the model; --target cpu builds for the CPU",
+        )
+    best_us, best = min(timed, key=lambda entry: entry[0])
+    time = None if timer is None else best_us
+    if timer is None:
+        seen = [Candidate(best.recipe.tactic, best.recipe.config)]
+    return Choice(best, time, tuple(sorted(seen, key=_by_time)) + tuple(refused))
+
+
+def _by_time(candidate: Candidate) -> float:
+    return math.inf if candidate.time_us is None else candidate.time_us
+
+
+def _text(error: Exception) -> str:
+    what = getattr(error, "what", "") or str(error)
+    return "; ".join([what, *getattr(error, "reasons", ())])[:300]
+
+
+def random_operand(dtype: str, count: int, seed: int) -> Array:
+    """Elements as a network has them, never all zero, as bytes of the type."""
+    random = np.random.default_rng(seed)
+    if dtype in ("int8", "uint8"):
+        return random.integers(-100 if dtype == "int8" else 0, 100, count).astype(dtype)
+    if dtype in ("bool", "int32", "int64"):
+        return random.integers(0, 2, count).astype(dtype)
+    values = random.standard_normal(count).astype(np.float32)
+    if dtype == "float16":
+        return values.astype(np.float16)
+    if dtype == "bfloat16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    if dtype == "float8e4m3fn":
+        return random.integers(0x28, 0x50, count).astype(np.uint8) | (
+            random.integers(0, 2, count).astype(np.uint8) << 7
+        )
+    return values
