@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tests.sample_machines import KNOWN, UNKNOWN, plant_machine
 from twofour.cli import app, doctor
-from twofour.core import tensorrt
+from twofour.core import cuda, gpus, tensorrt
 from twofour.core.gpus import Gpu
 from twofour.core.target import ISAS, host_target, why_no_bf16
 from twofour.core.tensorrt import Installed
@@ -118,3 +118,25 @@ def test_doctor_says_which_tensorrt_is_here(monkeypatch: pytest.MonkeyPatch) -> 
 def test_doctor_says_how_to_get_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "installed", lambda: ())
     assert "TensorRT: not installed, for --target tensorrt: pip install tensorrt" in told()
+
+
+def test_doctor_says_what_there_is_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"cuda-bindings": "13.0.1", "triton": "3.6.0", "cublaslt": "13.1.0.3"}
+    monkeypatch.setattr(cuda, "installed", lambda name: versions.get(name, ""))
+    monkeypatch.setattr(cuda, "find_spec", lambda name: name)
+    for place in (cuda, gpus):
+        monkeypatch.setattr(place, "read_capabilities", lambda: ((9, 0), (9, 0)))
+    text = told()
+    assert "CUDA: cuda-bindings 13.0.1, triton 3.6.0, cublaslt 13.1.0.3; runs engines for sm90" in (
+        text
+    )
+    assert "without cusparselt, which computes 2:4 products: pip install nvidia-cusparselt" in text
+    versions.clear()
+    monkeypatch.setattr(cuda, "find_spec", lambda name: None)
+    for place in (cuda, gpus):
+        monkeypatch.setattr(place, "read_capabilities", lambda: ())
+    text = told()
+    assert "CUDA: nothing of it; to run engines is missing: package cuda-bindings, GPU" in text
+    assert (
+        "CUDA without triton, which makes kernels at a build: pip install 'twofour[cuda]'" in text
+    )

@@ -114,7 +114,7 @@ CALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 # Objects whose keys are names: of tensors, packages, operators.
 MAPS: dict[str, tuple[str, ...]] = {
-    "doctor/1": ("packages", "missing_features", "speed.peak_gmacs"),
+    "doctor/1": ("packages", "cuda.parts", "missing_features", "speed.peak_gmacs"),
     "quantize/1": ("patterns",),
     "inspect.model/1": ("operators",),
     "explain/1": ("rates.peak_gmacs",),

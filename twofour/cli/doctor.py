@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twofour.cli.doctor_report import (
+    cuda_lines,
     feature_table,
     gain_lines,
     gpu_lines,
@@ -38,7 +39,7 @@ _PACKAGES = {
     "torch": ("pruning and fine-tuning", "train"),
     "openvino": ("bench --vs openvino", "bench"),
     "tokenizers": ("bench --suite", "bench"),
-    "cuda-bindings": ("engines of TensorRT", "tensorrt"),
+    "cuda-bindings": ("engines for GPUs", "cuda"),
     "scikit-learn": ("the demo's scans", "demo"),
 }
 
@@ -75,8 +76,9 @@ def doctor(
     speed = _speed(machine, out)
     out.show(*speed_table(speed), *noise_lines(noise))
     gpus, packages = read_gpus(), {name: _package(name) for name in _PACKAGES}
-    tensorrt, plugins = _tensorrt(), _plugins()
-    out.show(*gpu_lines(gpus), *tensorrt_lines(tensorrt), package_table(packages))
+    cuda, tensorrt, plugins = _cuda(), _tensorrt(), _plugins()
+    out.show(*gpu_lines(gpus), *cuda_lines(cuda), *tensorrt_lines(tensorrt))
+    out.show(package_table(packages))
     out.show(*plugin_lines(plugins))
     probes = _probes(out) if measure else []
     out.show(*gain_lines(probes))
@@ -85,6 +87,7 @@ def doctor(
         "noise": noise,
         "speed": dataclasses.asdict(speed),
         "gpus": [dataclasses.asdict(each) for each in gpus],
+        "cuda": cuda,
         "tensorrt": tensorrt,
         "packages": packages,
         "plugins": plugins,
@@ -103,6 +106,19 @@ def _tensorrt() -> dict[str, Any]:
         title = f"{TITLES[each.library]} {each.version}".rstrip()
         found.append({"library": each.library, "title": title, "missing_to_run": list(missing)})
     return {"found": found, "install": "" if found else "pip install tensorrt"}
+
+
+def _cuda() -> dict[str, Any]:
+    """What there is of CUDA, and what is missing to run engines and to build them as well."""
+    from twofour.core.cuda import PARTS, Cuda, installed, lacks
+    from twofour.core.gpus import gpu_name, read_capabilities
+
+    parts = {}
+    for name, (purpose, install) in PARTS.items():
+        version = installed(name) or None
+        parts[name] = {"version": version, "for": purpose, "install": "" if version else install}
+    gpus = [gpu_name(each) for each in read_capabilities()]
+    return {"gpus": gpus, "parts": parts, "missing_to_run": list(lacks(Cuda()))}
 
 
 def _identity() -> dict[str, Any]:

@@ -109,6 +109,21 @@ def gpu_lines(gpus: Sequence[Gpu]) -> list[str]:
     return [f"GPUs: {shown}"]
 
 
+def cuda_lines(found: Mapping[str, Any]) -> list[str]:
+    """What builds engines for GPUs without TensorRT and runs them, and what would do more."""
+    missing = found["missing_to_run"]
+    here = ", ".join(
+        f"{name} {part['version']}" for name, part in found["parts"].items() if part["version"]
+    )
+    runs = f"to run engines is missing: {', '.join(missing)}" if missing else "runs engines"
+    gpus = f" for {', '.join(dict.fromkeys(found['gpus']))}" if found["gpus"] else ""
+    lines = [f"CUDA: {here or 'nothing of it'}; {runs}{gpus}"]
+    for name, part in found["parts"].items():
+        if part["install"]:
+            lines.append(f"CUDA without {name}, which {part['for']}: {part['install']}")
+    return lines
+
+
 def tensorrt_lines(found: Mapping[str, Any]) -> list[str]:
     """What builds engines for GPUs, and what keeps them from running here."""
     lines = []

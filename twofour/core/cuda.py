@@ -29,6 +29,14 @@ _DISTRIBUTIONS = {
     "triton": ("triton",),
     "cuda-bindings": ("cuda-bindings",),
 }
+PARTS = {
+    "cuda-bindings": ("starts kernels", INSTALL),
+    "triton": ("makes kernels at a build", INSTALL),
+    "cublaslt": ("computes dense products", f"pip install {_DISTRIBUTIONS['cublaslt'][0]}"),
+    "cusparselt": ("computes 2:4 products", f"pip install {_DISTRIBUTIONS['cusparselt'][0]}"),
+    "nvrtc": ("makes 2:4 convolutions at a build", f"pip install {_DISTRIBUTIONS['nvrtc'][0]}"),
+}
+"""What engines for CUDA are built and run with: what for, and the command that brings it."""
 _FILES = {"cublaslt": "cublasLt", "cusparselt": "cusparseLt", "nvrtc": "nvrtc"}
 
 
