@@ -94,7 +94,7 @@ HOMES = {
     "fsspec": ("twofour/serve/repository/", "twofour/registry/"),
     "cryptography": ("twofour/serve/repository/signatures.py", "twofour/registry/"),
     "scipy": ("twofour/search/solve.py",),
-    "pynvml": ("twofour/bench/energy.py", "twofour/serve/"),
+    "pynvml": ("twofour/core/nvml.py",),
     "mlflow": ("twofour/registry/mlflow.py",),
     "prometheus_client": ("twofour/serve/",),
     "opentelemetry": ("twofour/serve/",),

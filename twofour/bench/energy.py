@@ -20,13 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from twofour.core import nvml
 from twofour.core.errors import InputError
+from twofour.core.nvml import EnergyCounter, energy_counter
 from twofour.core.progress import Report, silent
-
-try:
-    import pynvml
-except ImportError:
-    pynvml = None
 
 POWERCAP = Path("/sys/class/powercap")
 _PACKAGE = re.compile(r"intel-rapl:\d+")
@@ -114,32 +111,6 @@ class RaplDomain:
         return int((self.folder / "max_energy_range_uj").read_text())
 
 
-@dataclass(frozen=True)
-class NvmlDevice:
-    """A GPU's counter.
-
-    Attributes:
-        name: of the GPU.
-        library: pynvml.
-        handle: of the device.
-    """
-
-    name: str
-    library: Any
-    handle: Any
-
-    def read_uj(self) -> int:
-        """Raises OSError where the GPU has no counter."""
-        try:
-            return 1000 * int(self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle))
-        except self.library.NVMLError as e:
-            raise OSError(str(e)) from e
-
-    def range_uj(self) -> int:
-        """64 bits of millijoules are never used up."""
-        return 0
-
-
 def processor_counters(powercap: Path = POWERCAP) -> tuple[RaplDomain, ...] | Unavailable:
     """Of all packages. `psys`, which holds them and more, and their parts are left out.
 
@@ -167,7 +138,9 @@ def processor_counters(powercap: Path = POWERCAP) -> tuple[RaplDomain, ...] | Un
     return found
 
 
-def gpu_counters(index: int, library: Any = pynvml) -> tuple[NvmlDevice, ...] | Unavailable:
+def gpu_counters(
+    index: int, library: Any = nvml.LIBRARY
+) -> tuple[EnergyCounter, ...] | Unavailable:
     """Of one NVIDIA GPU.
 
     Args:
@@ -175,16 +148,11 @@ def gpu_counters(index: int, library: Any = pynvml) -> tuple[NvmlDevice, ...] | 
         library: pynvml; None where it is not installed.
     """
     if library is None:
-        return Unavailable("the package nvidia-ml-py is missing", "pip install nvidia-ml-py")
+        return Unavailable("the package nvidia-ml-py is missing", nvml.INSTALL)
     try:
-        library.nvmlInit()
-        handle = library.nvmlDeviceGetHandleByIndex(index)
-        name = library.nvmlDeviceGetName(handle)
-        found = NvmlDevice(name if isinstance(name, str) else name.decode(), library, handle)
-        found.read_uj()
-    except (library.NVMLError, OSError) as e:
+        return (energy_counter(index, library),)
+    except OSError as e:
         return Unavailable(f"NVIDIA GPU {index} has no energy counter: {e}")
-    return (found,)
 
 
 def measure(
