@@ -35,9 +35,11 @@ def sample_program() -> CudaProgram:
     return CudaProgram.of(turns, (Transfer("x", X),), (Transfer("y", Y),))
 
 
-def cuda_engine(program: CudaProgram | None = None, gpu: str = "sm90") -> Engine:
+def cuda_engine(
+    program: CudaProgram | None = None, gpu: str = "sm90", shape: tuple[int, ...] = (COUNT,)
+) -> Engine:
     """x [64] -> y = 2 x + w."""
-    ends = [TensorInfo(name, "float32", (COUNT,)) for name in "xy"]
+    ends = [TensorInfo(name, "float32", shape) for name in "xy"]
     step = Step("cuda", "net", ("x",), ("y",), (0, 1))
     profile = Profile((ends[0],), (ends[1],), (), (step,), 768, ())
     target = Target("cuda", platform.machine(), "A GPU", cuda=Cuda(gpu))

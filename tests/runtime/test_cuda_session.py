@@ -177,9 +177,16 @@ def test_more_memory_than_allowed_is_refused_before_it_is_taken(fake: FakeDriver
 
 def test_a_full_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = plant_driver(monkeypatch, total=512)
-    with pytest.raises(UnsupportedError, match="no room for the arena of a session") as caught:
+    with pytest.raises(UnsupportedError, match="more memory than is free on A GPU") as caught:
         Session(cuda_engine())
-    assert "asked for" in str(caught.value)
+    assert "free are 0.0 MiB of 0.0 MiB" in str(caught.value)
+    assert "cuMemAlloc" not in fake.calls
+    nothing_left(fake)
+    engine = cuda_engine()
+    fake = plant_driver(monkeypatch, total=2 * 768 + 256)
+    with Session(engine), Session(engine):
+        with pytest.raises(UnsupportedError, match="the weights are there already"):
+            Session(engine)
     nothing_left(fake)
 
 

@@ -215,10 +215,10 @@ def test_a_version_for_which_there_is_no_room_is_refused_alone(
     shelf = Shelf().put("big", {1: big}, execution=execution, instances=[{}] * copies)
     shelf.put("m", {1: image_engine()}, execution=execution)
 
-    def session(engine: Engine, threads: int | None) -> Session:
+    def session(engine: Engine, threads: int | None, **more: Any) -> Session:
         if engine is big:
             raise error
-        return Session(engine, threads)
+        return Session(engine, threads, **more)
 
     monkeypatch.setattr(instances, "Session", session)
 

@@ -25,6 +25,7 @@ import uvloop
 
 from twofour.core.errors import Error
 from twofour.serve.auth import Auth, TokenFile, is_loopback
+from twofour.serve.gpus import GpuWatch
 from twofour.serve.grpc.server import GrpcOptions, GrpcServer
 from twofour.serve.held import Held
 from twofour.serve.http.api import Api, Page, Parts
@@ -271,7 +272,7 @@ def _told(read: Callable[[], ServerReading], stack: AsyncExitStack) -> tuple[Sta
     status = Status(read, totals)
     watching = asyncio.get_running_loop().create_task(status.watch())
     stack.callback(watching.cancel)
-    return status, Metrics(read, totals)
+    return status, Metrics(read, totals, GpuWatch())
 
 
 def _pages() -> dict[str, Page]:

@@ -11,7 +11,7 @@ from twofour.serve.models.tally import Histogram
 from twofour.serve.models.version import Version, tensors
 from twofour.serve.protocol.messages import TensorMetadata
 from twofour.serve.readings import VersionReading
-from twofour.serve.repository.config import ModelConfig, Queue, VersionPolicy
+from twofour.serve.repository.config import Instance, ModelConfig, Queue, VersionPolicy
 
 
 def model_config(name: str, plan: Plan, layout: Layout, config: ModelConfig) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def model_config(name: str, plan: Plan, layout: Layout, config: ModelConfig) -> 
         "input": [_tensor(each, batches) for each in inputs],
         "output": [_tensor(each, batches) for each in outputs],
         "instance_group": [
-            {"name": f"{name}_{i}", "kind": "KIND_CPU", "count": 1}
-            for i, _ in enumerate(config.instances)
+            {"name": f"{name}_{i}", "count": 1, **instance_kind(plan, each)}
+            for i, each in enumerate(config.instances)
         ],
         "parameters": {k: {"string_value": v} for k, v in config.parameters.items()},
     }
@@ -51,6 +51,14 @@ def model_config(name: str, plan: Plan, layout: Layout, config: ModelConfig) -> 
             "default_queue_policy": _queue(config.queue),
         }
     return found
+
+
+def instance_kind(plan: Plan, instance: Instance) -> dict[str, Any]:
+    """What Triton calls the place that an instance runs on; it has no word for a UUID."""
+    if not plan.target.on_gpu:
+        return {"kind": "KIND_CPU"}
+    gpus = [instance.gpu] if isinstance(instance.gpu, int) else []
+    return {"kind": "KIND_GPU", "gpus": gpus}
 
 
 def model_statistics(version: Version) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from twofour.serve.gpus import GpuWatch, gpu_metrics
 from twofour.serve.models.tally import Histogram, Tally
 from twofour.serve.readings import REFUSED, ServerReading, reason_of
 from twofour.serve.totals import Series, Totals
@@ -46,14 +47,17 @@ class Metrics(Collector):
     Labels are models, versions and reasons that the server itself knows: no request adds one.
     """
 
-    def __init__(self, read: Callable[[], ServerReading], totals: Totals) -> None:
+    def __init__(
+        self, read: Callable[[], ServerReading], totals: Totals, gpus: GpuWatch | None = None
+    ) -> None:
         """Reads nothing yet.
 
         Args:
             read: the server as it is now; called in the thread that asks for metrics.
             totals: of the server; may be shared with its status page.
+            gpus: of its machine; None: a page shows none.
         """
-        self._read, self._totals = read, totals
+        self._read, self._totals, self._gpus = read, totals, gpus
         self._process = ProcessCollector(registry=None)
 
     def collect(self) -> Iterator[Metric]:
@@ -81,7 +85,8 @@ class Metrics(Collector):
         encode, content_type = choose_encoder(accept)
         end = encode(_registry([]))  # "# EOF" of OpenMetrics, which stands once
         parts = []
-        for metric in self.collect():
+        gpus = await self._gpus.read() if self._gpus is not None else ()
+        for metric in itertools.chain(self.collect(), gpu_metrics(gpus)):
             head = encode(_registry([_part(metric, [])])).removesuffix(end)
             parts.append(head)
             for at in range(0, len(metric.samples), _AT_ONCE):

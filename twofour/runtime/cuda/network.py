@@ -334,20 +334,27 @@ def _fitting(wanted: Cuda, gpu: int | str | None) -> Device:
 
 
 def _require_room(engine: Engine, device: Device, most_bytes: int | None) -> None:
-    """Refuses an engine that is larger than it may be.
+    """Refuses an engine that is larger than it may be, or than what is free, before it is copied.
 
     Raises:
-        UnsupportedError: says what it needs and what it may have.
+        UnsupportedError: says what it needs, and what it may have or what is free.
     """
-    if most_bytes is None:
-        return
     weights, arena = engine.weights.nbytes, engine.plan.arena_bytes
-    if weights + arena > most_bytes:
+    needs = f"weights {weights / _MIB:,.1f} MiB and arena {arena / _MIB:,.1f} MiB"
+    if most_bytes is not None and weights + arena > most_bytes:
         raise UnsupportedError(
             f"the engine needs more of the memory of {device.gpu.name} than it may have",
-            [
-                f"weights {weights / _MIB:,.1f} MiB and arena {arena / _MIB:,.1f} MiB, "
-                f"allowed are {most_bytes / _MIB:,.1f} MiB"
-            ],
+            [f"{needs}, allowed are {most_bytes / _MIB:,.1f} MiB"],
             "allow more, or build with smaller batches",
+        )
+    free, total = device.memory()
+    there = (id(engine), id(device)) in _shared
+    if arena + (0 if there else weights) > free:
+        raise UnsupportedError(
+            f"the engine needs more memory than is free on {device.gpu.name}",
+            [
+                f"{needs}{', the weights are there already' if there else ''}",
+                f"free are {free / _MIB:,.1f} MiB of {total / _MIB:,.1f} MiB",
+            ],
+            "run fewer models or instances on this GPU, or build with smaller batches",
         )

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core.errors import Error, UnsupportedError
+from twofour.core.errors import Error, InputError, UnsupportedError
 from twofour.engine import Engine
 from twofour.runtime.session import Session
-from twofour.serve.errors import FailedError, MalformedError
+from twofour.serve.errors import FailedError, MalformedError, ServeError
 from twofour.serve.models.queue import Job, Outputs, Queue
 from twofour.serve.models.rows import Layout
+from twofour.serve.repository.config import Instance
 
 Array = NDArray[Any]
 Result = Outputs | Exception
@@ -41,13 +42,17 @@ class Runner:
         busy: it computes.
     """
 
-    def __init__(self, engine: Engine, layout: Layout, threads: int | None) -> None:
+    def __init__(self, engine: Engine, layout: Layout, instance: Instance) -> None:
         """Opens a session.
 
         Raises:
-            UnsupportedError: this machine has not that many threads, or cannot run the engine.
+            UnsupportedError: this machine has not that many threads, or cannot run the engine, or
+                the GPU has too little memory.
+            InputError: there is no such GPU, or the engine is for none.
         """
-        self._session: Session | None = Session(engine, threads)
+        self._session: Session | None = Session(
+            engine, instance.threads, gpu=instance.gpu, most_gpu_bytes=instance.most_gpu_bytes
+        )
         self._layout = layout
         self.busy = False
 
@@ -60,9 +65,7 @@ class Runner:
             return self._run(jobs)
         except Error as e:
             if len(jobs) == 1:
-                refused = MalformedError(e.what, e.reasons, e.fix)
-                refused.__cause__ = e
-                return [(jobs[0], refused)]
+                return [(jobs[0], _refused(e))]
             return [result for job in jobs for result in self.run([job])]
         except Exception as e:  # noqa: BLE001  a bug or a full memory: this batch fails, others go on
             failed = FailedError("the model failed on this request", [], "see the server's log")
@@ -192,6 +195,17 @@ class Threads:
                 due = self._queue.due_ns()
                 self._changed.wait(None if due is None else max(due - now, 0) / 1e9)
         return []
+
+
+def _refused(error: Error) -> ServeError:
+    """What a client is told: a network refuses what it got, or a GPU or an engine is broken."""
+    told: ServeError
+    if isinstance(error, InputError):
+        told = MalformedError(error.what, error.reasons, error.fix)
+    else:
+        told = FailedError("the model failed on this request", [], "see the server's log")
+    told.__cause__ = error
+    return told
 
 
 def _pin(cores: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ from twofour.serve.models.rows import Layout
 from twofour.serve.models.single import Single
 from twofour.serve.models.tally import Tally
 from twofour.serve.protocol.messages import TensorMetadata, datatype
-from twofour.serve.repository.config import ModelConfig
+from twofour.serve.repository.config import Instance, ModelConfig
 
 log = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -122,7 +122,7 @@ class Version:
         threads = self._instances
         assert isinstance(threads, Threads)
         instances = self.config.instances
-        openers = [partial(self._open_runner, engine, each.threads, warm) for each in instances]
+        openers = [partial(self._open_runner, engine, each, warm) for each in instances]
         if self.config.execution != "thread" and len(instances) == 1 and not instances[0].cores:
             runner = await self._loop.run_in_executor(None, openers[0])
             self._instances = Single(self.queue, runner, self._finish, self._is_short)
@@ -201,10 +201,10 @@ class Version:
         await self._instances.close()
 
     def _open_runner(
-        self, engine: Engine, threads: int | None, warm: Mapping[str, Array] | None
+        self, engine: Engine, instance: Instance, warm: Mapping[str, Array] | None
     ) -> Runner:
         """A runner, warm and measured."""
-        runner = Runner(engine, self.layout, threads)
+        runner = Runner(engine, self.layout, instance)
         rounds = self.config.warm_up.rounds
         try:
             if warm is not None:

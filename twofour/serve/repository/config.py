@@ -22,6 +22,7 @@ MOST_CONFIG_BYTES = 1 << 20
 
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
+GpuName = Annotated[str, Field(pattern=r"^(GPU|MIG)-[0-9a-fA-F-]{4,36}$")]
 Microseconds = Annotated[int, Field(ge=0, le=3_600_000_000)]
 Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
 
@@ -145,10 +146,21 @@ class Instance(_Section):
     Attributes:
         threads: of its session; None: as the engine was tuned.
         cores: it runs on these; empty: on any.
+        gpu: of an engine for CUDA: which GPU or slice of one, by number or by UUID ("GPU-...",
+            "MIG-..." as nvidia-smi -L shows it); None: the first that the engine fits.
+        gpu_memory_mb: likewise: weights and activations may take so many MiB of its memory; None:
+            what is free.
     """
 
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     cores: tuple[Annotated[int, Field(ge=0, le=4095)], ...] = ()
+    gpu: Annotated[int, Field(ge=0, le=1023, strict=True)] | GpuName | None = None
+    gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+
+    @property
+    def most_gpu_bytes(self) -> int | None:
+        """`gpu_memory_mb` in bytes."""
+        return None if self.gpu_memory_mb is None else self.gpu_memory_mb << 20
 
 
 class Traffic(_Section):

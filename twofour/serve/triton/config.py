@@ -17,7 +17,7 @@ from typing import Any
 
 from twofour.core.errors import UnsupportedError
 from twofour.core.plan import Plan
-from twofour.serve.describe import model_config
+from twofour.serve.describe import instance_kind, model_config
 from twofour.serve.models.rows import Layout
 from twofour.serve.repository.config import Instance, ModelConfig, Queue
 
@@ -56,11 +56,15 @@ def python_config(name: str, plan: Plan, config: ModelConfig) -> Plain:
             each["label_filename"] = label_file(index)
     groups = _groups(config)
     plain["instance_group"] = [
-        {"name": group, "count": count, "kind": "KIND_CPU"} for group, (_, count) in groups.items()
+        {"name": group, "count": count, **_kind(plan, one)}
+        for group, (one, count) in groups.items()
     ]
     settings = {
         "batching": config.batching.model_dump(mode="json", exclude_defaults=True),
-        "instances": {group: one.model_dump(mode="json") for group, (one, _) in groups.items()},
+        "instances": {
+            group: one.model_dump(mode="json", exclude_none=True)
+            for group, (one, _) in groups.items()
+        },
         "warm_up_rounds": config.warm_up.rounds,
     }
     text = json.dumps(settings, separators=(",", ":"))
@@ -153,6 +157,12 @@ def _unwritable(plan: Plan, layout: Layout) -> Iterator[str]:
                 yield f"{info.name}: it has no dimension{' beside the rows' if first else ''}"
             elif 0 in info.dims:
                 yield f"{info.name}: a dimension of 0"
+
+
+def _kind(plan: Plan, instance: Instance) -> Plain:
+    """Where Triton starts an instance; model.py itself takes one with a UUID to its GPU."""
+    kind = instance_kind(plan, instance)
+    return {"kind": "KIND_CPU"} if isinstance(instance.gpu, str) else kind
 
 
 def _groups(config: ModelConfig) -> dict[str, tuple[Instance, int]]:

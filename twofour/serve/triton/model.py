@@ -45,7 +45,11 @@ class TritonPythonModel:
         engine = Engine.load(folder / "model.engine")
         self._inputs = [info.name for info in engine.plan.inputs]
         self._layout = Layout(engine.plan, Batching.model_validate(settings["batching"]))
-        self._runner = Runner(engine, self._layout, instance.threads)
+        if engine.plan.target.cuda is not None and instance.gpu is None:
+            if args.get("model_instance_kind") == "GPU":
+                gpu = int(args["model_instance_device_id"])
+                instance = instance.model_copy(update={"gpu": gpu})
+        self._runner = Runner(engine, self._layout, instance)
         for shapes in self._layout.shapes_to_warm():
             zeros = {i.name: np.zeros(shapes[i.name], i.dtype) for i in engine.plan.inputs}
             self._runner.time_us(zeros, settings["warm_up_rounds"])
