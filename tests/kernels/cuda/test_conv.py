@@ -27,8 +27,7 @@ def run(problem: ConvProblem, tile: Tile, seed: int = 0) -> None:
     case = Case.of(problem, seed)
     dense, w = conv.widened(*conv.merged(problem, case.arrays["w"]))
     packed = {"w": conv.pack(w, problem.x.dtype), **finish_constants(problem, case.arrays)}
-    if problem.x.dtype == "int8":
-        packed |= conv.edge_constants(problem, case.arrays["w"])
+    packed |= conv.pad_constant(dense)
     tensors = case.tensors()
     interpret(conv._recipe(dense, tile, packed), tensors)
     assert case.wrong(tensors["y"]) == ""

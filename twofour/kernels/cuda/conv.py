@@ -10,9 +10,8 @@ A program makes a tile of y, pixels times channels. Its sums run over K = taps x
 "taps": BK divides the channels, so that a step has one tap and its pixels one test of the borders.
 "flat": each k finds its own tap (a first layer of 3 channels). "product": there is nothing to find.
 
-Taps that lie outside read 0 and not x_zero, which loads that pass by the registers cannot fill in.
-The sums of a pixel then lack x_zero times the weights of those taps: `Edges` holds what is missing
-for each set of taps that lies outside somewhere, 9 sets for a 3x3 window.
+Loads pass by the registers, so that nothing can be filled in on the way: taps that lie outside are
+read from "pad", a constant row of x_zero.
 
 Where there are few tiles, several programs share a tile's steps, and another kernel adds their sums
 in order: results are the same in every run.
@@ -131,32 +130,6 @@ def taps_inside(problem: ConvProblem) -> tuple[Array, Array]:
     return found[0], found[1]
 
 
-def edge_constants(problem: ConvProblem, w: Array) -> dict[str, Array]:
-    """What sums lack where taps lie outside: none, or the roles "edges" and "edge_index".
-
-    Args:
-        problem: the convolution, of int8.
-        w: int8 [N, C / groups, KH, KW].
-
-    Returns:
-        "edge_index": int32 [OH * OW], the set of taps outside of each pixel. "edges": int32
-        [sets, N], x_zero times the sum of the weights of those taps.
-    """
-    inside_h, inside_w = taps_inside(problem)
-    if problem.x_zero == 0 or (inside_h.all() and inside_w.all()):
-        return {}
-    kinds_h, index_h = np.unique(inside_h, axis=0, return_inverse=True)
-    kinds_w, index_w = np.unique(inside_w, axis=0, return_inverse=True)
-    outside = ~(kinds_h[:, None, :, None] & kinds_w[None, :, None, :])
-    of_taps = w.astype(np.int64).sum(axis=1)
-    edges = np.einsum("abhw,nhw->abn", outside, of_taps) * problem.x_zero
-    index = index_h.reshape(-1, 1) * len(kinds_w) + index_w.reshape(1, -1)
-    return {
-        "edges": edges.reshape(-1, w.shape[0]).astype(np.int32),
-        "edge_index": index.reshape(-1).astype(np.int32),
-    }
-
-
 def stored(values: Array, dtype: str) -> Array:
     """Weights as a kernel reads them: bits where numpy lacks the type.
 
@@ -169,6 +142,17 @@ def stored(values: Array, dtype: str) -> Array:
     if dtype == "bfloat16":
         return to_bf16(values.astype(np.float32))
     return round_to(values, dtype).astype(dtype)
+
+
+def pad_constant(problem: ConvProblem) -> dict[str, Array]:
+    """The role "pad", what taps outside of x read: x_zero for each channel or k of a step.
+
+    None where all taps lie inside.
+    """
+    if all(inside.all() for inside in taps_inside(problem)):
+        return {}
+    size = max(K_MULTIPLE, problem.channels)
+    return {"pad": stored(np.full(size, problem.x_zero), problem.x.dtype)}
 
 
 def pack(w: Array, dtype: str) -> Array:
@@ -247,7 +231,7 @@ def recipes(
         return ()
     dense, w = widened(*merged(problem, constants["w"]))
     packed = {"w": pack(w, problem.x.dtype), **finish_constants(problem, constants)}
-    packed |= edge_constants(problem, constants["w"]) if problem.x.dtype == "int8" else {}
+    packed |= pad_constant(dense)
     found = tiles_of(dense, capability)[: (1, 4, 12, 32)[min(effort, 3)]]
     return tuple(_recipe(dense, tile, packed) for tile in found)
 
@@ -265,14 +249,13 @@ def _calls(problem: ConvProblem, tile: Tile, constants: Mapping[str, Any]) -> It
     """The kernel, and where several programs share a tile, the one that adds their sums."""
     dtype, biased = problem.x.dtype, "bias" in constants
     sums = "int32" if dtype == "int8" else "float32"
-    whole, edged = tile.splits == 1, "edges" in constants
+    whole = tile.splits == 1
     ends = finish_operands(problem, biased)
     operands = {
         "x": ("x", dtype),
         "w": ("w", dtype),
         **(ends if whole else dict.fromkeys(ends)),
-        "edges": ("edges", "int32") if edged else None,
-        "edge_index": ("edge_index", "int32") if edged else None,
+        "pad": ("pad", dtype) if "pad" in constants else None,
         "y": ("y", problem.y.dtype) if whole else ("sums", sums),
     }
     geometry = Geometry.of(problem)
@@ -294,39 +277,37 @@ def tile_at(number, tiles_m: tl.constexpr, tiles_n: tl.constexpr, BAND: tl.const
 
 
 @triton.jit
-def _load_taps(x_places, h0, w0, step, G: tl.constexpr, BK: tl.constexpr):
+def _load_taps(x_places, h0, w0, pad, step, G: tl.constexpr, BK: tl.constexpr):
     """A block of x [BM, BK], all of it under one tap; x_places are those of tap 0, channel 0."""
     blocks: tl.constexpr = G.channels // BK
     tap = step // blocks
     down = (tap // G.kernel[1]) * G.dilation[0]
     right = (tap % G.kernel[1]) * G.dilation[1]
     places = x_places + (down * G.x.row + right * G.x.pixel + (step % blocks) * BK)
-    if G.padded:
+    if pad is not None:
         h = h0 + down
         w = w0 + right
         inside = (h >= 0) & (h < G.x.height) & (w >= 0) & (w < G.x.width)
-        a = tl.load(places, mask=inside[:, None], other=0.0)
-    else:
-        a = tl.load(places)
-    return a
+        places = tl.where(inside[:, None], places, pad + tl.arange(0, BK)[None, :])
+    return tl.load(places)
 
 
 @triton.jit
-def _load_flat(x_rows, h0, w0, step, G: tl.constexpr, BK: tl.constexpr):
+def _load_flat(x_rows, h0, w0, pad, step, G: tl.constexpr, BK: tl.constexpr):
     """A block of x [BM, BK], each k with a tap of its own; x_rows [BM] are those of k = 0."""
     k = step * BK + tl.arange(0, BK)
     tap = k // G.channels
+    channel = k % G.channels
     down = (tap // G.kernel[1]) * G.dilation[0]
     right = (tap % G.kernel[1]) * G.dilation[1]
-    places = x_rows[:, None] + (down * G.x.row + right * G.x.pixel + k % G.channels)[None, :]
-    if G.padded:
+    places = x_rows[:, None] + (down * G.x.row + right * G.x.pixel + channel)[None, :]
+    there = (k < G.k)[None, :]
+    if pad is not None:
         h = h0[:, None] + down[None, :]
         w = w0[:, None] + right[None, :]
         inside = (h >= 0) & (h < G.x.height) & (w >= 0) & (w < G.x.width)
-        a = tl.load(places, mask=inside & (k < G.k)[None, :], other=0.0)
-    else:
-        a = tl.load(places, mask=(k < G.k)[None, :], other=0.0)
-    return a
+        places = tl.where(inside, places, pad + channel[None, :])
+    return tl.load(places, mask=there, other=0.0)
 
 
 @triton.jit
@@ -349,8 +330,7 @@ def _conv(
     bias,
     r,
     numbers,
-    edges,
-    edge_index,
+    pad,
     y,
     G: tl.constexpr,
     ENDS: tl.constexpr,
@@ -397,19 +377,14 @@ def _conv(
         if G.product:
             a = _load_rows(x_places, step, G, BK)
         elif G.channels % BK == 0:
-            a = _load_taps(x_places, h0, w0, step, G, BK)
+            a = _load_taps(x_places, h0, w0, pad, step, G, BK)
         else:
-            a = _load_flat(x_rows, h0, w0, step, G, BK)
+            a = _load_flat(x_rows, h0, w0, pad, step, G, BK)
         b = tl.load(w_places + step * BK)
         sums = tl.dot(a, b, sums, input_precision=precise, out_dtype=whole)
 
     n_inside = n < G.outs
     n = group * G.outs + n
-    if edges is not None:
-        if split == 0:
-            which = tl.load(edge_index + m_there % (G.out_h * G.out_w)) * G.all_outs
-            places = edges + which[:, None] + n[None, :]
-            sums += tl.load(places, mask=n_inside[None, :], other=0)
     if T.splits == 1:
         finish(sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS)
     else:
