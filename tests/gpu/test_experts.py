@@ -1,0 +1,75 @@
+"""Routed experts on a GPU: right in all types, and how long they take beside dense products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.gpu.launch import capability, launch, median_us, prepared
+from tests.kernels.cuda.experts_cases import Layer
+from twofour.kernels.cuda.experts import ExpertsProblem, recipes
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+PLAIN = ExpertsProblem(150, 8, 2, 192, 320, "Gelu", "float16", "float16")
+MASKED = replace(PLAIN, experts=1, k=1, routed=False)
+
+
+def on_gpu(layer: Layer) -> Layer:
+    tensors = {role: tensor.cuda() for role, tensor in layer.tensors.items()}
+    return replace(layer, tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        PLAIN,
+        replace(PLAIN, activation="SwiGlu"),
+        replace(PLAIN, x="bfloat16", weights="bfloat16"),
+        replace(PLAIN, x="float32", weights="float32", activation="SwiGlu"),
+        replace(PLAIN, x="float32", weights="int8"),
+        replace(PLAIN, weights="int8", activation="SwiGlu"),
+        replace(PLAIN, tokens=1, normalize=False),
+        MASKED,
+        replace(MASKED, weights="int8"),
+    ],
+    ids=str,
+)
+def test_experts(problem: ExpertsProblem) -> None:
+    layer = on_gpu(Layer.of(problem))
+    (recipe,) = recipes(problem, layer.constants, capability(), effort=0)
+    launch(recipe, layer.tensors, capability())
+    assert layer.wrong() == "", recipe.config
+
+
+def test_all_tokens_may_choose_one_expert() -> None:
+    layer = on_gpu(Layer.of(replace(PLAIN, tokens=1000, k=1), only=5))
+    (recipe,) = recipes(layer.problem, layer.constants, capability(), effort=0)
+    launch(recipe, layer.tensors, capability())
+    assert layer.wrong() == ""
+
+
+def test_times(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["experts us: 2 of 8 experts of 768 x 3072, Gelu; torch: one MLP on as many rows"]
+    for tokens, kinds in [(8, ["float16"]), (512, ["float16", "int8"]), (8192, ["float16"])]:
+        rows = torch.randn(2 * tokens, 768, device="cuda", dtype=torch.float16)
+        up = torch.nn.Linear(768, 3072, device="cuda", dtype=torch.float16)
+        down = torch.nn.Linear(3072, 768, device="cuda", dtype=torch.float16)
+        with torch.no_grad():
+            dense = median_us(lambda: down(torch.nn.functional.gelu(up(rows))))  # noqa: B023
+        for weights in kinds:
+            problem = ExpertsProblem(tokens, 8, 2, 768, 3072, "Gelu", "float16", weights)
+            layer, times = on_gpu(Layer.of(problem)), []
+            for recipe in recipes(problem, layer.constants, capability(), effort=2)[:4]:
+                run = prepared(recipe, layer.tensors, capability())
+                times.append((median_us(run), recipe.config))
+            us, config = min(times)
+            lines.append(
+                f"  {tokens:6} tokens {weights:8} {us:8.1f}  torch {dense:8.1f}   {config}"
+            )
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
