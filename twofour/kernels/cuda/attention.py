@@ -36,7 +36,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 
 from twofour.core.cuda_program import DTYPES
-from twofour.kernels.cuda.kernel import Kernel, Recipe, divided
+from twofour.kernels.cuda.kernel import SHARED_BYTES, Kernel, Recipe, divided, of_capability
 from twofour.kernels.cuda.online_softmax import (
     LOG2_E,
     NOTHING,
@@ -55,9 +55,6 @@ MOST_CHANNELS = 256
 """Of a head: a tile of them has to fit registers."""
 PRECISIONS = ("tf32x3", "ieee")
 """Of float32 products."""
-SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-"""Shared memory that a program may have, by compute capability; others have `_SHARED_LEAST`."""
-_SHARED_LEAST = 99 << 10
 _MOST_OFFSET = 2**31 - 1
 _CONFIGS = {0: 1, 1: 3, 2: 8, 3: 16}
 _PROCESSORS = 132  # of an H100 or H200; others are near enough to order candidates by
@@ -254,7 +251,7 @@ def tile_shapes(problem: AttentionProblem, capability: int) -> list[Tiles]:
     """Tiles whose operands fit registers and shared memory, the usual best first."""
     dtype = problem.q.dtype
     d, dv = block(problem.head_dim, dtype), block(problem.value_dim, dtype)
-    room = SHARED_BYTES.get(capability, _SHARED_LEAST)
+    room = of_capability(SHARED_BYTES, capability)
 
     def shared_bytes(tiles: Tiles) -> int:
         size = DTYPES[dtype]

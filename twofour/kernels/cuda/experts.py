@@ -33,9 +33,8 @@ from twofour.core.bfloat16 import to_bf16
 from twofour.core.cuda_program import DTYPES
 from twofour.core.experts import SWIGLU
 from twofour.kernels.cuda import experts_route, quantize_rows
-from twofour.kernels.cuda.conv_tiles import SHARED_BYTES
 from twofour.kernels.cuda.finish import activate
-from twofour.kernels.cuda.kernel import Kernel, Recipe, divided
+from twofour.kernels.cuda.kernel import SHARED_BYTES, Kernel, Recipe, divided, of_capability
 from twofour.kernels.cuda.problem import REAL, RowsProblem
 
 Array = NDArray[Any]
@@ -269,8 +268,7 @@ def _tiles(problem: ExpertsProblem, capability: int) -> list[Tile]:
     gated = problem.activation == SWIGLU
     if gated:  # twice as many sums
         order = [shape for shape in order if shape[:2] != (128, 128)]
-    lower = [known for known in SHARED_BYTES if known <= capability]
-    room = SHARED_BYTES[max(lower, default=86)] << 10
+    room = of_capability(SHARED_BYTES, capability)
     precisions = ("tf32x3", "ieee") if problem.weights == "float32" else ("",)
     found = []
     for precision in precisions:
