@@ -66,8 +66,12 @@ class Device:
 
     def _do(self, name: str, *arguments: Any) -> Any:
         """A function of the driver on this GPU."""
-        with self.current():
-            return self.driver.call(name, *arguments)
+        call = self.driver.call
+        call("cuCtxPushCurrent", self._context)
+        try:
+            return call(name, *arguments)
+        finally:
+            call("cuCtxPopCurrent")
 
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, and bytes that there are."""
