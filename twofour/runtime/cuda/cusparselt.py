@@ -74,16 +74,11 @@ class SparseProduct:
         self._library, self._handle = library, handle
         self._about = f"product: {product.to_json()}"
         self._made: list[tuple[str, Any]] = []
-        self._matmul, self._algorithm, self._plan = _struct(), _struct(), _struct()
         self._planned = False
-        self._bias = 0
         self._alpha = ctypes.c_float(product.alpha)
         self._beta = ctypes.c_float(product.beta)
         try:
-            self._w = self._structured()
-            self._make_descriptor()
-            self._make_algorithm()
-            self._make_plan()
+            self._make(ALIGNMENT if product.bias else 0)
             self.workspace_bytes = self._workspace()
             self.compressed_bytes, self.buffer_bytes = self._compressed()
         except (EngineError, UnsupportedError):
@@ -188,7 +183,7 @@ class SparseProduct:
             raise EngineError("a product has wrong operands", [expected, f"got {addresses}"])
         at = dict(zip(roles, addresses, strict=True))
         if at.get("bias", 0) != self._bias:
-            self._make_plan(at["bias"])
+            self._make(at["bias"])
         vector = self.product.by_channel
         alpha = ctypes.c_void_p(at["scale"]) if vector else ctypes.byref(self._alpha)
         pointer = ctypes.c_void_p
@@ -233,8 +228,7 @@ class SparseProduct:
         if p.by_channel:
             self._set(_VECTOR_ALPHA, ctypes.c_int(1))
         if p.bias:
-            self._set(_BIAS_POINTER, ctypes.c_void_p(ALIGNMENT))
-            self._bias = ALIGNMENT
+            self._set(_BIAS_POINTER, ctypes.c_void_p(self._bias))
 
     def _make_algorithm(self) -> None:
         made = ctypes.byref(self._algorithm)
@@ -252,14 +246,17 @@ class SparseProduct:
             if number or key == _ID:
                 self._set_algorithm(key, number)
 
-    def _make_plan(self, bias: int = 0) -> None:
-        """The plan, with this address of the bias."""
-        if self._planned:
-            self._planned = False
-            self._library.call("cusparseLtMatmulPlanDestroy", ctypes.byref(self._plan))
-        if bias:
-            self._set(_BIAS_POINTER, ctypes.c_void_p(bias))
-            self._bias = bias
+    def _make(self, bias: int) -> None:
+        """Descriptors and plan, with this address of the bias.
+
+        All of them anew: a plan that is made of the descriptors of an earlier one ends the process.
+        """
+        self.close()
+        self._matmul, self._algorithm, self._plan = _struct(), _struct(), _struct()
+        self._bias = bias
+        self._w = self._structured()
+        self._make_descriptor()
+        self._make_algorithm()
         matmul, algorithm = ctypes.byref(self._matmul), ctypes.byref(self._algorithm)
         self._call("cusparseLtMatmulPlanInit", ctypes.byref(self._plan), matmul, algorithm)
         self._planned = True
