@@ -25,7 +25,7 @@ mkdir -p "$OUT" "$CACHE" "$WORK/tables"
 trap 'rm -rf "$WORK"' EXIT
 
 # seconds of each part, where it is not told otherwise
-declare -A LIMITS=([machine]=30 [tests]=150 [kernels]=120 [networks]=400 [train]=240 [accuracy]=150)
+declare -A LIMITS=([machine]=30 [tests]=150 [convolutions]=60 [kernels]=120 [networks]=400 [train]=240 [accuracy]=150)
 
 machine() {
     "$PYTHON" -m twofour doctor || true
@@ -38,6 +38,9 @@ tests() { # shellcheck disable=SC2086
     "$PYTHON" -c 'import pytest_timeout' 2>/dev/null && more+=(--timeout 100)
     "$PYTHON" -m pytest tests/gpu -m gpu -q --tb=short -p no:cacheprovider --durations 8 \
         "${more[@]}" ${TESTS:-}
+}
+convolutions() {
+    "$PYTHON" -m pytest tests/gpu/test_conv_sparse.py -m gpu -k speed -q -s -p no:cacheprovider
 }
 kernels() { # shellcheck disable=SC2086
     "$PYTHON" -m benchmarks.cuda_kernels --output "$WORK/tables" ${KERNELS:-}

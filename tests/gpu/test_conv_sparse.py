@@ -41,7 +41,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 KINDS = {"int8": np.int8, "float16": np.float16}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def _machine_code() -> None:
     """Everything compiled side by side; one by one it would take minutes."""
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -52,8 +52,6 @@ def _machine_code() -> None:
             found.append(recipe_of(problem := tile_problem(dtype), arrays_of(problem), tile))
     for dtype, shape in itertools.product(NETWORK_TYPES, RESNET):
         found += resnet_recipes(problem := resnet_problem(dtype, shape), arrays_of(problem))
-    for dtype in NETWORK_TYPES:
-        found += [made for problem in speed_problems(dtype) for made in speed_recipes(problem)]
     compile_all(found, capability())
 
 
@@ -151,7 +149,7 @@ def arrays_of(problem: ConvProblem) -> dict[str, Array]:
     }
     if problem.r is not None:
         r = rng.integers(-60, 60, (problem.batch, *problem.out_size, n)).astype(np.int8)
-        arrays["r"] = r if problem.r.dtype == "int8" else r.astype(np.float32)
+        arrays["r"] = values_of(tensor_of(r.astype(np.float32), problem.r.dtype))
     return arrays
 
 
@@ -254,6 +252,7 @@ def tile_problem(dtype: str) -> ConvProblem:
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{'w' * t.wgmma}{t.channels}x{t.pixels}")
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.usefixtures("_machine_code")
 def test_tiles(dtype: str, tile: Tile) -> None:
     """Each tile and type."""
     if not is_here(tile, dtype):
@@ -326,6 +325,7 @@ def resnet_recipes(problem: ConvProblem, arrays: dict[str, Array]) -> tuple[Reci
 
 @pytest.mark.parametrize("dtype", NETWORK_TYPES)
 @pytest.mark.parametrize("shape", RESNET, ids=str)
+@pytest.mark.usefixtures("_machine_code")
 def test_resnet(dtype: str, shape: tuple[int, int, int, int, int]) -> None:
     """The best guesses for layers of ResNet-50 against a convolution in float64."""
     problem = resnet_problem(dtype, shape)
@@ -406,13 +406,17 @@ def speed_problems(dtype: str) -> list[ConvProblem]:
 @pytest.mark.parametrize("dtype", NETWORK_TYPES)
 def test_speed(dtype: str) -> None:
     """Prints microseconds of each candidate beside torch's dense convolution and product."""
-    for problem in speed_problems(dtype):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("times need a GPU of their own: run without -n, with -s")
+    found = [(problem, speed_recipes(problem)) for problem in speed_problems(dtype)]
+    compile_all([made for _, some in found for made in some], capability())
+    for problem, some in found:
         x = torch.randint(-9, 9, (problem.batch * problem.x.image,), device="cuda")
         kind = tensor_of(np.zeros(1, np.float32), dtype).dtype
         y = torch.zeros(problem.batch * problem.y.image, dtype=kind, device="cuda")
         tensors = {"x": x.to(kind), "y": y}
         times = []
-        for made in speed_recipes(problem):
+        for made in some:
             run = prepared(made, tensors, capability())
             times.append((median_us(run, repeats=10, rounds=3), f"{made.tactic} {made.config}"))
         best = min(times)
