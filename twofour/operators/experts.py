@@ -20,7 +20,7 @@ import numpy as np
 
 from twofour.core.experts import DOMAIN, MIXTURE
 from twofour.core.experts_text import BY_NAME, NAMES, function_text, inputs_of
-from twofour.core.plugins import Array, Code, CpuTactic, Operator, Problem
+from twofour.core.plugins import Array, Code, CpuTactic, CudaTactic, Operator, Problem
 from twofour.core.target import Target
 from twofour.kernels.cpu.problem import Config
 from twofour.kernels.cpu.tactic import Tactic, tactics
@@ -34,6 +34,7 @@ _PRODUCTS = ("dense", "2:4", "2:4 H", "2:4 C", "2:4 pair")
 _RATIOS = (1, 4)  # rows of an expert, relative to the usual ones, that tiles are made for
 _FEW = 4  # times as many rows as other products take: weights are read from further away
 _AND = " then "
+_CUDA = (CudaTactic("routed experts", "twofour.operators.experts_cuda"),)
 
 
 def _refuse(tactic: Tactic, problem: Problem, target: Target) -> str:
@@ -130,7 +131,7 @@ def _operator(name: str, base: str, activation: str, quantized: bool) -> Operato
         DOMAIN,
         name,
         function_text(base, activation, quantized=quantized),
-        tactics={"cpu": _cpu_tactics(quantized=quantized)},
+        tactics={"cpu": _cpu_tactics(quantized=quantized), "cuda": _CUDA},
         samples=samples,
         tolerance=_ROUNDED_TOLERANCE if quantized else _TOLERANCE,
     )

@@ -37,7 +37,8 @@ def choose(
     expert = tl.arange(0, BLOCK_EXPERTS)[None, :]
     there = (token[:, None] < TOKENS) & (expert < EXPERTS)
     place = logits + token.to(tl.int64)[:, None] * EXPERTS + expert
-    values = tl.load(place, mask=there, other=-float("inf")).to(tl.float32)
+    values = tl.load(place, mask=there, other=0.0).to(tl.float32)
+    values = tl.where(expert < EXPERTS, values, -float("inf"))
     highest = tl.max(values, axis=1)[:, None]
     shares = tl.where(expert < EXPERTS, tl.exp(values - highest), 0.0)
     free = tl.broadcast_to(expert < EXPERTS, (BLOCK, BLOCK_EXPERTS))
