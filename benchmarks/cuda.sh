@@ -11,6 +11,7 @@
 # TWOFOUR_DATA  the folder of real data; without CIFAR-10 in it nothing is trained or judged
 # WORKERS       processes of the tests (6)
 # TESTS, KERNELS, NETWORKS, TRAIN, ACCURACY   further words for the command of a part
+# FILES         networks whose files are written meanwhile, if the part networks is asked for
 # CACHE         folder for what a later call can use again: what torch.compile found
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +23,8 @@ END=$((SECONDS + ${LIMIT:-580}))
 WORK=$(mktemp -d)
 CACHE=${CACHE:-$WORK/cache}
 mkdir -p "$OUT" "$CACHE" "$WORK/tables"
-trap 'rm -rf "$WORK"' EXIT
+trap 'kill "${MAKERS[@]}" 2>/dev/null; rm -rf "$WORK"' EXIT
+MAKERS=()
 
 # seconds of each part, where it is not told otherwise
 declare -A LIMITS=([machine]=30 [tests]=150 [convolutions]=60 [kernels]=120 [networks]=400 [train]=240 [accuracy]=150)
@@ -61,8 +63,16 @@ accuracy() { # shellcheck disable=SC2086
 PARTS=("$@")
 [ ${#PARTS[@]} -gt 0 ] || PARTS=(machine tests kernels train accuracy networks)
 STATUS=0
+if [[ " ${PARTS[*]} " == *" networks "* ]]; then # these need no GPU
+    for network in ${FILES:-bert resnet50 llama_mlp resnet34}; do
+        OMP_NUM_THREADS=3 nice "$PYTHON" -m benchmarks.cuda.cases "$WORK/networks" "$network" \
+            >>"$WORK/files.log" 2>&1 &
+        MAKERS+=($!)
+    done
+fi
 for part in "${PARTS[@]}"; do
     [ -n "${LIMITS[$part]:-}" ] || { echo "no part $part; there are ${!LIMITS[*]}"; exit 2; }
+    [ "$part" != networks ] || wait "${MAKERS[@]}"
     own=LIMIT_$part left=$((END - SECONDS))
     limit=${!own:-${LIMITS[$part]}}
     [ "$limit" -le "$left" ] || limit=$left

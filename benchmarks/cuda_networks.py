@@ -52,7 +52,7 @@ class Table:
         self.args, self.folder = args, folder
         self.end = time.monotonic() + args.seconds
         log = args.output / f"{NAME}.log"
-        self.torch = Process(partial(torch_side.TorchSide, args.device), "PyTorch", log)
+        self.torch = Process(partial(torch_side.TorchSide, args.device, folder), "PyTorch", log)
         ours = partial(our_side.OurSide, args.device, folder, args.effort)
         self.ours = Process(ours, "our engines", log)
         kinds = our_side.ON_GPU if args.device == "cuda" else our_side.ON_CPU
@@ -67,9 +67,8 @@ class Table:
     def row(self, network: str, batch: int) -> Row:
         """Measures one network at one batch."""
         began = time.monotonic()
-        self.ours.send("files", network)
+        files = self.ours.ask("files", network, timeout_s=_FILES_S)
         opened = self._opened(self.torch, self._first_slow(), (network, batch))
-        files = self.ours.receive(_FILES_S)
         if isinstance(files, Lost):
             opened += [{"name": kind, "reason": files.reason} for kind in self.kinds]
         else:

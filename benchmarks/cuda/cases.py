@@ -1,11 +1,14 @@
 """The networks of the table, their inputs, and the ONNX files that engines are built from.
 
+    python -m benchmarks.cuda.cases FOLDER resnet50 bert      # writes their files ahead of time
+
 Weights are drawn from a seed and pruned to 2:4 by magnitude: what is timed are zeros where they
 would be, not what they do to a trained network. Everybody runs the same pruned weights.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +34,7 @@ Feeds = dict[str, Array]
 
 LENGTH = 128
 CALIBRATION = 8
-F32, INT8 = "f32.onnx", "int8.onnx"
+F32, INT8, WEIGHTS = "f32.onnx", "int8.onnx", "weights.pt"
 
 
 class SwiGlu(nn.Module):
@@ -132,15 +135,24 @@ WORKS = {
 DEFAULT = ("bert", "resnet50", "llama_mlp", "resnet34")
 
 
-def pruned_model(work: Work) -> nn.Module:
-    """The network with its 2:4 weights, on the CPU."""
+def pruned_model(work: Work, folder: Path | None = None) -> nn.Module:
+    """The network with its 2:4 weights, on the CPU.
+
+    Args:
+        work: the network.
+        folder: of its files, where the weights may be.
+    """
     model = work.make()
-    Sparsifier(model).prune().remove()
+    weights = None if folder is None else folder / WEIGHTS
+    if weights is not None and weights.is_file():
+        model.load_state_dict(torch.load(weights, weights_only=True))
+    else:
+        Sparsifier(model).prune().remove()
     return model.eval()
 
 
 def write_files(work: Work, folder: Path) -> None:
-    """Writes the float32 file and the INT8 one, where they are not there yet.
+    """Writes the weights, the float32 file and the INT8 one, where they are not there yet.
 
     Args:
         work: the network.
@@ -150,7 +162,16 @@ def write_files(work: Work, folder: Path) -> None:
     floats, integers = folder / F32, folder / INT8
     if not floats.is_file():
         example = [torch.from_numpy(x) for x in work.feeds(2, 0).values()]
-        export_onnx(pruned_model(work), example, floats, work.inputs)
+        model = pruned_model(work)
+        export_onnx(model, example, floats, work.inputs)
+        temporary = folder / f"{WEIGHTS}.part"
+        torch.save(model.state_dict(), temporary)
+        temporary.replace(folder / WEIGHTS)
     if not integers.is_file():
         options = QuantizeOptions(activation="int8", recipe="fast")
         save_model(quantize(load_model(floats), work.feeds(CALIBRATION, 1), options), integers)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        write_files(WORKS[name], Path(sys.argv[1]) / name)

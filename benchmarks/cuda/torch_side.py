@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,12 @@ class TorchSide:
 
     Args:
         device: "cuda" or "cpu".
+        folder: of files; pruned weights may be there.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, folder: Path) -> None:
         """Sets PyTorch up."""
-        self.device = device
+        self.device, self.folder = device, folder
         self.gpu = device == "cuda"
         self._network, self._model = "", nn.Module()
         torch.backends.cudnn.benchmark = True
@@ -43,7 +45,8 @@ class TorchSide:
     def files(self, network: str) -> None:
         """Makes the model, on the CPU."""
         if network != self._network:
-            self._network, self._model = network, pruned_model(WORKS[network])
+            model = pruned_model(WORKS[network], self.folder / network)
+            self._network, self._model = network, model
 
     def open(self, network: str, batch: int, kind: str) -> list[Entry]:
         """The contestants of a kind."""
