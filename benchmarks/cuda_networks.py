@@ -52,7 +52,9 @@ class Table:
         self.args, self.folder = args, folder
         self.end = time.monotonic() + args.seconds
         log = args.output / f"{NAME}.log"
-        self.torch = Process(partial(torch_side.TorchSide, args.device, folder), "PyTorch", log)
+        self.torch = Process(
+            partial(torch_side.TorchSide, args.device, folder, args.autotune_from), "PyTorch", log
+        )
         ours = partial(our_side.OurSide, args.device, folder, args.effort)
         self.ours = Process(ours, "our engines", log)
         kinds = our_side.ON_GPU if args.device == "cuda" else our_side.ON_CPU
@@ -74,7 +76,7 @@ class Table:
         else:
             opened += self._opened(self.ours, self.kinds, (network, batch))
         everyone = [(self._of(each), each) for each in opened]
-        rounds = self._race([(p, e["name"]) for p, e in everyone if "reason" not in e])
+        rounds = self._race(everyone, (network, batch))
         for each in opened:
             times = rounds.get(each["name"])
             if times:
@@ -104,30 +106,55 @@ class Table:
     def _opened(self, process: Process, kinds: list[str], case: tuple[str, int]) -> list[Row]:
         found: list[Row] = []
         for kind in kinds:
-            limit = self.args.compile_seconds if "compile" in kind else self.args.build_seconds
-            answer = process.ask("open", *case, kind, timeout_s=max(1.0, min(limit, self.left_s)))
-            if isinstance(answer, Lost):
-                found.append({"name": kind, "reason": answer.reason})
-            else:
-                found += answer
-            say(f"  {kind}: {answer if isinstance(answer, Lost) else 'ready'}")
+            starts = process.starts
+            if self.left_s < _LEAST_S:
+                found.append({"name": kind, "reason": "no time was left"})
+                continue
+            began = time.monotonic()
+            answer = self._open(process, kind, case)
+            ready = "ready" if isinstance(answer, list) else answer.reason
+            say(f"  {kind}: {ready}, {time.monotonic() - began:.1f} s")
+            if process.starts != starts:
+                self._reopen(process, found, case)
+            lost = [{"name": kind, "reason": ready}]
+            found += answer if isinstance(answer, list) else lost
         return found
 
-    def _race(self, runners: list[tuple[Process, str]]) -> dict[str, list[float]]:
-        """Microseconds of each one's turns; of one that fails, no more than until then."""
-        times: dict[str, list[float]] = {name: [] for _, name in runners}
-        lost: set[str] = set()
+    def _open(self, process: Process, kind: str, case: tuple[str, int]) -> list[Row] | Lost:
+        limit = self.args.compile_seconds if "compile" in kind else self.args.build_seconds
+        timeout_s = max(1.0, min(limit, self.left_s))
+        answer: list[Row] | Lost = process.ask("open", *case, kind, timeout_s=timeout_s)
+        return answer
+
+    def _reopen(self, process: Process, opened: list[Row], case: tuple[str, int]) -> None:
+        """What was open in a process that had to be started anew."""
+        kinds = {each["name"].removesuffix(torch_side.GRAPH): each for each in opened}
+        for kind, each in kinds.items():
+            if "reason" not in each:
+                answer = self._open(process, kind, case)
+                if isinstance(answer, Lost):
+                    each["reason"] = answer.reason
+
+    def _race(
+        self, everyone: list[tuple[Process, Row]], case: tuple[str, int]
+    ) -> dict[str, list[float]]:
+        """Microseconds of the turns of all that are open; one that fails is out, with a reason."""
+        times: dict[str, list[float]] = {}
         for _ in range(self.args.rounds):
-            for process, name in runners:
-                if name in lost:
+            for process, each in everyone:
+                if "reason" in each:
                     continue
-                got = process.ask("turn", name, self.args.slice_s, timeout_s=_ANSWER_S)
+                starts = process.starts
+                got = process.ask("turn", each["name"], self.args.slice_s, timeout_s=_ANSWER_S)
                 if isinstance(got, Lost):
-                    say(f"  {name}: {got.reason}")
-                    lost.add(name)
+                    say(f"  {each['name']}: {got.reason}")
+                    each["reason"] = got.reason
+                    times.pop(each["name"], None)
+                    if process.starts != starts:
+                        self._reopen(process, [e for p, e in everyone if p is process], case)
                 else:
-                    times[name].append(got)
-        return {name: found for name, found in times.items() if name not in lost}
+                    times.setdefault(each["name"], []).append(got)
+        return times
 
     def _latencies(self, everyone: list[tuple[Process, Row]]) -> None:
         for process, each in everyone:
@@ -263,8 +290,9 @@ def parser() -> argparse.ArgumentParser:
     add("--kinds", type=_words, default=[], help="words in the names of our engines: int8,fp16")
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--seconds", type=float, default=400.0, help="of the whole")
-    add("--compile-seconds", type=float, default=90.0, help="of one torch.compile; 0 for none")
-    add("--build-seconds", type=float, default=90.0, help="of one engine")
+    add("--compile-seconds", type=float, default=120.0, help="of one torch.compile; 0 for none")
+    add("--autotune-from", type=int, default=32, help="batch that torch.compile tunes itself for")
+    add("--build-seconds", type=float, default=150.0, help="of one engine")
     add("--energy-seconds", type=float, default=1.0, help="of one contestant; 0 for none")
     add("--rounds", type=int, default=15, help="turns of each contestant")
     add("--slice-s", type=float, default=0.02, help="of one turn")

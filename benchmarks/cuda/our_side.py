@@ -7,6 +7,7 @@ leaves the dense ones. All kinds of a network share one file of timings.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class Kind:
 _DENSE = {"sparsity": "disable"}
 ON_GPU = {
     "twofour int8 2:4": Kind(INT8, {"fp16": True}),
+    "twofour int8 dense": Kind(INT8, {"fp16": True, **_DENSE}),  # of kernels made for the one above
     "twofour fp16 2:4": Kind(F32, {"fp16": True}),
-    "twofour int8 dense": Kind(INT8, {"fp16": True, **_DENSE}),
     "twofour fp16 dense": Kind(F32, {"fp16": True, **_DENSE}),
     "twofour fp8 2:4": Kind(INT8, {"fp16": True, "fp8": True}),
     "twofour fp8 dense": Kind(INT8, {"fp16": True, "fp8": True, **_DENSE}),
@@ -66,26 +67,29 @@ class OurSide:
         write_files(WORKS[network], self.folder / network)
 
     def open(self, network: str, batch: int, kind: str) -> list[Entry]:
-        """Builds the engine of a kind, and keeps it beside the files."""
+        """The engine of a kind, built unless it lies beside the files, where it is kept."""
         self.files(network)
         feeds = WORKS[network].feeds(batch, 0)
         chosen = (ON_GPU if self.device == "cuda" else ON_CPU)[kind]
         shapes = {name: array.shape for name, array in feeds.items()}
         options: dict[str, Any] = {"target": "cuda"} if self.device == "cuda" else {"race": False}
         began = time.perf_counter()
-        engine = twofour.build(
-            self.folder / network / chosen.file,
-            shapes=shapes,
-            tuning_effort=self.effort,
-            timing_cache=self.folder / "timings.json",
-            **options,
-            **chosen.options,
-        )
+        name = f"{kind} {batch}".replace(" ", "-").replace(":", "")
+        path = self.folder / network / f"{name}.engine"
+        if not path.is_file():
+            engine = twofour.build(
+                self.folder / network / chosen.file,
+                shapes=shapes,
+                tuning_effort=self.effort,
+                timing_cache=self.folder / "timings.json",
+                **options,
+                **chosen.options,
+            )
+            engine.save(path)
         seconds = time.perf_counter() - began
-        engine.save(self.folder / network / f"{kind.replace(' ', '-').replace(':', '')}.engine")
-        session = twofour.Session(engine)
+        session = twofour.load(path)
         self.sessions.append(session)
-        return [self._entry(kind, f"built in {seconds:.0f} s", session, feeds)]
+        return [self._entry(kind, f"{_tactics(session)}; in {seconds:.0f} s", session, feeds)]
 
     def close(self) -> None:
         """Ends the sessions."""
@@ -102,3 +106,9 @@ class OurSide:
         outputs()
         run = started(session, feeds)
         return Entry(kind, setting, run.launch, run.wait, outputs, run.memory_bytes, run.note)
+
+
+def _tactics(session: twofour.Session) -> str:
+    """What runs the layers: "40 gemm_sparse, 13 walk"."""
+    counted = Counter(layer.tactic for layer in session.engine.plan.layers)
+    return ", ".join(f"{count} {tactic}" for tactic, count in counted.most_common(6))

@@ -2,7 +2,8 @@
 
 On a GPU inputs lie there, and `cudnn.benchmark` is on, so that eager mode has its best convolutions
 too. Compiled is `mode="max-autotune-no-cudagraphs"`, and captured into a graph here: so no Python
-runs between its kernels, as it would with the graphs of `mode="max-autotune"`.
+runs between its kernels, as it would with the graphs of `mode="max-autotune"`. Small batches, whose
+time is that of reading weights, are compiled in the default mode: autotuning takes a minute.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ class TorchSide:
     Args:
         device: "cuda" or "cpu".
         folder: of files; pruned weights may be there.
+        autotune_from: the smallest batch that torch.compile tunes itself for.
     """
 
-    def __init__(self, device: str, folder: Path) -> None:
+    def __init__(self, device: str, folder: Path, autotune_from: int) -> None:
         """Sets PyTorch up."""
-        self.device, self.folder = device, folder
+        self.device, self.folder, self.autotune_from = device, folder, autotune_from
         self.gpu = device == "cuda"
         self._network, self._model = "", nn.Module()
         torch.backends.cudnn.benchmark = True
@@ -60,8 +62,9 @@ class TorchSide:
         if kind != COMPILED:
             return self._entries(kind, "eager", lambda: model(*inputs), model, inputs)
         torch._dynamo.reset()
-        compiled = torch.compile(model, mode=MODE, dynamic=False)
-        return self._entries(kind, f'mode="{MODE}"', lambda: compiled(*inputs), model, inputs)
+        mode = MODE if batch >= self.autotune_from else "default"
+        compiled = torch.compile(model, mode=mode, dynamic=False)
+        return self._entries(kind, f'mode="{mode}"', lambda: compiled(*inputs), model, inputs)
 
     def close(self) -> None:
         """Gives memory back."""

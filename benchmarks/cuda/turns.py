@@ -78,14 +78,19 @@ class Process:
         make: of the side, called there; can be pickled.
         name: for messages.
         log: what the process prints goes to its end.
+
+    Attributes:
+        starts: how often it was started: what was open before the last start is gone.
     """
 
     def __init__(self, make: Callable[[], Side], name: str, log: Path) -> None:
         """Starts it."""
         self.make, self.name, self.log = make, name, log
+        self.starts = 0
         self._start()
 
     def _start(self) -> None:
+        self.starts += 1
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(self.make, theirs, self.log))
