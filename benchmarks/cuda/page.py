@@ -73,7 +73,8 @@ def judged(row: Row, rounds: Mapping[str, Sequence[float]]) -> dict[str, float]:
         return {}
     if eager is not None:
         found["eager"] = ratio(rounds, ours["name"], eager["name"])
-        found["latency"] = eager["latency_us"] / ours["latency_us"]
+        if ours.get("latency_us") and eager.get("latency_us"):
+            found["latency"] = eager["latency_us"] / ours["latency_us"]
         if ours.get("memory_bytes") and eager.get("memory_bytes"):
             found["memory"] = 100 * (1 - ours["memory_bytes"] / eager["memory_bytes"])
         if ours.get("joules") and eager.get("joules"):
