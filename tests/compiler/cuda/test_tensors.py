@@ -23,9 +23,18 @@ def laid(dims: tuple[int, ...]) -> tuple[Tensor, np.ndarray, np.ndarray]:
 
 
 def test_images_lie_channels_last() -> None:
-    tensor, elements, array = laid((2, 3, 4, 5))
+    tensor, elements, array = laid((2, 6, 4, 5))
     assert np.array_equal(array.transpose(0, 2, 3, 1).reshape(-1), elements)
     assert tensor.view.is_flat(4, 5)
+
+
+def test_three_channels_take_the_room_of_four() -> None:
+    tensor = Tensor.held("x", "float32", (2, 3, 4, 5))
+    elements = np.arange(2 * 4 * 4 * 5, dtype=np.float32).reshape(2, 4, 5, 4)
+    array = seen(tensor, elements.reshape(-1))
+    assert np.array_equal(array.transpose(0, 2, 3, 1), elements[..., :3])
+    assert tensor.view.is_flat(4, 5)
+    assert tensor.span_bytes == 4 * (elements.size - 1)
 
 
 def test_some_channels() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.kernels.cuda.conv_cases import Case, Size
 from tests.kernels.cuda.interpret import interpret
@@ -29,7 +30,8 @@ def run(problem: ConvProblem, tile: Tile, seed: int = 0) -> None:
     packed = {"w": conv.pack(w, problem.x.dtype), **finish_constants(problem, case.arrays)}
     packed |= conv.pad_constant(dense)
     tensors = case.tensors()
-    interpret(conv._recipe(dense, tile, packed), tensors)
+    true = problem.channels if dense.groups == 1 == problem.groups else 0
+    interpret(conv._recipe(dense, tile, packed, true), tensors)
     assert case.wrong(tensors["y"]) == ""
 
 
@@ -94,14 +96,21 @@ def test_images_and_rows_may_lie_apart() -> None:
     run(replace(problem, x=x, window=Window((1, 1))), SMALL)
 
 
-def test_gaps_count_as_channels() -> None:
-    problem = Size(1, 9, 9, 3, 8, Window((7, 7), (2, 2), (1, 1), (3, 3, 3, 3)), gap=1).problem(
-        "int8", "int8"
-    )
-    wide, w = conv.widened(problem, np.ones((8, 3, 7, 7), np.int8))
-    assert (wide.channels, w.shape) == (4, (8, 4, 7, 7))
+@pytest.mark.parametrize("dtype", TYPES)
+def test_gaps_count_as_channels(dtype: str) -> None:
+    """What lies in the gaps is no number, where the type has such."""
+    window = Window((5, 5), (2, 2), (1, 1), (2, 2, 2, 2))
+    problem = Size(1, 7, 7, 3, 8, window, gap=1).problem(dtype, "float32")
+    wide, w = conv.widened(problem, np.ones((8, 3, 5, 5), np.int8))
+    assert (wide.channels, w.shape) == (4, (8, 4, 5, 5))
     assert not w[:, 3].any()
-    run(problem, SMALL)
+    case = Case.of(problem)
+    recipe = conv.recipes(problem, case.arrays, 90, effort=0)[0]
+    tensors = case.tensors()
+    pixels = tensors["x"].view(-1, 4)
+    pixels[:, 3] = 99 if dtype == "int8" else torch.tensor(float("nan")).to(pixels.dtype)
+    interpret(recipe, tensors)
+    assert case.wrong(tensors["y"]) == ""
     dense = replace(problem, x=replace(problem.x, pixel=3))
     assert conv.widened(dense, w)[0] is dense
 

@@ -14,6 +14,7 @@ from twofour.kernels.cuda import (
     conv_sparse,
     norm,
     pool,
+    product_descriptors,
     quantize_rows,
     walk,
 )
@@ -37,7 +38,12 @@ def _alone(offer: Offer) -> Offer:
 
 
 OFFERS: Mapping[type, tuple[Offer, ...]] = {
-    ConvProblem: (conv.recipes, conv_depthwise.recipes, conv_sparse.recipes),
+    ConvProblem: (
+        conv.recipes,
+        product_descriptors.recipes,
+        conv_depthwise.recipes,
+        conv_sparse.recipes,
+    ),
     Walk: (walk.recipes,),
     PoolProblem: (_alone(pool.recipes),),
     NormProblem: (norm.recipes,),

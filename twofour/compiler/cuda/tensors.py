@@ -41,11 +41,15 @@ class Tensor:
 
     @staticmethod
     def held(buffer: str, dtype: str, dims: Dims) -> Tensor:
-        """As kernels want it: images channels-last, all else in C order."""
+        """As kernels want it: images channels-last, all else in C order.
+
+        A pixel of three channels takes the room of four, so that it can be read at once.
+        """
         if len(dims) != 4:
             return Tensor.plain(buffer, dtype, dims)
         _, channels, height, width = dims
-        strides = (height * width * channels, 1, width * channels, channels)
+        pixel = 4 if channels == 3 else channels
+        strides = (height * width * pixel, 1, width * pixel, pixel)
         return Tensor(buffer, dtype, dims, strides)
 
     @property

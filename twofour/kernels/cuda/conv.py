@@ -63,7 +63,8 @@ class Geometry:
 
     Attributes:
         rows: pixels of y.
-        channels: of a group of x.
+        channels: of a group of x, and what lies behind them that is read along.
+        true_channels: those of them that count; all where what lies behind is harmless.
         outs: channels of a group of y.
         all_outs: of all groups.
         out_h: height of y.
@@ -79,6 +80,7 @@ class Geometry:
 
     rows: int
     channels: int
+    true_channels: int
     outs: int
     all_outs: int
     out_h: int
@@ -95,13 +97,14 @@ class Geometry:
     product: bool
 
     @staticmethod
-    def of(problem: ConvProblem) -> Geometry:
-        """Of a problem."""
+    def of(problem: ConvProblem, true_channels: int = 0) -> Geometry:
+        """Of a problem; with the channels of a group that count, if not all do."""
         window, (out_h, out_w) = problem.window, problem.out_size
         outside = any(not inside.all() for inside in taps_inside(problem))
         return Geometry(
             problem.rows,
             problem.channels // problem.groups,
+            true_channels or problem.channels // problem.groups,
             problem.out_channels // problem.groups,
             problem.out_channels,
             out_h,
@@ -195,9 +198,9 @@ def merged(problem: ConvProblem, w: Array) -> tuple[ConvProblem, Array]:
 
 
 def widened(problem: ConvProblem, w: Array) -> tuple[ConvProblem, Array]:
-    """The same convolution of whole words: gaps between few channels of int8 count as channels.
+    """The same convolution of whole words: gaps between few channels count as channels.
 
-    Their weights are 0, whatever lies there. A pixel of 3 channels in 4 bytes is loaded at once.
+    Their weights are 0. A pixel of 3 channels with room for 4 is loaded at once.
 
     Args:
         problem: the convolution.
@@ -206,7 +209,7 @@ def widened(problem: ConvProblem, w: Array) -> tuple[ConvProblem, Array]:
     channels = divided(problem.channels, _WORD) * _WORD
     narrow = channels != problem.channels <= _FEW_CHANNELS and problem.groups == 1
     fits = problem.x.pixel >= channels and problem.x.pixel % _WORD == 0
-    if problem.x.dtype != "int8" or not narrow or not fits:
+    if not narrow or not fits:
         return problem, w
     wide = np.pad(w, ((0, 0), (0, channels - problem.channels), (0, 0), (0, 0)))
     return replace(problem, channels=channels), wide
@@ -233,19 +236,26 @@ def recipes(
     packed = {"w": pack(w, problem.x.dtype), **finish_constants(problem, constants)}
     packed |= pad_constant(dense)
     found = tiles_of(dense, capability)[: (1, 4, 12, 32)[min(effort, 3)]]
-    return tuple(_recipe(dense, tile, packed) for tile in found)
+    true = 0
+    if dense.channels != problem.channels and problem.x.dtype != "int8":
+        true = problem.channels  # what lies behind may be no number
+    return tuple(_recipe(dense, tile, packed, true) for tile in found)
 
 
-def _recipe(problem: ConvProblem, tile: Tile, constants: dict[str, Array]) -> Recipe:
+def _recipe(
+    problem: ConvProblem, tile: Tile, constants: dict[str, Array], true_channels: int = 0
+) -> Recipe:
     """One way: its kernels and their constants."""
-    calls = tuple(_calls(problem, tile, constants))
+    calls = tuple(_calls(problem, tile, constants, Geometry.of(problem, true_channels)))
     scratch = {}
     if tile.splits > 1:
         scratch = {"sums": tile.splits * problem.rows * problem.out_channels * 4}
     return Recipe("conv", tile.text, calls, constants, scratch)
 
 
-def _calls(problem: ConvProblem, tile: Tile, constants: Mapping[str, Any]) -> Iterator[Kernel]:
+def _calls(
+    problem: ConvProblem, tile: Tile, constants: Mapping[str, Any], geometry: Geometry
+) -> Iterator[Kernel]:
     """The kernel, and where several programs share a tile, the one that adds their sums."""
     dtype, biased = problem.x.dtype, "bias" in constants
     sums = "int32" if dtype == "int8" else "float32"
@@ -258,7 +268,6 @@ def _calls(problem: ConvProblem, tile: Tile, constants: Mapping[str, Any]) -> It
         "pad": ("pad", dtype) if "pad" in constants else None,
         "y": ("y", problem.y.dtype) if whole else ("sums", sums),
     }
-    geometry = Geometry.of(problem)
     tiles = divided(problem.rows, tile.m) * divided(geometry.outs, tile.n)
     grid = (tiles, tile.splits, problem.groups)
     numbers = {"G": geometry, "ENDS": Ends.of(problem), "T": replace(tile, warps=0, stages=0)}
@@ -307,7 +316,10 @@ def _load_flat(x_rows, h0, w0, pad, step, G: tl.constexpr, BK: tl.constexpr):
         w = w0[:, None] + right[None, :]
         inside = (h >= 0) & (h < G.x.height) & (w >= 0) & (w < G.x.width)
         places = tl.where(inside, places, pad + channel[None, :])
-    return tl.load(places, mask=there, other=0.0)
+    a = tl.load(places, mask=there, other=0.0)
+    if G.true_channels < G.channels:
+        a = tl.where((channel < G.true_channels)[None, :], a, tl.zeros_like(a))
+    return a
 
 
 @triton.jit
