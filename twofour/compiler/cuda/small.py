@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.compiler.cuda.products import STORED
+from twofour.compiler.cuda.shifted import is_shifted, shifted_walk
 from twofour.compiler.cuda.tensors import Tensor, c_strides
 from twofour.compiler.native import AttentionOp, MapOp, NormOp, PoolOp
 from twofour.compiler.native_nd import Look, NdOp, Part
@@ -153,11 +154,10 @@ def nd_walks(
         at = _looked(part.y, y.dtype, y.strides)
         dims = tuple(most(dim) for dim in part.dims)
         rows = _gathered(op, part, tensors)
-        yield (
-            Walk(part.op, dims, at, tuple(refs), part.scalars, rows, part.steps),
-            operands,
-            constants,
-        )
+        walk = Walk(part.op, dims, at, tuple(refs), part.scalars, rows, part.steps)
+        held = [is_shifted(op.values[look.value], ref.dtype) for look, ref in zip(
+            (*part.inputs, part.y), (*refs, at), strict=True)]  # fmt: skip
+        yield shifted_walk(walk, held[:-1], held[-1]), operands, constants
 
 
 def _gathered(op: NdOp, part: Part, tensors: Sequence[Tensor | None]) -> tuple[int, int]:

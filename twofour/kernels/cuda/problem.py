@@ -324,7 +324,8 @@ class Walk:
         scalars: constants of the operation.
         rows: of "gather", how many rows inputs[0] has and the elements from one to the next;
             inputs[1] holds the row of each element (stride 0 of inputs[0] along its axes).
-        steps: of "chain", what is computed of the inputs, one after the other: the operations of
+        steps: of "chain" what is computed of the inputs (of "gather" of what is chosen, where there
+            are any), one after the other: the operations of
             kernels/cpu/nd_scalar.py, the activations of core/functions.py by name, and
             "dequantize" (x - zero) * scale and "quantize" saturate(round_half_even(x / scale) +
             zero), each with the scalars (scale, zero); to float8e4m3fn without rounding to whole

@@ -55,9 +55,8 @@ def why_not(problem: Walk) -> str:
         return f"an operand has no stride for each of the axes {list(problem.dims)}"
     if problem.op == "fill":
         return ""
-    if problem.op == "gather":
-        index = problem.inputs[1].dtype
-        return "" if index in ("int32", "int64") else f"rows are chosen by integers, not {index}"
+    if problem.op == "gather" and problem.inputs[1].dtype not in ("int32", "int64"):
+        return f"rows are chosen by integers, not {problem.inputs[1].dtype}"
     if problem.op in ROWS or problem.op in REDUCTIONS:
         return _why_no_rows(problem)
     return _why_no_elements(problem)
@@ -77,9 +76,11 @@ def _why_no_rows(problem: Walk) -> str:
 def _why_no_elements(problem: Walk) -> str:
     """Of what is computed element by element."""
     steps = [(step.op, step.args, step.kind) for step in problem.steps]
-    if problem.op != "chain":
-        steps = [(problem.op, tuple(range(len(problem.inputs))), problem.y.dtype)]
-    kinds = [kind_of(ref.dtype) for ref in problem.inputs]
+    inputs = problem.inputs[:1] if problem.op == "gather" else problem.inputs
+    if problem.op != "chain" and not steps:
+        op = "copy" if problem.op == "gather" else problem.op
+        steps = [(op, tuple(range(len(inputs))), problem.y.dtype)]
+    kinds = [kind_of(ref.dtype) for ref in inputs]
     for op, args, kind in steps:
         own = [kinds[i] for i in args]
         if not own or not known(op, own[:1]):

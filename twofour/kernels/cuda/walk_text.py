@@ -184,7 +184,8 @@ def roles_of(problem: Walk) -> list[str]:
 def is_plain(problem: Walk) -> bool:
     """Whether elements are moved as they are."""
     same = bool(problem.inputs) and problem.inputs[0].dtype == problem.y.dtype
-    return problem.op in ("copy", "gather") and same and problem.y.dtype != BOOL
+    moves = problem.op in ("copy", "gather") and not problem.steps
+    return moves and same and problem.y.dtype != BOOL
 
 
 def _result(text: Text, problem: Walk) -> str:
@@ -197,7 +198,7 @@ def _result(text: Text, problem: Walk) -> str:
         values = [_value(text, problem, i) for i in range(len(problem.inputs))]
     if is_plain(problem):
         return "a0"
-    if problem.op == "chain":
+    if problem.op == "chain" or problem.steps:
         for step in problem.steps:
             op, scalars = operation(step.op, step.scalars)
             kind = step.kind if step.kind == FLOAT8 else kind_of(step.kind)
