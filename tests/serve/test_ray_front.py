@@ -199,6 +199,8 @@ def test_the_options_of_a_model_reach_ray() -> None:
     again, other = deployed({}), deployed({"ray": {"num_cpus": 0.5}})
     assert again.version == other.version == found.version  # or Ray starts all processes anew
     assert other.ray_actor_options["num_cpus"] == 0.5
+    assert other.ray_actor_options["num_gpus"] == 0
+    assert deployed({"ray": {"num_gpus": 0.25}}).ray_actor_options["num_gpus"] == 0.25
 
 
 def test_fewer_replicas_at_most_than_at_least_is_an_error() -> None:

@@ -25,6 +25,8 @@ FILES = ("m.onnx", "d.npz", "-o", "os:system")
         (["--shapes", "x:1x3:2x3:4x3"], ["--shapes=x:1x3:2x3:4x3"]),
         (["--threads", "-o"], ["--threads=-o"]),
         (["--shapes=--output=/x"], ["--shapes=--output=/x"]),
+        (["--target", "cuda", "--fp16"], ["--target=cuda", "--fp16"]),
+        (["--target=cpu"], ["--target=cpu"]),
     ],
 )
 def test_what_is_allowed_is_one_word_each(given: list[str], found: list[str]) -> None:
@@ -47,6 +49,9 @@ def test_what_is_allowed_is_one_word_each(given: list[str], found: list[str]) ->
         ["--data"],
         ["--int8=yes"],
         ["--isa", "a\0b"],
+        ["--target", "tensorrt"],
+        ["--target=cuda:sm80"],
+        ["--target"],
         ["--help"],
         [""],
     ],

@@ -319,7 +319,10 @@ def model_target(
     deployment = serve.deployment(
         name=DEPLOYMENT,
         user_config={},
-        ray_actor_options={"num_cpus": threads if scale.num_cpus is None else scale.num_cpus},
+        ray_actor_options={
+            "num_cpus": threads if scale.num_cpus is None else scale.num_cpus,
+            "num_gpus": scale.num_gpus,
+        },
         max_ongoing_requests=math.ceil(2 * scale.target_ongoing_requests),
         max_queued_requests=config.queue.length,
         autoscaling_config={

@@ -12,9 +12,12 @@ from pathlib import Path
 
 from twofour.core.errors import InputError
 
-_FLAGS = ("--int8", "--bf16", "--no-race")
+_FLAGS = ("--int8", "--bf16", "--fp16", "--fp8", "--no-race")
 _VALUES = ("--shapes", "--sparsity", "--tuning-effort", "--workspace", "--threads", "--isa")
 _FILES = ("--data", "--calibration-cache")
+_HERE = {"--target": ("cpu", "cuda")}
+"""Options with the values that they may have: a build is for this machine."""
+_ALL = (*_FLAGS, *_VALUES, *_FILES, *_HERE)
 
 
 def options(arguments: Sequence[str], files: Sequence[str], folder: Path) -> list[str]:
@@ -32,6 +35,8 @@ def options(arguments: Sequence[str], files: Sequence[str], folder: Path) -> lis
     for name, value, problem in _pairs(arguments):
         if not problem and name in _FILES and value not in files:
             problem = f"{name} {value!r}: expected a file of the version: {', '.join(files)}"
+        if not problem and name in _HERE and value not in _HERE[name]:
+            problem = f"{name} {value!r}: expected {' or '.join(_HERE[name])}"
         if problem:
             problems.append(problem)
         elif value is None:
@@ -39,8 +44,7 @@ def options(arguments: Sequence[str], files: Sequence[str], folder: Path) -> lis
         else:
             found.append(f"{name}={folder / value if name in _FILES else value}")
     if problems:
-        allowed = ", ".join((*_FLAGS, *_VALUES, *_FILES))
-        fix = f"mend build.arguments in config.yaml; allowed are {allowed}"
+        fix = f"mend build.arguments in config.yaml; allowed are {', '.join(_ALL)}"
         raise InputError("build.arguments cannot be used", problems, fix)
     return found
 
@@ -50,7 +54,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, str]]:
     words = iter(arguments)
     for word in words:
         name, equals, value = word.partition("=")
-        if "\0" in word or name not in (*_FLAGS, *_VALUES, *_FILES):
+        if "\0" in word or name not in _ALL:
             yield name, None, f"{name!r} is no option that a configuration may give"
         elif name in _FLAGS:
             yield name, None, f"{name} takes no value, got {value!r}" if equals else ""

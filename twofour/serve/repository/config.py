@@ -226,6 +226,7 @@ class Ray(_Section):
         upscale_delay_s: for so long there have to be more before another one starts.
         downscale_delay_s: and fewer, before one is stopped.
         num_cpus: that each reserves on its node; None: the threads of all instances.
+        num_gpus: likewise, parts of one too; it sees no others.
     """
 
     min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
@@ -234,6 +235,7 @@ class Ray(_Section):
     upscale_delay_s: Annotated[float, Field(ge=0, le=86_400)] = 10.0
     downscale_delay_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
     num_cpus: Annotated[float, Field(ge=0, le=4096)] | None = None
+    num_gpus: Annotated[float, Field(ge=0, le=1024)] = 0.0
 
     @model_validator(mode="after")
     def _ascending(self) -> Ray:

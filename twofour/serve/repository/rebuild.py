@@ -1,7 +1,7 @@
 """Engines built by the server: `twofour build` in a process of its own, the result kept.
 
 The key of a result is all that it depends on: the ONNX file and what lies beside it, the arguments,
-this machine's target and the version of this package. So a second start builds nothing, and servers
+this machine's target and GPUs, and the version of this package. So a second start builds nothing, and servers
 that share a cache build each engine once: the others wait.
 """
 
@@ -15,11 +15,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from twofour.core.errors import Error, InputError
+from twofour.core.gpus import read_gpus
 from twofour.core.target import host_target
 from twofour.core.version import __version__
 from twofour.engine import Engine
@@ -122,6 +123,8 @@ def job_of(version: VersionEntry, folder: Path, build: Build, stop: Stop) -> Job
         "target": host_target().to_json(),
         "version": __version__,
     }
+    if any("cuda" in word for word in build.arguments):
+        plain["gpus"] = [asdict(gpu) for gpu in read_gpus()]
     key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     return Job(version.title, model, tuple(checked), build.timeout_s, key)
 
