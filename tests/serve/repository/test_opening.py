@@ -19,10 +19,12 @@ import pytest
 from tests.sample_models import conv_model
 from tests.serve.repository.sites import KINDS, Site, engine_bytes, foreign_target, site
 from twofour.core.errors import EngineError, Error
+from twofour.core.gpus import Gpu
 from twofour.core.target import host_target
 from twofour.core.version import __version__
 from twofour.runtime.session import Session
 from twofour.serve.repository import rebuild
+from twofour.serve.repository.cache import Stop
 from twofour.serve.repository.config import Build
 from twofour.serve.repository.errors import PassingError
 from twofour.serve.repository.layout import VersionEntry
@@ -118,6 +120,25 @@ def test_other_arguments_or_weights_are_another_build(server: Server, onnx: byte
     assert server.needs_build(QUICK.model_copy(update={"arguments": (*QUICK.arguments, "--bf16")}))
     server.place.put("m/1/weights.bin", b"x")
     assert server.needs_build()
+
+
+def test_a_build_for_a_gpu_depends_on_it(
+    server: Server, onnx: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(onnx)
+    server.place.put("m/1/m.onnx", onnx)
+
+    def keys(*gpus: Gpu) -> tuple[str, str]:
+        monkeypatch.setattr(rebuild, "read_gpus", lambda: gpus)
+        found = [
+            rebuild.job_of(server.version, tmp_path, Build(arguments=arguments), Stop()).key
+            for arguments in ((), ("--target", "cuda"))
+        ]
+        return found[0], found[1]
+
+    one, other = keys(Gpu("H200", 1, "580")), keys(Gpu("H100", 1, "580"))
+    assert one[0] == other[0]
+    assert one[1] != other[1]
 
 
 def test_a_damaged_result_is_built_again(server: Server, onnx: bytes) -> None:

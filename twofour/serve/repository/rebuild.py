@@ -1,8 +1,8 @@
 """Engines built by the server: `twofour build` in a process of its own, the result kept.
 
 The key of a result is all that it depends on: the ONNX file and what lies beside it, the arguments,
-this machine's target and GPUs, and the version of this package. So a second start builds nothing, and servers
-that share a cache build each engine once: the others wait.
+this machine's target and GPUs, and the version of this package. So a second start builds nothing,
+and servers that share a cache build each engine once: the others wait.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from twofour.core.errors import Error, InputError
 from twofour.core.gpus import read_gpus
@@ -116,7 +117,7 @@ def job_of(version: VersionEntry, folder: Path, build: Build, stop: Stop) -> Job
     folder = folder.resolve()
     model = folder / _onnx_of(version)
     checked = options(build.arguments, version.sources, folder)
-    plain = {
+    plain: dict[str, Any] = {
         "files": {name: sha256_of(folder / name, stop) for name in version.sources},
         "model": model.name,
         "arguments": build.arguments,
