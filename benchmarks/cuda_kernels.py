@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.compiler.cuda.race import racer
 from twofour.core.bfloat16 import from_bf16
 from twofour.core.cuda_products import CUBLASLT, CUSPARSELT, DENSE_MULTIPLE, Product
 from twofour.core.cuda_program import DTYPES
@@ -216,13 +217,18 @@ class Bench:
             if self.x == FP8:
                 fast = replace(product, fast=True)
                 found += cublaslt.algorithms(fast, self.device.capability, 16)
-        raced = self._raced(found, library, 1)
-        if not raced:
+        run = racer(self.device.gpu.uuid).race
+        raced = run(found, library, 1)
+        broken = [each for each in raced if each.us == math.inf]
+        for each in broken:
+            print(f"  {library} {each.product.algorithm[:24]} of {layer}, {self.x}: {each.error}")
+        best = run([each.product for each in raced[:_FINALISTS]], library, 5)[:1]
+        if not best or best[0].us == math.inf:
             raise UnsupportedError(f"{library} has no algorithm for {product.to_json()}")
-        best = self._raced([each for _, each in raced[:_FINALISTS]], library, 5)[0][1]
+        told = f"one of {len(found)}, {len(broken)} of them broken"
         if library == CUSPARSELT:
-            return best, f"{best.algorithm} of {len(found)}"
-        return best, f"{'fast sums, ' * best.fast}one of {len(found)}"
+            told = f"{best[0].product.algorithm}, {told}"
+        return best[0].product, "fast sums, " * best[0].product.fast + told
 
     def _pack(self, product: Product) -> None:
         made = cusparselt.prepare(product.to_json(), self.device.capability)
@@ -235,31 +241,6 @@ class Bench:
     def _addresses(self, product: Product, library: str) -> tuple[int, ...]:
         names = {"w": "packed", "y": "sparse y"} if library == CUSPARSELT else {"y": "dense y"}
         return tuple(self.at[names.get(role, role)] for role in product.roles)
-
-    def _raced(
-        self, products: list[Product], library: str, runs: int
-    ) -> list[tuple[float, Product]]:
-        """Microseconds of each, the fastest first."""
-        times: list[tuple[float, Product]] = []
-        for product in products:
-            try:
-                ready = LIBRARIES[library](product.to_json(), self.device.capability, 0)
-            except Error:
-                continue
-            addresses = self._addresses(product, library)
-            try:
-                ready.run(self.stream, addresses)
-                self.device.record(self.events[0], self.stream)
-                for _ in range(runs):
-                    ready.run(self.stream, addresses)
-                self.device.record(self.events[1], self.stream)
-                self.device.wait(self.stream)
-                times.append((self.device.elapsed_us(*self.events) / runs, product))
-            except UnsupportedError:
-                self.device.wait(self.stream)
-            finally:
-                ready.close()
-        return sorted(times, key=lambda pair: pair[0])
 
     def in_turns(self, products: dict[str, Product]) -> dict[str, float]:
         """Median microseconds of one run of each, their graphs replayed in turns."""

@@ -65,6 +65,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"beta": 1.0, "r_row": 32}, CUBLASLT, "r_row is 32"),
     ({"alpha": 1e31}, CUBLASLT, "alpha is 1e+31"),
     ({"activation": "Tanh"}, CUBLASLT, "no activation 'Tanh'"),
+    ({"activation": "GeluTanh"}, CUSPARSELT, "no activation 'GeluTanh' of cusparselt"),
     ({"activation": "Relu", "upper": 6.0}, CUBLASLT, "upper is 6.0"),
     ({"upper": 6.0}, CUSPARSELT, "upper is 6.0"),
     ({"bias": "text"}, CUBLASLT, "no type 'text'"),

@@ -62,7 +62,7 @@ SPARSE_MULTIPLE = {"float16": 16, "bfloat16": 16, "int8": 32, _E4M3: 32, "float3
 """cuSPARSELt: n and k are multiples of it."""
 DENSE_MULTIPLE = {"float16": 8, "bfloat16": 8, "int8": 16, _E4M3: 16, "float32": 4, "int32": 4}
 """cuSPARSELt: m and the distances of rows are multiples of it, for the type of each matrix."""
-ACTIVATIONS = ("", "Relu", "GeluTanh")
+ACTIVATIONS = {CUBLASLT: ("", "Relu", "GeluTanh"), CUSPARSELT: ("", "Relu")}
 LARGEST = 2**31 - 1
 WORKSPACE = 32 * 2**20
 """Bytes that an algorithm may ask for at most."""
@@ -89,7 +89,7 @@ class Product:
         by_channel: sums are multiplied by scale[n].
         by_row: sums are multiplied by row_scale[m], of fp8 by cuBLASLt; only with `by_channel`.
         bias: type of the bias, "" for none.
-        activation: one of ACTIVATIONS.
+        activation: one of ACTIVATIONS of the library.
         upper: greatest result of "Relu", 0 for none; cuSPARSELt alone bounds it.
         scaled_result: y is multiplied by y_scale, which is one number; fp8 by cuBLASLt.
         fast: fp8 sums are kept in fewer bits, float32 is rounded to TF32; cuBLASLt.
@@ -194,8 +194,9 @@ class Product:
         for name in ("alpha", "beta", "upper"):
             if abs(getattr(self, name)) > _LARGEST_FACTOR:
                 yield f"{name} is {getattr(self, name)}"
-        if self.activation not in ACTIVATIONS:
-            yield f"no activation {self.activation!r}; expected one of {ACTIVATIONS}"
+        if self.activation not in ACTIVATIONS[library]:
+            known = ACTIVATIONS[library]
+            yield f"no activation {self.activation!r} of {library}; expected one of {known}"
         if self.upper and (dense or self.activation != "Relu" or self.upper < 0):
             yield f"upper is {self.upper} of {library}'s {self.activation or 'no activation'}"
         if self.bias and self.bias not in DTYPES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 
 from tests.kernels.cuda.test_products import FP8, QUANTIZED, arrays_of, called, problem_of
 from tests.runtime.cuda.test_libraries import Fake, Gpu, built, compiled
+from twofour.compiler.cuda import libraries as compiler_libraries
 from twofour.compiler.cuda.libraries import library_recipes, missing
-from twofour.core.cuda_products import read_product
+from twofour.compiler.cuda.race import Result
+from twofour.core.cuda_products import CUSPARSELT as CUSPARSELT_NAME
+from twofour.core.cuda_products import Product, read_product
 from twofour.core.errors import UnsupportedError
 from twofour.runtime.cuda import cublaslt, cusparselt, libraries, prepared
 from twofour.runtime.cuda.device import Device
@@ -28,11 +32,7 @@ class Clock(Gpu):
 
     class gpu:
         index = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: set[int] = set()
-        self.times = 100.0
+        uuid = "GPU-1"
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -44,22 +44,29 @@ class Clock(Gpu):
     def drop_stream(self, stream: int) -> None:
         assert stream == 9
 
-    def event(self) -> int:
-        self.events.add(len(self.events))
-        return len(self.events) - 1
 
-    def drop_event(self, event: int) -> None:
-        self.events.discard(event)
+class Racer:
+    """Each algorithm takes shorter than the one before; those of cuSPARSELt in `broken` break."""
 
-    def record(self, event: int, stream: int) -> None:
-        assert event in self.events
+    def __init__(self) -> None:
+        self.broken: set[str] = set()
+        self.asked = 0
 
-    def elapsed_us(self, begin: int, end: int) -> float:
-        self.times -= 1
-        return self.times
+    def race(self, products: list[Product], library: str, runs: int) -> list[Result]:
+        self.asked += 1
+        times = [100.0 - place for place in range(len(products))]
+        found = [
+            Result(each, math.inf if each.algorithm in self.broken else us, "")
+            for each, us in zip(products, times, strict=True)
+        ]
+        return sorted(found, key=lambda result: result.us)
 
-    def fill(self, at: int, value: int, size_bytes: int, stream: int) -> None:
-        assert size_bytes <= self.held[at]
+
+@pytest.fixture
+def racer(monkeypatch: pytest.MonkeyPatch) -> Racer:
+    made = Racer()
+    monkeypatch.setattr(compiler_libraries, "racer", lambda uuid: made)
+    return made
 
 
 @pytest.fixture
@@ -90,7 +97,7 @@ def made(gpu: Clock, dtype: str = "int8", effort: int = 2) -> Any:
 
 
 @compiled
-def test_the_fastest_algorithms_become_recipes(fake: Fake) -> None:
+def test_the_fastest_algorithms_become_recipes(fake: Fake, racer: Racer) -> None:
     gpu = Clock()
     recipes = made(gpu)
     assert {recipe.tactic for recipe in recipes} == {"cublaslt", "2:4 cusparselt"}
@@ -101,12 +108,11 @@ def test_the_fastest_algorithms_become_recipes(fake: Fake) -> None:
     ]
     assert names == ["4", "3", "2"] * 2  # each was faster than the one before
     assert set(gpu.held.values()) == {0}
-    assert gpu.events == set()
     assert len(fake.lines("cusparseLtSpMMACompress2")) == 1  # for all of them
 
 
 @compiled
-def test_a_recipe_has_all_that_its_calls_name(fake: Fake) -> None:
+def test_a_recipe_has_all_that_its_calls_name(fake: Fake, racer: Racer) -> None:
     for recipe in made(Clock()):
         call = called(recipe)
         product = read_product(call.settings, call.library)
@@ -122,20 +128,23 @@ def test_a_recipe_has_all_that_its_calls_name(fake: Fake) -> None:
 
 
 @compiled
-def test_without_effort_the_library_chooses(fake: Fake) -> None:
+def test_without_effort_the_library_chooses(fake: Fake, racer: Racer) -> None:
     gpu = Clock()
     recipes = made(gpu, FP8, effort=0)
-    assert gpu.times == 100
+    assert not racer.asked
     configs = [recipe.config for recipe in recipes]
     assert len(configs) == len(set(configs))
 
 
 @compiled
-def test_an_algorithm_that_cannot_run_is_left_out(fake: Fake) -> None:
-    fake.clear("cusparseLtMatmul")
-    gpu = Clock()
-    assert {recipe.tactic for recipe in made(gpu)} == {"cublaslt"}
-    assert set(gpu.held.values()) == {0}
+def test_an_algorithm_that_cannot_run_is_left_out(fake: Fake, racer: Racer) -> None:
+    racer.broken = {"4", "3", "2", "1", "0"}
+    assert {recipe.tactic for recipe in made(Clock())} == {"cublaslt"}
+    racer.broken = {"4", "2"}
+    sparse = [each for each in made(Clock()) if each.tactic == "2:4 cusparselt"]
+    assert [read_product(called(each).settings, CUSPARSELT_NAME).algorithm for each in sparse] == (
+        ["3", "1", "0"] * 2
+    )
 
 
 def test_what_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from twofour.core.cuda_products import Product
 from twofour.core.errors import EngineError, InputError, UnsupportedError
-from twofour.runtime.cuda import cublaslt, cusparselt
+from twofour.runtime.cuda import cublaslt, cusparselt, cusparselt_plan
 from twofour.runtime.cuda.libraries import CUBLASLT, CUSPARSELT, Library, Wanted, load, places
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -73,7 +73,7 @@ def fake(built: Path) -> Fake:
 @compiled
 def test_the_structures_have_the_sizes_of_the_headers(fake: Fake) -> None:
     assert ctypes.sizeof(cublaslt.Heuristic) == fake.loaded.fake_heuristic_bytes() == 96
-    assert cusparselt.STRUCT_BYTES >= 512  # cusparseLtHandle_t of 0.8.0; 11024 in 0.4
+    assert cusparselt_plan.STRUCT_BYTES >= 512  # cusparseLtHandle_t of 0.8.0; 11024 in 0.4
 
 
 @compiled
@@ -205,23 +205,26 @@ def test_cusparselt_is_asked_for_the_transposed_product(fake: Fake) -> None:
     made.run(0xABCDEF0123, addresses)
     made.run(0xABCDEF0123, addresses)
     line = "16 10 20 30 60 beta 0.5 workspace 70 stream abcdef0123 1"
-    said = fake.lines()
-    # Everything is made anew for the bias, once.
-    assert said[0] == "cusparseLtMatmulPlanDestroy 6"
-    assert "cusparseLtMatmulDescSetAttribute 8 80/8" in said
-    assert sum(each.startswith("cusparseLtMatmulPlanInit") for each in said) == 1
-    assert said[-2:] == [f"cusparseLtMatmul {line}"] * 2
+    assert fake.lines("cusparseLtMatmulPlanInit") == ["45"]  # a plan of its own for this bias
+    assert fake.lines("cusparseLtMatmulDescSetAttribute")[-1] == "8 80/8"
+    assert fake.lines("cusparseLtMatmul ") == [line, line]
+    made.run(0xABCDEF0123, (16, 32, 48, 64, 160, 96, 112))
+    assert len(fake.lines("cusparseLtMatmulPlanInit")) == 2
+    assert not fake.lines("cusparseLtMatmulPlanDestroy")
+    fake.clear()
     made.close()
-    assert sorted(fake.lines("cusparseLtMatDescriptorDestroy")) == ["2", "2", "3"]
-    assert fake.lines("cusparseLtMatmulAlgSelectionDestroy") == ["5"]
+    assert sorted(fake.lines("cusparseLtMatDescriptorDestroy")) == sorted(["2", "2", "3"] * 3)
+    assert fake.lines("cusparseLtMatmulAlgSelectionDestroy") == ["5"] * 3
+    assert fake.lines("cusparseLtMatmulPlanDestroy") == ["6"] * 3
+    assert fake.lines()[0].startswith("cusparseLtMatmulPlanDestroy")  # what it is made of follows
 
 
 @compiled
 def test_the_types_of_cusparselt(fake: Fake) -> None:
-    half = replace(INT8, x="bfloat16", y="bfloat16", activation="GeluTanh")
+    half = replace(INT8, x="bfloat16", y="bfloat16", activation="Relu")
     cusparselt.prepare(half.to_json(), 80, get=fake.get(CUSPARSELT))
     assert fake.lines("cusparseLtMatmulDescriptorInit") == ["0 0 3222 2"]
-    assert fake.lines("cusparseLtMatmulDescSetAttribute") == ["3 1/4"]
+    assert fake.lines("cusparseLtMatmulDescSetAttribute") == ["0 1/4"]
     fp8 = replace(INT8, x="float8e4m3fn", y="float8e4m3fn")
     with pytest.raises(UnsupportedError, match="no 2:4 products of float8e4m3fn"):
         cusparselt.prepare(fp8.to_json(), 80, get=fake.get(CUSPARSELT))

@@ -6,7 +6,7 @@
 The tactics gemm_cublaslt.py and gemm_cusparselt.py say which products the libraries can do of a
 problem, each by the library's own choice of algorithm. Here, on the GPU that the engine is for,
 each becomes several recipes: one for each of the fastest algorithms, as a short race tells that
-runs all of them on memory that holds no data of the network. A recipe that comes back needs
+runs all of them in a process of its own (race.py). A recipe that comes back needs
 nothing more: its calls' settings name the algorithm and the library's version, its constant "w" is
 what the library reads (compressed, for cuSPARSELt), its scratch has the role "workspace" where
 there is one.
@@ -18,24 +18,22 @@ runtime/cuda/prepared.py takes it from there.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-
+from twofour.compiler.cuda.race import racer
 from twofour.core.cuda_products import CUBLASLT, CUSPARSELT, Product, read_product
-from twofour.core.errors import EngineError, UnsupportedError
+from twofour.core.errors import UnsupportedError
 from twofour.kernels.cuda import gemm_cublaslt, gemm_cusparselt
 from twofour.kernels.cuda.kernel import Array, LibraryKernel, Recipe
 from twofour.kernels.cuda.problem import ConvProblem
 from twofour.runtime.cuda import cublaslt, cusparselt, libraries
 from twofour.runtime.cuda.device import Device
-from twofour.runtime.cuda.prepared import LIBRARIES
 
 _TRIED = {CUBLASLT: (1, 4, 8, 16), CUSPARSELT: (1, 8, 48, 128)}
 _KEPT = (1, 1, 3, 6)
 _RUNS = 5
-_FILL = 0x11  # a byte that is a small number in every type
 
 
 def library_recipes(
@@ -84,83 +82,6 @@ def library_of(recipe: Recipe) -> tuple[int, LibraryKernel]:
     return found[0]
 
 
-def race(
-    products: list[Product], library: str, w: Array, device: Device, runs: int = _RUNS
-) -> list[tuple[float, Product]]:
-    """Microseconds of each product, the fastest first; those that cannot run are left out.
-
-    Args:
-        products: of the same operands, by different algorithms.
-        library: "cublaslt" or "cusparselt".
-        w: the weight as the library takes it.
-        device: the current GPU.
-        runs: of each after the first, timed together.
-    """
-    stream, begin, end = device.stream(), device.event(), device.event()
-    operands = _Operands(products, w, device, stream)
-    times: list[tuple[float, Product]] = []
-    try:
-        for product in products:
-            try:
-                settings, index = product.to_json(), device.gpu.index
-                ready = LIBRARIES[library](settings, device.capability, index)
-            except (EngineError, UnsupportedError):
-                continue
-            try:
-                addresses = operands.of(product)
-                ready.run(stream, addresses)
-                device.record(begin, stream)
-                for _ in range(runs):
-                    ready.run(stream, addresses)
-                device.record(end, stream)
-                device.wait(stream)
-                times.append((device.elapsed_us(begin, end) / runs, product))
-            except UnsupportedError:
-                device.wait(stream)
-            finally:
-                ready.close()
-    finally:
-        operands.close()
-        device.drop_event(begin)
-        device.drop_event(end)
-        device.drop_stream(stream)
-    return sorted(times, key=lambda pair: pair[0])
-
-
-class _Operands:
-    """Memory for the operands of products that differ in their algorithm alone."""
-
-    def __init__(self, products: list[Product], w: Array, device: Device, stream: int) -> None:
-        """Takes and fills it."""
-        self._device = device
-        self._at: dict[str, int] = {}
-        largest: dict[str, int] = {}
-        for product in products:
-            sizes = product.sizes(w.nbytes)
-            for role, size in zip(product.roles, sizes, strict=True):
-                largest[role] = max(size, largest.get(role, 0))
-        try:
-            for role, size in largest.items():
-                self._at[role] = device.take(size, "timing a library's algorithms")
-                device.fill(self._at[role], _FILL, size, stream)
-            if "w" in self._at:
-                device.to_gpu(self._at["w"], np.ascontiguousarray(w), stream)
-            device.wait(stream)
-        except UnsupportedError:
-            self.close()
-            raise
-
-    def of(self, product: Product) -> tuple[int, ...]:
-        """The addresses of a product's operands."""
-        return tuple(self._at[role] for role in product.roles)
-
-    def close(self) -> None:
-        """Frees the memory."""
-        for address in self._at.values():
-            self._device.give_back(address)
-        self._at = {}
-
-
 def _expanded(
     recipe: Recipe,
     library: str,
@@ -185,7 +106,8 @@ def _expanded(
         w = packed[key]
     best = [products[0]]
     if len(products) > 1:
-        best = [found for _, found in race(products, library, w, device)][: _KEPT[level]]
+        raced = racer(device.gpu.uuid).race(products, library, _RUNS)
+        best = [each.product for each in raced if each.us < math.inf][: _KEPT[level]]
     return [_by(recipe, place, call, found, w) for found in best]
 
 

@@ -8,8 +8,8 @@ The weight is the library's operand A: y^T [n, m] = w [n, k] x^T [k, m], w with 
 x^T and y^T with their columns, so that x and y are used as they lie. Its compressed form does not
 depend on the algorithm, nor on the number of rows of x.
 
-The address of the bias is part of the library's plan. So a run with another one than that of the
-run before makes the plan again; let the first run happen before a CUDA graph is recorded.
+The address of the bias is part of the library's plan. So the first run with an address makes a
+plan; let it happen before a CUDA graph is recorded.
 """
 
 from __future__ import annotations
@@ -27,25 +27,15 @@ from twofour.core.cuda_products import (
     CUSPARSELT,
     WORKSPACE,
     Product,
-    algorithm_numbers,
     read_product,
 )
 from twofour.core.cuda_program import DTYPES
 from twofour.core.errors import EngineError, InputError, UnsupportedError
+from twofour.runtime.cuda.cusparselt_plan import PLAIN, SparsePlan, struct
 from twofour.runtime.cuda.device import Device
-from twofour.runtime.cuda.libraries import ALIGNMENT, TYPES, Library, cusparselt
+from twofour.runtime.cuda.libraries import ALIGNMENT, Library, cusparselt
 
 Array = NDArray[Any]
-STRUCT_BYTES = 16384
-"""Room for each of the library's structures: 512 bytes in 0.8, 11024 in some before."""
-_COMPUTE_32I, _COMPUTE_32F = 0, 2
-_BY_COLUMNS, _BY_ROWS = 1, 2  # cusparseOrder_t
-_PLAIN = 0  # CUSPARSE_OPERATION_NON_TRANSPOSE
-_HALF = 0  # CUSPARSELT_SPARSITY_50_PERCENT
-# cusparseLtMatmulDescAttribute_t
-_RELU, _UPPER, _GELU, _VECTOR_ALPHA, _BIAS_POINTER = 0, 1, 3, 5, 8
-# cusparseLtMatmulAlgAttribute_t
-_ID, _MAX_ID, _SEARCHES, _SPLIT_K, _SPLIT_MODE, _SPLIT_BUFFERS = 0, 1, 2, 3, 4, 5
 _SEGMENTS, _LONG = 90, 2048  # split_k of -1, "segment k", is tried from there on
 _REBUILD = "build the engine again: twofour build MODEL.onnx -o E.engine --target cuda"
 
@@ -60,7 +50,7 @@ class SparseProduct:
     """
 
     def __init__(self, product: Product, library: Library, handle: Any) -> None:
-        """Makes the descriptors and the plan.
+        """Makes the plan.
 
         Args:
             product: checked.
@@ -68,22 +58,21 @@ class SparseProduct:
             handle: of cuSPARSELt on this GPU.
 
         Raises:
+            EngineError: the library has no such algorithm.
             UnsupportedError: the library cannot compute it.
         """
         self.product = product
         self._library, self._handle = library, handle
         self._about = f"product: {product.to_json()}"
-        self._made: list[tuple[str, Any]] = []
-        self._planned = False
         self._alpha = ctypes.c_float(product.alpha)
         self._beta = ctypes.c_float(product.beta)
-        try:
-            self._make(ALIGNMENT if product.bias else 0)
-            self.workspace_bytes = self._workspace()
-            self.compressed_bytes, self.buffer_bytes = self._compressed()
-        except (EngineError, UnsupportedError):
-            self.close()
-            raise
+        self._first = SparsePlan(product, library, handle, ALIGNMENT)
+        self._others: list[SparsePlan] = []
+        self._plans = {} if product.bias else {0: self._first}
+        self.ids = self._first.ids
+        self.workspace_bytes = self._first.workspace_bytes
+        self.compressed_bytes = self._first.compressed_bytes
+        self.buffer_bytes = self._first.buffer_bytes
         self.sizes = product.sizes(self.compressed_bytes)
 
     def run(self, stream: int, addresses: tuple[int, ...]) -> None:
@@ -97,28 +86,21 @@ class SparseProduct:
             EngineError: the addresses are not those of the operands.
             UnsupportedError: the library refuses.
         """
-        self._start("cusparseLtMatmul", stream, addresses)
-
-    def search(self, stream: int, addresses: tuple[int, ...], times: int = 5) -> tuple[int, ...]:
-        """The library's own search among its algorithms, with the operands of a run.
-
-        Args:
-            stream: of CUDA.
-            addresses: of the operands; all but y hold what is computed with.
-            times: each algorithm is run so often.
-
-        Returns:
-            id, split_k, mode and buffers of the fastest.
-        """
-        self._set_algorithm(_SEARCHES, times)
-        self._start("cusparseLtMatmulSearch", stream, addresses)
-        keys = (_ID, _SPLIT_K, _SPLIT_MODE, _SPLIT_BUFFERS)
-        return tuple(self._of_algorithm(key) for key in keys)
-
-    @property
-    def ids(self) -> int:
-        """How many algorithms there are, numbered from 0."""
-        return max(1, self._of_algorithm(_MAX_ID))
+        roles = self.product.roles
+        if len(addresses) != len(roles) or any(each % ALIGNMENT for each in addresses):
+            expected = f"expected {len(roles)} multiples of {ALIGNMENT}: {', '.join(roles)}"
+            raise EngineError("a product has wrong operands", [expected, f"got {addresses}"])
+        at = dict(zip(roles, addresses, strict=True))
+        plan = self._plan(at.get("bias", 0))
+        vector = self.product.by_channel
+        alpha = ctypes.c_void_p(at["scale"]) if vector else ctypes.byref(self._alpha)
+        pointer = ctypes.c_void_p
+        streams = (ctypes.c_void_p * 1)(stream)
+        plan.call(
+            *("cusparseLtMatmul", plan.plan, alpha, pointer(at["w"]), pointer(at["x"])),
+            *(ctypes.byref(self._beta), pointer(at.get("r", at["y"])), pointer(at["y"])),
+            *(pointer(at.get("workspace")), streams, 1),
+        )
 
     def compress(self, w: Array, gpu: Device, stream: int) -> NDArray[np.uint8]:
         """The weight as the library takes it.
@@ -159,7 +141,7 @@ class SparseProduct:
             buffer: address of `buffer_bytes` for its work.
         """
         pointers = [ctypes.c_void_p(each) for each in (w, packed, buffer, stream)]
-        self._call("cusparseLtSpMMACompress2", self._w, 1, _PLAIN, *pointers)
+        self._first.call("cusparseLtSpMMACompress2", self._first.w, 1, PLAIN, *pointers)
 
     def grow(self) -> None:
         """Asks for the workspace of the library's own choice of algorithm."""
@@ -168,133 +150,18 @@ class SparseProduct:
             self.sizes = self.product.sizes(self.compressed_bytes)
 
     def close(self) -> None:
-        """Frees the plan and the descriptors."""
-        if self._planned:
-            self._planned = False
-            self._library.call("cusparseLtMatmulPlanDestroy", ctypes.byref(self._plan))
-        while self._made:
-            destroy, made = self._made.pop()
-            self._library.call(destroy, ctypes.byref(made), about=self._about)
+        """Frees the plans."""
+        self._plans = {}
+        for plan in (self._first, *self._others):
+            plan.close()
 
-    def _start(self, name: str, stream: int, addresses: tuple[int, ...]) -> None:
-        roles = self.product.roles
-        if len(addresses) != len(roles) or any(each % ALIGNMENT for each in addresses):
-            expected = f"expected {len(roles)} multiples of {ALIGNMENT}: {', '.join(roles)}"
-            raise EngineError("a product has wrong operands", [expected, f"got {addresses}"])
-        at = dict(zip(roles, addresses, strict=True))
-        if at.get("bias", 0) != self._bias:
-            self._make(at["bias"])
-        vector = self.product.by_channel
-        alpha = ctypes.c_void_p(at["scale"]) if vector else ctypes.byref(self._alpha)
-        pointer = ctypes.c_void_p
-        streams = (ctypes.c_void_p * 1)(stream)
-        self._call(
-            *(name, ctypes.byref(self._plan), alpha, pointer(at["w"]), pointer(at["x"])),
-            *(ctypes.byref(self._beta), pointer(at.get("r", at["y"])), pointer(at["y"])),
-            *(pointer(at.get("workspace")), streams, 1),
-        )
-
-    def _structured(self) -> Any:
-        p = self.product
-        made = _struct()
-        shape = [ctypes.c_int64(each) for each in (p.n, p.k, p.k)]
-        name = "cusparseLtStructuredDescriptorInit"
-        self._call(name, ctypes.byref(made), *shape, ALIGNMENT, TYPES[p.x], _BY_ROWS, _HALF)
-        self._made.append(("cusparseLtMatDescriptorDestroy", made))
-        return ctypes.byref(made)
-
-    def _dense(self, dtype: str, rows: int, row: int) -> Any:
-        made = _struct()
-        shape = [ctypes.c_int64(each) for each in (rows, self.product.m, row)]
-        name = "cusparseLtDenseDescriptorInit"
-        self._call(name, ctypes.byref(made), *shape, ALIGNMENT, TYPES[dtype], _BY_COLUMNS)
-        self._made.append(("cusparseLtMatDescriptorDestroy", made))
-        return ctypes.byref(made)
-
-    def _make_descriptor(self) -> None:
-        p = self.product
-        x, y = self._dense(p.x, p.k, p.x_row), self._dense(p.y, p.n, p.y_row)
-        r = y if p.r == p.y else self._dense(p.r, p.n, p.r_row or p.y_row)
-        compute = _COMPUTE_32I if p.x == "int8" else _COMPUTE_32F
-        made = ctypes.byref(self._matmul)
-        name = "cusparseLtMatmulDescriptorInit"
-        self._call(name, made, _PLAIN, _PLAIN, self._w, x, r, y, compute)
-        if p.activation == "Relu":
-            self._set(_RELU, ctypes.c_int(1))
-            if p.upper:
-                self._set(_UPPER, ctypes.c_float(p.upper))
-        if p.activation == "GeluTanh":
-            self._set(_GELU, ctypes.c_int(1))
-        if p.by_channel:
-            self._set(_VECTOR_ALPHA, ctypes.c_int(1))
-        if p.bias:
-            self._set(_BIAS_POINTER, ctypes.c_void_p(self._bias))
-
-    def _make_algorithm(self) -> None:
-        made = ctypes.byref(self._algorithm)
-        name = "cusparseLtMatmulAlgSelectionInit"
-        self._call(name, made, ctypes.byref(self._matmul), 0)
-        if self._library.version >= 800:
-            self._made.append(("cusparseLtMatmulAlgSelectionDestroy", self._algorithm))
-        numbers = algorithm_numbers(self.product)
-        if numbers and numbers[0] >= self.ids:
-            what = f"{self._library.title} does not know the engine's algorithm"
-            reasons = [f"it is number {numbers[0]} of {self.ids}", self._about]
-            raise EngineError(what, reasons, _REBUILD)
-        keys = (_ID, _SPLIT_K, _SPLIT_MODE, _SPLIT_BUFFERS)
-        for key, number in zip(keys, numbers, strict=False):
-            if number or key == _ID:
-                self._set_algorithm(key, number)
-
-    def _make(self, bias: int) -> None:
-        """Descriptors and plan, with this address of the bias.
-
-        All of them anew: a plan that is made of the descriptors of an earlier one ends the process.
-        """
-        self.close()
-        self._matmul, self._algorithm, self._plan = _struct(), _struct(), _struct()
-        self._bias = bias
-        self._w = self._structured()
-        self._make_descriptor()
-        self._make_algorithm()
-        matmul, algorithm = ctypes.byref(self._matmul), ctypes.byref(self._algorithm)
-        self._call("cusparseLtMatmulPlanInit", ctypes.byref(self._plan), matmul, algorithm)
-        self._planned = True
-
-    def _workspace(self) -> int:
-        found = ctypes.c_size_t()
-        plan = ctypes.byref(self._plan)
-        self._call("cusparseLtMatmulGetWorkspace", plan, ctypes.byref(found))
-        return found.value
-
-    def _compressed(self) -> tuple[int, int]:
-        """Bytes of the compressed weight, and of the buffer that compressing needs."""
-        sizes = (ctypes.c_size_t(), ctypes.c_size_t())
-        name = "cusparseLtSpMMACompressedSize2"
-        self._call(name, self._w, ctypes.byref(sizes[0]), ctypes.byref(sizes[1]))
-        return sizes[0].value, sizes[1].value
-
-    def _set(self, key: int, value: Any) -> None:
-        size = ctypes.c_size_t(ctypes.sizeof(value))
-        name = "cusparseLtMatmulDescSetAttribute"
-        self._call(name, ctypes.byref(self._matmul), key, ctypes.byref(value), size)
-
-    def _set_algorithm(self, key: int, number: int) -> None:
-        value = ctypes.c_int(number)
-        size = ctypes.c_size_t(ctypes.sizeof(value))
-        name = "cusparseLtMatmulAlgSetAttribute"
-        self._call(name, ctypes.byref(self._algorithm), key, ctypes.byref(value), size)
-
-    def _of_algorithm(self, key: int) -> int:
-        value = ctypes.c_int()
-        size = ctypes.c_size_t(ctypes.sizeof(value))
-        name = "cusparseLtMatmulAlgGetAttribute"
-        self._call(name, ctypes.byref(self._algorithm), key, ctypes.byref(value), size)
-        return value.value
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        handle = ctypes.byref(self._handle)
-        self._library.call(name, handle, *arguments, about=self._about)
+    def _plan(self, bias: int) -> SparsePlan:
+        """The plan for this address of the bias."""
+        if bias not in self._plans:
+            made = SparsePlan(self.product, self._library, self._handle, bias)
+            self._others.append(made)
+            self._plans[bias] = made
+        return self._plans[bias]
 
 
 def prepare(
@@ -405,13 +272,6 @@ def _made(product: Product, library: Library, device: int) -> SparseProduct | No
 @functools.cache
 def _handle(library: Library, device: int) -> Any:
     """One a GPU, for the life of the process; threads may share it."""
-    handle = _struct()
+    handle = struct()
     library.call("cusparseLtInit", ctypes.byref(handle), about=f"GPU {device}")
     return handle
-
-
-def _struct() -> Any:
-    """Room for one of the library's structures, at a multiple of 16 bytes."""
-    room = (ctypes.c_uint8 * (STRUCT_BYTES + ALIGNMENT))()
-    start = -ctypes.addressof(room) % ALIGNMENT
-    return (ctypes.c_uint8 * STRUCT_BYTES).from_buffer(room, start)
