@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.bfloat16 import to_bf16
-from twofour.core.cuda_products import Product, read_product
+from twofour.core.cuda_products import CUSPARSELT, Product, read_product
 from twofour.core.cuda_program import DTYPES
 from twofour.core.errors import Error, UnsupportedError
 from twofour.core.float8 import to_fp8
