@@ -8,6 +8,7 @@ import pytest
 from tests.compiler.cuda.execute import run
 from tests.compiler.engines import reference
 from tests.compiler.test_native_nd import GROUPS, Group, feeds, model_of
+from tests.graphs import graph
 from twofour.compiler.cuda.graphs import network_of
 from twofour.compiler.cuda.types import Types
 
@@ -29,3 +30,21 @@ def test_equal_to_onnxruntime(group: Group) -> None:
             continue
         size = np.abs(b[np.isfinite(b)]).max(initial=1.0)
         assert np.allclose(a, b, rtol=SLACK, atol=SLACK * size, equal_nan=True), line
+
+
+def test_images_are_resized_and_their_maxima_may_lie_apart() -> None:
+    random = np.random.default_rng(0)
+    model = graph(
+        "(float[2,3,5,7] x) => (float[2,4,8,3] y, float[2,5,3,3] z) { a = Conv (x, u)"
+        ' b = Resize <mode = "linear"> (a, , scales) y = Conv (b, v)'
+        " z = MaxPool <kernel_shape = [3,3], dilations = [1,2], strides = [1,1]> (a) }",
+        opset=19,
+        u=random.normal(size=(5, 3, 1, 1)).astype(np.float32),
+        v=random.normal(size=(4, 5, 1, 1)).astype(np.float32),
+        scales=np.array([1, 1, 1.6, 0.5], np.float32),
+    )
+    inputs = {"x": random.normal(size=(2, 3, 5, 7)).astype(np.float32)}
+    network = network_of(model, {}, Types("float32"), forced=False, dump=None)
+    got = run(network, inputs)
+    for name, wanted in reference(model, inputs).items():
+        np.testing.assert_allclose(got[name], wanted, rtol=1e-5, atol=1e-5, err_msg=name)

@@ -13,7 +13,7 @@ from tests.kernels.cuda.pool_cases import GAP, numbers, view
 from twofour.kernels.cpu.resize import Tap
 from twofour.kernels.cuda.kernel import compile_kernel
 from twofour.kernels.cuda.problem import View
-from twofour.kernels.cuda.resize import ResizeProblem, recipes, why_not
+from twofour.kernels.cuda.resize import ResizeProblem, recipes, tables, why_not
 from twofour.kernels.cuda.walk import recipes as walk_recipes
 from twofour.kernels.cuda.walk import why_not as why_no_walk
 from twofour.kernels.cuda.walk_moves import slice_pad
@@ -45,7 +45,7 @@ def test_a_pixel_is_made_of_its_neighbours(dtype: str, sizes: tuple[tuple[int, i
     torch_x = torch.from_numpy(x).permute(0, 3, 1, 2)
     wanted = torch.nn.functional.interpolate(torch_x, sizes[1], mode="bilinear")
     eps = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
-    found = recipes(problem, rows, columns, 90)
+    found = recipes(problem, tables(rows, columns), 90)
     assert len(found) == 3
     for recipe in found:
         y = tensor_of(np.full((2, *sizes[1], channels + GAP), 5, np.float32), dtype)
@@ -59,13 +59,14 @@ def test_a_pixel_is_made_of_its_neighbours(dtype: str, sizes: tuple[tuple[int, i
 def test_a_resizing_of_bytes_has_no_kernel() -> None:
     problem = replace(problem_of("float32", (2, 2), (4, 4), 8), x=view("int8", (2, 2, 2, 8)))
     assert "real numbers" in why_not(problem)
-    assert recipes(problem, taps(2, 4), taps(2, 4), 90) == ()
+    assert recipes(problem, tables(taps(2, 4), taps(2, 4)), 90) == ()
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_it_compiles(capability: int) -> None:
     problem = problem_of("float16", (8, 8), (16, 16), 64)
-    (recipe,) = recipes(problem, taps(8, 16), taps(8, 16), capability, effort=0)
+    both = tables(taps(8, 16), taps(8, 16))
+    (recipe,) = recipes(problem, both, capability, effort=0)
     assert len(compile_kernel(recipe.calls[0], capability).cubin) > 1000
 
 

@@ -31,8 +31,10 @@ from twofour.compiler.native import (
     shape,
 )
 from twofour.compiler.native_nd import NdOp
+from twofour.compiler.native_resize import ResizeOp
 from twofour.core.errors import Error
 from twofour.kernels.cuda.problem import REAL, ConvProblem
+from twofour.kernels.cuda.resize import tables
 
 Array = NDArray[Any]
 
@@ -137,6 +139,11 @@ class Lowering:
             x = self._kernel_form(op.x)
             problem = small.pool_problem(op, x, y)
             self._turns.append(Turn(op, problem, {"x": x, "y": y}, ("y",)))
+        elif isinstance(op, ResizeOp):
+            y = self._result(op.y)
+            x = self._kernel_form(op.x)
+            both = tables(op.rows, op.columns)
+            self._turns.append(Turn(op, small.resize_problem(x, y), {"x": x, "y": y}, ("y",), both))
         elif isinstance(op, NormOp):
             self._norm(op)
         elif isinstance(op, AttentionOp):

@@ -9,10 +9,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from twofour.compiler import native_rows, ops, schedule
-from twofour.compiler.native import ConvOp, NativeOp, NotNative, PoolOp
+from twofour.compiler.native import ConvOp, NativeOp, NotNative
 from twofour.compiler.native_nms import NmsOp
 from twofour.compiler.native_plugin import PluginOp
-from twofour.compiler.native_resize import ResizeOp
 from twofour.core.dynamic import TENSOR
 
 _ATTENTION = ("Attention", "QAttention", "BAttention")
@@ -41,10 +40,6 @@ def _missing(op: NativeOp) -> str:
         return "suppression of overlapping boxes runs on the host"
     if isinstance(op, PluginOp):
         return "the plugin has no tactic for GPUs"
-    if isinstance(op, ResizeOp):
-        return "no GPU kernel for this Resize"
     if isinstance(op, ConvOp) and op.dynamic == TENSOR:
         return "a product that quantizes its whole input at run time has no GPU kernel"
-    if isinstance(op, PoolOp) and op.op == "max" and op.window.dilation != (1, 1):
-        return "no GPU kernel for a maximum with dilation"
     return ""

@@ -26,6 +26,7 @@ from twofour.kernels.cuda.problem import (
     RowsProblem,
     Walk,
 )
+from twofour.kernels.cuda.resize import ResizeProblem
 
 Array = NDArray[Any]
 _REAL = "float32"
@@ -195,6 +196,13 @@ def pool_problem(op: PoolOp, x: Tensor, y: Tensor) -> PoolProblem:
         op.y_zero - STORED if y.dtype in QUANTIZED and op.op != "max" else 0,
         op.include_pad,
     )
+
+
+def resize_problem(x: Tensor, y: Tensor) -> ResizeProblem:
+    """A linear resizing of images."""
+    batch, height, width, channels = x.extent
+    _, high, wide, _ = y.extent
+    return ResizeProblem(batch, (height, high), (width, wide), channels, x.view, y.view)
 
 
 def norm_problem(op: NormOp, x: Tensor, y: Tensor | None, q: Tensor | None) -> NormProblem:

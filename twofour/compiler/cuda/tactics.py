@@ -16,6 +16,7 @@ from twofour.kernels.cuda import (
     pool,
     product_descriptors,
     quantize_rows,
+    resize,
     walk,
 )
 from twofour.kernels.cuda.kernel import Recipe
@@ -49,6 +50,7 @@ OFFERS: Mapping[type, tuple[Offer, ...]] = {
     NormProblem: (norm.recipes,),
     AttentionProblem: (attention.recipes,),
     RowsProblem: (_alone(quantize_rows.recipes),),
+    resize.ResizeProblem: (resize.recipes,),
 }
 """Those that need no GPU to say what they have; libraries are asked on the GPU (libraries.py)."""
 

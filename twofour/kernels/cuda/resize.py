@@ -13,7 +13,7 @@ Roles: x, places (int32 [height + width, 2], rows of y first), taps (float32, li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ import triton.language as tl
 from twofour.core.cuda_program import DTYPES
 from twofour.kernels.cpu.resize import Tap
 from twofour.kernels.cuda.finish import Pixels, pixel_offsets
-from twofour.kernels.cuda.kernel import Kernel, Recipe, divided
+from twofour.kernels.cuda.kernel import Array, Kernel, Recipe, divided
 from twofour.kernels.cuda.problem import REAL, View
 
 TACTIC = "resize"
@@ -58,20 +58,29 @@ def why_not(problem: ResizeProblem) -> str:
     return ""
 
 
+def tables(rows: Sequence[Tap], columns: Sequence[Tap]) -> dict[str, Array]:
+    """The constants of a resizing: places and taps.
+
+    Args:
+        rows: what each row of y is made of.
+        columns: what each column is made of.
+    """
+    taps = (*rows, *columns)
+    second = np.array([tap.weight for tap in taps], np.float32)
+    return {
+        "places": np.array([(tap.first, tap.second) for tap in taps], np.int32),
+        "taps": np.stack([np.float32(1) - second, second], 1),
+    }
+
+
 def recipes(
-    problem: ResizeProblem,
-    rows: Sequence[Tap],
-    columns: Sequence[Tap],
-    capability: int,
-    *,
-    effort: int = 2,
+    problem: ResizeProblem, constants: Mapping[str, Array], capability: int, *, effort: int = 2
 ) -> tuple[Recipe, ...]:
     """Ways to resize, the best guess first.
 
     Args:
         problem: what is computed.
-        rows: what each row of y is made of.
-        columns: what each column is made of.
+        constants: `tables`.
         capability: of the GPU, 90 for 9.0.
         effort: 0 for the best guess alone, 1 for a few, 2 for all.
 
@@ -80,12 +89,6 @@ def recipes(
     """
     if why_not(problem):
         return ()
-    taps = (*rows, *columns)
-    second = np.array([tap.weight for tap in taps], np.float32)
-    constants = {
-        "places": np.array([(tap.first, tap.second) for tap in taps], np.int32),
-        "taps": np.stack([np.float32(1) - second, second], 1),
-    }
     pixels = problem.batch * problem.height[1] * problem.width[1]
     size = DTYPES[problem.y.dtype]
     side = min(triton.next_power_of_2(problem.channels), 256 // size)
