@@ -10,7 +10,7 @@
 # SITE          a folder of packages that this Python lacks, if any
 # TWOFOUR_DATA  the folder of real data; without CIFAR-10 in it nothing is trained or judged
 # WORKERS       processes of the tests (6)
-# TESTS, KERNELS, NETWORKS, TRAIN, ACCURACY   further words for the command of a part
+# TESTS, KERNELS, ROWS, NETWORKS, TRAIN, ACCURACY   further words for the command of a part
 # FILES         networks whose files are written meanwhile, if the part networks is asked for
 # CACHE         folder for what a later call can use again: what torch.compile found
 set -uo pipefail
@@ -27,7 +27,7 @@ trap 'kill "${MAKERS[@]}" 2>/dev/null; rm -rf "$WORK"' EXIT
 MAKERS=()
 
 # seconds of each part, where it is not told otherwise
-declare -A LIMITS=([machine]=30 [tests]=150 [convolutions]=60 [kernels]=120 [networks]=400 [train]=240 [accuracy]=150)
+declare -A LIMITS=([machine]=30 [tests]=150 [convolutions]=60 [kernels]=120 [rows]=90 [networks]=400 [train]=240 [accuracy]=150)
 
 machine() {
     "$PYTHON" -m twofour doctor || true
@@ -47,6 +47,9 @@ convolutions() {
 kernels() { # shellcheck disable=SC2086
     "$PYTHON" -m benchmarks.cuda_kernels --output "$WORK/tables" ${KERNELS:-}
 }
+rows() { # shellcheck disable=SC2086
+    "$PYTHON" -m benchmarks.cuda_rows --output "$WORK/tables" ${ROWS:-}
+}
 networks() { # shellcheck disable=SC2086
     "$PYTHON" -m benchmarks.cuda_networks --output "$WORK/tables" --files "$WORK/networks" \
         --compile-cache "$CACHE/inductor.tar.gz" --seconds "$(($1 - 10))" ${NETWORKS:-}
@@ -61,7 +64,7 @@ accuracy() { # shellcheck disable=SC2086
 }
 
 PARTS=("$@")
-[ ${#PARTS[@]} -gt 0 ] || PARTS=(machine tests kernels train accuracy networks)
+[ ${#PARTS[@]} -gt 0 ] || PARTS=(machine tests kernels rows train accuracy networks)
 STATUS=0
 if [[ " ${PARTS[*]} " == *" networks "* ]]; then # these need no GPU
     for network in ${FILES:-bert resnet50 llama_mlp resnet34}; do

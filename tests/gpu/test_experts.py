@@ -1,4 +1,4 @@
-"""Routed experts on a GPU: right in all types, and how long they take beside dense products."""
+"""Routed experts on a GPU: right in all types."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.gpu.launch import capability, launch, median_us, prepared
+from tests.gpu.launch import capability, launch
 from tests.kernels.cuda.experts_cases import Layer
 from twofour.kernels.cuda.experts import ExpertsProblem, recipes
 
@@ -51,25 +51,3 @@ def test_all_tokens_may_choose_one_expert() -> None:
     (recipe,) = recipes(layer.problem, layer.constants, capability(), effort=0)
     launch(recipe, layer.tensors, capability())
     assert layer.wrong() == ""
-
-
-def test_times(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = ["experts us: 2 of 8 experts of 768 x 3072, Gelu; torch: one MLP on as many rows"]
-    for tokens, kinds in [(8, ["float16"]), (512, ["float16", "int8"]), (8192, ["float16"])]:
-        rows = torch.randn(2 * tokens, 768, device="cuda", dtype=torch.float16)
-        up = torch.nn.Linear(768, 3072, device="cuda", dtype=torch.float16)
-        down = torch.nn.Linear(3072, 768, device="cuda", dtype=torch.float16)
-        with torch.no_grad():
-            dense = median_us(lambda: down(torch.nn.functional.gelu(up(rows))))  # noqa: B023
-        for weights in kinds:
-            problem = ExpertsProblem(tokens, 8, 2, 768, 3072, "Gelu", "float16", weights)
-            layer, times = on_gpu(Layer.of(problem)), []
-            for recipe in recipes(problem, layer.constants, capability(), effort=2)[:4]:
-                run = prepared(recipe, layer.tensors, capability())
-                times.append((median_us(run), recipe.config))
-            us, config = min(times)
-            lines.append(
-                f"  {tokens:6} tokens {weights:8} {us:8.1f}  torch {dense:8.1f}   {config}"
-            )
-    with capsys.disabled():
-        print("\n" + "\n".join(lines))

@@ -1,23 +1,20 @@
-"""Norms and attention on a GPU: right in all types, and how long they take beside torch's."""
+"""Norms and attention on a GPU: right in all types."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
-from tests.gpu.launch import capability, launch, median_us, prepared
+from tests.gpu.launch import capability, launch
 from tests.kernels.cuda.attention_cases import Case, flat, padding
 from tests.kernels.cuda.interpret import TORCH
 from twofour.core.norm import layer_norm
 from twofour.core.sparse_attention import Pattern, additive
 from twofour.kernels.cuda import attention, norm, sparse_attention
-from twofour.kernels.cuda.kernel import Recipe
-from twofour.kernels.cuda.problem import AttentionProblem, NormProblem, Rows
+from twofour.kernels.cuda.problem import NormProblem
 from twofour.kernels.cuda.sparse_attention import SparseAttentionProblem
 
 pytestmark = [
@@ -90,128 +87,6 @@ def test_recipes_of_attention_agree(dtype: str) -> None:
     assert not wrong
 
 
-def best(recipes: tuple[Recipe, ...], tensors: dict[str, torch.Tensor]) -> tuple[float, str]:
-    """Microseconds of the fastest recipe, and which it is; one that cannot run says why."""
-    times = []
-    for recipe in recipes:
-        try:
-            times.append((median_us(prepared(recipe, tensors, capability())), recipe.config))
-        except (RuntimeError, ValueError) as error:
-            times.append((float("inf"), f"{recipe.config}: {error}"))
-    return min(times)
-
-
-def show(capsys: pytest.CaptureFixture[str], lines: list[str]) -> None:
-    with capsys.disabled():
-        print("\n" + "\n".join(lines))
-
-
-def test_times_of_norms(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = ["layer norm us: rows x channels, type, twofour, with int8 too, torch, configuration"]
-    for rows, channels, dtype in [
-        (128, 768, "float16"),
-        (4096, 768, "float16"),
-        (32768, 768, "float16"),
-        (4096, 768, "float32"),
-        (4096, 4096, "float16"),
-    ]:
-        x = torch.randn(rows, channels, device="cuda").to(TORCH[dtype])
-        tensors = {"x": x, "y": torch.empty_like(x), "q": torch.empty_like(x, dtype=torch.int8)}
-        held = {name: np.ones(channels, np.float32) for name in ("gamma", "beta")}
-        given = {"x": (dtype, channels), "y": (dtype, channels)}
-        plain = NormProblem(rows, channels, EPS, **given)
-        both = NormProblem(rows, channels, EPS, **given, q=("int8", channels), scale=0.03)
-        found = [
-            best(norm.recipes(p, held, capability(), effort=1), tensors) for p in (plain, both)
-        ]
-        scale = torch.ones(channels, device="cuda", dtype=x.dtype)
-
-        def theirs(x: torch.Tensor = x, scale: torch.Tensor = scale) -> torch.Tensor:
-            return functional.layer_norm(x, scale.shape, scale, scale, EPS)
-
-        lines.append(
-            f"  {rows:6} x {channels:5} {dtype:9} {found[0][0]:8.1f} {found[1][0]:8.1f}"
-            f" {median_us(theirs):8.1f}   {found[0][1]}"
-        )
-    show(capsys, lines)
-
-
-def heads_apart(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """[batch, tokens, heads * d] to [batch, heads, tokens, d], a view."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def times_of(
-    dtype: str, batch: int, tokens: int, heads: int, d: int, causal: bool
-) -> tuple[float, str]:
-    """Of q, k and v side by side in one tensor."""
-    wide = 3 * heads * d
-    x = torch.randn(batch, tokens, wide, device="cuda")
-    x = (x * 40).to(torch.int8) if dtype == "int8" else x.to(TORCH[dtype])
-    out = "float16" if dtype in ("int8", "float8e4m3fn") else dtype
-    y = torch.empty(batch, tokens, heads * d, device="cuda", dtype=TORCH[out])
-    rows = Rows(dtype, tokens * wide, wide)
-    problem = AttentionProblem(
-        batch, tokens, tokens, heads, d, d, rows, rows, rows,
-        Rows(out, tokens * heads * d, heads * d), d**-0.5 / 1600, causal=causal, v_scale=0.025,
-    )  # fmt: skip
-    parts = {role: x[:, :, i * heads * d :] for i, role in enumerate("qkv")}
-    tensors = {**flat(parts), "y": y}
-    return best(attention.recipes(problem, {}, capability(), effort=2)[:5], tensors)
-
-
-def theirs(batch: int, tokens: int, heads: int, d: int, causal: bool, dtype: str) -> float:
-    """Microseconds of torch's attention on the same layout."""
-    x = torch.randn(batch, tokens, 3 * heads * d, device="cuda", dtype=TORCH[dtype])
-    q, k, v = (heads_apart(part, heads) for part in x.chunk(3, dim=2))
-    run: Callable[[], torch.Tensor] = lambda: functional.scaled_dot_product_attention(  # noqa: E731
-        q, k, v, is_causal=causal
-    )
-    return median_us(run)
-
-
-SHAPES = [
-    # batch, tokens, heads, channels of a head, causal, types
-    (1, 128, 12, 64, False, ("float16", "int8")),
-    (32, 128, 12, 64, False, ("float16", "int8", "float8e4m3fn", "float32")),
-    (256, 128, 12, 64, False, ("float16", "int8")),
-    (1, 4096, 12, 64, False, ("float16", "int8")),
-    (1, 4096, 32, 128, True, ("float16",)),
-]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_times_of_attention(
-    shape: tuple[int, int, int, int, bool, tuple[str, ...]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    *sizes, dtypes = shape
-    batch, tokens, heads, d, causal = sizes
-    lines = [f"attention us: batch {batch}, {tokens} tokens, {heads} x {d}, causal {causal}"]
-    for dtype in dtypes:
-        us, config = times_of(dtype, *sizes)
-        flops = 4 * batch * heads * tokens**2 * d / (2 if causal else 1)
-        lines.append(f"  {dtype:13} {us:8.1f}  {flops / us / 1e6:6.0f} TFLOP/s   {config}")
-    for dtype in ("float16", "float32")[: 1 + ("float32" in dtypes)]:
-        lines.append(f"  torch {dtype:7} {theirs(*sizes, dtype):8.1f}")
-    show(capsys, lines)
-
-
-def sparse_problem(
-    tokens: int, heads: int, d: int, pattern: Pattern, dtype: str
-) -> tuple[SparseAttentionProblem, dict[str, torch.Tensor]]:
-    """One sequence, q, k and v side by side, and its tensors."""
-    wide = 3 * heads * d
-    x = torch.randn(1, tokens, wide, device="cuda").to(TORCH[dtype])
-    y = torch.empty(1, tokens, heads * d, device="cuda", dtype=x.dtype)
-    rows = Rows(dtype, tokens * wide, wide)
-    out = Rows(dtype, tokens * heads * d, heads * d)
-    dense = AttentionProblem(
-        1, tokens, tokens, heads, d, d, rows, rows, rows, out, score_scale=d**-0.5
-    )
-    parts = {role: x[:, :, i * heads * d :] for i, role in enumerate("qkv")}
-    return SparseAttentionProblem(dense, pattern), {**flat(parts), "y": y}
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_sparse_attention(dtype: str) -> None:
     table = np.array([[3, -1], [0, 5], [1, 2]], np.int32)
@@ -224,24 +99,3 @@ def test_sparse_attention(dtype: str) -> None:
     for recipe in sparse_attention.recipes(problem, {}, capability(), effort=1):
         launch(recipe, tensors, capability())
         assert case.wrong() == "", recipe.config
-
-
-@pytest.mark.parametrize("tokens", [1024, 4096, 16384])
-def test_times_of_sparse_attention(tokens: int, capsys: pytest.CaptureFixture[str]) -> None:
-    heads, d, pattern = 12, 64, Pattern(tokens, window=256, global_tokens=1)
-    problem, tensors = sparse_problem(tokens, heads, d, pattern, "float16")
-    found = sparse_attention.recipes(problem, {}, capability(), effort=2)
-    sparse, config = best(found, tensors)
-    dense, dense_config = best(
-        attention.recipes(problem.dense, {}, capability(), effort=1), tensors
-    )
-    torchs = theirs(1, tokens, heads, d, False, "float16")
-    show(
-        capsys,
-        [
-            f"sparse attention us, {tokens} tokens, window 256, 1 global, {heads} x {d}, float16",
-            f"  sparse {sparse:8.1f}   {config}",
-            f"  dense  {dense:8.1f}   {dense_config}",
-            f"  torch's dense {torchs:8.1f}",
-        ],
-    )
