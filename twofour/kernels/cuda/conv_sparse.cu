@@ -96,8 +96,8 @@ __device__ __forceinline__ long long offset(int pixel, long long image, long lon
 // COUNT channels of one pixel: sums -> y. They are stored at once where all runs are inside N.
 template <int COUNT>
 __device__ __forceinline__ void finish_run(const float (&sums)[COUNT], const float (&scale)[COUNT],
-                                           const float (&bias)[COUNT], const Ends& ends, int pixel,
-                                           int channel) {
+                                           const float (&bias)[COUNT], const float (&numbers)[5],
+                                           const Ends& ends, int pixel, int channel) {
   float residual[COUNT] = {};
   float row_scale = BY_ROWS ? ends.row_scales[pixel] : 1.0f;
   if (HAS_R) {
@@ -115,8 +115,8 @@ __device__ __forceinline__ void finish_run(const float (&sums)[COUNT], const flo
   Run<Y_TYPE, COUNT> run;
 #pragma unroll
   for (int i = 0; i < COUNT; i++) {
-    float v = finish(sums[i] * row_scale, scale[i], bias[i], residual[i], ends.numbers);
-    run.v[i] = y_value(v, ends.numbers[4]);
+    float v = finish(sums[i] * row_scale, scale[i], bias[i], residual[i], numbers);
+    run.v[i] = y_value(v, numbers[4]);
   }
   Y_TYPE* to = ends.y + offset(pixel, Y_IMAGE, Y_ROW, Y_PIXEL, Y_FLAT) + channel;
   if (Y_ALIGNED % COUNT == 0) {
@@ -129,8 +129,10 @@ __device__ __forceinline__ void finish_run(const float (&sums)[COUNT], const flo
 }
 
 template <int COUNT>
-__device__ __forceinline__ void load_channels(float (&scale)[COUNT], float (&bias)[COUNT], int channel,
-                                              const Ends& ends) {
+__device__ __forceinline__ void load_ends(float (&scale)[COUNT], float (&bias)[COUNT], float (&numbers)[5],
+                                          int channel, const Ends& ends) {
+#pragma unroll
+  for (int i = 0; i < 5; i++) numbers[i] = ends.numbers[i];
 #pragma unroll
   for (int i = 0; i < COUNT; i++) {
     bool inside = channel + i < N;
@@ -207,11 +209,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   Pixels pixels;
   find_pixels(pixels, x);
 
+  // Channels are shared out so that a thread's lie side by side: RUN of them, of all its tiles.
+  constexpr int RUN = 2 * TILES_M;
+#if WGMMA
+  int channel = CHANNEL_BLOCK * BM + warp * TILES_M * 16 + lane / 4 * RUN, column = lane % 4 * 2;
+#else
+  constexpr int WARPS_N = THREADS / 32 / WARPS_M, TILES_N = BN / 8 / WARPS_N;
+  int warp_m = warp % WARPS_M * TILES_M, warp_n = warp / WARPS_M * TILES_N;
+  int channel = CHANNEL_BLOCK * BM + warp_m * 16 + lane / 4 * RUN, column = warp_n * 8 + lane % 4 * 2;
+#endif
+  const Ends ends = ENDS;
+  float scales[RUN], biases[RUN], five[5];  // read now: at the end all would wait for them
+  if (SPLIT == 1) load_ends(scales, biases, five, channel, ends);
+
 #if !WGMMA
   // A warp computes TILES_M * 16 channels of TILES_N * 8 pixels.
-  constexpr int WARPS_N = THREADS / 32 / WARPS_M;
-  constexpr int TILES_N = BN / 8 / WARPS_N;
-  int warp_m = warp % WARPS_M * TILES_M, warp_n = warp / WARPS_M * TILES_N;
   SUM acc[TILES_M][TILES_N][4] = {};
 #pragma unroll
   for (int s = 0; s < STAGES - 1; s++) {
@@ -297,17 +309,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   }
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #endif
-  // Channels are shared out so that a thread's lie side by side: RUN of them, of all its tiles.
-  constexpr int RUN = 2 * TILES_M;
-#if WGMMA
-  int channel = CHANNEL_BLOCK * BM + warp * TILES_M * 16 + lane / 4 * RUN, column = lane % 4 * 2;
-#else
-  int channel = CHANNEL_BLOCK * BM + warp_m * 16 + lane / 4 * RUN, column = warp_n * 8 + lane % 4 * 2;
-#endif
   if (channel >= N) return;
-  const Ends ends = ENDS;
-  float scales[RUN], biases[RUN];
-  if (SPLIT == 1) load_channels(scales, biases, channel, ends);
 #pragma unroll
   for (int n = 0; n < TILES_N; n++)
 #pragma unroll
@@ -325,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
         float v[RUN];
 #pragma unroll
         for (int j = 0; j < RUN; j++) v[j] = (float)run.v[j];
-        finish_run(v, scales, biases, ends, pixel, channel);
+        finish_run(v, scales, biases, five, ends, pixel, channel);
       }
     }
 }
@@ -336,8 +338,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) SYMBOL(PARAMETERS) {
   const Ends ends = ENDS;
   int at = blockIdx.x * THREADS + threadIdx.x, channel = at % (N_SUMS / 4) * 4, pixel = at / (N_SUMS / 4);
   if (pixel >= PIXELS || channel >= N) return;
-  float scales[4], biases[4], v[4];
-  load_channels(scales, biases, channel, ends);
+  float scales[4], biases[4], five[5], v[4];
+  load_ends(scales, biases, five, channel, ends);
   SUM total[4] = {};
 #pragma unroll
   for (int part = 0; part < SPLIT; part++) {
@@ -347,7 +349,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) SYMBOL(PARAMETERS) {
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) v[i] = (float)total[i];
-  finish_run(v, scales, biases, ends, pixel, channel);
+  finish_run(v, scales, biases, five, ends, pixel, channel);
 }
 
 #endif

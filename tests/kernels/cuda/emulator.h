@@ -1,0 +1,329 @@
+// A GPU for one kernel, in C++ on the CPU: blocks run one after the other, the threads of a block
+// as coroutines. Products of warp groups are computed as late as the kernel allows, when they are
+// waited for, copies likewise or at once. So a wait that is missing gives a wrong result.
+//
+// emulate.py puts this in front of a kernel and the functions below in the place of its assembly.
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+struct uint4 { u32 x, y, z, w; };
+struct Index { u32 x, y, z; };
+
+alignas(1024) static char memory[232448];  // shared memory
+static Index blockIdx;
+
+struct Copy { u32 to; const char* from; };
+
+struct Thread {
+  ucontext_t context;
+  std::vector<char> stack;
+  Index index;
+  bool done;
+  std::vector<Copy> copies;  // not yet committed
+  std::deque<std::vector<Copy>> groups;
+};
+
+static std::vector<Thread> threads;
+static ucontext_t scheduler;
+static int current;
+#define threadIdx (threads[current].index)
+
+static char failure[200];  // "" as long as all is well
+
+// Ends the grid; a thread does not come back from here.
+static void stop(const char* why) {
+  snprintf(failure, sizeof failure, "block %u, thread %u: %s", blockIdx.x, threadIdx.x, why);
+  swapcontext(&threads[current].context, &scheduler);
+}
+
+// All of `size` threads come here; the last does the work of all before any goes on.
+struct Meeting { int count = 0; unsigned generation = 0; };
+
+template <class Work>
+static void meet(Meeting& meeting, int size, Work work) {
+  unsigned generation = meeting.generation;
+  if (++meeting.count == size) {
+    work();
+    meeting.count = 0;
+    meeting.generation++;
+  } else {
+    while (meeting.generation == generation) {
+      int me = current;
+      swapcontext(&threads[me].context, &scheduler);
+    }
+  }
+}
+
+static Meeting everyone;
+inline void __syncthreads() { meet(everyone, (int)threads.size(), [] {}); }
+
+// ---- copies -------------------------------------------------------------------------------------
+
+static bool at_once;
+
+inline u32 shared_address(const void* p) { return (u32)((const char*)p - memory); }
+
+inline void copy16(u32 to, const char* from) {
+  if (to % 16 || (uintptr_t)from % 16) stop("a copy of 16 bytes is not aligned");
+  if (at_once) memcpy(memory + to, from, 16);
+  else threads[current].copies.push_back({to, from});
+}
+
+inline void commit_copies() {
+  Thread& me = threads[current];
+  me.groups.push_back(me.copies);
+  me.copies.clear();
+}
+
+template <int PENDING>
+inline void wait_copies() {
+  Thread& me = threads[current];
+  for (; (int)me.groups.size() > PENDING; me.groups.pop_front())
+    for (const Copy& copy : me.groups.front()) memcpy(memory + copy.to, copy.from, 16);
+}
+
+inline uint4 load16(u32 from) {
+  uint4 v;
+  if (from % 16) stop("a load of 16 bytes is not aligned");
+  memcpy(&v, memory + from, 16);
+  return v;
+}
+
+inline u32 load4(u32 from) {
+  u32 v;
+  memcpy(&v, memory + from, 4);
+  return v;
+}
+
+// ---- arithmetic ---------------------------------------------------------------------------------
+
+inline float __uint_as_float(u32 bits) {
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+inline int __float2int_rn(float v) { return (int)nearbyintf(v); }
+inline float __saturatef(float v) { return fminf(fmaxf(v, 0.0f), 1.0f); }
+
+static float half_value(unsigned short h) {
+  int exponent = h >> 10 & 31, fraction = h & 1023;
+  float size = exponent ? ldexpf(1024 + fraction, exponent - 25) : ldexpf(fraction, -24);
+  return h >> 15 ? -size : size;
+}
+
+template <int SIZE>
+static double element(const void* p) {
+  const unsigned char* bytes = (const unsigned char*)p;
+  return SIZE == 1 ? (double)(signed char)bytes[0] : (double)half_value(bytes[0] | bytes[1] << 8);
+}
+
+// ---- tensor cores: the PTX ISA, fragments of mma.sp.m16n8k64 (.s8) and m16n8k32 (.f16) ------------
+
+// The 16 rows that a warp holds of A, with its zeros.
+template <int SIZE>
+static void expand(const uint4* a, const u32* e, int selector, double (*rows)[64]) {
+  int nibbles[16][16] = {};
+  for (int lane = 0; lane < 32; lane++) {
+    int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 8; i++) {
+      int said = e[lane] >> 4 * i & 15;
+      if (SIZE == 1) nibbles[g + 8 * (t % 2)][8 * (t / 2) + i] = said;
+      if (SIZE == 2 && t / 2 == selector) nibbles[g + 8 * (i / 4)][4 * (t % 2) + i % 4] = said;
+    }
+  }
+  for (int row = 0; row < 16; row++)
+    for (int k = 0; k < 64; k++) rows[row][k] = 0;
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 4; i++)
+      for (int j = 0; j < 4 / SIZE; j++) {
+        int row = lane / 4 + 8 * (i % 2), kept = (16 * (i / 2) + lane % 4 * 4) / SIZE + j;
+        int said = nibbles[row][kept / 2];
+        if ((said & 3) >= said >> 2) stop("metadata is not in order");
+        int place = said >> 2 * (kept % 2) & 3;
+        rows[row][kept / 2 * 4 + place] = element<SIZE>((const char*)(&a[lane].x + i) + j * SIZE);
+      }
+}
+
+struct Warp {
+  Meeting meeting;
+  u32 address[32], e[32];
+  uint4 a[32], b[32];
+  void* d[32];
+};
+static Warp warps[32];
+
+inline void ldmatrix(uint4& v, u32 from) {
+  Warp& warp = warps[threadIdx.x / 32];
+  int lane = threadIdx.x % 32;
+  warp.address[lane] = from;
+  meet(warp.meeting, 32, [&] {
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; i < 4; i++)
+        (&warp.b[l].x)[i] = load4(warp.address[8 * i + l / 4] + l % 4 * 4);
+  });
+  v = warp.b[lane];
+}
+
+template <int SIZE, class SUM>
+inline void mma_sparse(SUM (&d)[4], const uint4& a, const uint4& b, u32 e, int selector) {
+  Warp& warp = warps[threadIdx.x / 32];
+  int lane = threadIdx.x % 32;
+  warp.a[lane] = a, warp.b[lane] = b, warp.e[lane] = e, warp.d[lane] = d;
+  meet(warp.meeting, 32, [&] {
+    double rows[16][64], columns[8][64];
+    expand<SIZE>(warp.a, warp.e, selector, rows);
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4 / SIZE; j++)
+          columns[l / 4][(16 * i + l % 4 * 4) / SIZE + j] =
+              element<SIZE>((const char*)(&warp.b[l].x + i) + j * SIZE);
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; i < 4; i++) {
+        double sum = 0;
+        for (int k = 0; k < 64 / SIZE; k++)
+          sum += rows[l / 4 + i / 2 * 8][k] * columns[l % 4 * 2 + i % 2][k];
+        ((SUM*)warp.d[l])[i] += (SUM)sum;
+      }
+  });
+}
+
+struct Product {
+  u64 x;
+  uint4 a[128];
+  u32 e[128];
+  void* d[128];
+  int selector, pixels;
+};
+
+struct WarpGroup {
+  Meeting meeting;
+  Product next;
+  std::vector<Product> products;  // not yet committed
+  std::deque<std::vector<Product>> groups;
+};
+static WarpGroup warp_groups[8];
+
+inline u64 descriptor(u32 address) {
+  return (u64)((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
+// x by a descriptor: 8 rows of 128 bytes together, swizzled by bits of the address.
+template <int SIZE, class SUM>
+static void multiply(const Product& p) {
+  static double rows[64][64], columns[256][64];
+  u32 start = (p.x & 0x3fff) << 4, further = (p.x >> 32 & 0x3fff) << 4;
+  if (p.x >> 62 != 1) stop("a descriptor without the 128-byte swizzle");
+  for (int warp = 0; warp < 4; warp++)
+    expand<SIZE>(p.a + 32 * warp, p.e + 32 * warp, p.selector, rows + 16 * warp);
+  for (int n = 0; n < p.pixels; n++)
+    for (int k = 0; k < 64 / SIZE; k++) {
+      u32 at = start + n / 8 * further + n % 8 * 128 + k * SIZE;
+      columns[n][k] = element<SIZE>(memory + (at ^ (at >> 7 & 7) << 4));
+    }
+  for (int t = 0; t < 128; t++)
+    for (int i = 0; i < p.pixels / 2; i++) {
+      int row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, n = i / 4 * 8 + t % 4 * 2 + i % 2;
+      double sum = 0;
+      for (int k = 0; k < 64 / SIZE; k++) sum += rows[row][k] * columns[n][k];
+      ((SUM*)p.d[t])[i] += (SUM)sum;
+    }
+}
+
+template <int SIZE, class SUM, int TILES>
+inline void wgmma_sparse(SUM (&d)[TILES][4], const uint4& a, u32 e, u64 x, int selector) {
+  WarpGroup& group = warp_groups[threadIdx.x / 128];
+  int t = threadIdx.x % 128;
+  Product& p = group.next;
+  p.a[t] = a, p.e[t] = e, p.d[t] = d, p.x = x, p.selector = selector, p.pixels = 8 * TILES;
+  meet(group.meeting, 128, [&] { group.products.push_back(group.next); });
+}
+
+inline void wgmma_commit() {
+  WarpGroup& group = warp_groups[threadIdx.x / 128];
+  meet(group.meeting, 128, [&] {
+    group.groups.push_back(group.products);
+    group.products.clear();
+  });
+}
+
+template <int SIZE, class SUM>
+inline void wgmma_wait(int pending) {
+  WarpGroup& group = warp_groups[threadIdx.x / 128];
+  meet(group.meeting, 128, [&] {
+    for (; (int)group.groups.size() > pending; group.groups.pop_front())
+      for (const Product& p : group.groups.front()) multiply<SIZE, SUM>(p);
+  });
+}
+
+// ---- the grid -----------------------------------------------------------------------------------
+
+static void (*kernel)(void**);
+static void** arguments;
+
+static void run_thread() {
+  kernel(arguments);
+  threads[current].done = true;
+  swapcontext(&threads[current].context, &scheduler);
+}
+
+static void run_block(int count, bool backwards) {
+  memset(memory, 0x55, sizeof memory);
+  everyone = Meeting();
+  for (Warp& warp : warps) warp.meeting = Meeting();
+  for (WarpGroup& group : warp_groups) group = WarpGroup();
+  threads.clear();
+  threads.resize(count);
+  for (int i = 0; i < count; i++) {
+    Thread& t = threads[i];
+    t.index = {(u32)i, 0, 0};
+    t.done = false;
+    t.stack.resize(1 << 16);
+    getcontext(&t.context);
+    t.context.uc_stack.ss_sp = t.stack.data();
+    t.context.uc_stack.ss_size = t.stack.size();
+    t.context.uc_link = &scheduler;
+    makecontext(&t.context, run_thread, 0);
+  }
+  int left = count;
+  for (int rounds = 0; left && rounds < 1000000; rounds++) {
+    left = 0;
+    for (int i = 0; i < count; i++) {
+      current = backwards ? count - 1 - i : i;
+      if (!threads[current].done) {
+        swapcontext(&scheduler, &threads[current].context);
+        if (*failure) return;
+        left += !threads[current].done;
+      }
+    }
+  }
+  if (left) snprintf(failure, sizeof failure, "threads wait for others that never come");
+}
+
+// "" or what went wrong.
+static const char* run_grid(void (*function)(void**), void** given, int blocks, int parts, int count,
+                            bool eager) {
+  at_once = eager;
+  kernel = function;
+  arguments = given;
+  for (int part = 0; part < parts; part++)
+    for (int block = 0; block < blocks && !*failure; block++) {
+      blockIdx = {(u32)block, 0, (u32)part};
+      run_block(count, block % 2);
+    }
+  return failure;
+}

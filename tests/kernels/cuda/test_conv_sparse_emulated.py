@@ -1,0 +1,125 @@
+"""The text of the 2:4 convolution, run on the CPU by an emulator that puts everything off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.kernels.cuda.emulate import COMPILER, EmulatorError, emulate
+from tests.kernels.cuda.test_conv_sparse import GROUPS, NARROW, WIDE, weight_of
+from twofour.core.numerics import Window
+from twofour.kernels.cuda.conv_sparse import compressed_weight, recipe
+from twofour.kernels.cuda.conv_sparse_text import Tile
+from twofour.kernels.cuda.kernel import NvidiaSource, Recipe
+from twofour.kernels.cuda.problem import ConvProblem, Finish, View
+from twofour.kernels.cuda.reference import conv_reference
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+Array = np.ndarray[Any, np.dtype[Any]]
+ONE_GROUP = Tile(64, 64, 128, 4, wgmma=True)
+SAME = Window((3, 3), pads=(1, 1, 1, 1))
+STRANGE = Window((3, 2), (2, 1), (1, 2), (0, 2, 1, 0))
+
+
+def problem_of(window: Window, c: int, n: int, *, y: str = "int8", gap: int = 0) -> ConvProblem:
+    """2 images of 5 x 6 pixels of int8."""
+    out_h, out_w = window.output_size(5, 6)
+    pixel = n + gap
+    out = View(y, out_h * out_w * pixel + gap, out_w * pixel, pixel)
+    finish = Finish(y_factor=0.5, y_zero=3, low=-90, high=100) if y == "int8" else Finish()
+    x = View.dense("int8", 5, 6, c)
+    return ConvProblem(2, 5, 6, c, n, x, out, window, finish=finish, x_zero=7)
+
+
+def run(problem: ConvProblem, tile: Tile, folder: Path, *, change: str = "") -> Array:
+    """The result, less what is expected; `change` is OLD -> NEW in the kernel's text."""
+    rng, kind = np.random.default_rng(problem.k), problem.x.dtype
+    n = problem.out_channels
+    x = rng.integers(-100, 100, (2, 5, 6, problem.channels)).astype(np.int8)
+    kernel_h, kernel_w = problem.window.kernel
+    arrays: dict[str, Array] = {
+        "x": x if kind == "int8" else (x / 64).astype(np.float16),
+        "w": weight_of(n, problem.channels, 3)[:, :, :kernel_h, :kernel_w],
+        "scale": rng.uniform(0.5, 1, n).astype(np.float32) / np.float32(50 * problem.k**0.5),
+        "bias": rng.uniform(-20, 20, n).astype(np.float32),
+    }
+    if problem.r is not None:
+        arrays["r"] = rng.integers(-60, 60, (2, *problem.out_size, n)).astype(np.int8)
+    made = recipe(problem, arrays, tile, compressed_weight(problem, arrays["w"]))
+    if change:
+        old, new = change.split(" -> ")
+        made = changed(made, old, new)
+    out_h, out_w = problem.out_size
+    places = (
+        np.arange(2)[:, None, None, None] * problem.y.image
+        + np.arange(out_h)[:, None, None] * problem.y.row
+        + np.arange(out_w)[:, None] * problem.y.pixel
+        + np.arange(n)
+    )
+    found = []
+    for eager in (False, True):
+        stored = np.full(2 * problem.y.image, 77, problem.y.dtype)
+        emulate(made, arrays | {"y": stored}, folder, kind, eager=eager)
+        assert (np.delete(stored, places.reshape(-1)) == 77).all(), "wrote between the pixels"
+        found.append(stored[places].astype(np.float64))
+    if kind != "int8":
+        arrays |= {"x": arrays["x"].astype(np.float32), "w": arrays["w"].astype(np.float32)}
+    return np.stack(found) - conv_reference(problem, arrays)
+
+
+def changed(made: Recipe, old: str, new: str) -> Recipe:
+    """A recipe with other words in its kernels."""
+    calls = [call for call in made.calls if isinstance(call, NvidiaSource)]
+    assert all(old in call.text for call in calls)
+    return replace(made, calls=tuple(replace(c, text=c.text.replace(old, new)) for c in calls))
+
+
+@pytest.mark.parametrize(
+    ("tile", "window"),
+    [(WIDE, SAME), (GROUPS, STRANGE), (ONE_GROUP, SAME), (NARROW, STRANGE)],
+    ids=["wide", "groups", "one group", "narrow"],
+)
+def test_convolutions(tile: Tile, window: Window, tmp_path: Path) -> None:
+    """Padding, strides, dilation; ends of channels, pixels and K that fill nothing."""
+    problem = problem_of(window, 48, 72, gap=8 if window is STRANGE else 0)
+    assert np.abs(run(problem, tile, tmp_path)).max() <= 1
+
+
+@pytest.mark.parametrize("tile", [NARROW, ONE_GROUP], ids=str)
+def test_split_sums_and_residuals(tile: Tile, tmp_path: Path) -> None:
+    problem = problem_of(SAME, 128, 70)
+    residual = View.dense("int8", 5, 6, 70)
+    finish = replace(problem.finish, residual_scale=0.3)
+    problem = replace(problem, r=residual, finish=finish)
+    assert np.abs(run(problem, replace(tile, split=4), tmp_path)).max() <= 1
+
+
+@pytest.mark.parametrize("tile", [NARROW, ONE_GROUP], ids=str)
+def test_half_precision(tile: Tile, tmp_path: Path) -> None:
+    """One register of metadata serves two instructions."""
+    problem = problem_of(SAME, 40, 24, y="float32")
+    problem = replace(problem, x=View.dense("float16", 5, 6, 40), x_zero=0)
+    assert np.abs(run(problem, tile, tmp_path)).max() <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("tile", "change"),
+    [
+        (NARROW, "wait_copies<STAGES - 2>() -> wait_copies<STAGES - 1>()"),
+        (ONE_GROUP, "wait_copies<STAGES - 3>() -> wait_copies<STAGES - 2>()"),
+        (ONE_GROUP, 'sync.aligned 1;" -> sync.aligned 3;"'),
+        (NARROW, "half * 4 + (lane >> 3) -> half * 4 + (lane >> 4)"),
+    ],
+    ids=["copies", "copies of groups", "products of groups", "pieces"],
+)
+def test_the_emulator_finds_mistakes(tile: Tile, change: str, tmp_path: Path) -> None:
+    problem = problem_of(SAME, 128, 64)
+    try:
+        worst = np.abs(run(problem, tile, tmp_path, change=change)).max()
+    except EmulatorError:
+        return
+    assert worst > 1
