@@ -9,11 +9,13 @@ import platform
 from dataclasses import replace
 
 import numpy as np
+import onnx
+from onnx import parser
 
 from twofour.core.cuda import Cuda
 from twofour.core.cuda_program import ARENA, WEIGHTS, CudaProgram, Launch, Place, Transfer
 from twofour.core.target import Target
-from twofour.engine import Engine, Layer, Plan, Profile, Step, TensorInfo
+from twofour.engine import Engine, Layer, Plan, Profile, Step, TensorInfo, Write
 
 COUNT = 64  # float32
 SIZE = 4 * COUNT
@@ -54,3 +56,34 @@ def cuda_engine(
 def with_program(change: dict[str, object]) -> Engine:
     """The engine with a program that differs so."""
     return cuda_engine(replace(sample_program(), **change))  # type: ignore[arg-type]
+
+
+def mixed_engine() -> Engine:
+    """x -> a on the GPU, a -> b = -a on ONNX Runtime, b -> y on the GPU."""
+    names = {name: TensorInfo(name, "float32", (COUNT,)) for name in "xaby"}
+    one, two = (
+        CudaProgram.of([launch("double", layer, X, Y)], (Transfer(read, X),), (Transfer(wrote, Y),))
+        for layer, read, wrote in ((0, "x", "a"), (2, "b", "y"))
+    )
+    steps = (
+        Step("cuda", "one", ("x",), ("a",), (0,)),
+        Step("onnxruntime", "tail", ("a",), ("b",), (1,)),
+        Step("cuda", "two", ("b",), ("y",), (2,)),
+    )
+    text = f'<ir_version: 10, opset_import: ["" : 17]> g (float[{COUNT}] a) => (float[{COUNT}] b)'
+    model: onnx.ModelProto = parser.parse_model(f"{text} {{ b = Neg(a) }}")
+    given = cuda_engine()
+    profile = Profile((names["x"],), (names["y"],), (names["a"], names["b"]), steps, 768, ())
+    write = Write(TensorInfo("b", "float32", (COUNT,)))
+    layers = (
+        Layer("first", "Mul", "walk"),
+        Layer("neg", "Neg", "onnxruntime", writes=(write,)),
+        Layer("last", "Mul", "walk"),
+    )
+    plan = replace(given.plan, profiles=(profile,), layers=layers)
+    held = {
+        "one": np.frombuffer(one.to_bytes(), np.uint8),
+        "two": np.frombuffer(two.to_bytes(), np.uint8),
+        "tail": np.frombuffer(model.SerializeToString(), np.uint8),
+    }
+    return Engine(plan, given.weights, given.code, held)

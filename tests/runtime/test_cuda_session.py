@@ -9,11 +9,20 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import parser
 
-from tests.cuda_engines import COUNT, KEPT, MIDDLE, W, X, Y, cuda_engine, launch, sample_program
+from tests.cuda_engines import (
+    COUNT,
+    KEPT,
+    MIDDLE,
+    W,
+    X,
+    Y,
+    cuda_engine,
+    launch,
+    mixed_engine,
+    sample_program,
+)
 from tests.fake_cuda import H200, KERNELS, FakeDriver, plant_driver
 from twofour.core.cuda_program import CudaProgram, LibraryCall, Place, Transfer
 from twofour.core.errors import EngineError, InputError, UnsupportedError
@@ -260,37 +269,6 @@ def test_a_library_call_has_room_for_its_operands(
         Session(cuda_engine(program))
     assert FakeProduct.closed == 1
     nothing_left(fake)
-
-
-def mixed_engine() -> Engine:
-    """x -> a on the GPU, a -> b = -a on ONNX Runtime, b -> y on the GPU."""
-    names = {name: TensorInfo(name, "float32", (COUNT,)) for name in "xaby"}
-    one, two = (
-        CudaProgram.of([launch("double", layer, X, Y)], (Transfer(read, X),), (Transfer(wrote, Y),))
-        for layer, read, wrote in ((0, "x", "a"), (2, "b", "y"))
-    )
-    steps = (
-        Step("cuda", "one", ("x",), ("a",), (0,)),
-        Step("onnxruntime", "tail", ("a",), ("b",), (1,)),
-        Step("cuda", "two", ("b",), ("y",), (2,)),
-    )
-    text = f'<ir_version: 10, opset_import: ["" : 17]> g (float[{COUNT}] a) => (float[{COUNT}] b)'
-    model: onnx.ModelProto = parser.parse_model(f"{text} {{ b = Neg(a) }}")
-    given = cuda_engine()
-    profile = Profile((names["x"],), (names["y"],), (names["a"], names["b"]), steps, 768, ())
-    write = Write(TensorInfo("b", "float32", (COUNT,)))
-    layers = (
-        Layer("first", "Mul", "walk"),
-        Layer("neg", "Neg", "onnxruntime", writes=(write,)),
-        Layer("last", "Mul", "walk"),
-    )
-    plan = replace(given.plan, profiles=(profile,), layers=layers)
-    held = {
-        "one": np.frombuffer(one.to_bytes(), np.uint8),
-        "two": np.frombuffer(two.to_bytes(), np.uint8),
-        "tail": np.frombuffer(model.SerializeToString(), np.uint8),
-    }
-    return Engine(plan, given.weights, given.code, held)
 
 
 def test_steps_on_the_gpu_and_on_onnx_runtime_follow_each_other(fake: FakeDriver) -> None:

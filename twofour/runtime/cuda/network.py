@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.cuda import Cuda
@@ -24,6 +23,7 @@ from twofour.core.gpus import gpu_name
 from twofour.core.memory import Bytes
 from twofour.core.plan import REBUILD
 from twofour.engine import Engine, Profile, Step
+from twofour.runtime.cuda.copies import copied, copy
 from twofour.runtime.cuda.device import Device, open_device
 from twofour.runtime.cuda.prepared import LIBRARIES, Objects, Prepare, Prepared
 from twofour.runtime.cuda.ranges import named_range
@@ -263,12 +263,12 @@ class CudaStep:
     def feed(self, tensors: Mapping[str, Array]) -> None:
         """Puts the inputs where the GPU copies them from."""
         for each in self._inputs:
-            np.copyto(each.array, tensors[each.name])
+            copy(each.array, tensors[each.name])
 
     def fetch(self, tensors: dict[str, Array]) -> None:
         """New arrays of what the GPU copied back."""
         for each in self._outputs:
-            tensors[each.name] = each.array.copy()
+            tensors[each.name] = copied(each.array)
 
     def groups(self, tensors: dict[str, Array]) -> Iterator[int]:
         """As `run`, but layer after layer, each in a range of its name.

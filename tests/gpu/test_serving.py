@@ -1,0 +1,142 @@
+"""Serving and what NVML tells, on a real GPU."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cuda_engines import COUNT, W, mixed_engine
+from twofour.core.gpus import read_capabilities
+from twofour.core.nvml import Nvml, energy_counter
+from twofour.engine import Engine
+from twofour.runtime.cuda.copies import copy
+from twofour.runtime.cuda.device import open_device
+from twofour.runtime.cuda.ranges import ranges
+from twofour.runtime.session import Session
+
+gpu_only = pytest.mark.skipif(not read_capabilities(), reason="no NVIDIA GPU here")
+pytestmark = [pytest.mark.gpu, gpu_only]
+VALUES = np.linspace(-1, 1, COUNT, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    kernels = pytest.importorskip("tests.gpu.cuda_kernels")
+    made: Engine = kernels.gpu_engine(open_device(0).capability)
+    return made
+
+
+def test_nvml_tells_of_the_gpu() -> None:
+    pytest.importorskip("pynvml")
+    nvml = Nvml()
+    start = time.perf_counter()
+    states = nvml.states()
+    print(f"read in {(time.perf_counter() - start) * 1e3:.1f} ms:", nvml.why_not(), states)
+    found = next(each for each in states if each.uuid == open_device(0).gpu.uuid)
+    assert found.memory_total_bytes is not None
+    assert found.memory_used_bytes is not None
+    assert 0 < found.memory_used_bytes <= found.memory_total_bytes
+    assert found.power_watts is not None
+    assert 10 < found.power_watts < 2000
+    assert found.temperature_celsius is not None
+    assert 10 < found.temperature_celsius < 110
+    assert found.utilization is not None
+    assert 0 <= found.utilization <= 1
+    counter = energy_counter(0)
+    before = counter.read_uj()
+    time.sleep(0.3)
+    print(f"{(counter.read_uj() - before) / 0.3e6:.0f} W by the energy counter, idle")
+
+
+def test_instances_serve_from_the_gpu_that_they_name(engine: Engine) -> None:
+    pytest.importorskip("pydantic")
+    version_module = pytest.importorskip("twofour.serve.models.version")
+    config_of = pytest.importorskip("twofour.serve.repository.config").config_of
+    uuid = open_device(0).gpu.uuid
+    place = {"gpu": uuid, "gpu_memory_mb": 1}
+    config = config_of({"instances": [place, place, {"gpu": 0}]}, "config.yaml")
+
+    async def serve() -> list[Any]:
+        version = version_module.Version("m", 1, config, engine)
+        await version.start()
+        loop = asyncio.get_running_loop()
+        got = []
+        for factor in range(30):
+            waiting = loop.create_future()
+            inputs = {"x": VALUES * np.float32(factor)}
+            ticket = version_module.Ticket(time.perf_counter_ns())
+            version.submit(inputs, ticket, waiting.set_result)
+            got.append(waiting)
+        answers = await asyncio.gather(*got)
+        await version.close()
+        return answers
+
+    for factor, answer in enumerate(asyncio.run(serve())):
+        assert isinstance(answer, dict), answer
+        np.testing.assert_array_equal(answer["y"], 2 * (VALUES * np.float32(factor)) + W)
+
+
+def test_the_metrics_page_shows_the_gpu() -> None:
+    pytest.importorskip("pynvml")
+    pytest.importorskip("prometheus_client")
+    metrics = pytest.importorskip("twofour.serve.metrics")
+    gpus = pytest.importorskip("twofour.serve.gpus")
+    reading = pytest.importorskip("twofour.serve.readings").ServerReading("s", "0", True)
+    totals = pytest.importorskip("twofour.serve.totals").Totals()
+    page = metrics.Metrics(lambda: reading, totals, gpus.GpuWatch()).page("")
+    text = asyncio.run(page)[0].decode()
+    print("\n".join(line for line in text.splitlines() if "gpu" in line or "nv_" in line))
+    assert f'nv_gpu_memory_used_bytes{{gpu_uuid="{open_device(0).gpu.uuid}"}}' in text
+
+
+def test_steps_on_onnx_runtime_stand_between(engine: Engine) -> None:
+    pytest.importorskip("onnxruntime")
+    mixed = mixed_engine()
+    made = replace(
+        mixed, plan=replace(mixed.plan, target=engine.plan.target), code=dict(engine.code)
+    )
+    with Session(made) as session:
+        np.testing.assert_array_equal(session.run({"x": VALUES})["y"], -4 * VALUES)
+        (tap,) = session.walk({"x": VALUES})
+        np.testing.assert_array_equal(tap.value, -2 * VALUES)
+        print("steps, us:", session.step_times_us({"x": VALUES}, 20))
+
+
+def test_ranges_are_pushed_where_there_is_a_library(engine: Engine) -> None:
+    found = ranges()
+    print("ranges by", found.by if found is not None else "nothing")
+    with Session(engine) as session:
+        assert session.layer_times_us({"x": VALUES}, 1).keys() == {0, 1}
+
+
+def test_how_fast_inputs_reach_the_gpu() -> None:
+    """No bound: these are figures for the log."""
+    device, size = open_device(0), 128 << 20
+    source, pinned, at = np.ones(size, np.uint8), device.pinned(size), device.take(size)
+    stream = device.stream()
+
+    def timed(work: Any) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return size / median(times[2:]) / 1e9
+
+    def there() -> None:
+        device.to_gpu(at, pinned, stream)
+        device.wait(stream)
+
+    one = timed(lambda: np.copyto(pinned, source))
+    print(f"GB/s: numpy {one:.1f}, copies {timed(lambda: copy(pinned, source)):.1f}", end=", ")
+    print(f"pinned to GPU {timed(there):.1f}")
+    assert (pinned == 1).all()
+    device.drop_stream(stream)
+    device.give_back(at)
+    device.unpin(pinned)
