@@ -45,6 +45,26 @@ def test_two_profiles_share_weights_and_code() -> None:
     assert two.weights.nbytes == one.weights.nbytes
 
 
+def test_layers_of_one_shape_keep_weights_of_their_own() -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    net (float[4, 32] x) => (float[4, 32] y) <float[32, 32] w1, float[32, 32] w2>
+    {
+      a = MatMul (x, w1)
+      y = MatMul (a, w2)
+    }
+    """
+    engine = build(model_of(text), target=SM90, tuning_effort=0)
+    program = CudaProgram.from_bytes(engine.subgraphs[engine.plan.steps[0].symbol].tobytes())
+    first, second = program.launches
+    assert first.code == second.code
+    weights = [
+        {place.offset for place in launch.places if place.block == "weights"}
+        for launch in (first, second)
+    ]
+    assert weights[0] != weights[1]
+
+
 def test_layers_say_which_nodes_they_compute() -> None:
     engine = build(model_of(IMAGES), target=SM90, tuning_effort=0)
     named = {name for layer in engine.plan.layers for name in layer.source}

@@ -16,7 +16,16 @@ import onnx_ir as ir
 
 from twofour.compiler.assemble import Progress
 from twofour.compiler.cuda.assemble import Constants, code_of, program_of
-from twofour.compiler.cuda.choose import Choice, Way, choose, key_of, ways_of, with_libraries
+from twofour.compiler.cuda.choose import (
+    Choice,
+    Way,
+    choose,
+    key_of,
+    own_ways,
+    ways_of,
+    with_libraries,
+    wrong_ones,
+)
 from twofour.compiler.cuda.graphs import Network, Part, network_of
 from twofour.compiler.cuda.layers import layer_of
 from twofour.compiler.cuda.lower import Turn
@@ -117,8 +126,7 @@ class _Builder:
     device: Device | None
     cache: TimingCache
     progress: Progress | None
-    _chosen: dict[Any, Choice] = field(default_factory=dict)
-    _libraries: set[str] = field(default_factory=set)
+    _chosen: dict[int, Choice] = field(default_factory=dict)
 
     def engine(self, networks: Sequence[Network], notes: tuple[str, ...]) -> Engine:
         """The engine, its profiles those of the networks."""
@@ -149,7 +157,7 @@ class _Builder:
             threads=self.options.threads,
             code=tuple(sorted(code)),
             graph=_counts(networks[0]),
-            notes=notes,
+            notes=(*notes, *wrong_ones(self._chosen.values())),
             free=networks[0].names.free(layer.source for layer in layers),
         )
         return Engine(plan, constants.block(), code, subgraphs)
@@ -179,7 +187,8 @@ class _Builder:
         timer = None
         if self.device is not None:
             timer = Bench(self.device, options.tuning_effort, self.cache, keyed_by(self.device))
-        unique = list({key_of(turn): turn for turn in turns}.items())
+        unique = list({key_of(turn): turn for turn in reversed(turns)}.items())
+        choices: dict[tuple[Any, ...], Choice] = {}
         for index, (key, turn) in enumerate(unique):
             if self.progress is not None:
                 self.progress(index, len(unique), turn.op.name)
@@ -188,7 +197,10 @@ class _Builder:
                 found = with_libraries(
                     found, turn, self.device, options.tuning_effort, options.sparsity, capability
                 )
-            self._chosen[key] = choose(turn, found, timer, options.sparsity)
+            choices[key] = choose(turn, found, timer, options.sparsity)
+        own = own_ways(turns, choices, self.device, capability, options.tuning_effort)
+        for turn, way in zip(turns, own, strict=True):
+            self._chosen[id(turn)] = replace(choices[key_of(turn)], way=way)
 
     def _tell(self, what: str) -> Any:
         if self.progress is None:
@@ -215,7 +227,7 @@ class _Builder:
             kind, size = "onnxruntime", 0
         else:
             symbol, kind = f"program{index}", "cuda"
-            choices = [self._chosen[key_of(turn)] for turn in part.gpu.turns]
+            choices = [self._chosen[id(turn)] for turn in part.gpu.turns]
             program, offsets, size = program_of(part.gpu, choices, first, constants)
             subgraphs[symbol] = np.frombuffer(program.to_bytes(), np.uint8)
             for turn, choice in zip(part.gpu.turns, choices, strict=True):

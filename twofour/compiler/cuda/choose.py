@@ -7,7 +7,7 @@ compiled is taken, and nothing has a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.compiler.cuda import compiling
-from twofour.compiler.cuda.libraries import library_recipes
+from twofour.compiler.cuda.check import WrongError
+from twofour.compiler.cuda.libraries import library_recipes, repacked
 from twofour.compiler.cuda.lower import Turn
 from twofour.compiler.cuda.tactics import offered
-from twofour.core.errors import UnsupportedError
+from twofour.core.errors import EngineError, Error, UnsupportedError
 from twofour.core.plan import Candidate, is_sparse
 from twofour.kernels.cuda.kernel import Compiled, Kernel, LibraryKernel, NvidiaSource, Recipe
 from twofour.kernels.cuda.problem import ConvProblem
@@ -27,6 +28,8 @@ from twofour.runtime.cuda.device import Device
 Array = NDArray[Any]
 Call = Kernel | NvidiaSource | LibraryKernel
 _LINE = 16
+_WRONG, _FAILS = "it is wrong", "it fails"
+_MOST_TOLD = 8
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,24 @@ def key_of(turn: Turn) -> tuple[Any, ...]:
         for role, tensor in sorted(turn.operands.items())
     )
     arrays = tuple((role, a.shape, a.dtype.str) for role, a in sorted(turn.constants.items()))
-    return (turn.problem, aligned, arrays)
+    return (_without_numbers(turn.problem), aligned, arrays)
+
+
+def _without_numbers(problem: Any) -> Any:
+    """The problem of a product as if its scales and bounds were those of any other."""
+    if not isinstance(problem, ConvProblem):
+        return problem
+    finish = problem.finish
+    plain = replace(
+        finish,
+        residual_scale=1.0,
+        y_factor=1.0 if finish.y_factor == 1.0 else 2.0,
+        y_zero=0 if finish.y_zero == 0 else 1,
+        low=-math.inf if finish.low == -math.inf else -1.0 if finish.low else 0.0,
+        high=math.inf if finish.high == math.inf else 1.0,
+        residual_zero=0 if finish.residual_zero == 0 else 1,
+    )
+    return replace(problem, finish=plain, x_zero=0 if problem.x_zero == 0 else 1)
 
 
 def ways_of(
@@ -124,6 +144,44 @@ def with_libraries(
     calls = [c for r in recipes for c in r.calls if not isinstance(c, LibraryKernel)]
     made = dict(zip(map(id, calls), compiling.compile_all(calls, capability), strict=True))
     return [*ways, *(_way(recipe, made, sparsity) for recipe in recipes)]
+
+
+def own_ways(
+    turns: Sequence[Turn],
+    choices: Mapping[tuple[Any, ...], Choice],
+    device: Device | None,
+    capability: int,
+    effort: int,
+) -> list[Way]:
+    """What was chosen for turns like each, with each one's own constants.
+
+    Args:
+        turns: all of them.
+        choices: by `key_of`.
+        device: the GPU, which packs what its libraries read.
+        capability: of the GPU, 90 for 9.0.
+        effort: that the choices were made with.
+    """
+    recipes = []
+    for turn in turns:
+        chosen = choices[key_of(turn)].way.recipe
+        if any(isinstance(call, LibraryKernel) for call in chosen.calls):
+            assert device is not None
+            recipe = repacked(chosen, turn.problem, turn.constants, device)
+        else:
+            offers = offered(turn.problem, turn.constants, capability, effort)
+            name = (chosen.tactic, chosen.config)
+            recipe = next(each for each in offers if (each.tactic, each.config) == name)
+        recipes.append(_aligned(recipe, turn))
+    calls = [c for r in recipes for c in r.calls if not isinstance(c, LibraryKernel)]
+    made = dict(zip(map(id, calls), compiling.compile_all(calls, capability), strict=True))
+    found = []
+    for turn, recipe in zip(turns, recipes, strict=True):
+        way = _way(recipe, made, "enable")
+        if isinstance(way, Candidate):
+            raise Error(f"{way.tactic} {way.config} for {turn.op.name!r}", [way.reason])
+        found.append(way)
+    return found
 
 
 def _way(recipe: Recipe, made: Mapping[int, compiling.Code], sparsity: str) -> Way | Candidate:
@@ -184,8 +242,10 @@ def choose(
             continue
         try:
             time_us = timer(turn, way)
-        except (UnsupportedError, RuntimeError, ValueError) as error:
-            reason = f"it fails: {_text(error)}"
+        except (UnsupportedError, EngineError, WrongError, RuntimeError, ValueError) as error:
+            reason = (
+                f"it {'is wrong' if isinstance(error, WrongError) else 'fails'}: {_text(error)}"
+            )
             refused.append(Candidate(way.recipe.tactic, way.recipe.config, reason=reason))
             continue
         timed.append((time_us, way))
@@ -202,6 +262,17 @@ def choose(
     if timer is None:
         seen = [Candidate(best.recipe.tactic, best.recipe.config)]
     return Choice(best, time, tuple(sorted(seen, key=_by_time)) + tuple(refused))
+
+
+def wrong_ones(choices: Iterable[Choice]) -> tuple[str, ...]:
+    """Kernels that computed something else than they should and were not taken, in words."""
+    reasons = {
+        f"{each.tactic} {each.config} was not taken: {each.reason}": None
+        for choice in choices
+        for each in choice.candidates
+        if each.reason.startswith(_WRONG)
+    }
+    return tuple(reasons)[:_MOST_TOLD]
 
 
 def _by_time(candidate: Candidate) -> float:

@@ -65,6 +65,38 @@ def library_recipes(
     return tuple(found)
 
 
+def repacked(
+    recipe: Recipe, problem: ConvProblem, constants: Mapping[str, Array], device: Device
+) -> Recipe:
+    """A recipe of `library_recipes` for a product of equal sizes with constants of its own.
+
+    Args:
+        recipe: what was chosen, by one algorithm.
+        problem: the other product.
+        constants: of it, as for `library_recipes`.
+        device: the GPU.
+    """
+    tactics = (gemm_cublaslt, gemm_cusparselt)
+    offers = [o for t in tactics for o in t.recipes(problem, constants, device.capability)]
+    own = next(
+        each
+        for each in offers
+        if each.tactic == recipe.tactic and recipe.config.startswith(f"{each.config}, algorithm ")
+    )
+    place, call = library_of(recipe)
+    product = read_product(call.settings, call.library)
+    _, fresh = library_of(own)
+    mine = read_product(fresh.settings, fresh.library)
+    numbers = replace(product, alpha=mine.alpha, beta=mine.beta, upper=mine.upper)
+    w = own.constants["w"]
+    if call.library == CUSPARSELT:
+        with device.current():
+            w = _compressed(numbers, w, device)
+    made = replace(call, settings=numbers.to_json())
+    calls = (*own.calls[:place], made, *own.calls[place + 1 :])
+    return replace(recipe, calls=calls, constants={**own.constants, "w": w})
+
+
 def missing() -> dict[str, str]:
     """Library -> why it cannot be called here, and what brings it; for explain and doctor."""
     found = {}

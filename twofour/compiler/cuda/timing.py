@@ -63,7 +63,7 @@ class Bench:
     def __call__(self, turn: Turn, way: Way) -> float:
         """Microseconds of one run; see `choose.Timer`."""
         tried = f"{way.recipe.tactic}|{way.recipe.config}"
-        key = f"{self.keyed}|{turn.problem}|{key_of(turn)[1:]}|{tried}"
+        key = f"{self.keyed}|{key_of(turn)}|{tried}"
         known = self.cache.times_us.get(key)
         if known is not None:
             return known
