@@ -26,6 +26,7 @@ FULL = replace(
     r_row=96,
     beta=0.5,
     by_channel=True,
+    r_by_channel=True,
     bias="float32",
     activation="Relu",
     upper=6.0,
@@ -43,9 +44,9 @@ def test_settings_are_read_as_they_were_written() -> None:
 
 def test_operands_come_in_one_order_with_the_bytes_that_are_touched() -> None:
     assert INT8.roles == ("w", "x", "y")
-    assert FULL.roles == ("w", "x", "r", "scale", "bias", "y", "workspace")
+    assert FULL.roles == ("w", "x", "r", "scale", "r_scale", "bias", "y", "workspace")
     rows = 31 * 96 + 64
-    assert FULL.sizes(5000) == (5000, 32 * 128, rows, 256, 256, rows, 4096)
+    assert FULL.sizes(5000) == (5000, 32 * 128, rows, 256, 256, 256, rows, 4096)
     by_row = replace(FP8, by_channel=True, by_row=True)
     assert by_row.roles == ("w", "x", "scale", "row_scale", "bias", "y_scale", "y")
     assert by_row.sizes(64 * 128) == (8192, 4096, 256, 128, 128, 4, 2048)
@@ -71,6 +72,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"bias": "text"}, CUBLASLT, "no type 'text'"),
     ({"by_row": True}, CUBLASLT, "row_scale is for fp8"),
     ({"x": "float16", "y": "float16", "by_channel": True}, CUBLASLT, "scale is for int8"),
+    ({"r_by_channel": True}, CUSPARSELT, "r_scale is for cuSPARSELt"),
+    ({"by_channel": True, "beta": 1.0, "r_row": 64}, CUSPARSELT, "r_scale is for cuSPARSELt"),
     ({"scaled_result": True}, CUBLASLT, "y_scale is for an fp8 y"),
     ({"y": "int32", "bias": "float32"}, CUBLASLT, "sums of int32"),
     ({"workspace_bytes": WORKSPACE + 1}, CUBLASLT, "workspace_bytes is"),

@@ -42,6 +42,7 @@ from twofour.core.errors import UnsupportedError  # noqa: E402
 from twofour.kernels.cuda.im2col import rounded_up  # noqa: E402
 from twofour.kernels.cuda.kernel import LibraryKernel, Recipe  # noqa: E402
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View  # noqa: E402
+from twofour.kernels.cuda.products import bias_type  # noqa: E402
 from twofour.kernels.cuda.reference import conv_reference  # noqa: E402
 from twofour.runtime.cuda import cublaslt, cusparselt  # noqa: E402
 from twofour.runtime.cuda.device import Device, open_device  # noqa: E402
@@ -77,6 +78,7 @@ def operands_of(product: Product, library: str) -> tuple[dict[str, Any], Any]:
         "r": (rng.integers(-9, 10, (p.m, p.r_row or p.n)).astype(np.float32), p.r),
         "scale": (rng.integers(1, 9, p.n).astype(np.float32) / 64, "float32"),
         "row_scale": (rng.integers(1, 9, p.m).astype(np.float32) / 8, "float32"),
+        "r_scale": (rng.integers(1, 9, p.n).astype(np.float32) / 8, "float32"),
         "bias": (rng.integers(-20, 21, p.n).astype(np.float32), p.bias or "float32"),
         "y_scale": (np.array([0.5], np.float32), "float32"),
         "y": (np.full((p.m, p.y_row), 7, np.float32), p.y),
@@ -94,7 +96,8 @@ def operands_of(product: Product, library: str) -> tuple[dict[str, Any], Any]:
     v = p.alpha * (x[:, : p.k].astype(np.float64) @ w.T.astype(np.float64))
     v *= values["scale"][0] if p.by_channel else 1
     v *= values["row_scale"][0][:, None] if p.by_row else 1
-    v += p.beta * values["r"][0][:, : p.n] if p.beta else 0
+    beta = values["r_scale"][0] if p.r_by_channel else p.beta
+    v += beta * values["r"][0][:, : p.n] if p.beta else 0
     v += values["bias"][0] if p.bias else 0
     return held, v
 
@@ -181,12 +184,6 @@ def test_types(library: str, x: str, y: str) -> None:
     check(product, library)
 
 
-def bias_of(x: str, y: str) -> str:
-    if x == "int8":
-        return "float32"
-    return y if x != FP8 else ("float16" if y == "float16" else "bfloat16")
-
-
 EPILOGUES: dict[str, dict[str, Any]] = {
     "bias": {"bias": "?"},
     "relu": {"activation": "Relu"},
@@ -202,7 +199,7 @@ EPILOGUES: dict[str, dict[str, Any]] = {
 def test_epilogues(library: str, x: str, y: str, name: str) -> None:
     settings = dict(EPILOGUES[name])
     if "bias" in settings:
-        settings["bias"] = bias_of(x, y)
+        settings["bias"] = bias_type(asked(library, x, y), library)
     if y == FP8 and name == "residual" and library == CUSPARSELT:
         pytest.skip("a residual of bfloat16 has other rows")
     check(asked(library, x, y, alpha=0.25, **settings), library, may_refuse=x in ("int8", FP8))
@@ -215,14 +212,17 @@ def test_scales_of_channels(library: str, y: str, residual: bool) -> None:
     if y not in RESULTS[library]["int8"]:
         pytest.skip("no such result")
     more: dict[str, Any] = {"beta": 0.5, "r_row": N} if residual else {}
-    product = asked(library, "int8", y, by_channel=True, bias="float32", activation="Relu", **more)
+    product = asked(library, "int8", y, by_channel=True, activation="Relu", **more)
+    product = replace(product, bias=bias_type(product, library))
+    product = replace(product, r_by_channel=residual and library == CUSPARSELT)
     check(product, library, may_refuse=library == CUBLASLT)
 
 
 @pytest.mark.parametrize("y", RESULTS[CUBLASLT][FP8])
 @pytest.mark.parametrize("fast", [False, True])
 def test_fp8_scales_of_rows_and_channels(y: str, fast: bool) -> None:
-    product = asked(CUBLASLT, FP8, y, by_channel=True, by_row=True, fast=fast, bias=bias_of(FP8, y))
+    product = asked(CUBLASLT, FP8, y, by_channel=True, by_row=True, fast=fast)
+    product = replace(product, bias=bias_type(product, CUBLASLT))
     check(product, CUBLASLT, may_refuse=True)
 
 
@@ -252,7 +252,8 @@ def test_relu_has_an_upper_bound() -> None:
 def test_every_algorithm(library: str, x: str) -> None:
     y = {"int8": "int8", FP8: "bfloat16"}.get(x, x)
     k = 4096
-    product = asked(library, x, y, k=k, x_row=k, alpha=1 / 64, bias=bias_of(x, y))
+    product = asked(library, x, y, k=k, x_row=k, alpha=1 / 64)
+    product = replace(product, bias=bias_type(product, library))
     list_all = cublaslt.algorithms if library == CUBLASLT else cusparselt.algorithms
     begin = time.perf_counter()
     with device().current():

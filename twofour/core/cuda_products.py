@@ -10,11 +10,11 @@ four are used as they lie.
 
 The operands of a call come in the order of `Product.roles`:
 
-    w, x, r (where beta is not 0), scale (by_channel), row_scale (by_row), bias (where it has a
-    type), y_scale (scaled_result), y, workspace (where it is not empty)
+    w, x, r (where beta is not 0), scale (by_channel), row_scale (by_row), r_scale (r_by_channel),
+    bias (where it has a type), y_scale (scaled_result), y, workspace (where it is not empty)
 
-scale, row_scale and y_scale are float32. `w` is [n, k] for cuBLASLt, and what `compress` made of
-it for cuSPARSELt.
+scale, row_scale, r_scale and y_scale are float32. `w` is [n, k] for cuBLASLt, and what `compress`
+made of it for cuSPARSELt.
 
 Types, of x and w: of y. cuBLASLt takes
     float16: float16, float32           bfloat16: bfloat16, float32      float32: float32
@@ -88,6 +88,8 @@ class Product:
         beta: factor of r; 0 where there is none.
         by_channel: sums are multiplied by scale[n].
         by_row: sums are multiplied by row_scale[m], of fp8 by cuBLASLt; only with `by_channel`.
+        r_by_channel: r is multiplied by r_scale[n] instead of beta, which then only says that there
+            is one: cuSPARSELt has either both factors as vectors or none.
         bias: type of the bias, "" for none.
         activation: one of ACTIVATIONS of the library.
         upper: greatest result of "Relu", 0 for none; cuSPARSELt alone bounds it.
@@ -111,6 +113,7 @@ class Product:
     beta: float = 0.0
     by_channel: bool = False
     by_row: bool = False
+    r_by_channel: bool = False
     bias: str = ""
     activation: str = ""
     upper: float = 0.0
@@ -129,6 +132,7 @@ class Product:
             "r": self.beta != 0,
             "scale": self.by_channel,
             "row_scale": self.by_row,
+            "r_scale": self.r_by_channel,
             "bias": bool(self.bias),
             "y_scale": self.scaled_result,
             "y": True,
@@ -153,6 +157,7 @@ class Product:
             "r": _matrix_bytes(self.m, self.n, self.r_row, self.r),
             "scale": 4 * self.n,
             "row_scale": 4 * self.m,
+            "r_scale": 4 * self.n,
             "bias": self.n * DTYPES.get(self.bias, 0),
             "y_scale": 4,
             "y": _matrix_bytes(self.m, self.n, self.y_row, self.y),
@@ -174,6 +179,7 @@ class Product:
             return
         yield from self._wrong_rows()
         yield from self._wrong_epilogue(library)
+        yield from self._wrong_scales(library)
         if library == CUSPARSELT:
             yield from self._wrong_multiples()
         yield from self._wrong_algorithm(library)
@@ -201,14 +207,20 @@ class Product:
             yield f"upper is {self.upper} of {library}'s {self.activation or 'no activation'}"
         if self.bias and self.bias not in DTYPES:
             yield f"no type {self.bias!r} of a bias"
+        if self.y == "int32" and (self.bias or self.beta or self.by_channel or self.activation):
+            yield "sums of int32 are stored as such"
+
+    def _wrong_scales(self, library: str) -> Iterator[str]:
+        dense = library == CUBLASLT
         if self.by_row and not (self.by_channel and self.x == _E4M3 and dense):
             yield "row_scale is for fp8 by cuBLASLt, beside scale"
         if self.by_channel and self.x != "int8" and not self.by_row:
             yield f"scale is for int8, or for fp8 beside row_scale; x is {self.x}"
         if self.scaled_result and not (self.y == _E4M3 and dense):
             yield "y_scale is for an fp8 y of cuBLASLt"
-        if self.y == "int32" and (self.bias or self.beta or self.by_channel or self.activation):
-            yield "sums of int32 are stored as such"
+        vectors = self.by_channel and self.beta != 0 and not dense
+        if self.r_by_channel != vectors:
+            yield "r_scale is for cuSPARSELt, where there are scale and r; there it has to be"
 
     def _wrong_multiples(self) -> Iterator[str]:
         sparse, of_x, of_y = SPARSE_MULTIPLE[self.x], DENSE_MULTIPLE[self.x], DENSE_MULTIPLE[self.y]

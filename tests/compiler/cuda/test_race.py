@@ -65,6 +65,10 @@ def test_behind_one_that_breaks_it_goes_on() -> None:
         assert found["1"][0] == 99.0
         assert found["2"][0] == 98.0
         assert found["13"] == (math.inf, "it breaks the GPU's context, or does not end")
+        first = made._process
+        again = raced(made, [13, 4])
+        assert "broke the GPU's context before" in again["13"][1]
+        assert (again["4"][0], made._process) == (96.0, first)  # it was not tried again
     finally:
         made.close()
 

@@ -186,6 +186,7 @@ def test_an_algorithm_of_another_version_is_refused(fake: Fake) -> None:
 def test_cusparselt_is_asked_for_the_transposed_product(fake: Fake) -> None:
     get = fake.get(CUSPARSELT)
     wanted = replace(FULL, upper=1.0, algorithm="3/-1/0/0", version=800, workspace_bytes=512)
+    wanted = replace(wanted, r_by_channel=True)
     made = cusparselt.prepare(wanted.to_json(), 90, get=get)
     assert fake.lines("cusparseLtStructuredDescriptorInit") == ["64 128 128 16 3 2 0"]
     assert fake.lines("cusparseLtDenseDescriptorInit") == ["128 32 160 16 3 1", "64 32 64 16 3 1"]
@@ -195,20 +196,24 @@ def test_cusparselt_is_asked_for_the_transposed_product(fake: Fake) -> None:
         "0 1/4",
         f"1 {one}/4",
         "5 1/4",
+        "6 1/4",
         "8 16/8",
     ]
     assert fake.lines("cusparseLtMatmulAlgSetAttribute") == ["0 3/4", "3 -1/4"]
     assert fake.lines("cusparseLtMatmulPlanInit") == ["45"]
-    assert made.sizes == (2304, 31 * 160 + 128, 2048, 256, 256, 2048, 512)
+    assert made.sizes == (2304, 31 * 160 + 128, 2048, 256, 256, 256, 2048, 512)
     fake.clear()
-    addresses = (16, 32, 48, 64, 80, 96, 112)
+    factors = np.full(64, 0.25, np.float32)  # read by the stand-in, as if it lay on the GPU
+    held = np.concatenate([factors, factors])
+    begin = held.ctypes.data + -held.ctypes.data % 16
+    addresses = (16, 32, 48, 64, begin, 80, 96, 112)
     made.run(0xABCDEF0123, addresses)
     made.run(0xABCDEF0123, addresses)
-    line = "16 10 20 30 60 beta 0.5 workspace 70 stream abcdef0123 1"
+    line = "16 10 20 30 60 beta 0.25 workspace 70 stream abcdef0123 1"
     assert fake.lines("cusparseLtMatmulPlanInit") == ["45"]  # a plan of its own for this bias
     assert fake.lines("cusparseLtMatmulDescSetAttribute")[-1] == "8 80/8"
     assert fake.lines("cusparseLtMatmul ") == [line, line]
-    made.run(0xABCDEF0123, (16, 32, 48, 64, 160, 96, 112))
+    made.run(0xABCDEF0123, (16, 32, 48, 64, begin, 160, 96, 112))
     assert len(fake.lines("cusparseLtMatmulPlanInit")) == 2
     assert not fake.lines("cusparseLtMatmulPlanDestroy")
     fake.clear()

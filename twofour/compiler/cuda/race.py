@@ -52,6 +52,7 @@ class Racer:
     uuid: str
     command: tuple[str, ...] = (sys.executable, "-m", _MODULE)
     seconds: float = _SECONDS
+    _broken: set[tuple[str, str, str, str]] = field(default_factory=set)
     _process: subprocess.Popen[str] | None = None
     _answers: queue.Queue[str] = field(default_factory=queue.Queue)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -70,14 +71,16 @@ class Racer:
         """
         results = [Result(product) for product in products]
         with self._lock:
-            done, starts = 0, 0
-            while done < len(results):
+            left = [each for each in results if _kind(each, library) not in self._broken]
+            starts = 0
+            while left:
                 starts += self._process is None
                 if starts > _MOST_STARTS:
                     break
-                done += self._asked(results[done:], library, runs)
-        for result in results[done:]:
-            result.error = "not tried: too many others broke the GPU's context"
+                left = left[self._asked(left, library, runs) :]
+        for result in results:
+            if result.us == math.inf and not result.error:
+                result.error = "not tried: it, or too many others, broke the GPU's context before"
         return sorted(results, key=lambda result: result.us)
 
     def close(self) -> None:
@@ -102,6 +105,7 @@ class Racer:
             answer = self._answer()
             if answer is None:
                 result.error = "it breaks the GPU's context, or does not end"
+                self._broken.add(_kind(result, library))
                 self.close()
                 return index + 1
             result.us = float(answer.get("us", math.inf))
@@ -127,6 +131,12 @@ class Racer:
         except queue.Empty:
             return None
         return dict(json.loads(line)) if line else None
+
+
+def _kind(result: Result, library: str) -> tuple[str, str, str, str]:
+    """What breaks whatever the sizes: an algorithm for some types."""
+    product = result.product
+    return library, product.x, product.y, product.algorithm
 
 
 def _listen(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:

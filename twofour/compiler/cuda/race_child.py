@@ -88,7 +88,7 @@ class Child:
             self._device.give_back(address)
         address = self._device.take(size_bytes, "timing a library's algorithms")
         self._held[role] = dtype, size_bytes, address
-        if role in ("w", "x", "r", "dense w", "bias", "scale", "row_scale", "y_scale"):
+        if role in ("w", "x", "r", "dense w", "bias", "scale", "row_scale", "r_scale", "y_scale"):
             bits = self._random(dtype)
             for begin in range(0, size_bytes, bits.size):
                 piece = bits[: size_bytes - begin]

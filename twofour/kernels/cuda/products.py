@@ -117,6 +117,8 @@ def direct(
 ) -> Offer | None:
     """The whole problem by the library, or None where its epilogue cannot do the Finish.
 
+    cuSPARSELt adds no residual where each channel has a scale of its own.
+
     Args:
         problem: a matrix product, or a convolution whose windows lie side by side already.
         constants: "scale" [N], "bias" [N].
@@ -145,11 +147,13 @@ def direct(
     if scaled is None:
         return None
     wanted, held = scaled
+    if wanted.beta and wanted.by_channel and not dense:
+        return None
     if "bias" in constants or zero:
         bias = np.zeros(product.n, np.float32)
         if "bias" in constants:
             bias = np.asarray(constants["bias"], np.float32).reshape(-1) * np.float32(factor)
-        wanted = replace(wanted, bias=_bias_type(wanted))
+        wanted = replace(wanted, bias=bias_type(wanted, library))
         held["bias"] = _with_room(bits_of(bias + np.float32(zero), wanted.bias))
     words = "by the library" + (f", {wanted.activation}" if wanted.activation else "")
     return Offer(wanted, held, None, {}, f"{wanted.y} {words}")
@@ -196,12 +200,12 @@ def _clamp(
     return None
 
 
-def _bias_type(product: Product) -> str:
-    """What the libraries want a bias to be of."""
-    if product.x == "int8":
+def bias_type(product: Product, library: str) -> str:
+    """What a library wants a bias to be of: the type of y, but where that has too few bits."""
+    if product.y == "int8":
         return "float32"
-    if product.x == _FP8:
-        return "float16" if product.y == "float16" else "bfloat16"
+    if product.y == _FP8 or (product.x == _FP8 and product.y == "float32" and library == CUBLASLT):
+        return "bfloat16"
     return product.y
 
 

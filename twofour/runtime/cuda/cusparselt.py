@@ -94,11 +94,13 @@ class SparseProduct:
         plan = self._plan(at.get("bias", 0))
         vector = self.product.by_channel
         alpha = ctypes.c_void_p(at["scale"]) if vector else ctypes.byref(self._alpha)
+        many = self.product.r_by_channel
+        beta = ctypes.c_void_p(at["r_scale"]) if many else ctypes.byref(self._beta)
         pointer = ctypes.c_void_p
         streams = (ctypes.c_void_p * 1)(stream)
         plan.call(
             *("cusparseLtMatmul", plan.plan, alpha, pointer(at["w"]), pointer(at["x"])),
-            *(ctypes.byref(self._beta), pointer(at.get("r", at["y"])), pointer(at["y"])),
+            *(beta, pointer(at.get("r", at["y"])), pointer(at["y"])),
             *(pointer(at.get("workspace")), streams, 1),
         )
 

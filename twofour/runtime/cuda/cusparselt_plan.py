@@ -20,7 +20,7 @@ _COMPUTE_32I, _COMPUTE_32F = 0, 2
 _BY_COLUMNS, _BY_ROWS = 1, 2  # cusparseOrder_t
 _HALF = 0  # CUSPARSELT_SPARSITY_50_PERCENT
 # cusparseLtMatmulDescAttribute_t
-_RELU, _UPPER, _VECTOR_ALPHA, _BIAS_POINTER = 0, 1, 5, 8
+_RELU, _UPPER, _VECTOR_ALPHA, _VECTOR_BETA, _BIAS_POINTER = 0, 1, 5, 6, 8
 # cusparseLtMatmulAlgAttribute_t
 _ID, _MAX_ID, _SPLIT_K, _SPLIT_MODE, _SPLIT_BUFFERS = 0, 1, 3, 4, 5
 _REBUILD = "build the engine again: twofour build MODEL.onnx -o E.engine --target cuda"
@@ -115,6 +115,8 @@ class SparsePlan:
                 self._set(_UPPER, ctypes.c_float(p.upper))
         if p.by_channel:
             self._set(_VECTOR_ALPHA, ctypes.c_int(1))
+        if p.r_by_channel:
+            self._set(_VECTOR_BETA, ctypes.c_int(1))
         if p.bias:
             self._set(_BIAS_POINTER, ctypes.c_void_p(bias))
 
