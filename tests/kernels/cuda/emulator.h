@@ -84,6 +84,8 @@ inline void copy16(u32 to, const char* from) {
   else threads[current].copies.push_back({to, from});
 }
 
+inline void copy16_again(u32 to, const char* from) { copy16(to, from); }
+
 inline void commit_copies() {
   Thread& me = threads[current];
   me.groups.push_back(me.copies);

@@ -22,11 +22,12 @@ from twofour.kernels.cuda.conv_sparse import (
     candidates,
     compressed_weight,
     converted,
+    in_order,
     pack,
     recipes,
     refusals,
 )
-from twofour.kernels.cuda.conv_sparse_text import Tile
+from twofour.kernels.cuda.conv_sparse_text import Tile, taps_inside
 from twofour.kernels.cuda.kernel import NvidiaSource
 from twofour.kernels.cuda.nvrtc import compile_source, cubin_of
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
@@ -233,6 +234,21 @@ def test_compiles(dtype: str, r: str | None, capability: int) -> None:
         made = compile_source(call, capability)
         assert made.cubin[:4] == b"\x7fELF"
         assert made.nulls == 0
+
+
+@pytest.mark.parametrize(("c", "kernel"), [(64, 3), (128, 3), (256, 3), (256, 1)])
+def test_order_of_k(c: int, kernel: int) -> None:
+    """What the kernel reads of x in its steps: pieces of 16 channels of a tap."""
+    problem = problem_of(c=c, kernel=kernel)
+    w = np.arange(c * kernel**2, dtype=np.int32).reshape(1, c, kernel, kernel)
+    found = in_order(problem, w)[0]
+    for k in range(0, found.size, 16):
+        step, piece = divmod(k // 16, 8)
+        tap, channel = divmod(k // 16, c // 16)
+        if taps_inside(problem):
+            tap, channel = step % kernel**2, step // kernel**2 * 8 + piece
+        expected = w[0, 16 * channel : 16 * channel + 16, tap // kernel, tap % kernel]
+        assert (found[k : k + 16] == expected).all()
 
 
 def test_lanes_hold_neighbours() -> None:

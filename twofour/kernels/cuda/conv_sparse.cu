@@ -1,6 +1,9 @@
 // A convolution whose weight is 2:4 along its input channels, on sparse tensor cores.
 //
-//   y^T [N, pixels] = w [N, K] x^T [K, pixels],   K = taps * channels, in the order (kh, kw, c)
+//   y^T [N, pixels] = w [N, K] x^T [K, pixels],   K = taps * channels
+//
+// in the order (kh, kw, c), or, with TAPS_INSIDE, 128 bytes of channels after the other, each with all
+// taps: then the taps find what they share in the L1 cache.
 //
 // The sparse operand of the tensor core is its first, so out channels are rows and pixels columns.
 // A block computes BM channels of BN pixels. It goes along K in steps of 128 bytes of x, which lie in
@@ -20,6 +23,11 @@ __device__ __forceinline__ u32 shared_address(const void* p) {
 
 __device__ __forceinline__ void copy16(u32 to, const char* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+// By way of the L1 cache, for what this or a neighbouring block reads again soon: the taps of a window.
+__device__ __forceinline__ void copy16_again(u32 to, const char* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -172,13 +180,17 @@ __device__ __forceinline__ void find_pixels(Pixels& p, const char* x) {
 __device__ __forceinline__ void copy_step(const Pixels& p, const char* w, const char* pad, u32 stage,
                                           int step) {
   int piece = threadIdx.x & 7, row = threadIdx.x >> 3, k = step * 8 + piece;
-  int tap = k / C_PIECES, kh = tap / KW * DILATION_H, kw = tap % KW * DILATION_W;
-  long long delta = ES * ((long long)kh * X_ROW + (long long)kw * X_PIXEL) + k % C_PIECES * 16;
+  int tap = k / C_PIECES, channel = k % C_PIECES;
+  if (TAPS_INSIDE) tap = step % TAPS, channel = step / TAPS * 8 + piece;
+  int kh = tap / KW * DILATION_H, kw = tap % KW * DILATION_W;
+  long long delta = ES * ((long long)kh * X_ROW + (long long)kw * X_PIXEL) + channel * 16;
   u32 to = stage + row * 128 + ((piece ^ (row & 7)) << 4);
 #pragma unroll
   for (int i = 0; i < COPIES; i++) {
     bool inside = (u32)(p.ih[i] + kh) < H && (u32)(p.iw[i] + kw) < W && k < TAPS * C_PIECES;
-    copy16(to + i * (THREADS / 8) * 128, inside ? p.base[i] + delta : pad);
+    const char* from = inside ? p.base[i] + delta : pad;
+    if (TAPS > 1) copy16_again(to + i * (THREADS / 8) * 128, from);
+    else copy16(to + i * (THREADS / 8) * 128, from);
   }
   const char* from = w + ((long long)step * M_TILES + CHANNEL_BLOCK * (BM / 16)) * RECORD;
 #pragma unroll

@@ -30,12 +30,14 @@ from twofour.kernels.cuda.conv_sparse_text import (
     end_roles,
     finish_text,
     sums_pitch,
+    taps_inside,
 )
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import Array, NvidiaSource, Recipe, divided
 from twofour.kernels.cuda.problem import ConvProblem
 from twofour.kernels.cuda.sparse_fragments import (
     NOTHING,
+    STEP_BYTES,
     compress,
     is_two_four,
     padded,
@@ -173,8 +175,16 @@ def compressed_weight(problem: ConvProblem, w: Array) -> tuple[Array, Array]:
     Returns:
         values [N, K / 2] and metadata [N, K / 4], K up to a whole step.
     """
-    rows = w.transpose(0, 2, 3, 1).reshape(w.shape[0], -1)
+    rows = in_order(problem, w)
     return compress(padded(converted(rows, problem.x.dtype)))
+
+
+def in_order(problem: ConvProblem, w: Array) -> Array:
+    """The weight [N, C, KH, KW] as rows [N, K] in the order of the kernel's steps."""
+    n, channels, *_ = w.shape
+    chunk = STEP_BYTES // DTYPES[problem.x.dtype] if taps_inside(problem) else channels
+    parts = w.reshape(n, channels // chunk, chunk, *problem.window.kernel)
+    return parts.transpose(0, 1, 3, 4, 2).reshape(n, -1)
 
 
 def pack(compressed: tuple[Array, Array], tile: Tile) -> Array:

@@ -211,6 +211,7 @@ def _problem_constants(problem: ConvProblem) -> dict[str, object]:
         "N": n,
         "N_SUMS": sums_pitch(n),
         "TAPS": window.kernel[0] * window.kernel[1],
+        "TAPS_INSIDE": int(taps_inside(problem)),
         "KW": window.kernel[1],
         "STRIDE_H": window.stride[0],
         "STRIDE_W": window.stride[1],
@@ -235,6 +236,11 @@ def _problem_constants(problem: ConvProblem) -> dict[str, object]:
         "RESIDUAL_ZERO": f"{finish.residual_zero}.0f",
         "ACTIVATION": 0 if finish.activation.clamps else f"ACTIVATION_{finish.activation.name}",
     }
+
+
+def taps_inside(problem: ConvProblem) -> bool:
+    """Whether K is in the order (128 bytes of channels, kh, kw, c of these)."""
+    return problem.channels * DTYPES[problem.x.dtype] % STEP_BYTES == 0
 
 
 def aligned(view: View, channels: int) -> int:
