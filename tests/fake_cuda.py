@@ -75,6 +75,8 @@ class FakeDriver(ModuleType):
         names = [attribute + each for each in ("MAJOR", "MINOR")]
         self.CUdevice_attribute = enum.Enum("CUdevice_attribute", names)
         self.CUstream_flags = enum.IntEnum("CUstream_flags", {"CU_STREAM_NON_BLOCKING": 1})
+        external = {"CU_EVENT_RECORD_EXTERNAL": 1}
+        self.CUevent_record_flags = enum.IntEnum("CUevent_record_flags", external)
         mode = {"CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": 1}
         self.CUstreamCaptureMode = enum.IntEnum("CUstreamCaptureMode", mode)
         most = {"CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": 8}
@@ -239,6 +241,12 @@ class FakeDriver(ModuleType):
         return (0,)
 
     def cuEventRecord(self, event: int, stream: int) -> tuple[int]:
+        assert stream not in self.capturing, "a mark that is the graph's alone"
+        return self._put(stream, lambda: self.events.__setitem__(event, self.clock))
+
+    def cuEventRecordWithFlags(self, event: int, stream: int, flags: int) -> tuple[int]:
+        assert flags == 1, "a mark that is the graph's alone cannot be asked for its time"
+        assert stream in self.capturing
         return self._put(stream, lambda: self.events.__setitem__(event, self.clock))
 
     def cuEventElapsedTime(self, begin: int, end: int) -> tuple[int, float]:

@@ -212,6 +212,19 @@ def test_layers_are_timed_and_walked(engine: Engine) -> None:
         np.testing.assert_array_equal(session.run({"x": VALUES})["y"], 2 * VALUES + W)
 
 
+def test_a_timeline_has_every_layer(engine: Engine) -> None:
+    with Session(engine) as session:
+        runs = [session.timeline({"x": VALUES}) for _ in range(20)]
+        for run in runs:
+            (step,) = run.steps
+            first, second = run.layers
+            assert step.begin_ns <= first.begin_ns <= first.end_ns == second.begin_ns
+            assert second.end_ns <= step.end_ns
+        print("us of a run:", [round(run.run_us, 1) for run in runs])
+        print("us of its layers:", [round(run.layers_us, 1) for run in runs])
+        np.testing.assert_array_equal(session.run({"x": VALUES})["y"], 2 * VALUES + W)
+
+
 def test_a_program_is_timed(device: Device, engine: Engine) -> None:
     blocks = {"arena": device.take(768), "weights": device.take(256)}
     objects = Objects(device, engine.code)

@@ -226,6 +226,11 @@ def test_the_functions_are_those_of_cuda_bindings() -> None:
     assert len(names) > 30
     assert [name for name in names if not hasattr(real, name)] == []
     fake = FakeDriver((), 0)
-    for enum in ("CUdevice_attribute", "CUstreamCaptureMode", "CUfunction_attribute"):
+    for enum in (
+        "CUdevice_attribute",
+        "CUstreamCaptureMode",
+        "CUfunction_attribute",
+        "CUevent_record_flags",
+    ):
         members = getattr(fake, enum).__members__
         assert members.keys() <= getattr(real, enum).__members__.keys()

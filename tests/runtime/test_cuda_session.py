@@ -47,6 +47,7 @@ def nothing_left(fake: FakeDriver) -> None:
     assert not fake.pinned
     assert not fake.streams
     assert not fake.graphs
+    assert not fake.events
     assert not fake.modules
     assert not fake.stack
 
@@ -358,8 +359,25 @@ def test_layers_are_timed_in_ranges_of_their_names(
         assert (session.run({"x": VALUES})["y"] == 2 * VALUES + W).all()
         with pytest.raises(InputError, match="got y"):
             session.layer_times_us({"y": VALUES}, 3)
-        with pytest.raises(UnsupportedError, match="clock at every layer"):
-            session.timeline({"x": VALUES})
+    nothing_left(fake)
+
+
+def test_a_timeline_has_every_layer_in_its_place(fake: FakeDriver) -> None:
+    with Session(cuda_engine()) as session:
+        for _ in range(2):
+            found = session.timeline({"x": VALUES})
+            (step,) = found.steps
+            assert [span.layers for span in found.layers] == [(0,), (1,)]
+            first, second = found.layers
+            assert step.begin_ns <= first.begin_ns
+            assert first.end_ns == second.begin_ns
+            assert second.end_ns - first.begin_ns == pytest.approx(4000, rel=0.01), "us of a mark"
+        assert len(fake.graphs) == 2, "the one with marks is made once"
+    nothing_left(fake)
+    with Session(mixed_engine()) as session:
+        found = session.timeline({"x": VALUES})
+        assert [span.layers for span in found.layers] == [(0,), (1,), (2,)]
+        assert found.run_us >= found.layers_us > 0
     nothing_left(fake)
 
 

@@ -252,7 +252,7 @@ class Session:
             return cuda_layers.layer_times_us(gpu, ready, tensors, bound, rounds)
 
     def timeline(self, inputs: Mapping[str, Array]) -> Timeline:
-        """One run with the time of every layer on every thread.
+        """One run with the time of every layer on every thread, or on the GPU.
 
         Args:
             inputs: as for `run`.
@@ -262,6 +262,12 @@ class Session:
         """
         tensors, bound = self._checked(inputs)
         profile, ready = self.engine.plan.profiles[bound.profile], self._steps[bound.profile]
+        if self._gpu is not None:
+            with self._lock:
+                self._require_open()
+                self._enter(bound)
+                pairs = list(zip(profile.steps, ready, strict=True))
+                return cuda_layers.timeline(profile, pairs, tensors, bound)
         workers = self._on_cpu("with a clock at every layer").workers
         stamps = [workers.stamps(len(step.layers)) for step in profile.steps]
         times: list[tuple[int, int]] = []

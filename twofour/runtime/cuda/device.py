@@ -223,6 +223,11 @@ class Device:
         """Puts the mark behind what is in the stream by now."""
         self._do("cuEventRecord", event, stream)
 
+    def record_within(self, event: int, stream: int) -> None:
+        """As `record`, while a graph is recorded: each replay marks the event anew."""
+        external = self.driver.functions.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL
+        self._do("cuEventRecordWithFlags", event, stream, int(external))
+
     def elapsed_us(self, begin: int, end: int) -> float:
         """From one mark to another, both reached."""
         return float(self._do("cuEventElapsedTime", begin, end)) * 1e3

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from twofour.core.errors import UnsupportedError
 from twofour.core.memory import Bytes
 from twofour.core.plan_check import ITEM_BYTES
-from twofour.engine import Engine, Step, Write
+from twofour.engine import Engine, Profile, Step, Write
 from twofour.runtime.cuda.network import CudaNetwork, CudaStep
 from twofour.runtime.cuda.prepared import time_us
 from twofour.runtime.cuda.ranges import named_range
 from twofour.runtime.shapes import Bound
 from twofour.runtime.taps import Tap, read
+from twofour.runtime.timeline import Span, Timeline, now_ns
 
 Array = NDArray[Any]
 
@@ -78,6 +79,44 @@ def walk(
         for layer, write in plain:
             if write.tensor.name in tensors:
                 yield _tap(layer, write, mirror, tensors, bound)
+
+
+def timeline(
+    profile: Profile,
+    ready: Sequence[tuple[Step, Runnable]],
+    tensors: dict[str, Array],
+    bound: Bound,
+) -> Timeline:
+    """One run with the time of every layer, from marks within the graphs.
+
+    The GPU's clock is not the CPU's: what the GPU did is put at the end of its step.
+
+    Args:
+        profile: that is run.
+        ready: its steps.
+        tensors: the inputs.
+        bound: what they fit.
+    """
+    steps, layers = [], []
+    for index, (step, runnable) in enumerate(ready):
+        begin = now_ns()
+        until_us = []
+        if isinstance(runnable, CudaStep):
+            until_us = runnable.run_marked(tensors)
+        else:
+            runnable.run(tensors, bound)
+        end = now_ns()
+        whole = Span(index, step.layers, 0, begin, end, end)
+        steps.append(whole)
+        if not isinstance(runnable, CudaStep):
+            layers.append(whole)
+            continue
+        first = max(begin, end - round(1e3 * until_us[-1]))
+        times = [first + round(1e3 * each) for each in until_us]
+        for group, layer in enumerate(runnable.prepared.layers):
+            done = times[group + 1]
+            layers.append(Span(index, (layer,), 0, times[group], done, done))
+    return Timeline(tuple(steps), tuple(layers))
 
 
 def layer_times_us(

@@ -105,6 +105,7 @@ class _Held:
     arena: int = 0
     stream: int = 0
     graphs: list[int] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
     pinned: list[Bytes] = field(default_factory=list)
     prepared: list[Prepared] = field(default_factory=list)
     released: bool = False
@@ -118,6 +119,7 @@ class _Held:
         frees: list[tuple[Callable[[Any], None], Any]] = []
         frees += [(device.wait, self.stream)] if self.stream else []
         frees += [(device.drop_graph, graph) for graph in self.graphs]
+        frees += [(device.drop_event, event) for event in self.events]
         frees += [(Prepared.close, prepared) for prepared in self.prepared]
         frees += [(device.unpin, held) for held in self.pinned]
         frees += [(device.drop_stream, self.stream)] if self.stream else []
@@ -251,6 +253,8 @@ class CudaStep:
         device.wait(stream)
         self._graph = device.capture(stream, self._whole)
         held.graphs.append(self._graph)
+        self._marked: int | None = None
+        self._marks: list[int] = []
 
     def run(self, tensors: dict[str, Array], bound: Bound) -> None:
         """Copies the inputs, replays the graph, and waits for the results."""
@@ -291,6 +295,36 @@ class CudaStep:
             self._copy_out()
             device.wait(stream)
         self.fetch(tensors)
+
+    def run_marked(self, tensors: dict[str, Array]) -> list[float]:
+        """As `run`, by a graph with a mark between layers.
+
+        Returns:
+            Microseconds from the beginning until the inputs were there, until each of
+            `prepared.layers` was done, and until the outputs were back.
+        """
+        device, stream = self._network.device, self._network.stream
+        self.feed(tensors)
+        if self._marked is None:
+            self._marks = [device.event() for _ in range(len(self.prepared.layers) + 3)]
+            self._held.events += self._marks
+            self._marked = device.capture(stream, self._whole_marked)
+            self._held.graphs.append(self._marked)
+        device.replay(self._marked, stream)
+        device.wait(stream)
+        self.fetch(tensors)
+        return [device.elapsed_us(self._marks[0], mark) for mark in self._marks[1:]]
+
+    def _whole_marked(self) -> None:
+        device, stream = self._network.device, self._network.stream
+        device.record_within(self._marks[0], stream)
+        self._copy_in()
+        device.record_within(self._marks[1], stream)
+        for index in range(len(self.prepared.layers)):
+            self.prepared.enqueue_group(index, stream)
+            device.record_within(self._marks[index + 2], stream)
+        self._copy_out()
+        device.record_within(self._marks[-1], stream)
 
     def _whole(self) -> None:
         """Everything, into the stream."""
