@@ -7,11 +7,15 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from tests.compiler.engines import reference
+from tests.compiler.test_build_detection import detector, image
 from tests.gpu.launch import capability, launch, median_us, prepared
 from tests.kernels.cuda.nms_cases import check_nms, operands
+from twofour.compiler.build import build
 from twofour.core.suppression import Suppression
 from twofour.kernels.cuda.kernel import Recipe
 from twofour.kernels.cuda.nms import NmsProblem, recipes
+from twofour.runtime.session import Session
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,3 +48,13 @@ def test_how_fast_it_is() -> None:
     for recipe in recipes(problem, capability()):
         us = median_us(prepared(recipe, tensors, capability()), repeats=3, rounds=3)
         print(f"  nms 80 x 8400, {tensors['count'].item()} left, {recipe.config:28} {us:9.1f} us")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_detector_gives_as_many_rows_as_there_are(seed: int) -> None:
+    model = detector()
+    with Session(build(model, target="cuda", tuning_effort=0)) as session:
+        rows = session.run(image(seed))["chosen"]
+    wanted = reference(model, image(seed))["chosen"]
+    assert rows.shape == wanted.shape
+    assert (rows == wanted).all()

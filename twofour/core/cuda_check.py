@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from twofour.core.cuda_program import ALIGNMENT, ARENA, WEIGHTS, CudaProgram, Transfer
 from twofour.core.errors import EngineError
@@ -54,11 +54,12 @@ def wrong_program(
     yield from _wrong_calls(program, step, plan)
     tensors = {tensor.name: tensor for tensor in profile.tensors}
     for names, transfers in ((step.inputs, program.inputs), (step.outputs, program.outputs)):
+        counted = step.outputs if names is step.outputs else ()
         if sorted(names) != sorted(transfer.name for transfer in transfers):
             yield f"it copies {[t.name for t in transfers]}, the step has {list(names)}"
             continue
         for transfer in transfers:
-            yield from _wrong_transfer(transfer, tensors[transfer.name])
+            yield from _wrong_transfer(transfer, tensors[transfer.name], counted)
 
 
 def _wrong_calls(program: CudaProgram, step: Step, plan: Plan) -> Iterator[str]:
@@ -78,12 +79,16 @@ def _wrong_calls(program: CudaProgram, step: Step, plan: Plan) -> Iterator[str]:
             yield f"a call belongs to layer {turn.layer}, which is none of the step"
 
 
-def _wrong_transfer(transfer: Transfer, tensor: TensorInfo) -> Iterator[str]:
-    """Why a tensor is not copied so."""
-    place = transfer.place
-    if tensor.sizes or not tensor.known:
+def _wrong_transfer(
+    transfer: Transfer, tensor: TensorInfo, counted: Sequence[str]
+) -> Iterator[str]:
+    """Why a tensor is not copied so; one whose rows one of `counted` says has room for all."""
+    place, shape = transfer.place, tensor.shape
+    if not tensor.known and tensor.count in counted:
+        shape = tensor.most
+    elif tensor.sizes or not tensor.known:
         yield f"the shape of {tensor.name!r} is open"
-    size = math.prod(tensor.shape) * ITEM_BYTES.get(tensor.dtype, 0)
+    size = math.prod(shape) * ITEM_BYTES.get(tensor.dtype, 0)
     if place.size_bytes != size:
         yield f"{tensor.name!r} has {size} bytes, {place.size_bytes} are copied"
     if place.block != ARENA or place.offset % ALIGNMENT:

@@ -65,10 +65,14 @@ def run_stretch(
         for call in way.recipe.calls:
             assert isinstance(call, Kernel)
             start(call, where, blocks)
-    return {
+    found = {
         name: _fetched(blocks["arena"], offsets[output_buffer(name)], network.plain[name])
         for name in stretch.outputs
     }
+    for name in stretch.outputs:
+        if count := network.plain[name].count:
+            found[name] = found[name][: found[count][0]]
+    return found
 
 
 def start(kernel: Kernel, where: Mapping[str, Place], blocks: Mapping[str, torch.Tensor]) -> None:
@@ -91,6 +95,7 @@ def _recipe(turn: Any, which: int) -> Recipe:
 
 def _fetched(arena: torch.Tensor, at: int, info: Any) -> Array:
     dtype = np.dtype(info.dtype)
-    count = int(np.prod(info.shape, dtype=np.int64))
+    shape = info.most if info.count else info.shape
+    count = int(np.prod(shape, dtype=np.int64))
     content = arena[at : at + count * dtype.itemsize].numpy().copy()
-    return content.view(dtype).reshape(info.shape)
+    return content.view(dtype).reshape(shape)

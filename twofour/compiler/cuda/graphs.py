@@ -19,6 +19,7 @@ from twofour.compiler.join_moves import join_moves
 from twofour.compiler.join_walks import join_walks
 from twofour.compiler.lower import Section
 from twofour.compiler.native import plain_kind, static_shape
+from twofour.compiler.native_nms import counted
 from twofour.compiler.passes.pipeline import Fused, run_passes
 from twofour.compiler.schedule import Schedule
 from twofour.compiler.writes import SourceNames
@@ -74,7 +75,9 @@ class Network:
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
         """Of the model."""
-        return tuple(map(info_of, self.fused.model.graph.outputs))
+        counts = counted(self.order.ops.values())
+        outputs = self.fused.model.graph.outputs
+        return tuple(counts.get(v.name or "") or info_of(v) for v in outputs)
 
     @cached_property
     def plain(self) -> Mapping[str, TensorInfo]:
@@ -84,7 +87,8 @@ class Network:
         values |= {v.name: v for node in graph for v in node.outputs}
         names = {n for part in self.parts for n in (*part.section.inputs, *part.section.outputs)}
         ends = {v.name or "" for v in (*graph.inputs, *graph.outputs)}
-        return {name: info_of(values[name]) for name in sorted(names | ends)}
+        counts = counted(self.order.ops.values())
+        return {n: counts.get(n) or info_of(values[n]) for n in sorted(names | ends)}
 
 
 def info_of(value: ir.Value) -> TensorInfo:

@@ -31,6 +31,7 @@ from twofour.compiler.native import (
     shape,
 )
 from twofour.compiler.native_nd import NdOp
+from twofour.compiler.native_nms import NmsOp
 from twofour.compiler.native_resize import ResizeOp
 from twofour.core.errors import Error
 from twofour.kernels.cuda.problem import REAL, ConvProblem
@@ -102,7 +103,8 @@ class Lowering:
             self._lower(self._ops[node])
         for name in wanted:
             self._to_host(name)
-        return Stretch(self._turns, inputs, tuple(wanted))
+        counts = [op.count for op in map(self._ops.__getitem__, nodes) if isinstance(op, NmsOp)]
+        return Stretch(self._turns, inputs, (*wanted, *counts))
 
     def _from_host(self, name: str) -> Tensor:
         return Tensor.plain(
@@ -115,6 +117,8 @@ class Lowering:
     def _to_host(self, name: str) -> None:
         """A value as the host takes it, in a buffer of its own."""
         value, held = self._values[name], self._tensors[name]
+        if held.buffer == output_buffer(name):
+            return
         out = Tensor.plain(output_buffer(name), self._types.plain(value), self._dims(name))
         self._copy(f"{name}/out", held, out, value)
 
@@ -130,6 +134,8 @@ class Lowering:
             self._alias(op)
         elif isinstance(op, ConvOp):
             self._conv(op)
+        elif isinstance(op, NmsOp):
+            self._nms(op)
         elif isinstance(op, NdOp):
             self._nd(op)
         elif isinstance(op, MapOp):
@@ -222,6 +228,16 @@ class Lowering:
         tensors += [self._result(name) for name in op.writes]
         for walk, operands, constants in small.nd_walks(op, tensors):
             self._turns.append(Turn(op, walk, operands, ("y",), constants))
+
+    def _nms(self, op: NmsOp) -> None:
+        """The rows and their number, where the host takes them: nobody else reads rows."""
+        boxes, scores = (self._tensors[value.name] for value in op.values[:2])
+        y = Tensor.plain(output_buffer(op.y), "int64", op.most)
+        count = Tensor.plain(output_buffer(op.count), "int64", (1,))
+        self._tensors[op.y] = y
+        operands = {"boxes": boxes, "scores": scores, "y": y, "count": count}
+        problem = small.nms_problem(op, boxes, scores)
+        self._turns.append(Turn(op, problem, operands, ("y", "count")))
 
     def _norm(self, op: NormOp) -> None:
         x = self._kernel_form(op.x)

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from twofour.compiler import native_rows, ops, schedule
 from twofour.compiler.native import ConvOp, NativeOp, NotNative
-from twofour.compiler.native_nms import NmsOp
 from twofour.compiler.native_plugin import PluginOp
 from twofour.core.dynamic import TENSOR
 
@@ -36,8 +35,6 @@ def _read(node: ir.Node) -> NativeOp | str:
 
 def _missing(op: NativeOp) -> str:
     """What the GPU has no kernel for; "" if it has one."""
-    if isinstance(op, NmsOp):
-        return "suppression of overlapping boxes runs on the host"
     if isinstance(op, PluginOp):
         return "the plugin has no tactic for GPUs"
     if isinstance(op, ConvOp) and op.dynamic == TENSOR:

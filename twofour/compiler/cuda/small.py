@@ -13,9 +13,11 @@ from twofour.compiler.cuda.shifted import is_shifted, shifted_walk
 from twofour.compiler.cuda.tensors import Tensor, c_strides
 from twofour.compiler.native import AttentionOp, MapOp, NormOp, PoolOp
 from twofour.compiler.native_nd import Look, NdOp, Part
+from twofour.compiler.native_nms import NmsOp
 from twofour.core.functions import Activation
 from twofour.core.sizes import most
 from twofour.kernels.cpu.nd_scalar import Expression
+from twofour.kernels.cuda.nms import NmsProblem
 from twofour.kernels.cuda.problem import (
     QUANTIZED,
     AttentionProblem,
@@ -203,6 +205,14 @@ def resize_problem(x: Tensor, y: Tensor) -> ResizeProblem:
     batch, height, width, channels = x.extent
     _, high, wide, _ = y.extent
     return ResizeProblem(batch, (height, high), (width, wide), channels, x.view, y.view)
+
+
+def nms_problem(op: NmsOp, boxes: Tensor, scores: Tensor) -> NmsProblem:
+    """A suppression of boxes [images, places, 4] by scores [images, classes, places]."""
+    (a, b, c), (d, e, f) = boxes.strides, scores.strides
+    images, classes, places = scores.dims
+    kinds = (boxes.dtype, a, b, c), (scores.dtype, d, e, f)
+    return NmsProblem(images, classes, places, *kinds, op.how)
 
 
 def norm_problem(op: NormOp, x: Tensor, y: Tensor | None, q: Tensor | None) -> NormProblem:

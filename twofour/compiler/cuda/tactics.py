@@ -12,6 +12,7 @@ from twofour.kernels.cuda import (
     conv,
     conv_depthwise,
     conv_sparse,
+    nms,
     norm,
     pool,
     product_descriptors,
@@ -51,6 +52,7 @@ OFFERS: Mapping[type, tuple[Offer, ...]] = {
     AttentionProblem: (attention.recipes,),
     RowsProblem: (_alone(quantize_rows.recipes),),
     resize.ResizeProblem: (resize.recipes,),
+    nms.NmsProblem: (_alone(nms.recipes),),
 }
 """Those that need no GPU to say what they have; libraries are asked on the GPU (libraries.py)."""
 

@@ -182,6 +182,7 @@ def _suppress(
         key = tl.where(wanted, key, _NONE)
         tl.store(keys + place, key, mask=wanted)
         highest = tl.maximum(highest, key)
+    tl.debug_barrier()  # threads read keys that others of the block wrote
     best = tl.max(highest, axis=0)
     count = 0
     while (count < MOST) & (best != _NONE):
@@ -208,6 +209,7 @@ def _suppress(
             key = tl.where(gone, _NONE, key)
             tl.store(keys + place, key, mask=there)
             highest = tl.maximum(highest, key)
+        tl.debug_barrier()
         best = tl.max(highest, axis=0)
         count += 1
     tl.store(counts + group, count)

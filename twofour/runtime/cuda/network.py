@@ -211,11 +211,19 @@ class CudaNetwork:
 
 @dataclass(eq=False)
 class _Copied:
-    """A plain tensor beside the GPU: in memory that it copies from or to."""
+    """A plain tensor beside the GPU: in memory that it copies from or to.
+
+    Attributes:
+        name: of the tensor.
+        at: its address on the GPU.
+        array: the memory; of one whose rows are counted, for as many as there may be.
+        count: the tensor that says how many rows there are, or "".
+    """
 
     name: str
     at: int
     array: Array
+    count: str = ""
 
 
 class CudaStep:
@@ -242,10 +250,11 @@ class CudaStep:
                 memory = device.pinned(transfer.place.size_bytes)
                 held.pinned.append(memory)
                 info = infos[transfer.name]
-                plain = memory[: transfer.place.size_bytes].view(info.dtype).reshape(info.shape)
+                shape = info.most if info.count else info.shape
+                plain = memory[: transfer.place.size_bytes].view(info.dtype).reshape(shape)
                 plain[...] = 0
                 at = network.arena + transfer.place.offset
-                found.append(_Copied(transfer.name, at, plain))
+                found.append(_Copied(transfer.name, at, plain, info.count))
             return found
 
         self._inputs, self._outputs = beside(program.inputs), beside(program.outputs)
@@ -270,9 +279,13 @@ class CudaStep:
             copy(each.array, tensors[each.name])
 
     def fetch(self, tensors: dict[str, Array]) -> None:
-        """New arrays of what the GPU copied back."""
+        """New arrays of what the GPU copied back, of counted ones as many rows as there are."""
+        there = {each.name: each.array for each in self._outputs}
         for each in self._outputs:
-            tensors[each.name] = copied(each.array)
+            array = each.array
+            if each.count:
+                array = array[: min(max(int(there[each.count][0]), 0), len(array))]
+            tensors[each.name] = copied(array)
 
     def groups(self, tensors: dict[str, Array]) -> Iterator[int]:
         """As `run`, but layer after layer, each in a range of its name.
