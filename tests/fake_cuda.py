@@ -225,6 +225,11 @@ class FakeDriver(ModuleType):
             assert to in self.pinned, "a graph that copies to memory that may move"
         return self._put(stream, lambda: ctypes.memmove(to, source, size))
 
+    def cuMemcpyDtoDAsync(self, to: int, source: int, size: int, stream: int) -> tuple[int]:
+        self.require(to, size)
+        self.require(source, size)
+        return self._put(stream, lambda: ctypes.memmove(to, source, size))
+
     def cuMemsetD8Async(self, at: int, value: int, size: int, stream: int) -> tuple[int]:
         self.require(at, size)
         return self._put(stream, lambda: ctypes.memset(at, value, size))

@@ -89,7 +89,7 @@ class TorchSide:
     ) -> list[Entry]:
         """Called as it is, and on a GPU as a captured graph."""
         memory = self._memory(call, model, inputs)
-        plain = Entry(kind, setting, call, self._wait, lambda: self._exact(call), memory)
+        plain = Entry(kind, setting, call, self._wait, lambda: self._read(kind, call), memory)
         if not self.gpu:
             return [plain]
         try:
@@ -106,8 +106,10 @@ class TorchSide:
         named = f"{setting}, captured"
         return [plain, Entry(kind + GRAPH, named, graph.replay, self._wait, outputs, memory)]
 
-    def _exact(self, call: Callable[[], Any]) -> list[Array]:
-        """Outputs, float32 without the shortcut of TF32."""
+    def _read(self, kind: str, call: Callable[[], Any]) -> list[Array]:
+        """Outputs; those that others are compared with without the shortcut of TF32."""
+        if kind != EAGER_F32:
+            return _arrays(call())
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
             return _arrays(call())
 

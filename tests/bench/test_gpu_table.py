@@ -8,9 +8,14 @@ import pytest
 from benchmarks import cuda_accuracy, cuda_networks
 from benchmarks.cuda import page
 from benchmarks.cuda.cases import WORKS, pruned_model
+from benchmarks.cuda.started import started
 from benchmarks.cuda.turns import Lost, Process
 from tests.bench.fake_side import Fake
+from tests.cuda_engines import COUNT, KEPT, MIDDLE, W, X, Y, cuda_engine, launch, mixed_engine
+from tests.fake_cuda import H200, plant_driver
+from twofour.core.cuda_program import CudaProgram, Transfer
 from twofour.core.patterns import is_pattern
+from twofour.runtime.session import Session
 
 NAMES = {
     "int8 2:4": 80.0,
@@ -18,6 +23,42 @@ NAMES = {
     "torch eager f32": 500.0,
     "torch compile fp16": 120.0,
 }
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_session_is_timed_without_the_copies_of_the_host(monkeypatch, in_place):
+    fake = plant_driver(monkeypatch, (H200,))
+    after = X if in_place else MIDDLE
+    turns = [launch("double", 0, X, after), launch("add", 1, after, KEPT, Y)]
+    program = CudaProgram.of(turns, (Transfer("x", X),), (Transfer("y", Y),))
+    x = np.linspace(-1, 1, COUNT, dtype=np.float32)
+    with Session(cuda_engine(program)) as session:
+        session.run({"x": x})
+        run = started(session, {"x": x})
+        at = session._gpu.arena + Y.offset
+        for _ in range(3):
+            session._gpu.device.fill(at, 0, Y.size_bytes, session._gpu.stream)
+            run.wait()
+            fake.calls.clear()
+            run.launch()
+            run.wait()
+            got = np.empty_like(x)
+            session._gpu.device.from_gpu(got, at, session._gpu.stream)
+            run.wait()
+            assert (got == 2 * x + W).all(), "the input was not what it was"
+        moved = x.nbytes if in_place else 0
+        assert run.memory_bytes == session.engine.weights.nbytes + 768 + moved
+        assert run.note == ("1 inputs copied within the GPU in each run" if in_place else "")
+
+
+def test_a_session_that_is_partly_on_the_host_says_so(monkeypatch):
+    plant_driver(monkeypatch, (H200,))
+    x = np.linspace(-1, 1, COUNT, dtype=np.float32)
+    with Session(mixed_engine()) as session:
+        session.run({"x": x})
+        run = started(session, {"x": x})
+        run.launch()
+        assert run.note == "3 steps, not all of them on the GPU: timed with all copies"
 
 
 @pytest.fixture
