@@ -189,7 +189,7 @@ def test_an_engine_says_how_it_was_made(model, timing_cache) -> None:
     plan = build(model, timing_cache=timing_cache).plan
     assert plan.target == host_target()
     assert (plan.threads, plan.code) == (1, (CODE,))
-    assert plan.graph == {"operators": 5, "fused": 4, "steps": 1}
+    assert plan.graph == {"operators": 5, "fused": 4, "steps": 1, "calls": 4, "waves": 4}
     assert sorted(i for s in plan.steps for i in s.layers) == list(range(len(plan.layers)))
     for layer in plan.layers:
         assert layer.time_us is not None

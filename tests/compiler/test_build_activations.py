@@ -76,6 +76,43 @@ def test_a_quantized_network_has_no_float_between_layers(mobile, timing_cache) -
     assert np.abs(got - want).max() <= 0.03 * np.abs(want).max()
 
 
+class Bottleneck(nn.Module):
+    """x + activation(conv(x)), as detectors have it, between two convolutions."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), activation())
+        self.block = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), activation())
+        self.end = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.end(x + self.block(x)).flatten(1)
+
+
+@pytest.mark.parametrize("activation", ["int8", "uint8"])
+@pytest.mark.parametrize("name", ["silu", "hard_swish"])
+def test_a_residual_behind_an_activation_is_part_of_the_convolution(name, activation) -> None:
+    """By a table and by real numbers, in float32 and in INT8, zero points that are not 0 too."""
+    layer, op = SEVERAL[name]
+    torch.manual_seed(2)
+    model, inputs = export(Bottleneck(layer).eval(), False), images(1, seed=7)[0]
+    engine = build(model, tuning_effort=1, race=False)
+    assert f"Conv{op}Add" in steps(engine)[0][1]
+    got, want = run_twice(engine, inputs)["y"], reference(model, inputs)["y"]
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+    small = quantize(model, images(), QuantizeOptions(method="minmax", activation=activation))
+    engine = build(small, tuning_effort=1, race=False)
+    kinds = steps(engine)[0][1]
+    assert kinds[:4] == ["QuantizeLinear", f"QConv{op}", f"QConv{op}Add", "QConvF"]
+    got = run_twice(engine, inputs)["y"]
+    want = reference(fused(small), inputs)["y"]
+    # A value may be one step off; the last layer adds up 16 of them.
+    assert np.abs(got - want).max() <= 0.02 * np.abs(want).max()
+    assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.999
+
+
 def test_a_float_network(mobile, timing_cache) -> None:
     """The activations' own errors, below 2e-6, times what a layer makes of them."""
     name, model, _ = mobile

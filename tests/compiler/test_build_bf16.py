@@ -9,7 +9,15 @@ import onnx_ir as ir
 import pytest
 
 from tests.compiler.engines import random_inputs, reference, run_twice
-from tests.compiler.test_passes_bf16 import ATTENTION, HEADS, NORM, weights
+from tests.compiler.test_passes_bf16 import (
+    ATTENTION,
+    HEADS,
+    JOINED,
+    JOINING,
+    NORM,
+    SCALES,
+    weights,
+)
 from tests.graphs import graph
 from tests.kernels.bf16 import needs_bf16
 from tests.networks import ResNet18, export, images, with_statistics
@@ -72,6 +80,26 @@ def test_a_residual_network(pattern) -> None:
         assert {(layer.pattern, layer.tactic) for layer in pruned} == {("4:8", "4:8")}
         refused = {c.tactic for layer in pruned for c in layer.candidates if c.reason}
         assert refused == {"dense", "2:4 H", "2:4 pair"}
+
+
+@needs_bf16
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_pyramid_moves_no_float(threads) -> None:
+    """Split, joined, pooled, repeated: all in bfloat16, and all but the repeating in place."""
+    pool = "MaxPool <kernel_shape = [5, 5], pads = [2, 2, 2, 2]>"
+    body = f"{JOINED} l = {pool} (k)\n n = {pool} (l)\n o = Concat <axis = 1> (k, l, n)"
+    model = graph(
+        f"(float[1,4,8,8] x, float[1,4,16,24] t) => (float[1,4,16,24] y)"
+        f" {{ r = Conv (t, z)\n {body}\n y = Conv (o, m) }}",
+        **weights(**JOINING, m=(4, 24, 1, 1)),
+        **SCALES,
+    )
+    engine = build(model, bf16=True, threads=threads)
+    check(model, engine, random_inputs(model), 8)
+    found = sorted(layer.op for layer in engine.plan.layers if layer.op != "Cast")
+    assert found == [
+        *("BConv", "BConv", "BConv", "BConvF", "BConvSiluAdd", "BMaxPoolChain", "Copy", "Resize"),
+    ]
 
 
 BLOCK = f"""n = {NORM} (x, g, h)

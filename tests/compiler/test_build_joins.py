@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], list[str]]] = {
     "pyramid": (
         f"p = {POOL} (e) q = {POOL} (p) o = {POOL} (q) c = Concat <axis = 1> (e, p, q, o)",
         {"u": (8, 32, 3, 3)},
-        ["Conv", "MaxPool", "MaxPool", "MaxPool", "Conv"],
+        ["Conv", "MaxPoolChain", "Conv"],
     ),
     "nested": (
         "a = Conv (e, w1) b = Conv (e, w2) d = Concat <axis = 1> (b, a)"

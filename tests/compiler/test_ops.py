@@ -119,9 +119,9 @@ def expected(variant, arrays):
     else:
         padded = ((0, 0), (1, 2), (0, 0), (0, 0))
         return np.pad(arrays["x"][:, :, ::2, ::3], padded, constant_values=-7)
-    if variant.add:
-        value = value + real(arrays, "res")
-    return activated(variant.activation or variant.base, value)
+    res = real(arrays, "res") if variant.add else 0
+    before, behind = (0, res) if variant.add_last else (res, 0)
+    return activated(variant.activation or variant.base, value + before) + behind
 
 
 def activated(name, x):
@@ -197,7 +197,7 @@ def test_types_are_read_back():
     types = [str(variant) for variant in ops.variants()]
     bases = [variant.base for variant in ops.variants()]
     count = {base: bases.count(base) for base in ("QConv", "Gemm", "QAdd")}
-    assert count == {"QConv": 3 * 10 * 2, "Gemm": 2 * 10, "QAdd": 10}
+    assert count == {"QConv": (3 * 10 + 2 * 7) * 2, "Gemm": 2 * 10, "QAdd": 10}
     assert len(types) == len(set(types))
     assert [ops.parse_type(text) for text in types] == ops.variants()
 
@@ -212,7 +212,11 @@ def test_float_residual_and_float_output_are_told_apart():
 
 
 @pytest.mark.parametrize(
-    "text", ["QConvReluAdd", "QMaxPoolRelu", "ConvF", "ConvAddFloat", "Relu", ""]
+    "text",
+    [
+        *("QConvReluAdd", "ConvAddSiluAdd", "GemmSiluAdd", "ConvSiluAddFloat"),
+        *("QMaxPoolRelu", "ConvF", "ConvAddFloat", "Relu", ""),
+    ],
 )
 def test_other_types_are_refused(text):
     with pytest.raises(ValueError, match=r"has no (operator|variant)"):
@@ -242,6 +246,13 @@ def test_names_that_hold_another_name():
     assert ops.parse_type("GeluTanh") == ops.Variant("GeluTanh")
     assert ops.parse_type("GemmGeluTanh") == ops.Variant("Gemm", activation="GeluTanh")
     assert ops.parse_type("QConvHardSigmoidF") == ops.Variant("QConv", "", "HardSigmoid", True)
+
+
+def test_a_residual_behind_an_activation_is_told_from_one_before_it():
+    last, first = ops.parse_type("QConvSiluAddF"), ops.parse_type("QConvAddSiluF")
+    assert (last.add, last.add_last, last.float_out) == ("Add", True, True)
+    assert (first.add, first.add_last, first.inputs) == ("Add", False, last.inputs)
+    assert ops.parse_type("QConvSiluAddFloat").add == "AddFloat"
 
 
 def test_a_node_with_missing_inputs_is_refused():

@@ -1,5 +1,7 @@
 """The operators in bfloat16: their functions are those in float32 between Casts."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,7 +14,7 @@ from twofour.core.bfloat16 import ROUNDING, round_bf16
 
 RANDOM = np.random.default_rng(5)
 BFLOAT16, FLOAT = ir.DataType.BFLOAT16, ir.DataType.FLOAT
-MORE = {"heads": 2, "scale": 0.35, "epsilon": 1e-5}
+MORE = {"factors": (2, 3), "heads": 2, "scale": 0.35, "epsilon": 1e-5}
 # The same operator in float32, by base.
 FLOATS = {
     "BConv": "Conv",
@@ -22,8 +24,9 @@ FLOATS = {
     "BAttention": "Attention",
     "BSlicePad": "SlicePad",
 }
-RANKS = {"Conv": 4, "SlicePad": 4, "MaxPool": 4, "GlobalAveragePool": 2}  # others: 3
-VARIANTS = [v for v in ops.variants() if v.base in (*FLOATS, "BMaxPool", "BGlobalAveragePool")]
+RANKS = {"Conv": 4, "Repeat": 4, "SlicePad": 4, "MaxPool": 4, "GlobalAveragePool": 2}  # others: 3
+MOVING = ("BMaxPool", "BGlobalAveragePool", "BRepeat")
+VARIANTS = [v for v in ops.variants() if v.base in (*FLOATS, *MOVING)]
 
 
 def arrays_of(variant):
@@ -87,8 +90,10 @@ def test_the_function_rounds_the_result_of_the_one_in_float32(variant, opset):
 def reference(variant, arrays, opset):
     """The operator in float32, on the same values."""
     if variant.base in FLOATS:
-        same = ops.Variant(FLOATS[variant.base], variant.add, variant.activation, mask=variant.mask)
+        same = replace(variant, base=FLOATS[variant.base], float_out=False)
         return outputs(same, arrays, (), opset)[0]
+    if variant.base == "BRepeat":
+        return arrays["x"].repeat(2, 2).repeat(3, 3)
     if variant.base == "BGlobalAveragePool":
         text = f"g (float[1,4,7,9] x) => (float[1,4] y) {{ {mean_text(opset)} }}"
     else:

@@ -9,6 +9,7 @@ import pytest
 from tests.graphs import apply, graph, op_types, refusal, run
 from twofour.compiler import ops
 from twofour.compiler.passes import (
+    canonical_activation,
     canonical_conv,
     canonical_gemm,
     cast_bf16,
@@ -166,6 +167,80 @@ def test_a_depthwise_conv_at_an_end_has_one_end_in_float32(end) -> None:
     wanted = ["Cast", "BConv", "BConvF", "Sin"] if "Sin" in end else ["BConvRelu", "BConvF"]
     assert op_types(made) == wanted
     close(model, made, 10)
+
+
+JOINED = f"""a = {CONV} (x, v)
+ p, q = Split <axis = 1, num_outputs = 2> (a)
+ b = {CONV} (q, w)
+ s = Sigmoid (b)
+ c = Mul (b, s)
+ d = Add (q, c)
+ j = Concat <axis = 1> (p, q, d)
+ e = Conv (j, u)
+ f = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric",
+  nearest_mode = "floor"> (e, , scales)
+ k = Concat <axis = 1> (f, r)"""
+JOINING = {"v": (4, 4, 3, 3), "w": (2, 2, 3, 3), "u": (3, 6, 1, 1), "z": (5, 4, 1, 1)}
+SCALES = {"scales": np.array([1, 1, 2, 3], np.float32)}
+
+
+def joining(second: str, end: str, more: int) -> ir.Model:
+    """Halves that meet again, a residual behind a SiLU, and rows repeated beside another map."""
+    shapes = {**JOINING, "m": (4, 3 + more, 1, 1)}
+    return graph(
+        f"(float[1,4,8,8] x, float[1,4,16,24] t) => (float[N,C,H,W] y)"
+        f" {{ {second}\n {JOINED}\n {end} }}",
+        **weights(**shapes),
+        **SCALES,
+    )
+
+
+FIRST_SILU = (canonical_conv, canonical_activation, fuse_epilogue, *BF16)
+
+
+def test_what_is_joined_split_and_repeated_is_held() -> None:
+    model = joining("r = Conv (t, z)", "y = Conv (k, m)", 5)
+    made = after(model, FIRST_SILU)
+    kinds = op_types(made)
+    assert [kind for kind in kinds if kind != "Cast"] == [
+        *("BConv", "BConv", "Split", "BConvSiluAdd", "Concat", "BConv", "BRepeat", "Concat"),
+        "BConvF",
+    ]
+    assert kinds.count("Cast") == 2  # of the two images
+    close(model, made, 30)
+
+
+@pytest.mark.parametrize(
+    ("second", "end", "more"),
+    [
+        ("r = Identity (t)", "y = Conv (k, m)", 4),  # an image is joined
+        ("r = Conv (t, z)", "n = Neg (k)\n y = Conv (n, m)", 5),  # the result is read in float32
+    ],
+)
+def test_what_is_joined_with_float32_stays_it(second, end, more) -> None:
+    """The first join is held all the same; what is repeated for the other one is not."""
+    made = after(joining(second, end, more), FIRST_SILU)
+    kinds = op_types(made)
+    assert "Resize" in kinds
+    assert "BRepeat" not in kinds
+    joins = [node for node in made.graph if node.op_type == "Concat"]
+    assert [node.outputs[0].dtype for node in joins] == [ir.DataType.BFLOAT16, ir.DataType.FLOAT]
+
+
+@pytest.mark.parametrize(
+    "form", ['mode = "linear"', 'coordinate_transformation_mode = "align_corners"']
+)
+def test_other_resizing_is_of_float32(form) -> None:
+    nodes = f"a = Conv (x, v)\n b = Resize <{form}> (a, , scales)\n y = Conv (b, w)"
+    arrays = weights(v=(4, 4, 1, 1), w=(4, 4, 1, 1)) | SCALES
+    made = after(graph(f"{IMAGE} {{ {nodes} }}", **arrays))
+    assert op_types(made) == ["Cast", "BConvF", "Resize", "Cast", "BConvF"]
+
+
+def test_the_expectation_of_a_softmax_stays_float32() -> None:
+    nodes = "s = Softmax <axis = 1> (x)\n y = Conv (s, w)"
+    model = graph(f"{IMAGE} {{ {nodes} }}", **weights(w=(1, 4, 1, 1)))
+    assert "expectation" in refusal(cast_bf16, after(model, FIRST))
 
 
 def test_slices_and_pads_of_bfloat16() -> None:

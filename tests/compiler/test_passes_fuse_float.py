@@ -167,6 +167,7 @@ def convs(nodes, outputs="float[1,4,4,4] y", inputs=""):
         ("relu", "y = Relu (c)"),
         ("add", "y = Add (c, r)"),
         ("add_relu", "a = Add (r, c)\n y = Relu (a)"),
+        ("swish_add", "a = HardSwish (c)\n y = Add (r, a)"),
     ],
 )
 def test_the_epilogue_of_a_conv(golden, name, nodes):
@@ -183,6 +184,13 @@ def test_the_later_of_two_convs_takes_the_other_as_residual(golden):
         ("e", "Neg"),
         ("d", "ConvAddRelu"),
     ]
+
+
+def test_a_conv_without_an_activation_takes_the_other_as_residual():
+    """Its sum may still go through an activation, also where the other one is computed later."""
+    model = convs(f"e = Neg (x)\n d = {CONV} (e, w, b)\n s = HardSwish (d)\n y = Add (c, s)")
+    after, _ = apply(fuse_epilogue, model)
+    assert sorted(op_types(after)) == ["ConvAdd", "ConvHardSwish", "Neg"]
 
 
 def test_a_gemm_has_an_epilogue_too():
@@ -244,6 +252,16 @@ def test_epilogues_that_stay(nodes, outputs, inputs, reasons):
             "not fused into 'c': it has an activation or a residual already",
         ),
         ("a = Relu (c)\n y = Relu (a)", "ConvRelu", "'c' has a Relu already"),
+        (
+            "a = HardSwish (c)\n e = Add (a, r)\n y = Add (e, r)",
+            "ConvHardSwishAdd",
+            "not fused into 'c': it has an activation or a residual already",
+        ),
+        (
+            "a = HardSwish (c)\n e = Add (a, r)\n y = Relu (e)",
+            "ConvHardSwish",
+            "not fused into 'c': it has an activation, and 'y' is one of the sum",
+        ),
     ],
 )
 def test_an_epilogue_ends(nodes, op_type, reason):

@@ -65,6 +65,9 @@ EPILOGUES = [
     ("QConvF", "y = Identity (c)", "float"),
     ("QConvAddReluF", "e = Add (c, r)\n a = Relu (e)\n y = Identity (a)", "float"),
     ("QConvAddFloatF", "e = Add (c, f)\n y = Identity (e)", "float"),
+    ("QConvHardSwishAdd", "e = HardSwish (c)\n a = Add (e, r)\n" + QUANTIZED, "int8"),
+    ("QConvHardSwishAddFloat", "e = HardSwish (c)\n a = Add (e, f)\n" + QUANTIZED, "int8"),
+    ("QConvHardSwishAddF", "e = HardSwish (c)\n a = Add (e, r)\n y = Identity (a)", "float"),
 ]
 
 

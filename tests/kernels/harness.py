@@ -115,6 +115,7 @@ class Case:
             activation_of(self.epilogue),
             self.bounded,
             self.epilogue.gate is not None,
+            add_last=self.epilogue.add_last,
         ).flattened()
 
 
@@ -234,10 +235,25 @@ def make(
     return replace(case, residual=_stored(rng, add, (batch, *case.out_size, n)))
 
 
-def gated(case: Case, y_scale: float) -> Case:
-    """The same case with its activation done by the table for a scale of the result."""
+def adding_last(case: Case, r_scale: float = 0.37, y_zero: int = 0) -> Case:
+    """The same case with its residual behind the activation, and zero points there too."""
+    last = replace(
+        case.epilogue,
+        add_last=True,
+        residual_scale=float(np.float32(r_scale)),
+        zero_point=None if case.epilogue.zero_point is None else y_zero,
+        residual_zero=128 if case.residual.dtype == np.uint8 else 0,
+    )
+    return replace(case, epilogue=last)
+
+
+def gated(case: Case, y_scale: float, last: tuple[float, int] | None = None) -> Case:
+    """The same case with its activation done by the table for a scale of the result.
+
+    `last`: scale (in steps of y) and zero point of a residual that is added behind it.
+    """
     e = case.epilogue
-    gate = Gate.of(e.activation.name, y_scale)
+    gate = Gate.of(e.activation.name, y_scale, *(last or ()))
     assert gate is not None
     step = np.float32(gate.step)
     scaled = replace(
@@ -247,6 +263,7 @@ def gated(case: Case, y_scale: float) -> Case:
         residual_scale=float(np.float32(e.residual_scale) / step),
         y_factor=1.0,
         gate=gate,
+        add_last=last is not None,
     )
     return replace(case, epilogue=scaled)
 

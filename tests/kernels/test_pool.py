@@ -12,6 +12,7 @@ from tests.kernels.strided import Strided, compiled, in_parts
 from twofour.core.numerics import Window, patches
 from twofour.core.pooling import average_pool, tap_factors
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_average, pack_mean
+from twofour.kernels.cpu.pool_chain import can_chain, emit_pool_chain
 from twofour.kernels.cpu.problem import Strides
 from twofour.runtime.cpu import address
 
@@ -197,3 +198,40 @@ def test_work_is_counted_in_rows_and_images() -> None:
     assert (pool.pieces, pool.blocks) == (3 * 4, 2)
     assert replace(pool, op="mean").pieces == 3
     assert replace(pool, op="average").pieces == 3 * 4
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("kind", DTYPES)
+def test_maxima_of_maxima(target, kind) -> None:
+    """Three in a row; all shapes and blocks of channels, results side by side in one tensor."""
+    random = np.random.default_rng(1)
+    made = []
+    for size, kernel, channels in (
+        ((6, 7), (5, 5), 16),
+        ((1, 9), (3, 5), 17),
+        ((9, 1), (5, 1), 1),
+        ((2, 2), (7, 7), 128),
+        ((5, 4), (1, 3), 256),
+    ):
+        half = kernel[0] // 2, kernel[1] // 2
+        window = Window(kernel, pads=(*half, *half))
+        x = Strided((2, *size, channels), DTYPES[kind], halo=HALO)
+        made.append((window, x, Strided((2, *size, 3 * channels), DTYPES[kind], halo=HALO)))
+    problems = []
+    for window, x, wide in made:
+        assert can_chain(window)
+        by = strides(wide)
+        problems.append(replace(problem_of("max", x, wide, kind, kind, window), further=(by, by)))
+    texts = {f"chain{i}_": emit_pool_chain(f"chain{i}_", p) for i, p in enumerate(problems)}
+    kernels = compiled(texts, target, vectorize=False)
+    for kernel, problem, (window, x, wide) in zip(kernels, problems, made, strict=True):
+        low = random.integers(0, 20, x.values.shape)
+        x.values[...] = low if kind == "u8" else random.normal(-5, 1, x.values.shape)
+        step = problem.channels * x.values.itemsize
+        table = np.array([x.address, *(wide.address + i * step for i in range(3))], np.int64)
+        want = [x.values]
+        for _ in range(3):
+            want.append(naive_max(want[-1], window))
+        for parts in (1, 3):
+            in_parts(kernel, (address(table), 0, 0, 0), problem.pieces, problem.blocks, parts)
+            assert (wide.take() == np.concatenate(want[1:], 3)).all(), problem

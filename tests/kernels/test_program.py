@@ -94,11 +94,30 @@ def expected(x: np.ndarray) -> np.ndarray:
     return x
 
 
+BUFFERS = 3
+
+
+def calls_in_waves() -> list[Call]:
+    """As `calls` in BUFFERS pairs of buffers: those of a step do not depend on each other."""
+    found = []
+    for step in range(STEPS):
+        for lane in range(BUFFERS):
+            by, here = "tp"[(step + lane) % 2], 2 * SECOND * lane
+            places = [Operand(ARENA, here + SECOND * (i % 2)) for i in (step, step + 1)]
+            places[0] = Operand(BINDINGS) if step == 0 else places[0]
+            places[1] = Operand(BINDINGS + 1, 4 * CELLS * lane) if step == STEPS - 1 else places[1]
+            sizes = (CELLS, 1) if by == "t" else (1, CELLS)
+            x, y = places
+            meets = lane == BUFFERS - 1
+            found.append(Call(f"by_{by}", x, Operand(WEIGHTS), y, y, *sizes, meets=meets))
+    return found
+
+
 class Program:
     """One set of threads with memory of its own."""
 
     def __init__(self, code: Code, threads: int, symbol: str = "program"):
-        self.arena, self.weights = allocate(1 << 14), allocate(64)
+        self.arena, self.weights = allocate(1 << 15), allocate(64)
         self.workers = Workers(code, threads)
         self.symbol = code.address(symbol)
 
@@ -124,6 +143,7 @@ def compile_programs(target) -> Code:
         module_text([neighbour("by_t", "t"), neighbour("by_p", "p"), waits("waits")]),
         program_text("program", calls(), 2),
         program_text("waiting", once, 1),
+        program_text("waves", calls_in_waves(), 2),
     ]
     return Code([compile_object([Source(t) for t in texts], target)])
 
@@ -141,6 +161,27 @@ def test_any_number_of_threads_computes_the_same(target, threads) -> None:
     for seed in range(20):
         program.check(seed)
     program.workers.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_threads_meet_behind_waves(code, threads) -> None:
+    """Whole runs, runs of some calls that end within a wave, and timed ones are all the same."""
+    program = Program(code, threads, "waves")
+    count, stamps = STEPS * BUFFERS, program.workers.stamps(STEPS * BUFFERS)
+    for seed in range(200):
+        x = np.random.default_rng(seed).integers(-1000, 1000, CELLS).astype(np.int32)
+        y = np.full((BUFFERS, CELLS), -1, np.int32)
+        args = program.args(x, y)
+        if seed % 3 == 0:
+            program.workers.run(program.symbol, address(args))
+        elif seed % 3 == 1:
+            for begin, end in ((0, 4), (4, 5), (5, count)):
+                program.workers.run_calls(program.symbol, address(args), range(begin, end), None)
+        else:
+            program.workers.run_calls(program.symbol, address(args), range(count), stamps)
+            met = stamps[:, 0, 2]
+            assert (stamps[:, :, 1] <= met[:, None]).all(), "met before all had ended"
+        assert (y == expected(x)).all()
 
 
 @pytest.mark.parametrize(("threads", "runs"), [(1, 5000), (2, 3000), (3, 100)])

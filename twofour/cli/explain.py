@@ -182,6 +182,9 @@ def _heading(plan: Plan) -> str:
         built = f"{model}, built for {plan.target}{on}, by twofour {plan.version}"
     if plan.target.cpu:
         built += f"\nnothing was timed: est. is the cost model's, from facts of {plan.target.cpu}"
+    if waves := plan.graph.get("waves"):
+        operators, calls = plan.graph["operators"], plan.graph["calls"]
+        built += f"\n{operators} operators became {calls} kernels in {waves} waves"
     return "\n".join((built, *(f"note: {note}" for note in plan.notes)))
 
 

@@ -74,6 +74,8 @@ class Compiled:
             "operators": self.operators,
             "fused": len(self.fused.model.graph),
             "steps": sections,
+            "calls": sum(len(section.ops) for section in self.lowered.sections),
+            "waves": sum(section.waves for section in self.lowered.sections),
         }
 
     @cached_property
@@ -219,13 +221,15 @@ class Assembler:
         infos = tuple(network.lowered.plain[name] for name in names)
         values = tuple(symbol.usual for symbol in network.symbols)
         calls = []
-        for placed in section.ops:
+        later = [*section.ops[1:], None]
+        for placed, following in zip(section.ops, later, strict=True):
             self._tell(placed.op.name)
             first = len(self.emitter.layers)
             added = self.emitter.emit(placed, bindings)
             last = len(self.emitter.layers) - 1
             self.emitter.layers[-1] = network.recorded(self.emitter.layers[-1], placed, last)
-            calls += added
+            last_of_wave = following is None or following.wave != placed.wave
+            calls += [*added[:-1], replace(added[-1], meets=last_of_wave)]
             self.placements += [
                 Placement(index, call, infos, values) for index, call in enumerate(added, first)
             ]

@@ -22,6 +22,8 @@ DYNAMIC = ("RowGemm", "TensorGemm")
 """Those that quantize x themselves, at run time (core/dynamic.py)."""
 PLAIN = ("Conv", "Gemm", *DYNAMIC)
 """Products that read and write float32."""
+ADDING_LAST = ("Conv", "QConv", "BConv")
+"""Products that may add a residual behind their activation."""
 CLIP_ATTRIBUTES = ("low", "high")
 
 
@@ -183,6 +185,7 @@ BASES = {
         f"{_floats('x')} {meanings.SLICE_PAD.replace('(x,', '(x_f,')}",
         rounded=True,
     ),
+    "BRepeat": Base(("x",), ("factors",), f"{_floats('x')} {meanings.REPEAT}", rounded=True),
     "BGlobalAveragePool": Base(("x",), ("keepdims",), f"{_floats('x')} MEAN", ("F",), rounded=True),
     "BLayerNorm": Base(
         ("x", "gamma", "beta"), ("epsilon",), f"acc = {meanings.NORM}", rounded=True

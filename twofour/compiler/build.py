@@ -25,6 +25,7 @@ from twofour.compiler.cost import with_estimates
 from twofour.compiler.emit import Emitter
 from twofour.compiler.importer import import_graph, standardized
 from twofour.compiler.join_moves import join_moves
+from twofour.compiler.join_pools import join_pools
 from twofour.compiler.join_walks import join_walks
 from twofour.compiler.lower import lower
 from twofour.compiler.native_plugin import inlined_notes
@@ -324,7 +325,7 @@ def _network(
     if not request.symbols:
         static = fused(imported(request.shapes_at(())))
         order = join_moves(schedule(static.model.graph), static.model.graph)
-        order = join_walks(order, static.model.graph)
+        order = join_pools(join_walks(order, static.model.graph))
         lowered = lower(static.model.graph, order)
         return Compiled(static, order, lowered, operators[0], names[-1])
     found = OpenGraph.of(request, imported, fused)

@@ -51,6 +51,7 @@ def conv_problem(op: ConvOp, placed: Placed, w: Array, groups: int) -> ConvProbl
         _bounded(op),
         op.epilogue.gate is not None,
         dynamic=op.dynamic,
+        add_last=op.epilogue.add_last,
     )
     column = problem.flattened()
     if x.open_batch is None:
@@ -65,5 +66,6 @@ def _bounded(op: ConvOp) -> bool:
         return False
     most = 255.0 * np.abs(op.w.reshape(op.w.shape[0], -1).astype(np.float64)).sum(1)
     e = op.epilogue
-    largest = most * np.abs(e.scale) + np.abs(e.bias) + 255.0 * abs(e.residual_scale)
-    return bool((largest * max(1.0, e.y_factor) < _INT32).all())
+    added = 255.0 * abs(e.residual_scale) + abs(e.offset)
+    largest = (most * np.abs(e.scale) + np.abs(e.bias)) * max(1.0, e.y_factor)
+    return bool((largest + added * (1.0 if e.add_last else max(1.0, e.y_factor)) < _INT32).all())

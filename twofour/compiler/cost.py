@@ -104,7 +104,7 @@ class CostModel:
         group = max(group, cpu.dot_latency * fmt.steps_per_group)
         kind = Results(
             problem.dtype, problem.out, problem.add, problem.activation, problem.bounded,
-            problem.gate,
+            problem.gate, problem.add_last,
         )  # fmt: skip
         results = cycles(_results(kind, target), cpu) / SPOTS
         whole = steps / fmt.steps_per_group * group

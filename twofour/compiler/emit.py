@@ -53,6 +53,7 @@ from twofour.kernels.cpu.llvm import Source, renamed
 from twofour.kernels.cpu.norm import emit_norm, pack_norm
 from twofour.kernels.cpu.pointwise import MapConstants, MapProblem, View, emit_map
 from twofour.kernels.cpu.pool import PoolProblem, emit_pool, pack_average, pack_mean
+from twofour.kernels.cpu.pool_chain import emit_pool_chain
 from twofour.kernels.cpu.problem import Strides, merge_groups
 from twofour.kernels.cpu.program import Call, Operand
 from twofour.kernels.cpu.quantize_rows import emit_rows
@@ -144,12 +145,14 @@ class Emitter:
             calls, layers = emit_plugin(op, placed, self.tuner, room)
             self.layers += layers
             return calls
+        if isinstance(op, NdOp):
+            return [self._nd(op, placed, bindings)]
+        if isinstance(op, PoolOp) and op.also:
+            return [self._pool_chain(op, placed)]
         return [self._call(op, placed, bindings)]
 
     def _call(self, op: NativeOp, placed: Placed, bindings: dict[str, int]) -> Call:
         """An operator of one kernel."""
-        if isinstance(op, NdOp):
-            return self._nd(op, placed, bindings)
         if isinstance(op, ConvOp):
             kernel = self._conv(op, placed)
         elif isinstance(op, PoolOp):
@@ -288,6 +291,18 @@ class Emitter:
         self.layers.append(plain_layer(op, placed, "pool"))
         pieces = problem.pieces // x.batch * x.count
         return _Kernel(symbol, constants, pieces, problem.blocks, x.at())
+
+    def _pool_chain(self, op: PoolOp, placed: Placed) -> Call:
+        """Maxima of maxima: their operands are entries of a table."""
+        x, *results = map(tensor, (placed.x, placed.y, *placed.also))
+        size = (x.batch, x.height, x.width, x.channels)
+        y, *further = (result.strides for result in results)
+        problem = PoolProblem(op.op, *size, x.kind, x.strides, y, op.window, further=tuple(further))
+        symbol = self._kernel(emit_pool_chain("kernel", problem))
+        self.layers.append(plain_layer(op, placed, "pool"))
+        table = tuple(Operand(ARENA, place.at()) for place in (x, *results))
+        w = Operand(WEIGHTS)
+        return Call(symbol, table[0], w, table[1], table[1], x.count, problem.blocks, table)
 
     def _resize(self, op: ResizeOp, placed: Placed) -> _Kernel:
         x, y = tensor(placed.x), tensor(placed.y)

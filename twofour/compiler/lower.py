@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 
 import onnx_ir as ir
 
+from twofour.compiler.halos import padded, set_halos
 from twofour.compiler.layout import ALIGNMENT, Tensor
 from twofour.compiler.memory import Life, plan
 from twofour.compiler.native import (
@@ -33,8 +33,8 @@ from twofour.compiler.native_nd import NdOp, copy_op
 from twofour.compiler.native_nms import NmsOp, counted
 from twofour.compiler.native_plugin import PluginOp, runs_in_python
 from twofour.compiler.parts import Parts, first_channels, is_join
-from twofour.compiler.schedule import Schedule, Stretch
-from twofour.core.errors import UnsupportedError
+from twofour.compiler.schedule import Schedule, Stretch, apart
+from twofour.compiler.waves import Span, Use, waves
 from twofour.core.sizes import Count, most, open_size
 from twofour.engine import Fill, TensorInfo
 from twofour.kernels.cpu.quantize_rows import STEPS_OF
@@ -60,6 +60,7 @@ class Placed:
         r: of the second value it reads, or None.
         more: of the further values it reads.
         also: of the further values it writes.
+        wave: operators of a network with the same number do not wait for each other.
     """
 
     op: NativeOp
@@ -68,6 +69,7 @@ class Placed:
     r: Place | None = None
     more: tuple[Place, ...] = ()
     also: tuple[Place, ...] = ()
+    wave: int = 0
 
     @property
     def reads(self) -> list[Place]:
@@ -107,6 +109,11 @@ class Section:
     nodes: tuple[ir.Node, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def waves(self) -> int:
+        """How often the threads of a native step meet."""
+        return len({placed.wave for placed in self.ops})
 
     @property
     def kind(self) -> str:
@@ -149,10 +156,10 @@ def lower(graph: ir.Graph, order: Schedule, open_dims: Dims | None = None) -> Lo
             has a type that engines do not hold.
     """
     forms = _Forms(graph, order, open_dims or {})
-    stretches = tuple(part for stretch in order.stretches for part in _apart(stretch))
-    placed = [forms.place(stretch) for stretch in stretches]
+    stretches = tuple(part for stretch in order.stretches for part in apart(stretch))
+    placed = _in_waves([forms.place(stretch) for stretch in stretches])
     ops = [p for part in placed for p in part]
-    _set_halos(ops)
+    set_halos([(p.op, p.x) for p in ops])
     arena_bytes, fills = plan(forms.arena(), _lives(ops), ALIGNMENT if open_dims else 0)
     sections = _sections(stretches, placed, graph)
     names = [n for s in sections for n in (*s.inputs, *s.outputs)]
@@ -180,7 +187,7 @@ class _Forms:
         self._read_native = {name for op in rigid for name in op.reads}
         self._read = {name for op in native for name in op.reads}
         self._parts = Parts.of(native, lambda n: shape(self._values[n]), self._is_held)
-        self._padded = _padded(native, self._parts)
+        self._padded = padded(native, self._parts)
         self.tensors: dict[str, Tensor] = {}
 
     def info(self, name: str) -> TensorInfo:
@@ -324,48 +331,49 @@ class _Forms:
         return tensor
 
 
-def _padded(ops: list[NativeOp], parts: Parts) -> set[str]:
-    """The tensors that get a halo, by the value that their bytes are allocated for."""
-    return {parts.root(op.x) for op in ops if isinstance(op, ConvOp) and any(op.window.pads)}
-
-
 def _flexible(op: NativeOp) -> bool:
     """Whether an operator reads and writes plain arrays as well as tensors."""
     return isinstance(op, (NdOp, PluginOp)) or (isinstance(op, MapOp) and op.op == "convert")
 
 
-def _set_halos(ops: list[Placed]) -> None:
-    """Widens what convolutions read, and fixes what the halo holds."""
-    zero: dict[int, int] = {}
-    for placed in ops:
-        op, x = placed.op, placed.x
-        if not isinstance(op, ConvOp) or not isinstance(x, Tensor):
-            continue
-        x.widen(op.window)
-        x.spread(op.window.stride[1])
-        if not any(x.root.halo):
-            continue
-        held = x.root
-        if zero.setdefault(id(held), op.x_zero) != op.x_zero:
-            both = f"{op.name} reads it with {op.x_zero}, another layer with {zero[id(held)]}"
-            raise UnsupportedError(
-                f"tensor {x.name!r} is read with two zero points",
-                [f"{both} (as stored)"],
-                "quantize the tensor once",
-            )
-        held.fill = op.x_zero
+def _in_waves(steps: list[list[Placed]]) -> list[list[Placed]]:
+    """The operators of each step, those of a wave beside each other, waves in order."""
+    found, first = [], 0
+    for ops in steps:
+        numbers = waves([_use(placed) for placed in ops])
+        pairs = zip(ops, numbers, strict=True)
+        numbered = [replace(placed, wave=first + number) for placed, number in pairs]
+        found.append(sorted(numbered, key=lambda placed: placed.wave))
+        first += max(numbers, default=-1) + 1
+    return found
+
+
+def _use(placed: Placed) -> Use:
+    """What an operator touches."""
+    reads, writes = (tuple(map(_span, places)) for places in (placed.reads, placed.writes))
+    return Use(reads, writes, isinstance(placed.op, PluginOp))
+
+
+def _span(place: Place) -> Span:
+    """A place as bytes that others may touch too."""
+    if not isinstance(place, Tensor):
+        return Span(f"plain {place.name}")
+    first = place.channel_in(place.root)
+    if first is None:
+        return Span(place.root.name)
+    return Span(place.root.name, first, first + place.channels)
 
 
 def _lives(ops: list[Placed]) -> dict[str, Life]:
-    """When each tensor that holds bytes is first written and last read, by its name."""
+    """The waves in which each tensor that holds bytes is first and last used, by its name."""
     lives: dict[str, Life] = {}
-    for index, placed in enumerate(ops):
-        for place in (*placed.reads, *placed.writes):
-            if isinstance(place, Tensor):
-                name = place.root.name
-                first = lives[name].first if name in lives else index
-                replaces = lives[name].replaces if name in lives else ""
-                lives[name] = Life(first, index, replaces)
+    users: dict[tuple[str, int], int] = {}
+    for placed in ops:
+        for name in {p.root.name for p in (*placed.reads, *placed.writes) if isinstance(p, Tensor)}:
+            first = lives[name].first if name in lives else placed.wave
+            lives[name] = Life(first, placed.wave)
+            users[name, placed.wave] = users.get((name, placed.wave), 0) + 1
+    for placed in ops:
         if (
             isinstance(placed.op, ConvOp)
             and isinstance(placed.x, Tensor)
@@ -374,20 +382,10 @@ def _lives(ops: list[Placed]) -> dict[str, Life]:
             and placed.r.parent is None
             and placed.y.parent is None
             and placed.r is not placed.x.root  # which later tiles still read
+            and users[placed.r.name, placed.wave] == 1  # or others of the wave
         ):
-            life = lives[placed.y.name]
-            lives[placed.y.name] = Life(life.first, life.last, placed.r.name)
+            lives[placed.y.name] = replace(lives[placed.y.name], replaces=placed.r.name)
     return lives
-
-
-def _apart(stretch: Stretch) -> list[Stretch]:
-    """A stretch without kernels, cut where a node runs in Python."""
-    if stretch.native or not any(map(runs_in_python, stretch.nodes)):
-        return [stretch]
-    runs = groupby(stretch.nodes, runs_in_python)
-    parts = [(python, tuple(nodes)) for python, nodes in runs]
-    single = [[(n,) for n in nodes] if python else [nodes] for python, nodes in parts]
-    return [Stretch(False, nodes) for part in single for nodes in part]
 
 
 def _sections(

@@ -30,6 +30,12 @@ SLICE_PAD = """from = Constant <value_ints = [0, 0]> ()
  zeros = Constant <value_ints = [0, 0]> ()
  pads = Concat <axis = 0> (zero, before, zeros, zero, after, zeros)
  acc = Pad (sliced, pads, value)"""
+REPEAT = """repeats = Constant <value_ints: ints = @factors> ()
+ factors = Cast <to = 1> (repeats)
+ ones = Constant <value_floats = [1.0, 1.0]> ()
+ scales = Concat <axis = 0> (ones, factors)
+ acc = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric",
+  nearest_mode = "floor"> (x_f, , scales)"""
 BY_ROWS = """sizes = Abs (x)
  HIGHEST
  least = Constant <value_float = 7.888609052210118e-31> ()

@@ -133,10 +133,13 @@ def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
     if not quantized:
         ones = np.ones(bias.shape, np.float32)
         rounded = op.output.dtype == ir.DataType.BFLOAT16
-        return Epilogue(ones, bias.astype(np.float32), 1.0, op.activation, bfloat16=rounded)
+        plain = Epilogue(ones, bias.astype(np.float32), 1.0, op.activation, bfloat16=rounded)
+        return replace(plain, add_last=op.add_last)
     out = op.output.dtype in QUANTIZED
     if out and constant(op.inputs["y_scale"]).ndim:
         return _epilogue_of_parts(op)
+    if op.add_last:
+        return _epilogue_adding_last(op, out)
     y_scale = float(constant(op.inputs["y_scale"])) if out else 1.0
     gate = Gate.of(op.activation.name, y_scale) if out else None
     step = gate.step if gate else y_scale if op.activation.clamps else 1.0
@@ -158,6 +161,33 @@ def _epilogue(op: FusedOp, quantized: bool) -> Epilogue:
         y_factor=1.0 if gate or op.activation.clamps else float(np.float32(1.0 / y_scale)),
         gate=gate,
     ).in_stored_steps()
+
+
+def _epilogue_adding_last(op: FusedOp, out: bool) -> Epilogue:
+    """Of a residual behind the activation: its zero point, and that of y, are added there too."""
+    y_scale = float(constant(op.inputs["y_scale"])) if out else 1.0
+    y_zero = stored(constant(op.inputs["y_zero_point"]), op.output.dtype) if out else 0
+    r_scale, r_zero = 1.0 / y_scale, 0
+    if not op.add_is_float:
+        r_scale = float(constant(op.inputs["res_scale"])) / y_scale
+        r_zero = stored(constant(op.inputs["res_zero_point"]), op.inputs["res"].dtype)
+    may_gate = out and not op.add_is_float
+    gate = Gate.of(op.activation.name, y_scale, r_scale, r_zero) if may_gate else None
+    step = gate.step if gate else 1.0
+    bias = constant(op.inputs["bias"]).astype(np.float64)
+    sums = float(constant(op.inputs["x_scale"])) * constant(op.inputs["w_scale"]).astype(np.float64)
+    return Epilogue(
+        scale=np.broadcast_to(sums / step, bias.shape).astype(np.float32),
+        bias=(bias / step).astype(np.float32),
+        residual_scale=float(np.float32(r_scale)),
+        activation=op.activation,
+        zero_point=y_zero if out else None,
+        unsigned=True,
+        y_factor=1.0 if gate else float(np.float32(1.0 / y_scale)),
+        gate=gate,
+        add_last=True,
+        residual_zero=r_zero,
+    )
 
 
 def _epilogue_of_parts(op: FusedOp) -> Epilogue:

@@ -30,8 +30,9 @@ KINDS = {
     ir.DataType.BOOL: "bool",
     ir.DataType.UINT8: "uint8",
     ir.DataType.INT8: "int8",
+    ir.DataType.BFLOAT16: "bfloat16",
 }
-"""Types that small operators take, and their numpy names."""
+"""Types that small operators take, and their numpy names; bfloat16 is only copied."""
 
 BROADCAST = (-1, 0)
 """The entry of `Look.axes` that does not move."""
@@ -155,6 +156,9 @@ def nd_op(node: ir.Node, inputs: Sequence[NdValue], parts: Sequence[Part]) -> Nd
     reads = [value.name for value in inputs if value.name]
     if not reads:
         raise NotNative("nothing it reads is computed while running")
+    halves = any(value.kind == "bfloat16" for value in (*inputs, *outputs))
+    if halves and not all(part.op == "copy" for part in parts):
+        raise NotNative("small native operators only copy bfloat16")
     return NdOp(
         node.name or "",
         node.op_type,

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from twofour.compiler.native import NativeOp, NotNative, constant, name_of, operand, shape
 from twofour.compiler.native_nd import BROADCAST, Look, NdOp, Part, nd_op, value_of
+from twofour.compiler.ops import FusedOp
 from twofour.kernels.cpu.resize import Tap
 
 
@@ -78,6 +79,21 @@ def read_nearest(node: ir.Node) -> NdOp:
     begin = Look(1, tuple(to), (0,) * len(y.shape))
     part = Part("copy", tuple(dims), begin, (Look(0, tuple(source), tuple(start)),))
     return nd_op(node, [x], [part])
+
+
+def read_repeat(op: FusedOp) -> NdOp:
+    """Rows and columns of images, each so many times."""
+    x, y = value_of(op.inputs["x"]), value_of(op.output)
+    factors = op.attributes["factors"]
+    if not isinstance(factors, tuple) or len(x.shape) != 4:
+        raise NotNative("it repeats rows and columns of images")
+    down, across = factors
+    dims = (*x.shape[:3], down, x.shape[3], across)
+    source = ((0, 1), (1, 1), (2, 1), BROADCAST, (3, 1), BROADCAST)
+    to = ((0, 1), (1, 1), (2, down), (2, 1), (3, across), (3, 1))
+    start = (0,) * 4
+    part = Part("copy", dims, Look(1, to, start), (Look(0, source, start),))
+    return NdOp(op.name, "Resize", "nd", x.name, y.name, values=(x, y), parts=(part,))
 
 
 def _nearest(node: ir.Node, axis: int, before: int, after: int) -> Any:

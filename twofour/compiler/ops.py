@@ -5,6 +5,7 @@ An operator type is a base and optional parts, in this order:
     QConv | QGemm     [Add | AddFloat] [Relu | ...] [F]     integer, in NCHW resp. [..., K]
     Conv  | Gemm      [Add] [Relu | ...]              float32
     RowGemm | TensorGemm  [Add] [Relu | ...]          float32, products of int8 (core/dynamic.py)
+    [Q | B]Conv       Silu | ... [Add | AddFloat] [F]     the residual is added last
     QAdd              [Relu | ...]
     QMul, QMulFloat                                   equal shapes, or b a factor per channel
     QActivation       [Relu | ...]            [F]
@@ -17,16 +18,18 @@ An operator type is a base and optional parts, in this order:
     Tokens                                            [N, C, H, W] -> [N, H * W, C]
     BConv | BGemm     [Add] [Relu | ...]      [F]     bfloat16
     BMaxPool, BSlicePad, BLayerNorm, LayerNormB       LayerNormB gives both (y, q)
+    BRepeat                                           rows and columns of images
     BGlobalAveragePool                        [F]
     BAttention        [Mask | Causal]         [F]
 
 The activation is Relu, Clip, HardSwish, HardSigmoid, Sigmoid, Silu, Gelu, GeluTanh or Tanh; Clip
 has the attributes low and high. `Add` adds a residual before it: quantized for Q operators, float32
-for the others; `AddFloat` adds a float32 residual to a Q operator. `F` leaves the output float32
-instead of quantizing it. A B operator reads x, w and a residual in bfloat16 or float32, as each of
-them is, computes in float32, and its output is bfloat16 unless `F` leaves it. Only the bases stand
-in the table of bases.py; the variants are composed, and so are their inputs, here of QConv and
-QGemm:
+for the others; `AddFloat` adds a float32 residual to a Q operator. Of a convolution `Add` may stand
+behind an activation that does more than clamp, and the residual is added there. `F` leaves the
+output float32 instead of quantizing it. A B operator reads x, w and a residual in bfloat16 or
+float32, as each of them is, computes in float32, and its output is bfloat16 unless `F` leaves it.
+Only the bases stand in the table of bases.py; the variants are composed, and so are their inputs,
+here of QConv and QGemm:
 
     x, x_scale, x_zero_point, w, w_scale, bias
     [res, res_scale, res_zero_point | res]       with Add | AddFloat
@@ -50,12 +53,13 @@ import onnx_ir as ir
 from twofour.compiler import meanings
 from twofour.compiler.bases import (
     ACTIVATIONS,
+    ADDING_LAST,
     BASES,
     CLIP_ATTRIBUTES,
     QUANTIZED_RES,
     QUANTIZED_Y,
 )
-from twofour.core.functions import Activation
+from twofour.core.functions import CLAMPS, Activation
 
 DOMAIN = "twofour"
 VERSION = 1
@@ -63,8 +67,8 @@ VERSION = 1
 Attribute = int | float | tuple[int, ...]
 
 _TYPE = re.compile(
-    rf"({'|'.join(sorted(BASES, key=len, reverse=True))})(?:(AddFloat|Add))?(Mask|Causal)?"
-    rf"({'|'.join(ACTIVATIONS)})?(F)?"
+    rf"({'|'.join(sorted(BASES, key=len, reverse=True))})(AddFloat|Add)?(Mask|Causal)?"
+    rf"({'|'.join(ACTIVATIONS)})?(AddFloat|Add)?(F)?"
 )
 
 
@@ -77,6 +81,7 @@ class Variant:
     activation: str = ""
     float_out: bool = False
     mask: str = ""
+    add_last: bool = False
 
     def __post_init__(self) -> None:
         """Refuses parts the base does not have."""
@@ -84,10 +89,14 @@ class Variant:
         wanted = (self.add, self.mask, self.activation, "F" if self.float_out else "")
         if unknown := [part for part in wanted if part not in allowed]:
             raise ValueError(f"{self.base} has no variant {unknown[0]!r}")
+        if self.add_last and not (self.add and may_add_last(self.base, self.activation)):
+            raise ValueError(f"{self.base} has no variant {self.activation + self.add!r}")
 
     def __str__(self) -> str:
         """The operator type."""
-        return f"{self.base}{self.add}{self.mask}{self.activation}{'F' * self.float_out}"
+        parts = [self.mask + self.activation, self.add]
+        middle = "".join(parts if self.add_last else parts[::-1])
+        return f"{self.base}{middle}{'F' * self.float_out}"
 
     @property
     def quantized_out(self) -> bool:
@@ -126,19 +135,15 @@ class Variant:
         body = body.replace("HIGHEST", meanings.highest(opset))
         lines = [body.replace("MASK", meanings.MASKS[self.mask])]
         value = "acc"
-        if self.add:
-            res = "res"
-            if "res_scale" in self.inputs:
-                res = "res_f"
-                lines.append("res_f = DequantizeLinear (res, res_scale, res_zero_point)")
-            elif BASES[self.base].rounded:
-                res = "res_f"
-                lines.append("res_f = Cast <to = 1> (res)")
-            lines.append(f"sum = Add ({value}, {res})")
+        if self.add and not self.add_last:
+            lines += self._sum(value)
             value = "sum"
         if self.activation:
             lines.append(meanings.ACTIVATIONS[self.activation].replace("VALUE", value))
             value = "act"
+        if self.add_last:
+            lines += self._sum(value)
+            value = "sum"
         axis = BASES[self.base].axis
         along = "" if axis is None else f" <axis = {axis}>"
         last = f"QuantizeLinear{along} ({value}, y_scale, y_zero_point)"
@@ -162,6 +167,14 @@ class Variant:
             f" ({', '.join(self.outputs)}) {{\n {body}\n}}"
         )
 
+    def _sum(self, value: str) -> list[str]:
+        """`sum`: a value and the residual."""
+        if "res_scale" in self.inputs:
+            real = ["res_f = DequantizeLinear (res, res_scale, res_zero_point)"]
+        else:
+            real = ["res_f = Cast <to = 1> (res)"] if BASES[self.base].rounded else []
+        return [*real, f"sum = Add ({value}, {'res_f' if real else 'res'})"]
+
 
 @dataclass(frozen=True)
 class FusedOp:
@@ -179,6 +192,7 @@ class FusedOp:
         outputs: the results.
         attributes: numbers and tuples of ints by name; all that the base has.
         mask: "Mask", "Causal" or "".
+        add_last: the residual is added behind the activation.
     """
 
     name: str
@@ -192,6 +206,7 @@ class FusedOp:
     outputs: tuple[ir.Value, ...]
     attributes: Mapping[str, Attribute]
     mask: str = ""
+    add_last: bool = False
 
     @property
     def output(self) -> ir.Value:
@@ -202,13 +217,19 @@ class FusedOp:
 def variants() -> list[Variant]:
     """Every fused operator."""
     return [
-        Variant(base, add, activation, float_out, mask)
+        Variant(base, add, activation, float_out, mask, add_last)
         for base, entry in BASES.items()
         for add in ("", *(part for part in entry.parts if part.startswith("Add")))
         for mask in ("", *(part for part in entry.parts if part in ("Mask", "Causal")))
         for activation in ("", *(part for part in entry.parts if part in ACTIVATIONS))
         for float_out in (False, True)[: 1 + ("F" in entry.parts)]
+        for add_last in (False, True)[: 1 + (bool(add) and may_add_last(base, activation))]
     ]
+
+
+def may_add_last(base: str, activation: str) -> bool:
+    """Whether a residual can be added behind the activation of a base."""
+    return base in ADDING_LAST and activation not in CLAMPS
 
 
 def parse_type(op_type: str) -> Variant:
@@ -218,10 +239,11 @@ def parse_type(op_type: str) -> Variant:
         ValueError: there is no such operator.
     """
     match = _TYPE.fullmatch(op_type)
-    if match is None:
+    if match is None or (match[2] and match[5]):
         raise ValueError(f"twofour has no operator {op_type!r}; its bases are {', '.join(BASES)}")
-    base, add, mask, activation, float_out = match.groups()
-    return Variant(base, add or "", activation or "", bool(float_out), mask or "")
+    base, first, mask, activation, last, float_out = match.groups()
+    add = first or last or ""
+    return Variant(base, add, activation or "", bool(float_out), mask or "", bool(last))
 
 
 def is_fused(node: ir.Node) -> bool:
@@ -264,6 +286,7 @@ def parse_op(node: ir.Node) -> FusedOp:
         outputs=tuple(node.outputs),
         attributes={name: _attribute(node.attributes[name]) for name in variant.attributes},
         mask=variant.mask,
+        add_last=variant.add_last,
     )
 
 

@@ -28,7 +28,7 @@ from twofour.core.sizes import most
 
 Ints = tuple[int, ...]
 
-_KINDS = ("float32", "int8", "uint8")
+_KINDS = ("float32", "bfloat16", "int8", "uint8")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Results:
         activation: see core/functions.py.
         bounded: whether all stay below 2**31.
         gate: the activation is done by a table.
+        add_last: the residual is added behind the activation.
     """
 
     dtype: str
@@ -36,6 +37,7 @@ class Results:
     activation: str
     bounded: bool
     gate: bool
+    add_last: bool = False
 
     @staticmethod
     def of(layer: Layer) -> Results | None:
@@ -44,7 +46,13 @@ class Results:
         if not work.out:
             return None
         return Results(
-            layer.precision, work.out, work.add, work.activation, work.bounded, work.gate
+            layer.precision,
+            work.out,
+            work.add,
+            work.activation,
+            work.bounded,
+            work.gate,
+            work.add_last,
         )
 
 
@@ -67,6 +75,7 @@ def result_loop(name: str, kind: Results, isa: str) -> Function:
         activation=kind.activation,
         bounded=kind.bounded,
         gate=kind.gate,
+        add_last=kind.add_last,
     )
     f = Function(name, (("ptr", "x"), ("ptr", "h"), ("ptr", "y"), ("ptr", "r"), *_RANGES))
     v = Vector(isa, f)

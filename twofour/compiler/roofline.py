@@ -174,6 +174,7 @@ def _around(layer: Layer, rates: Rates, gap_us: float) -> Iterator[Loss]:
 def _result_words(results: Results) -> str:
     """What is done with sums, in words."""
     parts = ["scale" if results.dtype == "int8" else "bias"]
-    parts += [f"{results.add} residual"] if results.add else []
-    parts += [results.activation] if results.activation else []
+    more = [f"{results.add} residual"] if results.add else []
+    more += [results.activation] if results.activation else []
+    parts += more[::-1] if results.add_last else more
     return ", ".join([*parts, f"to {results.out}"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import onnx_ir as ir
 
@@ -22,14 +23,19 @@ from twofour.compiler import (
     native_standard,
 )
 from twofour.compiler.native import ConvOp, NativeOp, NotNative
-from twofour.compiler.native_plugin import read_plugin
-from twofour.compiler.ops import is_fused, parse_op
+from twofour.compiler.native_plugin import read_plugin, runs_in_python
+from twofour.compiler.native_resize import read_repeat
+from twofour.compiler.ops import FusedOp, is_fused, parse_op
 from twofour.compiler.units import Unit, units
 from twofour.onnx_tools.edit import reads
 from twofour.onnx_tools.plugins import plugin_of
 
 Reader = Callable[[ir.Node], NativeOp | str]
-_FUSED = {**native_fused.READERS, **native_rows.FUSED}
+_FUSED: Mapping[str, Callable[[FusedOp], NativeOp]] = {
+    **native_fused.READERS,
+    **native_rows.FUSED,
+    "BRepeat": read_repeat,
+}
 # What each has a kernel of its own for, and what is left to the small operators.
 _STANDARD = ({**native_standard.READERS, **native_rows.STANDARD},
              {**native_nd.READERS, **native_nd_moves.READERS, **native_nms.READERS})  # fmt: skip
@@ -91,6 +97,16 @@ def _is_idle(op: NativeOp, node: ir.Node) -> bool:
     """Whether an operator is no reason to run natively: plain arrays can hold its results."""
     product = op.kind in ("conv", "plugin")
     return not product and all(v.dtype != ir.DataType.BFLOAT16 for v in node.outputs)
+
+
+def apart(stretch: Stretch) -> list[Stretch]:
+    """A stretch without kernels, cut where a node runs in Python."""
+    if stretch.native or not any(map(runs_in_python, stretch.nodes)):
+        return [stretch]
+    runs = groupby(stretch.nodes, runs_in_python)
+    parts = [(python, tuple(nodes)) for python, nodes in runs]
+    single = [[(n,) for n in nodes] if python else [nodes] for python, nodes in parts]
+    return [Stretch(False, nodes) for part in single for nodes in part]
 
 
 def weight_bytes(order: Schedule) -> int:

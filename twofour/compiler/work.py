@@ -53,6 +53,7 @@ def conv_work(placed: Placed, problem: ConvProblem, tactic: Tactic, config: Conf
         problem.activation,
         problem.bounded,
         problem.gate,
+        add_last=problem.add_last,
     )
 
 

@@ -112,8 +112,10 @@ class Recorder:
         """
         op = placed.op
         own = op.op_type != "Copy" and not isinstance(op, RowsOp)
-        node = self._values[op.y].producer() if own else None
-        return self.nodes_of([node, *self._joined(node, op)] if node is not None else [])
+        results = [self._values[name] for name in op.writes if own and name in self._values]
+        made = [node for value in results if (node := value.producer()) is not None]
+        behind = (before for node in dict.fromkeys(made) for before in self._joined(node, op))
+        return self.nodes_of([*made, *behind])
 
     def nodes_of(self, nodes: Iterable[ir.Node]) -> tuple[str, ...]:
         """The source nodes that nodes of the fused graph compute."""

@@ -90,8 +90,9 @@ class Epilogue:
         scale: float32 [N], x_scale * w_scale, divided by y_scale where the activation clamps
             (y_scale = 1 where the output is float), by gate.step where there is a gate.
         bias: float32 [N], divided likewise; less r_zero_point * residual_scale for a quantized
-            residual.
-        residual_scale: of the residual (1 for a float one), divided likewise.
+            residual that is added before the activation.
+        residual_scale: of the residual (1 for a float one), divided likewise; of one that is added
+            last, divided by y_scale.
         activation: what the results go through; the bounds of Clip are divided likewise.
         zero_point: of y; None where the output is float32.
         unsigned: y is uint8 instead of int8.
@@ -99,6 +100,8 @@ class Epilogue:
             by a gate.
         bfloat16: y is held as bfloat16; zero_point is None.
         gate: the table that does the activation, or None; y is unsigned then.
+        add_last: the residual is added behind the activation, which does not clamp.
+        residual_zero: zero point of a residual that is added last, as stored; 0 for a float one.
     """
 
     scale: Array
@@ -110,6 +113,15 @@ class Epilogue:
     y_factor: float = 1.0
     bfloat16: bool = False
     gate: Gate | None = None
+    add_last: bool = False
+    residual_zero: int = 0
+
+    @property
+    def offset(self) -> float:
+        """What is added with the last residual: zero_point - residual_scale * residual_zero."""
+        if not self.add_last:
+            return 0.0
+        return float(np.float32((self.zero_point or 0) - self.residual_scale * self.residual_zero))
 
     @property
     def short(self) -> bool:
@@ -127,6 +139,17 @@ class Epilogue:
         low, high = (0, 255) if self.unsigned else (-128, 127)
         ends = np.clip(clamp.bounds(), low - self.zero_point, high - self.zero_point)
         return float(ends[0]), float(ends[1])
+
+    @property
+    def added_zero(self) -> int:
+        """What is added to a result that was rounded: nothing where the offset has it."""
+        return 0 if self.add_last else self.zero_point or 0
+
+    def rounded_bounds(self) -> tuple[float, float]:
+        """`bounds`, of what is rounded."""
+        low, high = self.bounds()
+        zero = (self.zero_point or 0) - self.added_zero
+        return low + zero, high + zero
 
     def in_stored_steps(self) -> Epilogue:
         """The same with the zero point of y in the bias, and in the bounds of what clamps.
@@ -155,6 +178,14 @@ def requantize(
         y = gate(v), where a table does it (core/gates.py)
         y = saturate(round_half_even(activation(v) * y_factor) + zero_point), if it is more
 
+    A residual that is added last:
+
+        v = fma(acc, scale, bias)
+        y = saturate(round_half_even(fma(r, r_scale, fma(activation(v), y_factor, offset)))),
+            offset = zero_point - r_scale * r_zero_point
+        y = gate(v, r), where a table does it
+        y = fma(r, r_scale, activation(v) + offset), where y is float
+
     Where x was quantized at run time (core/dynamic.py), `scale` is that of w alone, and times that
     of the row of x.
 
@@ -177,22 +208,31 @@ def requantize(
     """
     scale = epilogue.scale if row_scale is None else row_scale * epilogue.scale
     value = fma(acc.astype(np.float32), scale, epilogue.bias)
-    if residual is not None:
-        r_scale = np.asarray(epilogue.residual_scale, np.float32)
-        value = fma(residual.astype(np.float32), r_scale, value)
+    last = residual if epilogue.add_last else None
+    if residual is not None and last is None:
+        value = _plus(value, residual, epilogue)
     if epilogue.gate is not None and epilogue.zero_point is not None:
-        return epilogue.gate.apply(value, epilogue.zero_point)
+        return epilogue.gate.apply(value, epilogue.zero_point, last)
     if not epilogue.activation.clamps:
         value = epilogue.activation.apply(value, short=epilogue.short)
-        if epilogue.zero_point is not None:
+        if last is not None:
+            factor, offset = np.array([[epilogue.y_factor], [epilogue.offset]], np.float32)
+            value = _plus(fma(value, factor, offset), last, epilogue)
+        elif epilogue.zero_point is not None:
             value = value * np.float32(epilogue.y_factor)
-    low, high = (np.float32(bound) for bound in epilogue.bounds())
+    low, high = (np.float32(bound) for bound in epilogue.rounded_bounds())
     value = np.clip(value, low, high)
     if epilogue.zero_point is None:
         return round_bf16(value) if epilogue.bfloat16 else value
     value = np.where(np.isnan(value), low, value)
-    rounded = np.rint(value).astype(np.int32) + epilogue.zero_point
+    rounded = np.rint(value).astype(np.int32) + epilogue.added_zero
     return rounded.astype(np.uint8 if epilogue.unsigned else np.int8)
+
+
+def _plus(value: Array, residual: Array, epilogue: Epilogue) -> Array:
+    """fma(r, r_scale, value)."""
+    r_scale = np.asarray(epilogue.residual_scale, np.float32)
+    return fma(residual.astype(np.float32), r_scale, value)
 
 
 def scale_product(a: Array, b: Array, scale: float, zero_points: tuple[int, int]) -> Array:

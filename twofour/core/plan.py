@@ -126,6 +126,7 @@ class Work:
         bounded: no result can leave int32 before it is rounded.
         gate: the activation is done by a table, see core/gates.py.
         scores: that go through a softmax between two products.
+        add_last: the residual is added behind the activation.
     """
 
     moved_bytes: int = 0
@@ -141,6 +142,7 @@ class Work:
     bounded: bool = False
     gate: bool = False
     scores: int = 0
+    add_last: bool = False
 
 
 @dataclass(frozen=True)

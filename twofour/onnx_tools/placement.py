@@ -3,7 +3,8 @@
 1. Each Conv, Gemm and MatMul of the main graph with a constant float32 weight takes quantized
    activations and weights. What else has weights stays float, see `eligible.py`.
 2. A residual Add takes a quantized shortcut. The convolution that ends in the Add hands over
-   floats, so that convolution, Add, ReLU and the rounding after them can be one integer kernel.
+   floats, so that convolution, Add, ReLU and the rounding after them can be one integer kernel;
+   so does one whose activation ends in it.
    Where no convolution ends in it, an Add takes integers only if its sum is rounded as well: that
    is an integer Add. Others, as in the state of an LSTM or the boxes of a detector, stay float.
    Likewise a layer and its activation, whatever nodes that is written with: only what the next
@@ -43,6 +44,8 @@ from twofour.onnx_tools.selection import left_float
 
 # Mul and Div: of an activation that exporters write as x * Sigmoid(x) or x * (1 + Erf(...)) / 2.
 _ACTIVATIONS = ("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Mul", "Div")
+# Those that kernels may add a residual behind; Mul: of x * Sigmoid(x).
+_NOT_CLAMPING = ("Mul", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu")
 _POOLINGS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
 _PASSED_THROUGH = (*MOVERS, *JOINERS, *_ACTIVATIONS, "Add", *_POOLINGS)
 
@@ -242,12 +245,12 @@ def _add_inputs(
         return []  # x + c * x**3, part of an activation
     if not any(_from_layer(value, layers) for value in inputs):
         return []
-    ends = [value for value in inputs if value.producer() in layers and sole_use(value)]
+    ends = [value for value in inputs if sole_use(value) and _layer_of(value, layers) is not None]
     if not ends and not _is_rounded(node.outputs[0], layers):
         return []
     if options.add_inputs != "shortcut" or not ends:
         return [*inputs]
-    fused = max(ends, key=_sum_length)
+    fused = max(ends, key=lambda value: _sum_length(_layer_of(value, layers)))
     return [value for value in inputs if value is not fused]
 
 
@@ -330,9 +333,27 @@ def _may_be_equal(a: ir.Value, b: ir.Value) -> bool:
     return len(a.shape) == len(b.shape) and all(m == n for m, n in known)
 
 
-def _sum_length(value: ir.Value) -> int:
-    """How many products the layer that made the value sums for one output."""
-    layer = value.producer()
+def _layer_of(value: ir.Value, layers: set[ir.Node]) -> ir.Node | None:
+    """The layer that makes a value, or the convolution of whose result it is an activation."""
+    maker = value.producer()
+    if maker in layers:
+        return maker
+    found: set[ir.Node] = set()
+    waiting = [value]
+    while waiting:
+        maker = waiting.pop().producer()
+        if maker in layers:
+            found.add(maker)
+        elif maker is None or not is_standard(maker, *_NOT_CLAMPING):
+            return None
+        else:
+            waiting += [v for v in maker.inputs if v is not None and constant(v) is None]
+    layer = found.pop() if len(found) == 1 else None
+    return layer if layer is not None and layer.op_type == "Conv" else None
+
+
+def _sum_length(layer: ir.Node | None) -> int:
+    """How many products a layer sums for one output."""
     weight = None if layer is None else constant(layer.inputs[1])
     if layer is None or weight is None:
         return 0

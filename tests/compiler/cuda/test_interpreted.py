@@ -34,6 +34,12 @@ net (float[2, 3, 9, 9] x) => (float[2, 5] y)
   y = Gemm <transB = 1> (f, w4, b4)
 }
 """
+LAST = (
+    IMAGES.replace("ra = Relu (a)", "ga = Sigmoid (a) ra = Mul (a, ga)")
+    .replace("s = Add (b, ra)", "gb = Sigmoid (b) hb = Mul (b, gb) rs = Add (hb, ra)")
+    .replace("  rs = Relu (s)\n", "")
+)
+"""A residual behind its activation, as detectors have it."""
 TEXTS = """
 <ir_version: 10, opset_import: ["" : 20]>
 net (int64[2, 6] ids, float[2, 1, 1, 6] mask) => (float[2, 6, 32] y)
@@ -119,6 +125,8 @@ CASES = {
     "images_half": (IMAGES, Types("float16"), False, 5e-3),
     "images_int8": (IMAGES, Types("float16"), True, 0.02),
     "images_float8": (IMAGES, Types("float16", "float8e4m3fn"), True, 0.1),
+    "last": (LAST, Types("float32"), False, 1e-5),
+    "last_int8": (LAST, Types("float16"), True, 0.02),
     "texts": (TEXTS, Types("float32"), False, 1e-5),
     "texts_half": (TEXTS, Types("float16"), False, 5e-3),
     "texts_int8": (TEXTS, Types("float16"), True, 0.03),

@@ -81,6 +81,13 @@ def test_activations(name: str, dtype: str) -> None:
     check(problem_of(finish, dtype))
 
 
+@pytest.mark.parametrize(("dtype", "r", "zero"), [("float32", "float32", 0), ("int8", "int8", 5)])
+def test_a_residual_behind_the_activation(dtype: str, r: str, zero: int) -> None:
+    factor, silu = 1.0 if dtype == "float32" else 9.0, Activation("Silu")
+    finish = Finish(0.02, silu, y_factor=factor, y_zero=zero, add_last=True, residual_zero=-zero)
+    check(problem_of(finish, dtype, r=r, gap=3))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_bounds(dtype: str) -> None:
     zero = -20 if dtype == "int8" else 0

@@ -99,10 +99,10 @@ def described(built: Built, engine: Engine, median_us: float, peaks: Peaks) -> d
         peaks: of this machine, for as many threads as it was timed with.
 
     Returns:
-        Operators in the file and after fusion, steps (kernels and fallback operators), calls of
-        native programs, fallback steps and the operators in them, bytes, build time, and
-        `roofline_share`: the time that its multiply-adds would take at the peak of the tactic that
-        does them, over the time of a whole run.
+        Operators in the file and after fusion, steps (kernels and fallback operators), waves (how
+        often the threads of native programs meet), calls of native programs, fallback steps and the
+        operators in them, bytes, build time, and `roofline_share`: the time that its multiply-adds
+        would take at the peak of the tactic that does them, over the time of a whole run.
     """
     plan = engine.plan
     ideal = ideal_us(plan.layers, peaks)
@@ -127,6 +127,7 @@ def _counts(plan: Plan) -> dict[str, int]:
         "operators": plan.graph.get("operators", 0),
         "fused": plan.graph.get("fused", 0),
         "steps": len(plan.layers),
+        "waves": plan.graph.get("waves", 0),
         "native_calls": kinds.count("native"),
         "fallback_steps": kinds.count("onnxruntime"),
         "fallback_operators": sum(layer.tactic == FALLBACK for layer in plan.layers),

@@ -241,7 +241,8 @@ def _times(row: Plain) -> str:
 def _engine_words() -> str:
     return (
         "Operators in the file, after fusion, and steps: kernels, and operators that fall back to "
-        "ONNX Runtime (in so many calls); bytes of activations and of packed weights; seconds to "
+        "ONNX Runtime (in so many calls); waves: how often threads meet, as kernels of one wave do "
+        "not wait for each other; bytes of activations and of packed weights; seconds to "
         "build (*: with the timing cache of an earlier build); share of the roofline: what the "
         "multiply-adds would take at the measured peak of their kind of kernel, over the time of a "
         "whole run; cosine and largest difference of the outputs against ONNX Runtime, "
@@ -252,8 +253,8 @@ def _engine_words() -> str:
 
 
 def _engines(row: Plain) -> str:
-    headers = ["engine", "operators", "fused", "steps", "fall back", "arena", "weights", "build"]
-    headers += ["roofline", "cosine", "max error", "to float", "the file's"]
+    headers = ["engine", "operators", "fused", "steps", "waves", "fall back", "arena", "weights"]
+    headers += ["build", "roofline", "cosine", "max error", "to float", "the file's"]
     rows = []
     for entry in OURS:
         each = row["engines"].get(entry.key)
@@ -265,6 +266,7 @@ def _engines(row: Plain) -> str:
                 str(each["operators"]),
                 str(each["fused"]),
                 str(each["steps"]),
+                _show(each.get("waves") or None, "{}"),
                 f"{each['fallback_operators']} ({each['fallback_steps']})",
                 f"{each['arena_bytes'] / 1e6:.2f} MB",
                 f"{each['weight_bytes'] / 1e6:.1f} MB",

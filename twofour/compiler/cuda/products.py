@@ -72,9 +72,13 @@ def _finish(op: ConvOp, out: str) -> tuple[Finish, Array, Array]:
     y_factor, activation = given.y_factor, given.activation
     if given.gate is not None:  # its numbers count in steps of the table
         step = given.gate.step
-        scale, bias, residual = scale * step, bias * step, residual * step
+        scale, bias = scale * step, bias * step
+        residual *= 1.0 if given.add_last else step
         y_factor = 1.0 / (step * 2.0**given.gate.bits)
-    if op.add == "int8":
+    residual_zero = given.residual_zero - STORED * (op.add == "int8") if given.add_last else 0
+    if given.add_last:
+        residual /= y_factor  # it is in steps of y
+    elif op.add == "int8":
         bias = bias + residual * STORED
     low, high = -np.inf, np.inf
     y_zero = 0
@@ -87,7 +91,16 @@ def _finish(op: ConvOp, out: str) -> tuple[Finish, Array, Array]:
         activation = NO_ACTIVATION
     scaled = op.w.dtype == np.int8
     finish = Finish(
-        residual, activation, y_factor, y_zero, low, high, scaled, by_rows=bool(op.dynamic)
+        residual,
+        activation,
+        y_factor,
+        y_zero,
+        low,
+        high,
+        scaled,
+        by_rows=bool(op.dynamic),
+        add_last=given.add_last,
+        residual_zero=residual_zero,
     )
     return finish, scale, bias
 

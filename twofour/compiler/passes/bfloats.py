@@ -83,26 +83,76 @@ def is_mean(node: ir.Node) -> bool:
     return node.op_type == "GlobalAveragePool" or sorted(a % 4 for a in axes) == [2, 3]
 
 
+def repeats(node: ir.Node) -> tuple[int, int] | None:
+    """How often a Resize repeats the rows and columns of images; None where it does not."""
+    if not reading.is_op(node, "Resize"):
+        return None
+    form = reading.string_attribute(node, "coordinate_transformation_mode", "half_pixel")
+    rounding = reading.string_attribute(node, "nearest_mode", "round_prefer_floor")
+    if reading.string_attribute(node, "mode", "nearest") != "nearest" or (form, rounding) not in (
+        ("asymmetric", "floor"),
+        ("half_pixel", "round_prefer_floor"),
+    ):
+        return None
+    before, after = (reading.shape_of(v) for v in (reading.data(node), node.outputs[0]))
+    if before is None or after is None or len(before) != 4 or before[:2] != after[:2]:
+        return None
+    (down, rest), (across, more) = (
+        divmod(b, a) for a, b in zip(before[2:], after[2:], strict=True)
+    )
+    return (down, across) if down and across and not rest and not more else None
+
+
 def is_wanted(value: ir.Value) -> bool:
-    """Whether all who read a value can read it in bfloat16."""
-    uses = value.uses()
-    if value.is_graph_output() or not uses or reading.shape_of(value) is None:
-        return False
-    return all(use.node.graph is value.graph and _reads(use.node, value) for use in uses)
+    """Whether all who read a value can read it in bfloat16, and what is held with it likewise."""
+    waiting, seen = [value], {value}
+    while waiting:
+        one = waiting.pop()
+        uses = one.uses()
+        if one.is_graph_output() or not uses or reading.shape_of(one) is None:
+            return False
+        for use in uses:
+            more = _held_with(use.node, one) if use.node.graph is one.graph else None
+            if more is None:
+                return False
+            waiting += [v for v in more if v not in seen]
+            seen.update(more)
+    return True
+
+
+def _held_with(node: ir.Node, value: ir.Value) -> list[ir.Value] | None:
+    """What has to be held too if a node reads one of its inputs in bfloat16; None if it cannot."""
+    if is_rounding(node) or is_mean(node):
+        return []
+    if reading.is_op(node, "Concat"):
+        parts = [part for part in node.inputs if part is not None]
+        return [*parts, node.outputs[0]] if all(map(_is_made, parts)) else None
+    if is_mover(node) or is_max(node) or repeats(node) or base_of(node) == "SlicePad":
+        return [v for v in node.outputs if v.uses()] if value is node.inputs[0] else None
+    return [] if _reads(node, value) else None
 
 
 def _reads(node: ir.Node, value: ir.Value) -> bool:
-    """Whether a node can read one of its inputs in bfloat16."""
-    if is_rounding(node) or is_mean(node):
-        return True
-    if is_mover(node) or is_max(node) or base_of(node) == "SlicePad":
-        return value is node.inputs[0] and all(is_wanted(v) for v in node.outputs if v.uses())
+    """Whether a product or an attention can read one of its inputs in bfloat16."""
     base = base_of(node)
     if base in ("Conv", *PRODUCTS):
         op = ops.parse_op(node)
         residual = base != "Conv" and op.has_add and value is op.inputs["res"]
         return residual or (is_depthwise(op) and value is op.inputs["x"])
     return base == ATTENTION and can_attend(node) and any(v is value for v in node.inputs[:3])
+
+
+def _is_made(value: ir.Value) -> bool:
+    """Whether what computes a value could store it in bfloat16."""
+    node = value.producer()
+    if held(value) is not None or base_of(node) in PRODUCTS:
+        return True
+    if node is None or node.graph is not value.graph:
+        return False
+    if reading.is_op(node, "Concat"):
+        return all(_is_made(v) for v in node.inputs if v is not None)
+    moves = is_mover(node) or is_max(node) or repeats(node) is not None
+    return moves and _is_made(reading.data(node))
 
 
 def is_depthwise(op: ops.FusedOp) -> bool:

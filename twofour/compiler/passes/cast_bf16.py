@@ -11,12 +11,14 @@ Conditions:
     2. w is a constant, and its bfloat16 values are finite
     3. a group has at least two input channels: a depthwise product has no pairs to add; it still
        reads and stores bfloat16 where that is held (hold_bf16, read_bf16)
-    4. it was not found to be faster in float32 (rivals.py), nor chosen to stay float32
+    4. it is no expectation of a softmax, which is one walk with it (join_walks.py)
+    5. it was not found to be faster in float32 (rivals.py), nor chosen to stay float32
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -57,7 +59,7 @@ def rule(
     there = next((use.node for use in x.uses() if bfloats.is_rounding(use.node)), None)
     cast = there or bfloats.cast(x, ir.DataType.BFLOAT16)
     inputs = {**op.inputs, "x": cast.outputs[0], "w": _rounded(op.inputs["w"])}
-    wanted = ops.Variant(f"B{op.base}", variant.add, variant.activation, float_out=True)
+    wanted = replace(variant, base=f"B{op.base}", float_out=True)
     new = ops.make_node(wanted, inputs, op.attributes, node)
     return Replacement(op.output, new.outputs[0], (new,) if there else (cast, new))
 
@@ -74,6 +76,8 @@ def _refuses(op: ops.FusedOp) -> str:
         return f"the weight {op.inputs['w'].name!r} is computed at run time"
     if not np.isfinite(round_bf16(w)).all():
         return f"the weight {op.inputs['w'].name!r} has values beyond bfloat16"
+    if w.shape[0] == 1 and reading.is_op(x.producer(), "Softmax"):
+        return "it is the expectation of a softmax, which is one walk with it"
     if w.shape[1] < 2:
         return "one input channel a group: there are no pairs of products to add"
     return ""

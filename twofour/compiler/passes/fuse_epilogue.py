@@ -2,6 +2,7 @@
 
     Add(twofour.Conv(x, w, bias), res)  ->  twofour.ConvAdd(x, w, bias, res)
     Relu(twofour.Conv[Add](...))        ->  twofour.Conv[Add]Relu(...), likewise Clip, Gelu, ...
+    Add(twofour.ConvSilu(...), res)     ->  twofour.ConvSiluAdd(..., res)
 
     The same sums in the same order, without a tensor in between; likewise for twofour.Gemm,
     RowGemm and TensorGemm. Where both operands of Add could take the other one as residual (a
@@ -10,7 +11,8 @@
 Conditions:
     1. nobody else reads the result of the Conv or Gemm
     2. the residual has the shape of that result: no broadcasting
-    3. for Add, no activation and no other Add comes before it
+    3. for Add, no other Add comes before it, and no activation but one, of a Conv, that does more
+       than clamp: that one then comes first, and no further one follows
     4. for an activation, no other one comes before it
     5. the kernels have the activation
 """
@@ -80,29 +82,39 @@ def _add(node: ir.Node) -> Replacement | Refused | None:
         if producer is None or _product(producer) is None:
             continue
         res = reading.data(node, 1 - index)
-        if reason := _refuses_residual(producer, res):
+        if reason := _refuses_residual(producer, res, node):
             reasons.append(f"not fused into {producer.name!r}: {reason}")
         else:
             legal.append((producer, res))
     if not legal:
         return Refused("; ".join(reasons)) if reasons else None
+    plain = [one for one in legal if not ops.parse_op(one[0]).activation.name]
+    legal = plain or legal  # whose sum may still go through an activation
     producer, res = (
         legal[-1] if len(legal) == 1 or reading.precedes(legal[0][0], legal[1][0]) else legal[0]
     )
     op = ops.parse_op(producer)
-    new = ops.make_node(
-        ops.Variant(op.base, "Add"), {**op.inputs, "res": res}, op.attributes, producer
-    )
+    activation = op.activation.name
+    variant = ops.Variant(op.base, "Add", activation, add_last=bool(activation))
+    new = ops.make_node(variant, {**op.inputs, "res": res}, op.attributes, producer)
     return Replacement(node.outputs[0], new.outputs[0], (new,))
 
 
-def _refuses_residual(producer: ir.Node, res: ir.Value) -> str:
-    """Why the Conv or Gemm cannot add this residual; "" if it can."""
+def _adds_last(variant: ops.Variant) -> bool:
+    return ops.may_add_last(variant.base, variant.activation)
+
+
+def _refuses_residual(producer: ir.Node, res: ir.Value, total: ir.Node) -> str:
+    """Why the Conv or Gemm cannot add this residual in the place of `total`; "" if it can."""
     result = producer.outputs[0]
     if isinstance(reader := reading.sole_reader(result), str):
         return reader
-    if producer.op_type not in PLAIN:
+    variant = ops.parse_type(producer.op_type)
+    if variant.add or (variant.activation and not _adds_last(variant)):
         return "it has an activation or a residual already"
+    behind = reading.sole_reader(total.outputs[0])
+    if variant.activation and isinstance(behind, ir.Node) and activations.read(behind) is not None:
+        return f"it has an activation, and {behind.name!r} is one of the sum"
     shape = reading.shape_of(result)
     if shape is None or shape != reading.shape_of(res):
         mine, theirs = reading.shape_text(result), reading.shape_text(res)

@@ -2,6 +2,7 @@
 
     Conv[Add][Relu](DQ(x), DQ(w), bias [, DQ(res)])  -> [Q]
         ->  QConv[Add][Relu](x, ..., w, ..., bias [, res, ...], y_scale, y_zero_point)
+    ConvSiluAdd likewise
 
     By the meaning of the fused operator nothing changes: it is defined by the same nodes. An
     integer kernel sums (q_x - z_x) * q_w exactly and multiplies by x_scale * w_scale / y_scale
@@ -52,7 +53,10 @@ def rule(node: ir.Node) -> Replacement | Refused | None:
         inputs |= {"y_scale": y.scale, "y_zero_point": y.zero_point}
         old = y.result
     new = ops.make_node(
-        ops.Variant(f"Q{op.base}", add, op.activation.name, float_out), inputs, op.attributes, node
+        ops.Variant(f"Q{op.base}", add, op.activation.name, float_out, add_last=op.add_last),
+        inputs,
+        op.attributes,
+        node,
     )
     return Replacement(old, new.outputs[0], (new,), note=_float_note(op.output, y))
 

@@ -14,6 +14,8 @@ Conditions:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from twofour.compiler import ops
@@ -35,7 +37,7 @@ def rule(node: ir.Node) -> Replacement | None:
         return None
     op = ops.parse_op(node)
     name = base if base in bfloats.PRODUCTS else f"B{base}"
-    stored = ops.Variant(name, variant.add, variant.activation)
+    stored = replace(variant, base=name, float_out=False)
     return rounded(node, ops.make_node(stored, op.inputs, op.attributes, node))
 
 

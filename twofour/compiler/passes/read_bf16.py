@@ -10,16 +10,22 @@
     twofour.Attention(Cast<float>(q), ...(k), ...(v) [, mask])
                                                  ->  twofour.BAttention[F](q, k, v [, mask])
     op(Cast<float>(b))                           ->  Cast<float>(op(b)), where op only moves
+    Concat(Cast<float>(a), Cast<float>(b))       ->  Cast<float>(Concat(a, b))
+    Resize(Cast<float>(b))                       ->  Cast<float>(twofour.BRepeat(b))
 
     All but attention are exact, a padding value aside: to float32 and back nothing is lost.
     Attention multiplies its probabilities in bfloat16 too.
 
 Conditions:
     1. MaxPool has two axes, no dilation and no ceil_mode; the average is over the whole image
-    2. q, k and v of an attention are all held in bfloat16
+    2. q, k and v of an attention, or all operands of a Concat, are held in bfloat16
+    3. the Resize repeats rows and columns of images
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -45,7 +51,14 @@ def rule(node: ir.Node) -> Replacement | None:
     if x is None:
         return None
     if bfloats.is_mover(node):
-        return _moved(node, x)
+        return _moved(node, [x, *node.inputs[1:]])
+    if reading.is_op(node, "Concat"):
+        parts = [bfloats.held(value) for value in node.inputs]
+        return None if None in parts else _moved(node, parts)
+    if factors := bfloats.repeats(node):
+        return rounded(
+            node, ops.make_node(ops.Variant("BRepeat"), {"x": x}, {"factors": factors}, node)
+        )
     if bfloats.is_max(node):
         return _maximum(node, x)
     if base == "SlicePad":
@@ -66,7 +79,7 @@ def _product(node: ir.Node) -> Replacement | None:
         return None
     variant = ops.parse_type(node.op_type)
     if op.base == "Conv":
-        variant = ops.Variant("BConv", variant.add, variant.activation, float_out=True)
+        variant = replace(variant, base="BConv", float_out=True)
     new = ops.make_node(variant, {**op.inputs, **found}, op.attributes, node)
     return Replacement(op.output, new.outputs[0], (new,))
 
@@ -110,9 +123,8 @@ def _mean(node: ir.Node, x: ir.Value) -> Replacement:
     return _stored(node, variant, {"x": x}, keepdims=int(keepdims))
 
 
-def _moved(node: ir.Node, x: ir.Value) -> Replacement:
+def _moved(node: ir.Node, inputs: Sequence[ir.Value | None]) -> Replacement:
     """The same operator on bfloat16, its results made float32."""
-    inputs = [x, *node.inputs[1:]]
     count = len(node.outputs)
     new = ir.node(node.op_type, inputs, domain=node.domain, name=node.name, num_outputs=count)
     for attribute in node.attributes.values():

@@ -36,7 +36,7 @@ def emit_epilogue(
     masks = [_tail_mask(f, block) if _uneven(problem, blocks) else "" for block in range(blocks)]
     items = [(row, block) for row in range(len(spots)) for block in range(blocks)]
     for first in range(0, len(items), AT_ONCE):
-        values, targets = [], []
+        values, targets, residuals = [], [], []
         group = items[first : first + AT_ONCE]
         here = [sums[row * blocks + block] for row, block in group]
         if v.isa == "avx512vnni" and not narrowed(problem):
@@ -49,14 +49,19 @@ def emit_epilogue(
                 total = _centred(f, problem, total, constants, (block, tail))
                 scale = f.let(f"fmul {F32S} {_broadcast(f, 'float', tail)}, {scale}")
             value = scaled(v, problem, total, [scale, bias])
-            if problem.add and problem.r is not None:
+            if problem.r is None:
+                value = activated(v, problem, value, scalar)
+            else:
                 where = i * problem.r.row + j * problem.r.pixel + block * LANES * problem.r_bytes
-                value = _with_residual(v, problem, value, (where, masks[block]), scalar["r_scale"])
-            values.append(activated(v, problem, value, scalar))
+                residual = _residual(v, problem, (where, masks[block]))
+                value = _with_residual(v, problem, value, residual, scalar)
+                residuals.append(residual)
+            values.append(value)
             where = i * problem.y.row + j * problem.y.pixel + block * LANES * problem.y_bytes
             targets.append(Target(where, masks[block]))
         if narrow is not None:
-            narrow.store(values, targets)
+            last = problem.gate and problem.add_last
+            narrow.store(values, targets, residuals if last else ())
         else:
             _store_floats(f, problem, values, targets)
 
@@ -66,7 +71,9 @@ def narrow_of(v: Vector, problem: ConvProblem) -> Narrow | None:
     if problem.out != "int8":
         return None
     moves, clips = problem.activation not in CLAMPS, problem.activation == "Clip"
-    return Narrow(v, "%h", Rounding(problem.bounded, moves, clips, problem.gate))
+    moves = moves and not problem.add_last  # the offset has the zero point
+    adds = problem.gate and problem.add_last
+    return Narrow(v, "%h", Rounding(problem.bounded, moves, clips, problem.gate, adds))
 
 
 def _held_back(f: Function, values: list[Value], kind: str) -> list[Value]:
@@ -89,6 +96,7 @@ def _held_back(f: Function, values: list[Value], kind: str) -> list[Value]:
 def scalars(f: Function, problem: ConvProblem) -> dict[str, Value]:
     """Those numbers of the header that the problem needs, in all lanes."""
     offsets = {"r_scale": 0} if problem.add else {}
+    offsets |= {"offset": 4} if problem.add_last else {}
     if problem.out != "int8":
         offsets |= {"low": 8, "high": 12} if problem.activation in CLAMPS else {}
     elif not narrowed(problem):
@@ -109,7 +117,7 @@ def _uneven(problem: ConvProblem, blocks: int) -> bool:
 
 
 def activated(v: Vector, problem: ConvProblem, value: Value, scalar: dict[str, Value]) -> Value:
-    """The activation, unless `Narrow` does it."""
+    """The activation, unless `Narrow` does it; in steps of y."""
     floats = Floats(v.f, LANES, v.isa)
     if problem.out != "int8":
         bounds = (scalar["low"], scalar["high"]) if problem.activation in CLAMPS else None
@@ -118,6 +126,8 @@ def activated(v: Vector, problem: ConvProblem, value: Value, scalar: dict[str, V
     if narrowed(problem):
         return value
     value = emit_activation(floats, problem.activation, value, short=True)
+    if problem.add_last:
+        return v.fused(scalar["offset"], value, scalar["y_factor"])
     return v.f.let(f"fmul {F32S} {value}, {scalar['y_factor']}")
 
 
@@ -158,18 +168,34 @@ def _tail_mask(f: Function, block: int) -> Value:
     return lanes_below(f, f.int_op("sub", "%left", block * LANES))
 
 
-def _with_residual(
-    v: Vector, problem: ConvProblem, value: Value, where: tuple[int, Value], scale: Value
-) -> Value:
-    """Adds the residual at an offset, under a mask, times its scale."""
+def _residual(v: Vector, problem: ConvProblem, where: tuple[int, Value]) -> Value:
+    """The residual at an offset, under a mask: floats, or <16 x i32> of bytes."""
     f, kind = v.f, _STORED[problem.add]
     raw = load16(f, kind, "%r", where[0], where[1])
     if problem.add == "bfloat16":
-        raw = from_bfloats(f, raw)
-    elif problem.add == "int8":
-        wide = f.let(f"zext {BYTES16} {raw} to {I32S}")
-        raw = f.let(f"sitofp {I32S} {wide} to {F32S}")
-    return v.fused(value, raw, scale)
+        return from_bfloats(f, raw)
+    return f.let(f"zext {BYTES16} {raw} to {I32S}") if problem.add == "int8" else raw
+
+
+def _with_residual(
+    v: Vector, problem: ConvProblem, value: Value, residual: Value, scalar: dict[str, Value]
+) -> Value:
+    """The activation, and the residual times its scale before or behind it.
+
+    A gate that comes first adds it itself.
+    """
+    f = v.f
+    if problem.gate and problem.add_last:
+        return value
+    if problem.add == "int8":
+        residual = f.let(f"sitofp {I32S} {residual} to {F32S}")
+    if not problem.add_last:
+        value = v.fused(value, residual, scalar["r_scale"])
+        return activated(v, problem, value, scalar)
+    value = activated(v, problem, value, scalar)
+    if problem.add == "int8" and problem.out != "int8":
+        value = f.let(f"fadd {F32S} {value}, {scalar['offset']}")
+    return v.fused(value, residual, scalar["r_scale"])
 
 
 def _store_floats(

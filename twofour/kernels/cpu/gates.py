@@ -7,7 +7,8 @@ line of each is loaded.
 
 Packed:
 
-    in the header (packing.py), from byte NUMBERS on: i32 limit, i32 index, i32 2**(15 - bits)
+    in the header (packing.py), from byte NUMBERS on: i32 limit, i32 index, i32 2**(15 - bits),
+        i32 r_factor, i32 r_zero
     after it: 64 x i16 base + (zero_point << bits), 64 x i16 slope, and both once more as
         64 x (i16, i16) for those who load a line at a time
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.core.gates import SEGMENTS, Gate
+from twofour.core.gates import R_BITS, SEGMENTS, Gate
 from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.vector import (
     BYTES16,
@@ -37,7 +38,7 @@ _TABLE = 64
 
 def gate_numbers(gate: Gate) -> list[int]:
     """What the header holds of a gate, from byte NUMBERS on."""
-    return [gate.limit, gate.index, 1 << 15 - gate.bits]
+    return [gate.limit, gate.index, 1 << 15 - gate.bits, gate.r_factor, gate.r_zero]
 
 
 def gate_lines(gate: Gate, zero_point: int) -> NDArray[np.uint8]:
@@ -54,18 +55,19 @@ class GateTable:
         f: the function being written.
         header: points at the packed weights' header.
         isa: instruction set.
+        adds: a residual is added behind the activation.
     """
 
-    def __init__(self, f: Function, header: Value, isa: str) -> None:
+    def __init__(self, f: Function, header: Value, isa: str, *, adds: bool = False) -> None:
         """Loads the numbers and, where registers hold it, the table."""
         self.f = f
         table = f.at(header, _TABLE)
         self._pairs = f.at(table, 2 * 2 * SEGMENTS)
-        numbers = (f.load("i32", header, NUMBERS + 4 * i, 4) for i in range(3))
+        numbers = [f.load("i32", header, NUMBERS + 4 * i, 4) for i in range(5 if adds else 3)]
         if isa != "avx512vnni":
-            self._limit, self._index, self._unit = (f.splat("i32", number) for number in numbers)
+            self._limit, self._index, self._unit, *self._r = (f.splat("i32", n) for n in numbers)
             return
-        self._limit, self._index, self._unit = (
+        self._limit, self._index, self._unit, *self._r = (
             f.splat("i16", f.let(f"trunc i32 {number} to i16"), 32) for number in numbers
         )
         self._halves = [
@@ -73,8 +75,8 @@ class GateTable:
             for at in (0, 2 * SEGMENTS)
         ]
 
-    def words(self, x: Value) -> Value:
-        """<32 x i16>: X to y before it is saturated; AVX-512."""
+    def words(self, x: Value, r: Value = "") -> Value:
+        """<32 x i16>: X to y before it is saturated; AVX-512. `r`: the residual as stored."""
         f = self.f
         size = f.call(WORDS32, "llvm.abs.v32i16", (WORDS32, x), ("i1", "false"))
         a = f.call(WORDS32, "llvm.umin.v32i16", (WORDS32, size), (WORDS32, self._limit))
@@ -87,10 +89,19 @@ class GateTable:
         t = f.let(f"add {WORDS32} {base}, {self._words_product(a, slope)}")
         above = f.call(WORDS32, "llvm.smax.v32i16", (WORDS32, x), (WORDS32, "zeroinitializer"))
         total = f.call(WORDS32, "llvm.sadd.sat.v32i16", (WORDS32, above), (WORDS32, t))
+        if r:
+            factor, zero = self._r
+            centred = f.let(f"sub {WORDS32} {r}, {zero}")
+            wide = f.let(f"shl {WORDS32} {centred}, {every('i16', R_BITS, 32)}")
+            more = self._words_product(wide, factor)
+            total = f.call(WORDS32, "llvm.sadd.sat.v32i16", (WORDS32, total), (WORDS32, more))
         return self._words_product(total, self._unit)
 
-    def bytes16(self, value: Value) -> Value:
-        """<16 x float>: v to y, <16 x i8>; any instruction set."""
+    def bytes16(self, value: Value, r: Value = "") -> Value:
+        """<16 x float>: v to y, <16 x i8>; any instruction set.
+
+        `r`: the residual as stored, <16 x i32>, or "".
+        """
         f = self.f
         x = self._whole(value)
         size = f.call(I32S, "llvm.abs.v16i32", (I32S, x), ("i1", "false"))
@@ -101,8 +112,20 @@ class GateTable:
         slope = f.let(f"ashr {I32S} {line}, {half}")
         t = f.let(f"add {I32S} {base}, {self._product(a, slope)}")
         total = f.let(f"add {I32S} {self._most(x, 'zeroinitializer')}, {t}")
+        if r:
+            total = self._word(f.let(f"add {I32S} {self._word(total)}, {self._units(r)}"))
         y = self._most(self._product(total, self._unit), "zeroinitializer")
         return f.let(f"trunc {I32S} {self._least(y, every('i32', 255))} to {BYTES16}")
+
+    def _units(self, r: Value) -> Value:
+        """A residual in units of the gate, <16 x i32>."""
+        f, (factor, zero) = self.f, self._r
+        centred = f.let(f"sub {I32S} {r}, {zero}")
+        return self._product(f.let(f"shl {I32S} {centred}, {every('i32', R_BITS)}"), factor)
+
+    def _word(self, total: Value) -> Value:
+        """saturate_int16, <16 x i32>."""
+        return self._most(self._least(total, every("i32", 2**15 - 1)), every("i32", -(2**15)))
 
     def _words_product(self, a: Value, b: Value) -> Value:
         """(a * b + 2**14) >> 15, <32 x i16>."""

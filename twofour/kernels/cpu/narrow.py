@@ -71,12 +71,14 @@ class Rounding:
         moves: the zero point is added to what was rounded; else it is part of the value, or 0.
         clips: the upper bound may be below 255.
         gate: the activation is a table, which the header holds, and so is the zero point.
+        adds: the table's results get a residual.
     """
 
     bounded: bool
     moves: bool = True
     clips: bool = False
     gate: bool = False
+    adds: bool = False
 
 
 class Narrow:
@@ -92,7 +94,7 @@ class Narrow:
         """Loads the bounds and the zero point, or the table."""
         f = v.f
         self.v, self.rounding = v, rounding
-        self.gate = GateTable(f, header, v.isa) if rounding.gate else None
+        self.gate = GateTable(f, header, v.isa, adds=rounding.adds) if rounding.gate else None
         if rounding.gate:
             return
         zero = f.load("i32", header, 16, 4)
@@ -107,21 +109,30 @@ class Narrow:
             f.splat("i8", f.let(f"trunc i32 {end} to i8"), AT_ONCE * LANES) for end in ends
         )
 
-    def store(self, values: Sequence[Value], targets: Sequence[Target]) -> None:
-        """Rounds and stores up to `AT_ONCE` vectors of <16 x float>."""
+    def store(
+        self, values: Sequence[Value], targets: Sequence[Target], residuals: Sequence[Value] = ()
+    ) -> None:
+        """Rounds and stores up to `AT_ONCE` vectors of <16 x float>.
+
+        `residuals`: what a gate adds behind itself, as stored, <16 x i32> each; () for nothing.
+        """
         if self.v.isa == "avx512vnni" and self.gate:
-            self._store_joined(values, targets)
+            self._store_joined(values, targets, residuals)
             return
-        for value, target in zip(values, targets, strict=True):
+        for index, (value, target) in enumerate(zip(values, targets, strict=True)):
             if self.v.isa == "avx512vnni":
                 self._store_whole(self._within(self._moved(self._rounded(value))), target)
+            elif self.gate:
+                r = residuals[index] if residuals else ""
+                self._put(self.gate.bytes16(value, r), target)
             else:
-                done = self.gate.bytes16(value) if self.gate else self._clipped(value)
-                self._put(done, target)
+                self._put(self._clipped(value), target)
 
-    def _store_joined(self, values: Sequence[Value], targets: Sequence[Target]) -> None:
+    def _store_joined(
+        self, values: Sequence[Value], targets: Sequence[Target], residuals: Sequence[Value]
+    ) -> None:
         """Four vectors at once."""
-        packed = self._in_order(self.packed(values))
+        packed = self._in_order(self.packed(values, residuals))
         for first, last in _runs(targets):
             lanes = range(LANES * first, LANES * last)
             part = _part(self.v.f, packed, lanes)
@@ -143,15 +154,15 @@ class Narrow:
         arguments = ((BYTES16, value), ("ptr", pointer), ("<16 x i1>", target.mask))
         f.call("void", "llvm.masked.store.v16i8.p0", *arguments)
 
-    def packed(self, values: Sequence[Value]) -> Value:
+    def packed(self, values: Sequence[Value], residuals: Sequence[Value] = ()) -> Value:
         """Four vectors as 64 bytes: in each 16, four of the first, of the second, ...; AVX-512."""
         f = self.v.f
         ints = [self._moved(self._rounded(value)) for value in values]
-        ints += [ints[0]] * (AT_ONCE - len(ints))
-        pair = []
-        for a, b in (ints[:2], ints[2:]):
-            both = f.call(WORDS32, "llvm.x86.avx512.packssdw.512", (I32S, a), (I32S, b))
-            pair.append((WORDS32, self.gate.words(both) if self.gate else both))
+        words, more = self._words(ints), self._words(residuals) if residuals else ["", ""]
+        pair = [
+            (WORDS32, self.gate.words(both, r) if self.gate else both)
+            for both, r in zip(words, more, strict=True)
+        ]
         out = f.call(BYTES64, "llvm.x86.avx512.packuswb.512", *pair)
         if self.gate:
             return out
@@ -160,6 +171,12 @@ class Narrow:
         if not self.rounding.clips:
             return out
         return f.call(BYTES64, "llvm.umin.v64i8", (BYTES64, out), (BYTES64, high))
+
+    def _words(self, whole: Sequence[Value]) -> list[Value]:
+        """Up to four vectors of <16 x i32> as two of <32 x i16>, saturated."""
+        four = [*whole, *[whole[0]] * (AT_ONCE - len(whole))]
+        name = "llvm.x86.avx512.packssdw.512"
+        return [self.v.f.call(WORDS32, name, (I32S, a), (I32S, b)) for a, b in (four[:2], four[2:])]
 
     def _moved(self, whole: Value) -> Value:
         """Plus the zero point, where it is part of neither the value nor a table."""

@@ -13,13 +13,19 @@ from twofour.kernels.cpu.llvm import Function, Value
 from twofour.kernels.cpu.nd_functions import FUNCTIONS, PARAMETRIC, emit_prelu
 from twofour.kernels.cpu.vector import float_bits
 
-BYTES = {"float32": 4, "int64": 8, "int32": 4, "bool": 1, "uint8": 1, "int8": 1, "s8": 1}
-"""Bytes of an element by kind: a numpy dtype, or "s8" for int8 stored plus 128."""
+BYTES = {
+    **{"float32": 4, "int64": 8, "int32": 4, "bool": 1, "uint8": 1, "int8": 1, "s8": 1},
+    "bfloat16": 2,
+}
+"""Bytes of an element by kind: a numpy dtype, or "s8" for int8 stored plus 128.
+
+Those of bfloat16 are only copied.
+"""
 
 NUMBERS = ("float32", "int64", "int32")
 """Kinds that arithmetic takes."""
 
-_TYPES = {"float32": "float", "int64": "i64", "int32": "i32"}
+_TYPES = {"float32": "float", "int64": "i64", "int32": "i32", "bfloat16": "i16"}
 _UNSIGNED = ("bool", "uint8")
 
 Typed = tuple[Value, str]

@@ -1,8 +1,8 @@
 """Packed weights: what every convolution kernel reads besides activations.
 
-    header, 64 bytes: f32 residual scale, 4 bytes unused, f32 low, f32 high, i32 output zero point,
-        f32 1 / y_scale (where the activation does not clamp), i32 low and i32 high as stored bytes,
-        12 bytes of a gate
+    header, 64 bytes: f32 residual scale, f32 offset (where the residual comes last), f32 low,
+        f32 high, i32 output zero point, f32 1 / y_scale (where the activation does not clamp),
+        i32 low and i32 high as stored bytes, 20 bytes of a gate
     then the lines of a gate (gates.py), where the activation is one
     then per panel: the format's stream;
         then per block 16 x i32 start, 16 x f32 scale, 16 x f32 bias
@@ -186,14 +186,15 @@ def header_bytes(problem: ConvProblem) -> int:
 
 def header(epilogue: Epilogue) -> NDArray[np.uint8]:
     """What stands before the panels."""
-    low, high = epilogue.bounds()
+    low, high = epilogue.rounded_bounds()
     out = np.zeros(_HEADER_BYTES // 4, np.int32)
     out[[0, 2, 3]] = np.array([epilogue.residual_scale, low, high], np.float32).view(np.int32)
     if epilogue.zero_point is not None:
-        out[4] = epilogue.zero_point
-        out[6:8] = np.rint(np.array([low, high])).astype(np.int32) + epilogue.zero_point
-    out[5:6] = np.array([epilogue.y_factor], np.float32).view(np.int32)
+        out[4] = epilogue.added_zero
+        out[6:8] = np.rint(np.array([low, high])).astype(np.int32) + epilogue.added_zero
+    out[[1, 5]] = np.array([epilogue.offset, epilogue.y_factor], np.float32).view(np.int32)
     if epilogue.gate is None or epilogue.zero_point is None:
         return out.view(np.uint8)
-    out[NUMBERS // 4 :][:3] = gate_numbers(epilogue.gate)
+    numbers = gate_numbers(epilogue.gate)
+    out[NUMBERS // 4 :][: len(numbers)] = numbers
     return np.concatenate([out.view(np.uint8), gate_lines(epilogue.gate, epilogue.zero_point)])

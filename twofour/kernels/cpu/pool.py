@@ -3,7 +3,7 @@
 Sixteen channels at a time, the last, incomplete block masked; the maximum of bytes takes 64 where
 they divide evenly. Windows that reach over the border are clipped, those inside have all their taps
 written out. Same kernel signature as nest.py: t0..t1 counts rows (maximum, average) or images
-(mean), p0..p1 blocks of channels.
+(mean), p0..p1 blocks of channels. Maxima of maxima are in pool_chain.py.
 
 Averages of bytes are those of core/pooling.py, bit for bit.
 """
@@ -32,8 +32,10 @@ from twofour.kernels.cpu.vector import (
 )
 
 _POINT = Window((1, 1))
-_BYTES = {"u8": 1, "bfloat16": 2, "float32": 4}
+BYTES = {"u8": 1, "bfloat16": 2, "float32": 4}
+"""Of an element, by the name that problems give its type."""
 _HEADER_BYTES = 64
+_SHARED = 4  # blocks that threads may share where they cannot share rows
 _LOWEST = "0xFFF0000000000000"  # minus infinity
 
 
@@ -53,6 +55,8 @@ class PoolProblem:
         window: of "max" and "average".
         out: of "mean" and "average": likewise.
         include_pad: of "average": the padding counts as zeros.
+        further: strides of the results of further maxima, each over the one before
+            (pool_chain.py).
     """
 
     op: str
@@ -66,12 +70,15 @@ class PoolProblem:
     window: Window = _POINT
     out: str = "u8"
     include_pad: bool = False
+    further: tuple[Strides, ...] = ()
 
     @property
     def lanes(self) -> int:
         """Channels of a block."""
         wide = self.op == "max" and self.kind == "u8"
-        return next((n for n in (64, 32) if wide and self.channels % n == 0), LANES)
+        least = _SHARED if self.further else 1
+        fits = (n for n in (64, 32) if self.channels % n == 0 and self.channels // n >= least)
+        return next(fits, LANES) if wide else LANES
 
     @property
     def blocks(self) -> int:
@@ -81,7 +88,7 @@ class PoolProblem:
     @property
     def pieces(self) -> int:
         """Units of work that threads share: rows, or images."""
-        if self.op == "mean":
+        if self.op == "mean" or self.further:
             return self.batch
         return self.batch * self.window.output_size(self.height, self.width)[0]
 
@@ -127,26 +134,28 @@ def emit_pool(name: str, problem: PoolProblem) -> str:
     return module_text([f])
 
 
-def _mask(f: Function, problem: PoolProblem, block: Value) -> Value:
+def mask_of(f: Function, problem: PoolProblem, block: Value) -> Value:
     """Which lanes are channels; "" where all are."""
     if problem.channels % LANES == 0:
         return ""
     return lanes_below(f, f.int_op("sub", problem.channels, f.int_op("mul", block, LANES)))
 
 
-def _vector(problem: PoolProblem) -> str:
+def vector_of(problem: PoolProblem) -> str:
     """The type of a block of the input."""
     return f"<{problem.lanes} x i8>" if problem.kind == "u8" else F32S
 
 
-def _load(f: Function, problem: PoolProblem, pointer: Value, mask: Value) -> Value:
+def load_block(f: Function, problem: PoolProblem, pointer: Value, mask: Value) -> Value:
     """A block of the input; bfloat16 as floats."""
     if problem.kind == "bfloat16":
         return from_bfloats(f, load16(f, WORDS16, pointer, 0, mask))
-    return load16(f, _vector(problem), pointer, 0, mask)
+    return load16(f, vector_of(problem), pointer, 0, mask)
 
 
-def _store(f: Function, problem: PoolProblem, value: Value, pointer: Value, mask: Value) -> None:
+def store_block(
+    f: Function, problem: PoolProblem, value: Value, pointer: Value, mask: Value
+) -> None:
     """A block of the output."""
     kind = problem.kind if problem.op == "max" else problem.out
     if kind == "bfloat16":
@@ -163,13 +172,13 @@ def _window_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> li
     out = problem.kind if problem.op == "max" else problem.out
     image, row = f.int_op("udiv", t, out_h), f.int_op("urem", t, out_h)
     first = f.int_op("mul", block, problem.lanes)
-    mask = _mask(f, problem, block)
-    inputs = f.int_op("mul", first, _BYTES[problem.kind])
+    mask = mask_of(f, problem, block)
+    inputs = f.int_op("mul", first, BYTES[problem.kind])
     x = f.at(f.at("%x", f.int_op("mul", image, problem.x.image)), inputs)
     line = f.int_op(
         "add", f.int_op("mul", image, problem.y.image), f.int_op("mul", row, problem.y.row)
     )
-    y = f.at(f.at("%y", line), f.int_op("mul", first, _BYTES[out]))
+    y = f.at(f.at("%y", line), f.int_op("mul", first, BYTES[out]))
     y0 = f.int_op("sub", f.int_op("mul", row, sh), top)
     rows = _span(f, y0, problem.window.kernel[0], problem.window.dilation[0], problem.height)
 
@@ -179,7 +188,7 @@ def _window_row(f: Function, problem: PoolProblem, t: Value, block: Value) -> li
         value = _over_window(f, problem, x, (y0, x0), (rows, columns, mask))
         if problem.op == "average":
             value = _averaged(f, problem, value, _taps(f, problem, rows, columns))
-        _store(f, problem, value, f.at(y, f.int_op("mul", j, problem.y.pixel)), mask)
+        store_block(f, problem, value, f.at(y, f.int_op("mul", j, problem.y.pixel)), mask)
 
     reach = (problem.window.kernel[1] - 1) * problem.window.dilation[1]
     begin = min(out_w, -(-left // sw))
@@ -219,6 +228,18 @@ def _averaged(f: Function, problem: PoolProblem, total: Value, taps: Value) -> V
     return _quantized(f, mean) if problem.out == "u8" else mean
 
 
+def lowest_of(problem: PoolProblem) -> Value:
+    """What a maximum begins with."""
+    return "zeroinitializer" if problem.kind == "u8" else every("float", _LOWEST)
+
+
+def greater(f: Function, problem: PoolProblem, value: Value, best: Value) -> Value:
+    """np.where(value > best, value, best), of a block."""
+    vector, compare = vector_of(problem), "icmp ugt" if problem.kind == "u8" else "fcmp ogt"
+    above = f.let(f"{compare} {vector} {value}, {best}")
+    return f.let(f"select <{problem.lanes} x i1> {above}, {vector} {value}, {vector} {best}")
+
+
 def _over_window(
     f: Function,
     problem: PoolProblem,
@@ -238,8 +259,8 @@ def _over_window(
     """
     (y0, x0), (rows, columns, mask) = origin, taps
     (dh, dw), (count, _, _) = problem.window.dilation, _width_of(problem)
-    vector, sums = _vector(problem), problem.op == "average"
-    start = "zeroinitializer" if sums or problem.kind == "u8" else every("float", _LOWEST)
+    vector, sums = vector_of(problem), problem.op == "average"
+    start = "zeroinitializer" if sums else lowest_of(problem)
     if sums and problem.kind == "u8":
         vector = I32S
 
@@ -248,15 +269,12 @@ def _over_window(
         return f.at(f.at(x, down), f.int_op("mul", x0, problem.x.pixel))
 
     def tap(here: Value, offset: Value | int, best: Value) -> Value:
-        value = _load(f, problem, f.at(here, offset), mask)
+        value = load_block(f, problem, f.at(here, offset), mask)
         if sums and problem.kind == "u8":
             return f.int_op("add", best, f.let(f"zext {BYTES16} {value} to {I32S}"), I32S)
         if sums:
             return f.let(f"fadd {F32S} {best}, {value}")
-        compare = "icmp ugt" if problem.kind == "u8" else "fcmp ogt"
-        greater = f.let(f"{compare} {vector} {value}, {best}")
-        chosen = f"select <{problem.lanes} x i1> {greater}, {vector} {value}, {vector} {best}"
-        return f.let(chosen)
+        return greater(f, problem, value, best)
 
     def row(a: Value, over: list[Value]) -> list[Value]:
         here, step = line(a), dw * problem.x.pixel
@@ -288,9 +306,9 @@ def _span(f: Function, origin: Value, count: int, dilation: int, limit: int) -> 
 
 def _mean_image(f: Function, problem: PoolProblem, t: Value, block: Value) -> list[Value]:
     """The mean of one block of channels of one image."""
-    size = _BYTES[problem.kind]
+    size = BYTES[problem.kind]
     vector = I32S if problem.kind == "u8" else F32S
-    mask = _mask(f, problem, block)
+    mask = mask_of(f, problem, block)
     x = f.at(f.at("%x", f.int_op("mul", t, problem.x.image)), f.int_op("mul", block, LANES * size))
 
     def pixel(i: Value, j: Value, total: Value) -> list[Value]:
@@ -298,7 +316,7 @@ def _mean_image(f: Function, problem: PoolProblem, t: Value, block: Value) -> li
             x,
             f.int_op("add", f.int_op("mul", i, problem.x.row), f.int_op("mul", j, problem.x.pixel)),
         )
-        value = _load(f, problem, at, mask)
+        value = load_block(f, problem, at, mask)
         if problem.kind != "u8":
             return [f.let(f"fadd {F32S} {total}, {value}")]
         return [f.let(f"add {I32S} {total}, {f.let(f'zext {BYTES16} {value} to {I32S}')}")]
@@ -315,11 +333,11 @@ def _mean_image(f: Function, problem: PoolProblem, t: Value, block: Value) -> li
         centred = f.let(f"sub {I32S} {total}, {f.splat('i32', f.load('i32', '%w', 4, 4))}")
         total = f.let(f"sitofp {I32S} {centred} to {F32S}")
     mean = f.let(f"fmul {F32S} {total}, {f.splat('float', f.load('float', '%w', 0, 4))}")
-    out_size = _BYTES[problem.out]
+    out_size = BYTES[problem.out]
     y = f.at(
         f.at("%y", f.int_op("mul", t, problem.y.image)), f.int_op("mul", block, LANES * out_size)
     )
-    _store(f, problem, _quantized(f, mean) if problem.out == "u8" else mean, y, mask)
+    store_block(f, problem, _quantized(f, mean) if problem.out == "u8" else mean, y, mask)
     return []
 
 

@@ -60,6 +60,7 @@ class ConvProblem:
         dynamic: x was quantized at run time, by "row" or as one "tensor" (core/dynamic.py): behind
             each of its rows stand scale and zero point, see quantize_rows.py; "" where both are
             known.
+        add_last: the residual is added behind the activation.
     """
 
     batch: int
@@ -83,6 +84,7 @@ class ConvProblem:
     open_rows: bool = False
     ends: int = 0
     dynamic: str = ""
+    add_last: bool = False
 
     @property
     def x_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""A network as one native call: kernels in order, shared by threads, a barrier between two.
+"""A network as one native call: kernels in order, shared by threads, a barrier between waves.
 
 `void program(ptr args, i64 tid, i64 threads)` is run by every thread. `args` is a table of
 pointers:
@@ -9,8 +9,13 @@ Threads meet in the sync block (core/abi.py). Workers wait for the next run spin
 while, then in a semaphore: a sleeping thread needs 50-120 us to wake, so close requests find them
 awake, and an idle session costs nothing.
 
+Calls that do not depend on each other are a wave (compiler/waves.py): threads do not meet between
+them. Their shares are dealt out from either end in turn, so that what does not divide evenly is not
+always done by the same threads.
+
 A run may be of some of the calls only, and leave the time of each (core/abi.py): that is how a
-session looks at what every layer wrote, and when. Whoever does neither pays a compare a call.
+session looks at what every layer wrote, and when. Then threads meet behind each call. Whoever does
+neither pays a compare a call.
 """
 
 from __future__ import annotations
@@ -51,6 +56,7 @@ class Call:
         table: where it has entries, the kernel gets the address of a table with their pointers in
             the place of `x`: operands of any number, wherever they lie.
         by_panels: whether threads share the panels; None where that was not measured.
+        meets: whether threads meet behind it: it is the last of its wave.
     """
 
     symbol: str
@@ -62,6 +68,7 @@ class Call:
     panels: int
     table: tuple[Operand, ...] = ()
     by_panels: bool | None = None
+    meets: bool = True
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -99,11 +106,12 @@ def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
         for i in sorted({ARENA, SYNC_INDEX, *(o.index for c in calls for o in c.operands)})
     }
     counts = {c.pieces: emit_size(f, base[ARENA], c.pieces) for c in calls}
-    following = f.int_op("add", "%tid", 1)
+    turned = f.int_op("sub", f.int_op("sub", "%threads", "%tid"), 1)
+    shares = [(who, f.int_op("add", who, 1)) for who in ("%tid", turned)]
     table = f.let(f"alloca [{max((len(c.table) for c in calls), default=0)} x ptr]")
-    window = _Window.of(f, base[SYNC_INDEX])
+    window = _Window.of(f, base[SYNC_INDEX], len(calls))
 
-    def emit(call: Call) -> None:
+    def emit(call: Call, place: int) -> None:
         pointers = [f.at(base[o.index], o.offset) for o in (call.x, call.w, call.y, call.r)]
         if call.table:
             pointers[0] = table
@@ -112,7 +120,7 @@ def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
         pieces = counts[call.pieces]
         count = call.panels if call.split_panels(threads) else pieces
         share = [
-            f.int_op("udiv", f.int_op("mul", who, count), "%threads") for who in ("%tid", following)
+            f.int_op("udiv", f.int_op("mul", who, count), "%threads") for who in shares[place % 2]
         ]
         whole = ["0", str(pieces if call.split_panels(threads) else call.panels)]
         ranges = whole + share if call.split_panels(threads) else share + whole
@@ -120,8 +128,10 @@ def program_text(name: str, calls: Sequence[Call], threads: int) -> str:
         f.do(f"call void @{call.symbol}({', '.join(arguments)})")
         f.declares.add(f"declare void @{call.symbol}({_SIGNATURE})")
 
+    place = 0
     for index, call in enumerate(calls):
-        window.run(index, partial(emit, call))
+        window.run(index, partial(emit, call, place), meets=call.meets)
+        place = 0 if call.meets else place + 1
     return module_text([f])
 
 
@@ -140,6 +150,7 @@ class _Window:
         stamps: where this thread's times go.
         timed: whether they are taken.
         first_timed: whether they are, and this is thread 0.
+        each: whether threads meet behind each call: times are taken, or not all calls are run.
     """
 
     f: Function
@@ -149,26 +160,35 @@ class _Window:
     stamps: Value
     timed: Value
     first_timed: Value
+    each: Value
 
     @staticmethod
-    def of(f: Function, sync: Value) -> _Window:
-        """Emits the loads."""
+    def of(f: Function, sync: Value, calls: int) -> _Window:
+        """Emits the loads; the program has so many `calls`."""
         first, last = (f.load("i64", sync, SYNC[key], 8) for key in ("first", "last"))
         stamps = f.load("ptr", sync, SYNC["stamps"], 8)
         timed = f.let(f"icmp ne ptr {stamps}, null")
         first_timed = f.let(f"and i1 {timed}, {f.let('icmp eq i64 %tid, 0')}")
         mine = f.at(stamps, f.int_op("mul", "%tid", STAMP_BYTES))
-        return _Window(f, sync, first, f.int_op("sub", last, first), mine, timed, first_timed)
+        count = f.int_op("sub", last, first)
+        each = f.let(f"or i1 {timed}, {f.let(f'icmp ult i64 {count}, {calls}')}")
+        return _Window(f, sync, first, count, mine, timed, first_timed, each)
 
-    def run(self, index: int, call: Callable[[], None]) -> None:
+    def run(self, index: int, call: Callable[[], None], *, meets: bool) -> None:
         """Emits one call, the barrier behind it, and the clocks around both."""
         f = self.f
+
+        def meet() -> None:
+            f.call("void", "barrier", ("ptr", self.sync), ("i64", "%threads"))
 
         def both() -> None:
             f.when(self.timed, partial(self._stamp, index, "begin"))
             call()
             f.when(self.timed, partial(self._stamp, index, "end"))
-            f.call("void", "barrier", ("ptr", self.sync), ("i64", "%threads"))
+            if meets:
+                meet()
+            else:
+                f.when(self.each, meet)
             f.when(self.first_timed, partial(self._stamp, index, "met"))
 
         ahead = f.int_op("sub", index, self.first)

@@ -69,12 +69,14 @@ class Ends:
         activation: its name; "" where bounds do it.
         y: where the pixels of y lie.
         r: where those of the residual lie, or None.
+        adds_last: the residual is added behind the activation.
     """
 
     rows: int
     activation: str
     y: Pixels
     r: Pixels | None
+    adds_last: bool = False
 
     @staticmethod
     def of(problem: ConvProblem) -> Ends:
@@ -83,11 +85,12 @@ class Ends:
         name = problem.finish.activation.name
         y = Pixels.of(problem.y, problem.batch, out_h, out_w)
         r = None if problem.r is None else Pixels.of(problem.r, problem.batch, out_h, out_w)
-        return Ends(problem.rows, "" if name in CLAMPS else name, y, r)
+        last = r is not None and problem.finish.add_last
+        return Ends(problem.rows, "" if name in CLAMPS else name, y, r, last)
 
 
 def numbers_of(finish: Finish, dtype: str) -> NDArray[np.float32]:
-    """The role "numbers": residual_scale, y_factor, low, high, y_zero.
+    """The role "numbers": residual_scale, y_factor, low, high, y_zero, residual_zero.
 
     An activation that clamps, and the ends of y's type, are in `low` and `high`, which bound
     v * y_factor.
@@ -104,7 +107,8 @@ def numbers_of(finish: Finish, dtype: str) -> NDArray[np.float32]:
     if dtype in _ENDS:
         least, most = (end - zero for end in _ENDS[dtype])
         low, high = max(low, least), min(high, most)
-    return np.array([finish.residual_scale, finish.y_factor, low, high, zero], np.float32)
+    r_zero = finish.residual_zero
+    return np.array([finish.residual_scale, finish.y_factor, low, high, zero, r_zero], np.float32)
 
 
 def finish_constants(problem: ConvProblem, constants: Mapping[str, Array]) -> dict[str, Array]:
@@ -288,9 +292,14 @@ def finish(sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS: tl
     if r is not None:
         r_pixels: tl.constexpr = ENDS.r
         places = r + pixel_offsets(m, r_pixels)[:, None] + n[None, :]
-        v = v + tl.load(places, mask=inside, other=0.0).to(tl.float32) * tl.load(numbers)
+        residual = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+        if not ENDS.adds_last:
+            v = v + residual * tl.load(numbers)
     activation: tl.constexpr = ENDS.activation
-    v = rounded(activate(v, activation), numbers, y.dtype.element_ty)
+    v = activate(v, activation)
+    if ENDS.adds_last:
+        v = v + (residual - tl.load(numbers + 5)) * tl.load(numbers)
+    v = rounded(v, numbers, y.dtype.element_ty)
     y_pixels: tl.constexpr = ENDS.y
     tl.store(y + pixel_offsets(m, y_pixels)[:, None] + n[None, :], v, mask=inside)
 

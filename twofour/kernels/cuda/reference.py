@@ -79,9 +79,14 @@ def conv_reference(problem: ConvProblem, arrays: Mapping[str, Array]) -> Array:
     if how.by_rows:
         factor = factor * arrays["row_scale"].astype(np.float32).reshape(*sums.shape[:3], 1)
     v = fma(sums, factor, arrays.get("bias", np.zeros(1, np.float32)))
-    if problem.r is not None:
-        v = fma(arrays["r"].astype(np.float32), np.array(how.residual_scale, np.float32), v)
-    v = how.activation.apply(v) * np.float32(how.y_factor)
+    r = None if problem.r is None else arrays["r"].astype(np.float32)
+    r_scale = np.array(how.residual_scale, np.float32)
+    if r is not None and not how.add_last:
+        v = fma(r, r_scale, v)
+    v = how.activation.apply(v)
+    if r is not None and how.add_last:
+        v = fma(r - np.float32(how.residual_zero), r_scale, v)
+    v = v * np.float32(how.y_factor)
     v = np.clip(v, np.float32(how.low - how.y_zero), np.float32(how.high - how.y_zero))
     if problem.y.dtype == "int8":
         v = np.rint(np.where(np.isnan(v), -np.inf, v)) + how.y_zero
