@@ -77,7 +77,7 @@ class FakeDriver(ModuleType):
         self.CUstream_flags = enum.IntEnum("CUstream_flags", {"CU_STREAM_NON_BLOCKING": 1})
         external = {"CU_EVENT_RECORD_EXTERNAL": 1}
         self.CUevent_record_flags = enum.IntEnum("CUevent_record_flags", external)
-        mode = {"CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": 1}
+        mode = {"CU_STREAM_CAPTURE_MODE_RELAXED": 2}
         self.CUstreamCaptureMode = enum.IntEnum("CUstreamCaptureMode", mode)
         most = {"CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": 8}
         self.CUfunction_attribute = enum.IntEnum("CUfunction_attribute", most)
@@ -259,7 +259,7 @@ class FakeDriver(ModuleType):
         return 0, self.events[end] - self.events[begin]
 
     def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
-        assert mode == 1
+        assert mode == 2
         assert stream not in self.capturing
         assert not self.streams[stream], "what came before would be recorded"
         self.capturing.add(stream)

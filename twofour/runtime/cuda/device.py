@@ -236,7 +236,8 @@ class Device:
         """A graph, ready to be replayed, of what `fill` puts into the stream."""
         modes = self.driver.functions.CUstreamCaptureMode
         with self.current():
-            mode = modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+            # What is freed meanwhile, by the collector of garbage say, must not end the recording.
+            mode = modes.CU_STREAM_CAPTURE_MODE_RELAXED
             self.driver.call("cuStreamBeginCapture", stream, mode)
             try:
                 fill()

@@ -31,7 +31,8 @@ from twofour.runtime.shapes import Bound
 
 Array = NDArray[Any]
 _MIB = 1 << 20
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Sessions are freed by the collector of garbage too: in any thread, at any line."""
 
 
 @dataclass(eq=False)
@@ -61,17 +62,19 @@ def _acquire(engine: Engine, device: Device) -> _Shared:
     key = id(engine), id(device)
     with _lock:
         found = _shared.get(key)
-        if found is None:
-            weights = device.take(engine.weights.nbytes, "the weights of an engine")
-            try:
-                _copy_weights(engine, device, weights)
-            except BaseException:
-                device.give_back(weights)
-                raise
-            objects = Objects(device, engine.code)
-            found = _shared[key] = _Shared(engine, device, weights, objects)
-        found.users += 1
-        return found
+        if found is not None:
+            found.users += 1
+            if _shared.get(key) is found:  # else the last other session was freed just now
+                return found
+        weights = device.take(engine.weights.nbytes, "the weights of an engine")
+        try:
+            _copy_weights(engine, device, weights)
+        except BaseException:
+            device.give_back(weights)
+            raise
+        made = _Shared(engine, device, weights, Objects(device, engine.code), users=1)
+        _shared[key] = made
+        return made
 
 
 def _copy_weights(engine: Engine, device: Device, to: int) -> None:
