@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from tests.cuda_engines import cuda_engine
 from tests.onnx_tools.networks import sparse
 from twofour.cli import app
 
@@ -95,3 +97,11 @@ def test_it_imports_nothing_heavy_that_it_does_not_use(path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_engine_for_a_gpu_says_what_it_needs(tmp_path: Path) -> None:
+    path = cuda_engine().save(tmp_path / "gpu.engine")
+    result = CliRunner().invoke(app, ["inspect", str(path)], catch_exceptions=False)
+    assert "for cuda:sm90" in result.stdout
+    assert "GPU for sm90" in result.stdout
+    assert "step 0: 2 layers as a CUDA graph" in result.stdout

@@ -267,7 +267,12 @@ def _profile(plan: Plan, index: int, profile: Profile) -> list[str]:
     ]
 
 
-_HOW = {"native": "generated code", "tensorrt": "TensorRT runs them"}
+_HOW = {
+    "native": "generated code",
+    "cuda": "a CUDA graph",
+    "python": "a plugin in Python",
+    "tensorrt": "TensorRT runs them",
+}
 """Kind of step -> what runs it."""
 
 

@@ -289,9 +289,10 @@ class Step:
     """One call at run time.
 
     Attributes:
-        kind: "native" (a generated program), "onnxruntime" (a subgraph) or "python" (a plugin).
-        symbol: the program's function in the object code, the subgraph's key, or that of a plugin's
-            constants.
+        kind: "native" (a generated program), "onnxruntime" (a subgraph), "python" (a plugin),
+            "cuda" (a program of a GPU) or "tensorrt" (a network).
+        symbol: the program's function in the object code, or the key of the subgraph, of a plugin's
+            constants or of a GPU's program.
         inputs: names of the plain tensors it reads.
         outputs: names of the plain tensors it writes.
         layers: indices into `Plan.layers` of what it runs.
