@@ -29,7 +29,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from twofour.compiler.bounds import require_fits, require_possible
-from twofour.compiler.native_plugin import inline_refused
+from twofour.compiler.native_plugin import has_tactic, inline_refused
 from twofour.compiler.settle import settle
 from twofour.core import promises
 from twofour.core.errors import InputError, UnsupportedError
@@ -75,7 +75,7 @@ def import_graph(
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
     common.RemoveInitializersFromInputsPass()(model)
     assumed = bind_inputs(model.graph, shapes or {})
-    inline(model, lambda operator: target is not None and bool(operator.cpu))
+    inline(model, lambda operator: target is not None and has_tactic(operator, target))
     require_kept(model)
     model.metadata_props.pop(promises.KEY, None)  # weights may change from here on
     move_foreign(model)

@@ -176,8 +176,15 @@ def asked(
         ) from error
 
 
+def has_tactic(operator: Operator, target: Target) -> bool:
+    """Whether an operator has tactics for that kind of target."""
+    return bool(operator.cpu if target.cuda is None else operator.cuda)
+
+
 def refusals(operator: Operator, problem: Problem, target: Target) -> list[str]:
     """Why no tactic takes a problem, a line each; empty if one does."""
+    if target.cuda is not None:
+        return gpu_refusals(operator, problem, target.cuda.capability)
     found = []
     for tactic in operator.cpu:
         reason = asked(operator, f"refuse of {tactic.name}", tactic.refuse, problem, target)
@@ -185,6 +192,24 @@ def refusals(operator: Operator, problem: Problem, target: Target) -> list[str]:
             return []
         found.append(f"{tactic.name}: {reason}")
     return found or [f"{operator} has no tactic for a CPU"]
+
+
+def gpu_refusals(operator: Operator, problem: Problem, capability: int) -> list[str]:
+    """The same for a GPU.
+
+    Args:
+        operator: the plugin's.
+        problem: what a node asks.
+        capability: of the GPU, 90 for 9.0.
+    """
+    found = []
+    for tactic in operator.cuda:
+        what = f"why_not of {tactic.name}"
+        reason = asked(operator, what, tactic.refuse, problem, capability)
+        if not reason:
+            return []
+        found.append(f"{tactic.name}: {reason}")
+    return found or [f"{operator} has no tactic for a GPU"]
 
 
 def inline_refused(model: ir.Model, target: Target) -> bool:

@@ -34,6 +34,7 @@ from twofour.compiler.cuda.timing import Bench, keyed_by
 from twofour.compiler.cuda.types import Types
 from twofour.compiler.fallback import subgraph
 from twofour.compiler.importer import standardized
+from twofour.compiler.native_plugin import inlined_notes
 from twofour.compiler.options import BuildOptions
 from twofour.compiler.requests import Requested, became_one, read_request
 from twofour.compiler.timing_cache import TimingCache
@@ -86,12 +87,20 @@ def cuda_engine(
         _require_fixed([symbol.name for symbol in request.symbols])
     notes += tuple(filter(None, [became_one(source.graph, asked[0])]))
     forced = options.sparsity == "force"
-    networks = [
-        network_of(model, request.shapes_at(()), types, forced=forced, dump=options.dump)
-        for request in requests
-    ]
     device = _device(target.cuda)
     found = target.cuda if device is None else replace(target.cuda, gpu=f"sm{device.capability}")
+    networks = [
+        network_of(
+            model,
+            request.shapes_at(()),
+            types,
+            forced=forced,
+            dump=options.dump,
+            target=replace(target, cuda=found),
+        )
+        for request in requests
+    ]
+    notes += tuple(note for network in networks for note in inlined_notes(network.fused.model))
     if options.fp8 and found.capability < FLOAT8_LEAST:
         raise UnsupportedError(
             f"a GPU of {found.gpu} does not multiply float8",

@@ -24,6 +24,7 @@ from twofour.compiler.passes.pipeline import Fused, run_passes
 from twofour.compiler.schedule import Schedule
 from twofour.compiler.writes import SourceNames
 from twofour.core.errors import UnsupportedError
+from twofour.core.target import Target
 from twofour.engine import TensorInfo
 from twofour.onnx_tools.edit import reads
 from twofour.onnx_tools.prune import prune
@@ -100,7 +101,13 @@ def info_of(value: ir.Value) -> TensorInfo:
 
 
 def network_of(
-    source: ir.Model, shapes: Shapes, types: Types, *, forced: bool, dump: Path | None
+    source: ir.Model,
+    shapes: Shapes,
+    types: Types,
+    *,
+    forced: bool,
+    dump: Path | None,
+    target: Target | None = None,
 ) -> Network:
     """The network for one profile.
 
@@ -110,11 +117,12 @@ def network_of(
         types: how values are held.
         forced: weights without a pattern are pruned to 2:4.
         dump: a folder for the text of the graph after each pass.
+        target: the GPU, named; without it operators of plugins are inlined.
 
     Raises:
         UnsupportedError: nothing of it can run on a GPU.
     """
-    imported = import_graph(source, shapes)
+    imported = import_graph(source, shapes, target)
     operators = len(imported.graph)
     names = SourceNames.of(source.graph).with_imported(imported.graph)
     if forced:
@@ -128,21 +136,24 @@ def network_of(
         raise UnsupportedError(
             "nothing of the model can run on the GPU", reasons, "build it for the CPU: --target cpu"
         )
-    return Network(fused, order, _parts(order, graph, types), names, operators)
+    return Network(fused, order, _parts(order, graph, types, target), names, operators)
 
 
-def _parts(order: Schedule, graph: ir.Graph, types: Types) -> tuple[Part, ...]:
+def _parts(
+    order: Schedule, graph: ir.Graph, types: Types, target: Target | None
+) -> tuple[Part, ...]:
     values = {v.name or "": v for v in graph.inputs}
     values |= {v.name or "": v for node in graph for v in node.outputs}
     finals = {v.name or "" for v in graph.outputs}
     read_by = [_reads(order, stretch) for stretch in order.stretches]
+    capability = 0 if target is None or target.cuda is None else target.cuda.capability
     found = []
     for index, stretch in enumerate(order.stretches):
         later = set().union(*read_by[index + 1 :]) | finals
         if stretch.native:
             written = [n for node in stretch.nodes for n in order.ops[node].writes]
             wanted = [name for name in dict.fromkeys(written) if name in later]
-            low = Lowering(values, types, order.ops).stretch(stretch.nodes, wanted)
+            low = Lowering(values, types, order.ops, capability).stretch(stretch.nodes, wanted)
             low.turns = without_waste(low.turns)
             section = Section(True, (), (), low.inputs, low.outputs)
             found.append(Part(low, section))

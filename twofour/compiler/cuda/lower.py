@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from twofour.compiler.cuda import small
+from twofour.compiler.cuda import plugins, small
 from twofour.compiler.cuda.products import conv_problem
 from twofour.compiler.cuda.tensors import Dims, Tensor
 from twofour.compiler.cuda.types import Types
@@ -32,8 +32,10 @@ from twofour.compiler.native import (
 )
 from twofour.compiler.native_nd import NdOp
 from twofour.compiler.native_nms import NmsOp
+from twofour.compiler.native_plugin import PluginOp, gpu_refusals
 from twofour.compiler.native_resize import ResizeOp
 from twofour.core.errors import Error
+from twofour.core.plugins import Problem
 from twofour.kernels.cuda.problem import REAL, ConvProblem
 from twofour.kernels.cuda.resize import tables
 
@@ -72,7 +74,11 @@ class Lowering:
     """Collects the turns of one stretch of native operators."""
 
     def __init__(
-        self, values: Mapping[str, ir.Value], types: Types, ops: Mapping[ir.Node, NativeOp]
+        self,
+        values: Mapping[str, ir.Value],
+        types: Types,
+        ops: Mapping[ir.Node, NativeOp],
+        capability: int = 0,
     ) -> None:
         """Begins a stretch.
 
@@ -80,7 +86,9 @@ class Lowering:
             values: of the whole graph, by name.
             types: how values are held.
             ops: each native node, read.
+            capability: of the GPU, for the tactics of plugins.
         """
+        self._capability = capability
         self._values, self._types, self._ops = values, types, ops
         self._tensors: dict[str, Tensor] = {}
         self._turns: list[Turn] = []
@@ -140,7 +148,18 @@ class Lowering:
             self._nd(op)
         elif isinstance(op, MapOp):
             self._map(op)
-        elif isinstance(op, PoolOp):
+        elif isinstance(op, NormOp):
+            self._norm(op)
+        elif isinstance(op, AttentionOp):
+            self._attention(op)
+        elif isinstance(op, PluginOp):
+            self._plugin(op)
+        else:
+            self._pixels(op)
+
+    def _pixels(self, op: NativeOp) -> None:
+        """What looks at the pixels of images."""
+        if isinstance(op, PoolOp):
             y = self._result(op.y)
             x = self._kernel_form(op.x)
             problem = small.pool_problem(op, x, y)
@@ -150,10 +169,6 @@ class Lowering:
             x = self._kernel_form(op.x)
             both = tables(op.rows, op.columns)
             self._turns.append(Turn(op, small.resize_problem(x, y), {"x": x, "y": y}, ("y",), both))
-        elif isinstance(op, NormOp):
-            self._norm(op)
-        elif isinstance(op, AttentionOp):
-            self._attention(op)
         else:
             raise Error(f"{op.name}: no way to lower {type(op).__name__} for a GPU")
 
@@ -263,6 +278,50 @@ class Lowering:
         y = operands["y"] = self._result(op.y)
         problem = small.attention_problem(op, operands)
         self._turns.append(Turn(op, problem, {**operands, "y": y}, ("y",)))
+
+    def _plugin(self, op: PluginOp) -> None:
+        """An operator of a plugin; what its kernels do not take in the engine's type is float32."""
+        pairs = list(zip(op.problem.operands, op.values, strict=True))
+        running = {each.name: (each, value.name) for each, value in pairs if value.name}
+        written = [operand.name for operand in op.problem.outputs]
+        real = self._types.real
+        if gpu_refusals(op.operator, self._plugin_forms(op, real), self._capability):
+            real = "float32"
+        tensors = {}
+        for name, (operand, value) in running.items():
+            dtype = plugins.held_as(operand, real, self._types.quantized)
+            if name in written:
+                tensors[name] = Tensor.plain(value, dtype, operand.shape)
+                self._tensors[value] = tensors[name]
+            else:
+                tensors[name] = self._as_plugins_read(value, dtype, plugins.strided(op.operator))
+        problem = plugins.placed(op.problem, tensors)
+        constants = {o.name: o.constant for o, _ in pairs if o.constant is not None}
+        asked = plugins.PluginProblem.of(problem, op.operator)
+        self._turns.append(Turn(op, asked, tensors, tuple(written), constants))
+
+    def _plugin_forms(self, op: PluginOp, real: str) -> Problem:
+        """The problem as it would be with operands in C order, real ones in a type."""
+        forms = {
+            each.name: Tensor.plain(
+                "", plugins.held_as(each, real, self._types.quantized), each.shape
+            )
+            for each, value in zip(op.problem.operands, op.values, strict=True)
+            if value.name
+        }
+        return plugins.placed(op.problem, forms)
+
+    def _as_plugins_read(self, name: str, dtype: str, strided: bool) -> Tensor:
+        """A value of a type; in C order, unless any order will do."""
+        found = self._tensors[name]
+        if found.dtype == dtype and (strided or found.is_plain):
+            return found
+        key = f"{name}/plain {dtype}"
+        if key not in self._tensors:
+            tensor = Tensor.plain(key, dtype, found.dims)
+            self._copy(f"{name}/in", found, tensor, self._values[name])
+            self._tensors[key] = tensor
+        return self._tensors[key]
 
     def _in_float32(self, name: str) -> Tensor:
         """A mask, plain: float16 cannot hold all that it is made of."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from twofour.compiler import native_rows, ops, schedule
+from twofour.compiler.cuda.plugins import read_plugin
 from twofour.compiler.native import ConvOp, NativeOp, NotNative
-from twofour.compiler.native_plugin import PluginOp
 from twofour.core.dynamic import TENSOR
+from twofour.onnx_tools.plugins import plugin_of
 
 _ATTENTION = ("Attention", "QAttention", "BAttention")
 
@@ -30,13 +31,13 @@ def _read(node: ir.Node) -> NativeOp | str:
             return native_rows.attention_op(ops.parse_op(node))
         except NotNative as reason:
             return str(reason)
+    if plugin_of(node) is not None:
+        return read_plugin(node)
     return schedule.read(node)
 
 
 def _missing(op: NativeOp) -> str:
     """What the GPU has no kernel for; "" if it has one."""
-    if isinstance(op, PluginOp):
-        return "the plugin has no tactic for GPUs"
     if isinstance(op, ConvOp) and op.dynamic == TENSOR:
         return "a product that quantizes its whole input at run time has no GPU kernel"
     return ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from twofour.compiler.cuda import plugins
 from twofour.kernels.cuda import (
     attention,
     conv,
@@ -49,6 +50,7 @@ OFFERS: Mapping[type, tuple[Offer, ...]] = {
     Walk: (walk.recipes,),
     PoolProblem: (_alone(pool.recipes),),
     NormProblem: (norm.recipes,),
+    plugins.PluginProblem: (plugins.recipes,),
     AttentionProblem: (attention.recipes,),
     RowsProblem: (_alone(quantize_rows.recipes),),
     resize.ResizeProblem: (resize.recipes,),

@@ -45,9 +45,9 @@ from twofour.kernels.cuda.online_softmax import (
     log2_mask,
     shares,
 )
-from twofour.kernels.cuda.problem import QUANTIZED, REAL, AttentionProblem, Rows
+from twofour.kernels.cuda.problem import QUANTIZED, REAL, AttentionProblem
 from twofour.kernels.cuda.rounding import narrow
-from twofour.kernels.cuda.rows import FLOAT8_SINCE, unaligned
+from twofour.kernels.cuda.rows import FLOAT8_SINCE
 
 Array = NDArray[Any]
 
@@ -296,25 +296,10 @@ def block(channels: int, dtype: str) -> int:
     return max(least, int(triton.next_power_of_2(channels)))
 
 
-def uneven(parts: Mapping[str, Rows], channels: Mapping[str, int]) -> tuple[str, ...]:
-    """Roles that may begin at an address that is no multiple of 16.
-
-    Args:
-        parts: how the tokens of each lie.
-        channels: of all heads of each.
-    """
-    found = []
-    for role, part in parts.items():
-        size = DTYPES[part.dtype]
-        if unaligned(part.token * size, part.sequence * size, channels[role] * size):
-            found.append(role)
-    return tuple(found)
-
-
 def operands_of(
     problem: AttentionProblem, tiles: Tiles
-) -> tuple[list[tuple[str, str]], dict[str, Any], tuple[str, ...]]:
-    """Operands q, k, v and y of a kernel, its constants, and roles that may be unaligned."""
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Operands q, k, v and y of a kernel, and its constants."""
     parts = {"q": problem.q, "k": problem.k, "v": problem.v, "y": problem.y}
     operands = [(role, part.dtype) for role, part in parts.items()]
     numbers: dict[str, Any] = {
@@ -327,14 +312,12 @@ def operands_of(
         "BLOCK_D": block(problem.head_dim, problem.q.dtype),
         "BLOCK_DV": block(problem.value_dim, problem.q.dtype),
     }
-    widths = dict.fromkeys(("q", "k"), problem.head_dim)
-    channels = {role: problem.heads * widths.get(role, problem.value_dim) for role in parts}
-    return operands, numbers, uneven(parts, channels)
+    return operands, numbers
 
 
 def _kernel(problem: AttentionProblem, tiles: Tiles) -> Kernel:
     """One start of the kernel."""
-    operands, numbers, odd = operands_of(problem, tiles)
+    operands, numbers = operands_of(problem, tiles)
     if problem.mask_strides:
         operands.append(("mask", "float32"))
     else:
@@ -347,5 +330,4 @@ def _kernel(problem: AttentionProblem, tiles: Tiles) -> Kernel:
         (programs, 1, 1),
         tiles.warps,
         tiles.stages,
-        (*odd, "mask"),
     )

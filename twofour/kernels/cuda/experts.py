@@ -332,7 +332,7 @@ def _routing(problem: ExpertsProblem) -> tuple[Kernel, Kernel]:
         numbers = {"TOKENS": p.tokens, "BLOCK": _COMBINED}
         grid = (divided(p.tokens, _COMBINED), 1, 1)
         select = (("mask", "bool"), ("chosen", "int32"))
-        chosen = Kernel(experts_route.choose_masked, select, numbers, grid, unaligned=("mask",))
+        chosen = Kernel(experts_route.choose_masked, select, numbers, grid)
     block = min(_SORTED, max(128, triton.next_power_of_2(p.slots)))
     places = (("chosen", "int32"), ("owners", "int32"), ("counts", "int32"))
     sizes = {"SLOTS": p.slots, "BLOCK": block}

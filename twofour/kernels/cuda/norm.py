@@ -20,11 +20,10 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from twofour.core.cuda_program import DTYPES
 from twofour.kernels.cuda.kernel import Kernel, Recipe, divided
 from twofour.kernels.cuda.problem import REAL, NormProblem
 from twofour.kernels.cuda.rounding import narrow
-from twofour.kernels.cuda.rows import FLOAT8_SINCE, unaligned
+from twofour.kernels.cuda.rows import FLOAT8_SINCE
 
 Array = NDArray[Any]
 
@@ -152,7 +151,5 @@ def _kernel(problem: NormProblem, rows: int, warps: int) -> Kernel:
     operands += [(name, results[name][0]) for name in names]
     if len(names) == 1:
         numbers["second"] = None
-    strides = {"x": problem.x, **results}
-    uneven = tuple(role for role, (dtype, row) in strides.items() if unaligned(row * DTYPES[dtype]))
     grid = (divided(problem.rows, rows), 1, 1)
-    return Kernel(norm_rows, tuple(operands), numbers, grid, warps, 1, uneven)
+    return Kernel(norm_rows, tuple(operands), numbers, grid, warps, 1)

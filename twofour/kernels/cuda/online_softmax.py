@@ -88,7 +88,7 @@ def attend(
     sums, total, top = state
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if Q_ZERO != 0:
-        s -= Q_ZERO * tl.sum(k.to(tl.int32), axis=1)[None, :]
+        s -= Q_ZERO * tl.sum(k.to(s.dtype), axis=1)[None, :]
     s = s.to(tl.float32)
     if bias is not None:
         s = s * SCALE + bias

@@ -251,7 +251,7 @@ def recipe_of(problem: SparseAttentionProblem, tiles: Tiles, lists: Lists) -> Re
         lists: of the same tiles.
     """
     dense = problem.dense
-    operands, numbers, odd = operands_of(dense, tiles)
+    operands, numbers = operands_of(dense, tiles)
     operands += [("tiles", "int32"), ("blocks", "int32"), ("masks", "int32")]
     numbers["KEEP"] = problem.keep_strides
     if problem.keep_strides:
@@ -266,7 +266,6 @@ def recipe_of(problem: SparseAttentionProblem, tiles: Tiles, lists: Lists) -> Re
         (programs, 1, 1),
         tiles.warps,
         tiles.stages,
-        (*odd, "keep"),
     )
     held = {"tiles": lists.tiles, "blocks": lists.blocks, "masks": lists.masks.view(np.int32)}
     return Recipe("sparse attention", tiles.words(dense.q.dtype), (kernel,), held)
