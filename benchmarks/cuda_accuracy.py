@@ -248,16 +248,19 @@ def _rows(x: Array) -> Array:
 
 
 def _judged(got: list[Array], wanted: list[Array], subject: Subject) -> Row:
-    """The cosine of all outputs together, and what labels say."""
+    """The cosine of all outputs together, padding left out, and what labels say."""
+    labels, outputs = subject.labels, got[0]
+    if subject.metric == "spearman":
+        there = subject.feeds["attention_mask"][: len(outputs)]
+        got, wanted = [outputs[there != 0]], [wanted[0][there != 0]]
     a, b = (np.concatenate([x.ravel().astype(np.float64) for x in each]) for each in (got, wanted))
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     found: Row = {"cosine": float(a @ b) / size if size else float(np.array_equal(a, b))}
-    labels, outputs = subject.labels, got[0]
     if labels is None:
         return found
     if subject.metric == "top1":
         return {**found, "top1": float((outputs.argmax(1) == labels[: len(outputs)]).mean())}
-    vectors = pooled(outputs, subject.feeds["attention_mask"][: len(outputs)])
+    vectors = pooled(outputs, there)
     cosines = (vectors[::2] * vectors[1::2]).sum(1)
     return {**found, "spearman": spearman(cosines, labels[: len(cosines)])}
 
