@@ -73,6 +73,18 @@ def test_behind_one_that_breaks_it_goes_on() -> None:
         made.close()
 
 
+def test_after_some_that_broke_none_is_tried_that_is_not_known() -> None:
+    made = racer(CHILD.replace("number == 13", "13 <= number < 30").replace("number == 14", "0"))
+    try:
+        found = raced(made, [1, *range(13, 19), 30])
+        assert found["1"][0] == 99.0
+        assert found["30"][0] == math.inf
+        assert "too many others" in found["30"][1]
+        assert raced(made, [1, 30])["1"][0] == 99.0
+    finally:
+        made.close()
+
+
 def test_one_that_does_not_end_is_ended() -> None:
     made = racer(seconds=3.0)
     try:

@@ -35,7 +35,8 @@ def compute(product: Product, operands: Mapping[str, torch.Tensor]) -> None:
     v *= read("scale", "float32")[: p.n] if p.by_channel else 1
     v *= read("row_scale", "float32")[: p.m, None] if p.by_row else 1
     if p.beta:
-        v += p.beta * matrix(read("r", p.r), p.m, p.n, p.r_row)
+        beta = read("r_scale", "float32")[: p.n] if p.r_by_channel else p.beta
+        v += beta * matrix(read("r", p.r), p.m, p.n, p.r_row)
     if p.bias:
         v += read("bias", p.bias)[: p.n]
     if p.activation:

@@ -98,8 +98,8 @@ def check(problem: ConvProblem, recipe: Recipe, arrays: dict[str, Any]) -> None:
     assert (whole[..., problem.out_channels :] == 7).all(), "wrote between the rows"
     if problem.y.dtype == "int8":
         away = np.abs(found.astype(int) - expected)
-        assert away.max() <= 1
-        assert (away > 0).mean() < 0.02
+        assert away.max() <= 1, recipe.config
+        assert (away > 0).mean() < (0.05 if "float16 sums" in recipe.config else 0.02)
         return
     last = {"float32": 1e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6, FP8: 2.0**-3}
     bound = last[problem.y.dtype] * (np.abs(expected) + 1)
@@ -173,8 +173,10 @@ def test_int8(name: str, tactic: Any) -> None:
     arrays = arrays_of(problem)
     recipes = tactic.recipes(problem, arrays, 90)
     sparse = tactic is gemm_cusparselt
-    whole = (by_library or (name == "relu6" and sparse)) and not (name == "residual" and sparse)
-    assert [each.startswith("int8") for each in configs(recipes)] == [True, False][not whole :]
+    whole = by_library or (name == "relu6" and sparse)
+    kinds = ["int8 by"] if whole else ["float16 sums and bias"] if sparse and name != "rows" else []
+    assert len(recipes) == len(kinds) + 1
+    assert all(map(str.startswith, configs(recipes), [*kinds, "int32 sums"]))
     for recipe in recipes:
         if name != "residual last":
             check(problem, recipe, arrays)
@@ -253,8 +255,8 @@ def test_windows_go_by_im2col(dtype: str, size: int) -> None:
         problem = replace(problem, x_zero=-3)
     arrays = arrays_of(problem)
     recipes = gemm_cusparselt.recipes(problem, arrays, 90)
-    whole = problem.rows % 16 == 0 or (dtype == "float16" and problem.rows % 8 == 0)
-    assert len(recipes) == 1 + whole
+    whole = not problem.rows % (16 if dtype == "int8" else 8)
+    assert len(recipes) == 1 + (whole or dtype == "int8")
     for recipe in recipes:
         check(problem, recipe, arrays)
     assert gemm_cublaslt.recipes(problem, arrays, 90) == ()

@@ -20,7 +20,8 @@ from typing import Any
 from twofour.core.cuda_products import Product
 
 _SECONDS = 30.0  # until an answer: the start of the child and of the libraries is in the first
-_MOST_STARTS = 8
+_MOST_STARTS = 8  # for one race
+_MOST_BROKEN = 6  # algorithms for some types: each costs a start of the child
 _MODULE = "twofour.compiler.cuda.race_child"
 
 
@@ -52,7 +53,7 @@ class Racer:
     uuid: str
     command: tuple[str, ...] = (sys.executable, "-m", _MODULE)
     seconds: float = _SECONDS
-    _broken: set[tuple[str, str, str, str]] = field(default_factory=set)
+    _known: dict[tuple[str, str, str], dict[str, bool]] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
     _answers: queue.Queue[str] = field(default_factory=queue.Queue)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -71,13 +72,14 @@ class Racer:
         """
         results = [Result(product) for product in products]
         with self._lock:
-            left = [each for each in results if _kind(each, library) not in self._broken]
+            left = [each for each in results if self._may_run(each, library)]
             starts = 0
             while left:
                 starts += self._process is None
                 if starts > _MOST_STARTS:
                     break
                 left = left[self._asked(left, library, runs) :]
+                left = [each for each in left if self._may_run(each, library)]
         for result in results:
             if result.us == math.inf and not result.error:
                 result.error = "not tried: it, or too many others, broke the GPU's context before"
@@ -89,6 +91,17 @@ class Racer:
         if process is not None:
             process.kill()
             process.wait()
+
+    def _kind(self, result: Result, library: str) -> dict[str, bool]:
+        """Whether algorithms for products of these types leave the context whole, once tried."""
+        product = result.product
+        return self._known.setdefault((library, product.x, product.y), {})
+
+    def _may_run(self, result: Result, library: str) -> bool:
+        """One that broke is not tried again; after some that did, none that is not known."""
+        known = self._kind(result, library)
+        some = list(known.values()).count(False) < _MOST_BROKEN
+        return known.get(result.product.algorithm, some)
 
     def _asked(self, results: list[Result], library: str, runs: int) -> int:
         """Asks for these; how many were answered or broke the child."""
@@ -105,10 +118,11 @@ class Racer:
             answer = self._answer()
             if answer is None:
                 result.error = "it breaks the GPU's context, or does not end"
-                self._broken.add(_kind(result, library))
+                self._kind(result, library)[result.product.algorithm] = False
                 self.close()
                 return index + 1
             result.us = float(answer.get("us", math.inf))
+            self._kind(result, library)[result.product.algorithm] = True
             result.error = str(answer.get("error", ""))
         return len(results)
 
@@ -131,12 +145,6 @@ class Racer:
         except queue.Empty:
             return None
         return dict(json.loads(line)) if line else None
-
-
-def _kind(result: Result, library: str) -> tuple[str, str, str, str]:
-    """What breaks whatever the sizes: an algorithm for some types."""
-    product = result.product
-    return library, product.x, product.y, product.algorithm
 
 
 def _listen(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:

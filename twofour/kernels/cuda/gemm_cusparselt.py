@@ -37,7 +37,14 @@ from twofour.kernels.cuda.gemm_cublaslt import sum_types
 from twofour.kernels.cuda.im2col import flat_weight, im2col_bytes, im2col_call, rounded_up
 from twofour.kernels.cuda.kernel import Array, Kernel, Recipe
 from twofour.kernels.cuda.problem import ConvProblem
-from twofour.kernels.cuda.products import Offer, bits_of, direct, plain_product, summed
+from twofour.kernels.cuda.products import (
+    Offer,
+    bits_of,
+    direct,
+    plain_product,
+    scaled_sums,
+    summed,
+)
 
 NAME = "2:4 cusparselt"
 _FP8 = "float8e4m3fn"
@@ -96,6 +103,8 @@ def _made(
     even = problem.r is None or problem.r.is_flat(*problem.out_size)
     if product.m == problem.rows and flat and even:
         offers.append(direct(problem, constants, product, CUSPARSELT))
+    if not any(offers):
+        offers.append(scaled_sums(problem, constants, product))
     types = sum_types(problem, effort)
     offers += [summed(problem, constants, product, sums) for sums in types]
     found = []

@@ -112,12 +112,39 @@ def summed(
     return Offer(sums, held, after, {"sums": size}, f"{dtype} sums, finished by a kernel")
 
 
+def scaled_sums(
+    problem: ConvProblem, constants: Mapping[str, Array], product: Product
+) -> Offer | None:
+    """As `summed`, but scale and bias are the library's, so that float16 holds what is left to do.
+
+    Half the bytes of int32 go to memory and back. Values beyond 65504 become infinite, which the
+    bounds of a quantized y make its ends of. None where rows have scales.
+
+    Args:
+        problem: the convolution or product, of int8.
+        constants: of it.
+        product: rows, columns and types; its rows may be more than those of y.
+    """
+    how = problem.finish
+    if problem.x.dtype != "int8" or not how.scaled or how.by_rows:
+        return None
+    wanted = replace(product, y="float16", y_row=product.n, by_channel=True)
+    held: dict[str, Array] = {"scale": np.asarray(constants["scale"], np.float32).reshape(-1)}
+    if "bias" in constants:
+        wanted = replace(wanted, bias="float16")
+        bias = np.asarray(constants["bias"], np.float32).reshape(-1)
+        held["bias"] = _with_room(np.clip(bias, -65504, 65504).astype(np.float16))
+    left = replace(problem, finish=replace(how, scaled=False))
+    after = finish_call(left, "float16", biased=False)
+    held |= finish_constants(left, {})
+    size = wanted.sizes(0)[wanted.roles.index("y")]
+    return Offer(wanted, held, after, {"sums": size}, "float16 sums and bias, finished by a kernel")
+
+
 def direct(
     problem: ConvProblem, constants: Mapping[str, Array], product: Product, library: str
 ) -> Offer | None:
     """The whole problem by the library, or None where its epilogue cannot do the Finish.
-
-    cuSPARSELt adds no residual where each channel has a scale of its own.
 
     Args:
         problem: a matrix product, or a convolution whose windows lie side by side already.
@@ -127,7 +154,7 @@ def direct(
     """
     how, dense = problem.finish, library == CUBLASLT
     numbers = numbers_of(how, problem.y.dtype)
-    residual_scale, factor, low, high, zero = (float(number) for number in numbers)
+    residual_scale, factor, low, high, zero, _ = (float(number) for number in numbers)
     ends = _ENDS.get(problem.y.dtype, _REAL)
     clamp = _clamp((low, high), (ends[0] - zero, ends[1] - zero), zero)
     smooth = "" if how.activation.clamps else how.activation.name
@@ -148,7 +175,8 @@ def direct(
         return None
     wanted, held = scaled
     if wanted.beta and wanted.by_channel and not dense:
-        return None
+        wanted = replace(wanted, r_by_channel=True)
+        held["r_scale"] = np.full(wanted.n, wanted.beta, np.float32)
     if "bias" in constants or zero:
         bias = np.zeros(product.n, np.float32)
         if "bias" in constants:
