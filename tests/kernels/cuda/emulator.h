@@ -78,13 +78,20 @@ static bool at_once;
 
 inline u32 shared_address(const void* p) { return (u32)((const char*)p - memory); }
 
-inline void copy16(u32 to, const char* from) {
+inline void copy16(u32 to, const char* from, int size = 16) {
   if (to % 16 || (uintptr_t)from % 16) stop("a copy of 16 bytes is not aligned");
+  static const char zeros[16] = {};
+  if (size == 0) from = zeros;
   if (at_once) memcpy(memory + to, from, 16);
   else threads[current].copies.push_back({to, from});
 }
 
-inline void copy16_again(u32 to, const char* from) { copy16(to, from); }
+inline void copy16_again(u32 to, const char* from, int size) { copy16(to, from, size); }
+inline void prefetch(const void*) {}
+
+inline void fill16(u32 to, u32 value) {
+  for (int i = 0; i < 16; i += 4) memcpy(memory + to + i, &value, 4);
+}
 
 inline void commit_copies() {
   Thread& me = threads[current];
@@ -120,6 +127,8 @@ inline float __uint_as_float(u32 bits) {
   return f;
 }
 inline int __float2int_rn(float v) { return (int)nearbyintf(v); }
+inline float __expf(float v) { return expf(v); }
+inline float __fdividef(float a, float b) { return a / b; }
 inline float __saturatef(float v) { return fminf(fmaxf(v, 0.0f), 1.0f); }
 
 static float half_value(unsigned short h) {

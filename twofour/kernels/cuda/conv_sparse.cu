@@ -8,8 +8,8 @@
 // The sparse operand of the tensor core is its first, so out channels are rows and pixels columns.
 // A block computes BM channels of BN pixels. It goes along K in steps of 128 bytes of x, which lie in
 // shared memory as BN rows of 128 bytes, 16-byte pieces swizzled as Hopper's tensor cores want it:
-// piece c of row n lies at n * 128 + ((c ^ n % 8) * 16). Padding and what is past the end of K is
-// copied from `pad`, 16 bytes of the zero point. The weight comes in records, see conv_sparse.py:
+// piece c of row n lies at n * 128 + ((c ^ n % 8) * 16). Padding, and what is past the end of K, is
+// filled with the zero point. The weight comes in records, see conv_sparse.py:
 // what the 32 lanes of a warp hold of 16 channels by 128 bytes, values then metadata.
 //
 // conv_sparse_text.py writes the constants (in capitals) and the instructions in front of this.
@@ -21,13 +21,18 @@ __device__ __forceinline__ u32 shared_address(const void* p) {
   return (u32)__cvta_generic_to_shared(p);
 }
 
-__device__ __forceinline__ void copy16(u32 to, const char* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+// Copies `size` of 16 bytes, 16 or 0; the others become 0, and with 0 nothing is read.
+__device__ __forceinline__ void copy16(u32 to, const char* from, int size = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
 }
 
 // By way of the L1 cache, for what this or a neighbouring block reads again soon: the taps of a window.
-__device__ __forceinline__ void copy16_again(u32 to, const char* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+__device__ __forceinline__ void copy16_again(u32 to, const char* from, int size) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
+}
+
+__device__ __forceinline__ void fill16(u32 to, u32 value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(value) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -35,6 +40,10 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int PENDING>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+__device__ __forceinline__ void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
 __device__ __forceinline__ uint4 load16(u32 from) {
@@ -54,7 +63,16 @@ __device__ __forceinline__ u32 load4(u32 from) {
 
 // ---- from sums to y -----------------------------------------------------------------------------
 
-__device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
+__device__ __forceinline__ float sigmoid(float v) { return __fdividef(1.0f, 1.0f + __expf(-v)); }
+
+// The share of a normal distribution below v: Abramowitz and Stegun 1964, 7.1.26, 1.5e-7 at most off.
+__device__ __forceinline__ float below(float v) {
+  float x = fabsf(v) * 0.7071067811865476f, t = __fdividef(1.0f, fmaf(0.3275911f, x, 1.0f));
+  float p = fmaf(fmaf(fmaf(fmaf(1.061405429f, t, -1.453152027f), t, 1.421413741f), t, -0.284496736f), t,
+                 0.254829592f);
+  float tail = 0.5f * p * t * __expf(-x * x);
+  return v < 0.0f ? tail : 1.0f - tail;
+}
 
 // The factor v is limited from below where the other one is 0 by then.
 __device__ __forceinline__ float activate(float v) {
@@ -63,11 +81,11 @@ __device__ __forceinline__ float activate(float v) {
 #elif ACTIVATION == ACTIVATION_Silu
   return fmaxf(v, -80.0f) * sigmoid(v);
 #elif ACTIVATION == ACTIVATION_Gelu
-  return fmaxf(v, -16.0f) * (0.5f + 0.5f * erff(v * 0.7071067811865476f));
+  return fmaxf(v, -16.0f) * below(v);
 #elif ACTIVATION == ACTIVATION_GeluTanh
-  return fmaxf(v, -16.0f) * sigmoid(v * (1.5957691216057308f + 0.07135481627260025f * v * v));
+  return fmaxf(v, -16.0f) * sigmoid(fmaxf(v, -16.0f) * (1.5957691216057308f + 0.07135481627260025f * v * v));
 #elif ACTIVATION == ACTIVATION_Tanh
-  return tanhf(v);
+  return 2.0f * sigmoid(2.0f * fminf(fmaxf(v, -20.0f), 20.0f)) - 1.0f;
 #elif ACTIVATION == ACTIVATION_HardSigmoid
   return __saturatef(v * 0.16666666666666666f + 0.5f);
 #elif ACTIVATION == ACTIVATION_HardSwish
@@ -101,29 +119,30 @@ __device__ __forceinline__ long long offset(int pixel, long long image, long lon
   return line / OH * image + line % OH * row + pixel % OW * step;
 }
 
+// COUNT channels of the residual at one pixel.
+template <int COUNT>
+__device__ __forceinline__ Run<R_TYPE, COUNT> residual(const Ends& ends, int pixel, int channel) {
+  Run<R_TYPE, COUNT> run = {};
+  if (!HAS_R) return run;
+  const R_TYPE* from = ends.r + offset(pixel, R_IMAGE, R_ROW, R_PIXEL, R_FLAT) + channel;
+  if (R_ALIGNED % COUNT == 0) return *(const Run<R_TYPE, COUNT>*)from;
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+    if (channel + i < N) run.v[i] = from[i];
+  return run;
+}
+
 // COUNT channels of one pixel: sums -> y. They are stored at once where all runs are inside N.
 template <int COUNT>
 __device__ __forceinline__ void finish_run(const float (&sums)[COUNT], const float (&scale)[COUNT],
                                            const float (&bias)[COUNT], const float (&numbers)[5],
-                                           const Ends& ends, int pixel, int channel) {
-  float residual[COUNT] = {};
+                                           const Run<R_TYPE, COUNT>& r, const Ends& ends, int pixel,
+                                           int channel) {
   float row_scale = BY_ROWS ? ends.row_scales[pixel] : 1.0f;
-  if (HAS_R) {
-    const R_TYPE* from = ends.r + offset(pixel, R_IMAGE, R_ROW, R_PIXEL, R_FLAT) + channel;
-    if (R_ALIGNED % COUNT == 0) {
-      Run<R_TYPE, COUNT> run = *(const Run<R_TYPE, COUNT>*)from;
-#pragma unroll
-      for (int i = 0; i < COUNT; i++) residual[i] = r_value(run.v[i]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < COUNT; i++)
-        if (channel + i < N) residual[i] = r_value(from[i]);
-    }
-  }
   Run<Y_TYPE, COUNT> run;
 #pragma unroll
   for (int i = 0; i < COUNT; i++) {
-    float v = finish(sums[i] * row_scale, scale[i], bias[i], residual[i], numbers);
+    float v = finish(sums[i] * row_scale, scale[i], bias[i], HAS_R ? r_value(r.v[i]) : 0.0f, numbers);
     run.v[i] = y_value(v, numbers[4]);
   }
   Y_TYPE* to = ends.y + offset(pixel, Y_IMAGE, Y_ROW, Y_PIXEL, Y_FLAT) + channel;
@@ -177,7 +196,7 @@ __device__ __forceinline__ void find_pixels(Pixels& p, const char* x) {
   }
 }
 
-__device__ __forceinline__ void copy_step(const Pixels& p, const char* w, const char* pad, u32 stage,
+__device__ __forceinline__ void copy_step(const Pixels& p, const char* w, u32 stage,
                                           int step) {
   int piece = threadIdx.x & 7, row = threadIdx.x >> 3, k = step * 8 + piece;
   int tap = k / C_PIECES, channel = k % C_PIECES;
@@ -188,9 +207,11 @@ __device__ __forceinline__ void copy_step(const Pixels& p, const char* w, const 
 #pragma unroll
   for (int i = 0; i < COPIES; i++) {
     bool inside = (u32)(p.ih[i] + kh) < H && (u32)(p.iw[i] + kw) < W && k < TAPS * C_PIECES;
-    const char* from = inside ? p.base[i] + delta : pad;
-    if (TAPS > 1) copy16_again(to + i * (THREADS / 8) * 128, from);
-    else copy16(to + i * (THREADS / 8) * 128, from);
+    const char* from = inside ? p.base[i] + delta : p.base[0];
+    u32 place = to + i * (THREADS / 8) * 128;
+    if (PADDING != 0 && !inside) fill16(place, PADDING);
+    else if (TAPS > 1) copy16_again(place, from, inside ? 16 : 0);
+    else copy16(place, from, inside ? 16 : 0);
   }
   const char* from = w + ((long long)step * M_TILES + CHANNEL_BLOCK * (BM / 16)) * RECORD;
 #pragma unroll
@@ -201,6 +222,16 @@ __device__ __forceinline__ void copy_step(const Pixels& p, const char* w, const 
 static_assert(STAGE_BYTES % 1024 == 0, "a stage begins where the swizzle begins");
 
 // ---- the block ----------------------------------------------------------------------------------
+
+// Brings the block's part of the residual nearer, into the L2 cache.
+__device__ __forceinline__ void prefetch_residual(const Ends& ends) {
+  constexpr int LINE = 128 / sizeof(R_TYPE), LINES = (BM + LINE - 1) / LINE;
+  for (int i = threadIdx.x; i < BN * LINES; i += THREADS) {
+    int pixel = PIXEL_BLOCK * BN + i / LINES, channel = CHANNEL_BLOCK * BM + i % LINES * LINE;
+    if (pixel < PIXELS && channel < N)
+      prefetch(ends.r + offset(pixel, R_IMAGE, R_ROW, R_PIXEL, R_FLAT) + channel);
+  }
+}
 
 template <int TILES>
 __device__ __forceinline__ void load_weight(uint4 (&a)[TILES][2], u32 (&e)[TILES][2], u32 record) {
@@ -233,20 +264,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   const Ends ends = ENDS;
   float scales[RUN], biases[RUN], five[5];  // read now: at the end all would wait for them
   if (SPLIT == 1) load_ends(scales, biases, five, channel, ends);
+  if (HAS_R && SPLIT == 1) prefetch_residual(ends);
 
 #if !WGMMA
   // A warp computes TILES_M * 16 channels of TILES_N * 8 pixels.
   SUM acc[TILES_M][TILES_N][4] = {};
 #pragma unroll
   for (int s = 0; s < STAGES - 1; s++) {
-    if (s < steps) copy_step(pixels, w, pad, stages + s * STAGE_BYTES, first + s);
+    if (s < steps) copy_step(pixels, w, stages + s * STAGE_BYTES, first + s);
     commit_copies();
   }
   for (int step = 0; step < steps; step++) {
     wait_copies<STAGES - 2>();
     __syncthreads();  // this step has arrived, and all are done with the one before
     int next = step + STAGES - 1;
-    if (next < steps) copy_step(pixels, w, pad, stages + next % STAGES * STAGE_BYTES, first + next);
+    if (next < steps) copy_step(pixels, w, stages + next % STAGES * STAGE_BYTES, first + next);
     commit_copies();
     u32 xs = stages + step % STAGES * STAGE_BYTES, ws = xs + BN * 128;
 #pragma unroll
@@ -282,7 +314,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   SUM acc[TILES_M][TILES_N][4] = {};
 #pragma unroll
   for (int s = 0; s < STAGES - 2; s++) {
-    if (s < steps) copy_step(pixels, w, pad, stages + s * STAGE_BYTES, first + s);
+    if (s < steps) copy_step(pixels, w, stages + s * STAGE_BYTES, first + s);
     commit_copies();
   }
   u32 mine = BN * 128 + (warp / 4 * TILES_M * 4 + warp % 4) * RECORD;
@@ -301,7 +333,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
     }
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     int next = step + STAGES - 2;
-    if (next < steps) copy_step(pixels, w, pad, stages + next % STAGES * STAGE_BYTES, first + next);
+    if (next < steps) copy_step(pixels, w, stages + next % STAGES * STAGE_BYTES, first + next);
     commit_copies();
   };
   int step = 0;
@@ -322,16 +354,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #endif
   if (channel >= N) return;
+  // Of the residual many runs are on their way at once, or each would take the time of all.
+  constexpr int WANTED = HAS_R ? 32 / ((int)sizeof(R_TYPE) * RUN) : 1;
+  constexpr int TOGETHER = WANTED < 1 ? 1 : WANTED > TILES_N ? TILES_N : WANTED;
+  Run<R_TYPE, RUN> before[TOGETHER][2];
 #pragma unroll
-  for (int n = 0; n < TILES_N; n++)
+  for (int n = 0; n < TILES_N; n++) {
+    if (HAS_R && SPLIT == 1 && n % TOGETHER == 0)
+#pragma unroll
+      for (int i = 0; i < 2 * TOGETHER && n + i / 2 < TILES_N; i++) {
+        int pixel = PIXEL_BLOCK * BN + column + (n + i / 2) * 8 + i % 2;
+        before[i / 2][i % 2] = residual<RUN>(ends, pixel < PIXELS ? pixel : PIXELS - 1, channel);
+      }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       int pixel = PIXEL_BLOCK * BN + column + n * 8 + i;
-      if (pixel >= PIXELS) return;
       Run<SUM, RUN> run;
 #pragma unroll
       for (int m = 0; m < TILES_M; m++)
         run.v[2 * m] = acc[m][n][i], run.v[2 * m + 1] = acc[m][n][2 + i];
+      if (PIXELS % BN != 0 && pixel >= PIXELS) continue;
       if (SPLIT > 1) {
         long long part = ((long long)blockIdx.z * PIXELS + pixel) * N_SUMS;
         *(Run<SUM, RUN>*)(SUMS + part + channel) = run;
@@ -339,9 +381,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
         float v[RUN];
 #pragma unroll
         for (int j = 0; j < RUN; j++) v[j] = (float)run.v[j];
-        finish_run(v, scales, biases, five, ends, pixel, channel);
+        finish_run(v, scales, biases, five, before[n % TOGETHER][i], ends, pixel, channel);
       }
     }
+  }
 }
 
 #else  // the second kernel of a split sum: adds up the parts
@@ -361,7 +404,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) SYMBOL(PARAMETERS) {
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) v[i] = (float)total[i];
-  finish_run(v, scales, biases, five, ends, pixel, channel);
+  finish_run(v, scales, biases, five, residual<4>(ends, pixel, channel), ends, pixel, channel);
 }
 
 #endif

@@ -59,6 +59,8 @@ _WGMMA_TILES = (
     Tile(128, 256, 256, 4, wgmma=True),
     Tile(256, 128, 256, 4, wgmma=True),
     Tile(128, 128, 256, 4, wgmma=True, blocks=2),
+    Tile(128, 128, 128, 4, wgmma=True, blocks=2),
+    Tile(128, 64, 128, 4, wgmma=True, blocks=3),
     Tile(64, 256, 128, 4, wgmma=True),
     Tile(64, 128, 128, 4, wgmma=True, blocks=3),
     Tile(128, 64, 256, 4, wgmma=True, blocks=2),
@@ -67,7 +69,7 @@ _WGMMA_TILES = (
 )
 _SPLITS = (1, 2, 4, 8)
 _MULTIPROCESSORS = 132
-_STEP_CYCLES, _START_CYCLES = 400.0, 3000.0
+_STEP_CYCLES, _START_CYCLES, _BYTES_CYCLE = 700.0, 3000.0, 36.0
 _FINISH_THREADS = 256
 _MAX_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 120: 99 * 1024}
 _HOPPER_SHARED = 227 * 1024
@@ -152,13 +154,15 @@ def _blocks(problem: ConvProblem, tile: Tile) -> int:
 def cost(problem: ConvProblem, tile: Tile) -> float:
     """A guess of the time in cycles, by which candidates are put in order.
 
-    A step copies its tile into shared memory, from where the tensor cores read x again for each 64
-    channels; at its end a block turns its sums around in shared memory.
+    A step is bound by the tensor cores, by what comes from the L2 cache, or, where few blocks share
+    a multiprocessor, by how long that takes to come.
     """
-    steps = divided(steps_of(problem.k, DTYPES[problem.x.dtype]), tile.split)
-    area, copied = tile.channels * tile.pixels, tile.channels / 2 + tile.pixels
-    step = area / 64 + copied if tile.wgmma else area / 36 + 2 * copied
-    block = steps * max(step, _STEP_CYCLES / tile.blocks) + area / 12
+    size = DTYPES[problem.x.dtype]
+    steps = divided(steps_of(problem.k, size), tile.split)
+    area = tile.channels * tile.pixels
+    products = area / (64 if tile.wgmma else 32)
+    step = max(products, tile.stage_bytes(size) / _BYTES_CYCLE, _STEP_CYCLES / tile.blocks)
+    block = steps * step + area / 8
     blocks = _blocks(problem, tile) * tile.split
     rounds = divided(blocks, _MULTIPROCESSORS * tile.blocks) * tile.blocks
     held = min(rounds, divided(blocks, _MULTIPROCESSORS))
@@ -234,7 +238,7 @@ def recipe(
     kinds = {"r": problem.r.dtype if problem.r is not None else "", "y": y.dtype}
     ends = [(role, kinds.get(role, "float32")) for role in end_roles(problem, biased)]
     sums = ("sums", "int32" if x.dtype == "int8" else "float32")
-    inputs = [("x", x.dtype), ("w", "uint8"), ("pad", "uint8")]
+    inputs = [("x", x.dtype), ("w", "uint8")]
     conv = NvidiaSource(
         conv_text(problem, tile, "conv_sparse", biased=biased),
         "conv_sparse",
@@ -250,7 +254,6 @@ def recipe(
         grid = (divided(problem.rows * pitch // 4, _FINISH_THREADS), 1, 1)
         calls.append(NvidiaSource(text, "conv_finish", (sums, *ends), grid, _FINISH_THREADS))
         scratch["sums"] = tile.split * problem.rows * pitch * 4
-    pad = np.full(16, problem.x_zero if x.dtype == "int8" else 0, np.int8).view(np.uint8)
     packed = pack(compressed, tile)
-    held = {**finish_constants(problem, constants), "w": packed, "pad": pad}
+    held = {**finish_constants(problem, constants), "w": packed}
     return Recipe(WGMMA if tile.wgmma else MMA, str(tile), tuple(calls), held, scratch)

@@ -128,10 +128,9 @@ class Tile:
 def conv_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = True) -> str:
     """The convolution itself; with tile.split > 1 it stores sums.
 
-    Parameters: x, w (records), pad (16 bytes of the zero point), then `end_roles`, or the sums.
+    Parameters: x, w (records), then `end_roles`, or the sums.
     """
-    names = ["x", "w", "pad"]
-    parameters = [f"const char* __restrict__ {name}" for name in names]
+    parameters = [f"const char* __restrict__ {name}" for name in ("x", "w")]
     if tile.split > 1:
         parameters.append("SUM* __restrict__ sums")
         ends, sums = "Ends{}", "sums"
@@ -219,6 +218,7 @@ def _problem_constants(problem: ConvProblem) -> dict[str, object]:
         "DILATION_W": window.dilation[1],
         "PAD_TOP": window.pads[0],
         "PAD_LEFT": window.pads[1],
+        "PADDING": f"0x{problem.x_zero % 256 * 0x01010101:08x}u" if size == 1 else 0,
         "C_PIECES": problem.channels * size // 16,
         **_strides("X", problem.x),
         **_strides("Y", problem.y),
