@@ -42,6 +42,15 @@ def test_a_mean_of_the_image(dtype: str, shape: tuple[int, int, int, int]) -> No
     check_pool(problem_of("mean", dtype, shape), interpret, effort=0)
 
 
+def test_a_window_of_many_taps_is_no_long_program() -> None:
+    window = Window((7, 5), (1, 2), (1, 1), (3, 2, 3, 2))
+    for op in ("max", "average"):
+        problem = problem_of(op, "int8", (1, 8, 9, 5), window)
+        check_pool(problem, interpret, effort=0)
+        (recipe,) = pool.recipes(problem, 90, effort=0)
+        assert len(compile_kernel(recipe.calls[0], 90).cubin) < 60_000
+
+
 def test_a_mean_of_few_channels_is_two_launches() -> None:
     problem = problem_of("mean", "int8", (1, 33, 40, 20))
     (recipe,) = pool.recipes(problem, 90, effort=0)

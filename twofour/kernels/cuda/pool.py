@@ -32,6 +32,7 @@ _PROGRAMS = 264
 _PIXELS = 64  # of the mean, a program at once
 _LEAST_SHARE = 256  # pixels: fewer are not worth a second launch
 _LOWEST = tl.constexpr(-float("inf"))
+_UNROLLED = tl.constexpr(25)  # taps: more take the compiler too long
 
 
 def why_not(problem: PoolProblem) -> str:
@@ -183,26 +184,71 @@ def _pool_windows(
         held = tl.full(BLOCK, 0, kept_in(own, False))
     taps = tl.full([BLOCK[0]], 0, tl.int32)
     high: tl.constexpr = WINDOW.kernel[0]
-    wide: tl.constexpr = WINDOW.kernel[1]
-    for a in tl.static_range(high):
-        for b in tl.static_range(wide):
-            row = top + a * WINDOW.dilation[0]
-            column = left + b * WINDOW.dilation[1]
-            there = (row >= 0) & (row < SIZES[0]) & (column >= 0) & (column < SIZES[1])
-            at = image * X.image + row * X.row + column * X.pixel
-            read = inside & there[:, None]
-            value = tl.load(x + at[:, None] + c[None, :], mask=read).to(held.dtype)
-            if factors is None:
-                held = tl.where(read, tl.maximum(held, value), held)
-            else:
-                held += tl.where(read, value, 0)
-                taps += there.to(tl.int32)
+    few: tl.constexpr = high * WINDOW.kernel[1] <= _UNROLLED
+    here = x + image[:, None] * X.image + c[None, :]
+    if few:
+        for a in tl.static_range(high):
+            held, taps = _row_of_taps(
+                here,
+                top + a * WINDOW.dilation[0],
+                left,
+                inside,
+                held,
+                taps,
+                WINDOW,
+                SIZES,
+                X,
+                factors is None,
+            )
+    else:
+        for a in range(high):
+            held, taps = _row_of_taps(
+                here,
+                top + a * WINDOW.dilation[0],
+                left,
+                inside,
+                held,
+                taps,
+                WINDOW,
+                SIZES,
+                X,
+                factors is None,
+            )
     if factors is None:
         result = held.to(own)
     else:
         total = (held - (taps * X_ZERO)[:, None]).to(tl.float32)
         result = narrow(total * tl.load(factors + taps)[:, None], y.dtype.element_ty, Y_ZERO)
     tl.store(y + pixel_offsets(m, Y)[:, None] + c[None, :], result, mask=inside)
+
+
+@triton.jit
+def _row_of_taps(
+    x,
+    row,
+    left,
+    inside,
+    held,
+    taps,
+    WINDOW: tl.constexpr,
+    SIZES: tl.constexpr,
+    X: tl.constexpr,
+    COMPARED: tl.constexpr,
+):
+    """One row of the windows into what is held, and into the count of taps in the image."""
+    wide: tl.constexpr = WINDOW.kernel[1]
+    for b in tl.static_range(wide):
+        column = left + b * WINDOW.dilation[1]
+        there = (row >= 0) & (row < SIZES[0]) & (column >= 0) & (column < SIZES[1])
+        read = inside & there[:, None]
+        at = row * X.row + column * X.pixel
+        value = tl.load(x + at[:, None], mask=read).to(held.dtype)
+        if COMPARED:
+            held = tl.where(read, tl.maximum(held, value), held)
+        else:
+            held += tl.where(read, value, 0)
+            taps += there.to(tl.int32)
+    return held, taps
 
 
 @triton.constexpr_function

@@ -14,6 +14,7 @@ whoever places an operand elsewhere names it in `Kernel.unaligned`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,6 +43,7 @@ Array = NDArray[Any]
 TACTIC = "walk"
 _FLOAT8_FROM = 89
 _MOST_GRID = 2**31 - 1
+_SMALL = 1 << 16  # elements: so few take the time of a launch, however they are cut
 
 
 def why_not(problem: Walk) -> str:
@@ -117,7 +119,8 @@ def recipes(
         found = _rows(problem, constants)
     else:
         found = _elements(problem, constants)
-    most = (1, 3, 8)[min(effort, 2)]
+    few = math.prod(problem.dims) <= _SMALL
+    most = (1, 2 if few else 3, 2 if few else 8)[min(effort, 2)]
     return tuple(recipe for recipe, _ in zip(found, range(most), strict=False))
 
 
