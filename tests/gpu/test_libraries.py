@@ -39,7 +39,6 @@ from twofour.core.cuda_products import (  # noqa: E402
     read_product,
 )
 from twofour.core.errors import UnsupportedError  # noqa: E402
-from twofour.kernels.cuda.im2col import rounded_up  # noqa: E402
 from twofour.kernels.cuda.kernel import LibraryKernel, Recipe  # noqa: E402
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View  # noqa: E402
 from twofour.kernels.cuda.products import bias_type  # noqa: E402
@@ -298,28 +297,16 @@ def test_a_graph_records_it(library: str) -> None:
     close(product, values_of(held["y"]).astype(np.float64), finished(product, v))
 
 
-SHAPES = [(104, 32, 576), (96, 32, 576), (104, 64, 576), (128, 128, 640), (512, 512, 512)]
-
-
-@pytest.mark.parametrize("x", ["int8", "float16", FP8])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_which_algorithms_break(x: str, shape: tuple[int, int, int]) -> None:
-    """In a process of its own: one that breaks the context harms no other test."""
-    m, n, k = (rounded_up(shape[0], 16 if x != "float16" else 8), *shape[1:])
-    y = {"int8": "int8", FP8: "bfloat16"}.get(x, x)
-    product = Product(m, n, k, x, y, k, n)
+def test_algorithms_that_break_harm_nobody_else() -> None:
+    product = Product(512, 512, 512, "float16", "float16", 512, 512)
     with device().current():
         products = cusparselt.algorithms(product, launch.capability(), 200)
-    begin = time.perf_counter()
     results = racer(device().gpu.uuid).race(products, CUSPARSELT, 3)
-    took_ms = (time.perf_counter() - begin) * 1e3
-    told = [
-        f"{each.product.algorithm}: {each.us:.1f} us, {each.product.workspace_bytes} bytes"
-        + (f" {each.error}" if each.error else "")
-        for each in results
-    ]
-    print(f"{x} {m}x{n}x{k}, {took_ms:.0f} ms: {told}")
+    for each in results:
+        print(each.product.algorithm, f"{each.us:.1f} us", each.error)
     assert results[0].us < math.inf
+    torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
 
 
 def prepared(recipe: Recipe, tensors: dict[str, Any]) -> Any:
