@@ -207,6 +207,8 @@ class _Builder:
                     found, turn, self.device, options.tuning_effort, options.sparsity, capability
                 )
             choices[key] = choose(turn, found, timer, options.sparsity)
+        if timer is not None:
+            timer.close()
         own = own_ways(turns, choices, self.device, capability, options.tuning_effort)
         for turn, way in zip(turns, own, strict=True):
             self._chosen[id(turn)] = replace(choices[key_of(turn)], way=way)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,42 +42,60 @@ def meant(elements: Array, dtype: str) -> Array:
     return _MEANT[dtype](elements) if dtype in _MEANT else elements
 
 
-def seen(content: Array, tensor: Tensor) -> Array:
-    """The elements of a tensor in its logical shape, given the bytes from its first element on."""
-    elements = typed(content, tensor.dtype)
-    steps = tuple(step * elements.itemsize for step in tensor.strides)
-    return meant(as_strided(elements, tensor.dims, steps, writeable=False), tensor.dtype)
+@dataclass(frozen=True)
+class Sample:
+    """Some results of a product as its definition has them.
+
+    Attributes:
+        pixels: int64 [pixels, 3]: image, row and column of y.
+        values: float64 [pixels, channels], before they are rounded.
+    """
+
+    pixels: Array
+    values: Array
 
 
-def compare_product(turn: Turn, recipe: Recipe, inputs: Mapping[str, Array], y: Array) -> None:
-    """Compares a product with its definition.
+Read = Callable[[int, int], Array]
+"""Bytes of the result: the first, counted from its first element, and how many."""
+
+
+def sample_of(turn: Turn, inputs: Mapping[str, Array]) -> Sample | None:
+    """What a product has to give at some pixels; None for a turn that is none.
 
     Args:
-        turn: what was computed; anything but a product is not looked at.
-        recipe: how.
-        inputs: what it read, by role.
-        y: the bytes of the result.
+        turn: what is computed.
+        inputs: what it reads, by role.
+    """
+    problem = turn.problem
+    if not isinstance(problem, ConvProblem):
+        return None
+    pixels = _chosen(problem)
+    x = _pixels_last(inputs["x"], turn.operands["x"])
+    sums = _sums(problem, x, turn.constants["w"], pixels)
+    return Sample(pixels, _finished(problem, turn, inputs, sums, pixels))
+
+
+def compare(turn: Turn, recipe: Recipe, sample: Sample, read: Read) -> None:
+    """Compares the result of a product with its definition.
 
     Raises:
         WrongError: the results are not what they have to be.
     """
-    problem = turn.problem
-    if not isinstance(problem, ConvProblem):
-        return
-    pixels = _chosen(problem)
-    tensors = turn.operands
-    x = _pixels_last(seen(inputs["x"], tensors["x"]))
-    sums = _sums(problem, x, turn.constants["w"], pixels)
-    value = _finished(problem, turn, inputs, sums, pixels)
-    got = _pixels_last(seen(y, tensors["y"]))[tuple(pixels.T)].astype(np.float32)
-    _compare(turn, recipe, value, got)
+    y = turn.operands["y"]
+    view, channels = y.view, turn.problem.out_channels
+    places = sample.pixels @ np.array([view.image, view.row, view.pixel])
+    rows = [read(int(at) * y.item_bytes, channels * y.item_bytes) for at in places]
+    got = meant(typed(np.stack(rows), y.dtype), y.dtype).reshape(len(rows), channels)
+    _compare(turn, recipe, sample.values, got.astype(np.float32))
 
 
-def _pixels_last(array: Array) -> Array:
-    """[N, C, H, W] or [..., C] as [N, H, W, C]."""
-    if array.ndim == 4:
-        return array.transpose(0, 2, 3, 1)
-    return array.reshape(-1, 1, 1, array.shape[-1])
+def _pixels_last(content: Array, tensor: Tensor) -> Array:
+    """The elements of a tensor as [N, H, W, C], given the bytes from its first element on."""
+    elements = typed(content, tensor.dtype)
+    batch, height, width, channels = tensor.extent
+    view, size = tensor.view, elements.itemsize
+    steps = (view.image * size, view.row * size, view.pixel * size, size)
+    return as_strided(elements, (batch, height, width, channels), steps, writeable=False)
 
 
 def _chosen(problem: ConvProblem) -> Array:
@@ -102,7 +121,7 @@ def _sums(problem: ConvProblem, x: Array, w: Array, pixels: Array) -> Array:
             column = pixels[:, 2] * window.stride[1] - left + kw * window.dilation[1]
             inside = (row >= 0) & (row < problem.height) & (column >= 0) & (column < problem.width)
             safe = np.where(inside, row, 0), np.where(inside, column, 0)
-            taken = x[pixels[:, 0], safe[0], safe[1]].astype(np.float64)
+            taken = meant(x[pixels[:, 0], safe[0], safe[1]], problem.x.dtype).astype(np.float64)
             taken = np.where(inside[:, None], taken, problem.x_zero)
             for g in range(groups):
                 part = taken[:, g * per_group : (g + 1) * per_group]
@@ -132,8 +151,9 @@ def _finished(
     value = value + constants["bias"].astype(np.float64)
     r: Array | float = 0.0
     if problem.r is not None:
-        whole = _pixels_last(seen(inputs["r"], turn.operands["r"]))
-        r = whole[tuple(pixels.T)].astype(np.float64) - finish.residual_zero
+        whole = _pixels_last(inputs["r"], turn.operands["r"])
+        read = meant(whole[tuple(pixels.T)], problem.r.dtype)
+        r = read.astype(np.float64) - finish.residual_zero
         r = r * finish.residual_scale
     value = value if finish.add_last else value + r
     value = finish.activation.apply(value.astype(np.float32)).astype(np.float64)

@@ -30,6 +30,8 @@ Call = Kernel | NvidiaSource | LibraryKernel
 _LINE = 16
 _WRONG, _FAILS = "it is wrong", "it fails"
 _MOST_TOLD = 8
+_BLOCK = (1 << 20) + 7
+"""Random elements that are repeated: no row of channels begins like another one."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,10 @@ def _text(error: Exception) -> str:
 
 def random_operand(dtype: str, count: int, seed: int) -> Array:
     """Elements as a network has them, never all zero, as bytes of the type."""
+    return np.resize(_random(dtype, min(count, _BLOCK), seed), count)
+
+
+def _random(dtype: str, count: int, seed: int) -> Array:
     random = np.random.default_rng(seed)
     if dtype in ("int8", "uint8"):
         return random.integers(-100 if dtype == "int8" else 0, 100, count).astype(dtype)
