@@ -30,6 +30,8 @@ Call = Kernel | NvidiaSource | LibraryKernel
 _LINE = 16
 _WRONG, _FAILS = "it is wrong", "it fails"
 _MOST_TOLD = 8
+_offered: dict[tuple[Any, ...], tuple[Recipe, ...]] = {}
+"""What libraries offered in this process, without its constants: listing it takes long."""
 _BLOCK = (1 << 20) + 7
 """Random elements that are repeated: no row of channels begins like another one."""
 
@@ -142,7 +144,14 @@ def with_libraries(
         return [*ways]
     if any(tensor.offset_bytes % _LINE for tensor in turn.operands.values()):
         return [*ways]
-    recipes = library_recipes(turn.problem, turn.constants, device, effort=effort)
+    key = (key_of(turn), effort, device.gpu.uuid)
+    if key in _offered:
+        recipes = tuple(
+            repacked(recipe, turn.problem, turn.constants, device) for recipe in _offered[key]
+        )
+    else:
+        recipes = library_recipes(turn.problem, turn.constants, device, effort=effort)
+        _offered[key] = tuple(replace(recipe, constants={}) for recipe in recipes)
     calls = [c for r in recipes for c in r.calls if not isinstance(c, LibraryKernel)]
     made = dict(zip(map(id, calls), compiling.compile_all(calls, capability), strict=True))
     return [*ways, *(_way(recipe, made, sparsity) for recipe in recipes)]
