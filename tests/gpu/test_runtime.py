@@ -19,6 +19,7 @@ from twofour.core.errors import EngineError, InputError, UnsupportedError
 from twofour.core.gpus import read_capabilities
 from twofour.core.target import Target
 from twofour.engine import Engine, Strided, TensorInfo, Write
+from twofour.runtime.cuda import network
 from twofour.runtime.cuda.device import Device, open_device
 from twofour.runtime.cuda.driver import OutOfMemoryError
 from twofour.runtime.cuda.prepared import Objects, Prepared, time_us
@@ -158,6 +159,14 @@ def test_an_engine_runs(engine: Engine, tmp_path) -> None:
             session.run({"x": VALUES})
             times.append((time.perf_counter_ns() - start) / 1e3)
         print(f"a run of two tiny kernels: median {median(times):.1f} us, least {min(times):.1f}")
+
+
+def test_large_inputs_go_in_parts(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "LARGE_BYTES", 1)
+    with Session(engine) as session:
+        for factor in (1, -3):
+            got = session.run({"x": np.float32(factor) * VALUES})["y"]
+            np.testing.assert_array_equal(got, 2 * np.float32(factor) * VALUES + W)
 
 
 def test_sessions_run_side_by_side(engine: Engine) -> None:

@@ -15,7 +15,7 @@ from twofour.runtime.cuda.copies import copied, copy
 def test_all_is_copied(
     shape: tuple[int, ...], large_bytes: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies, "_LARGE_BYTES", large_bytes)
+    monkeypatch.setattr(copies, "LARGE_BYTES", large_bytes)
     source = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
     source = np.asarray(source)
     into = np.full(shape, 1, dtype)

@@ -27,7 +27,8 @@ from tests.fake_cuda import H200, KERNELS, FakeDriver, plant_driver
 from twofour.core.cuda_program import CudaProgram, LibraryCall, Place, Transfer
 from twofour.core.errors import EngineError, InputError, UnsupportedError
 from twofour.engine import Engine, Layer, Plan, Profile, Step, Strided, TensorInfo, Write
-from twofour.runtime.cuda import prepared, ranges
+from twofour.runtime.cuda import copies, prepared, ranges
+from twofour.runtime.cuda import network as network_module
 from twofour.runtime.cuda.device import open_device
 from twofour.runtime.cuda.network import CudaNetwork
 from twofour.runtime.cuda.prepared import Objects, Prepared, time_us
@@ -64,6 +65,25 @@ def test_a_run_is_one_graph(fake: FakeDriver) -> None:
     nothing_left(fake)
     with pytest.raises(InputError, match="closed"):
         session.run({"x": VALUES})
+
+
+def test_large_inputs_go_in_parts_before_the_graph(
+    fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_module, "LARGE_BYTES", 1)
+    monkeypatch.setattr(copies, "_PARTS", 2)
+    monkeypatch.setattr(copies, "_ALIGNMENT", 1)
+    with Session(cuda_engine()) as session:
+        for factor in (1, 3):
+            fake.calls.clear()
+            got = session.run({"x": factor * VALUES})["y"]
+            assert (got == 2 * factor * VALUES + W).all()
+            work = [name for name in fake.calls if not name.startswith("cuCtx")]
+            assert work[:3] == ["cuMemcpyHtoDAsync", "cuMemcpyHtoDAsync", "cuGraphLaunch"]
+        assert session.layer_times_us({"x": VALUES}, 1).keys() == {0, 1}
+        assert len(session.timeline({"x": VALUES}).layers) == 2
+        assert (session.run({"x": VALUES})["y"] == 2 * VALUES + W).all()
+    nothing_left(fake)
 
 
 def test_results_are_the_callers_own(fake: FakeDriver) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +14,9 @@ from twofour.core.machine import usable_cores
 
 Array = NDArray[Any]
 _MOST_THREADS = 8
-_LARGE_BYTES = 8 << 20
-_ALIGNMENT = 64
+LARGE_BYTES = 8 << 20
+"""From so many on several threads copy."""
+_PARTS, _ALIGNMENT = 16, 64
 
 
 @functools.cache
@@ -30,14 +32,29 @@ def copy(to: Array, source: Array) -> None:
         to: is written.
         source: is read.
     """
-    if to.nbytes < _LARGE_BYTES:
+    if to.nbytes < LARGE_BYTES:
         np.copyto(to, source)
         return
+    for _ in copied_parts(to, source):
+        continue
+
+
+def copied_parts(to: Array, source: Array) -> Iterator[slice]:
+    """Copies by several threads; gives each part of the flat array once it is there, in order.
+
+    Args:
+        to: is written; C-contiguous.
+        source: is read; likewise, of the same shape and type.
+    """
     into, flat = to.reshape(-1), source.reshape(-1)
-    pool = _pool()
-    step = -(-max(flat.size, 1) // _MOST_THREADS // _ALIGNMENT) * _ALIGNMENT
-    parts = [slice(begin, begin + step) for begin in range(0, flat.size, step)]
-    list(pool.map(lambda part: np.copyto(into[part], flat[part]), parts))
+    step = -(-max(flat.size, 1) // _PARTS // _ALIGNMENT) * _ALIGNMENT
+    parts = [slice(begin, min(begin + step, flat.size)) for begin in range(0, flat.size, step)]
+
+    def work(part: slice) -> slice:
+        np.copyto(into[part], flat[part])
+        return part
+
+    yield from _pool().map(work, parts)
 
 
 def copied(source: Array) -> Array:

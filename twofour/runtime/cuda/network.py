@@ -1,14 +1,13 @@
 """Steps of an engine on a GPU: one CUDA graph each, from the inputs' copies to the outputs'.
 
-Weights and code are on a GPU once for an engine, however many sessions run it there. A session has
-an arena and a stream of its own, so several run side by side.
+A session has an arena and a stream of its own beside the weights, so several run side by side.
+Inputs so large that copying them takes time are copied in parts, before the graph is replayed.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,80 +22,15 @@ from twofour.core.gpus import gpu_name
 from twofour.core.memory import Bytes
 from twofour.core.plan import REBUILD
 from twofour.engine import Engine, Profile, Step
-from twofour.runtime.cuda.copies import copied, copy
+from twofour.runtime.cuda.copies import LARGE_BYTES, copied, copied_parts, copy
 from twofour.runtime.cuda.device import Device, open_device
-from twofour.runtime.cuda.prepared import LIBRARIES, Objects, Prepare, Prepared
+from twofour.runtime.cuda.prepared import LIBRARIES, Prepare, Prepared
 from twofour.runtime.cuda.ranges import named_range
+from twofour.runtime.cuda.shared import Shared, acquire, is_there, release
 from twofour.runtime.shapes import Bound
 
 Array = NDArray[Any]
 _MIB = 1 << 20
-_lock = threading.RLock()
-"""Sessions are freed by the collector of garbage too: in any thread, at any line."""
-
-
-@dataclass(eq=False)
-class _Shared:
-    """What all sessions of an engine on a GPU have in common.
-
-    Attributes:
-        engine: keeps its identity while this lives.
-        device: the GPU.
-        weights: address of the weights.
-        objects: its kernels.
-        users: how many sessions there are.
-    """
-
-    engine: Engine
-    device: Device
-    weights: int
-    objects: Objects
-    users: int = 0
-
-
-_shared: dict[tuple[int, int], _Shared] = {}
-
-
-def _acquire(engine: Engine, device: Device) -> _Shared:
-    """The weights of an engine on a GPU, copied there by the first who asks."""
-    key = id(engine), id(device)
-    with _lock:
-        found = _shared.get(key)
-        if found is not None:
-            found.users += 1
-            if _shared.get(key) is found:  # else the last other session was freed just now
-                return found
-        weights = device.take(engine.weights.nbytes, "the weights of an engine")
-        try:
-            _copy_weights(engine, device, weights)
-        except BaseException:
-            device.give_back(weights)
-            raise
-        made = _Shared(engine, device, weights, Objects(device, engine.code), users=1)
-        _shared[key] = made
-        return made
-
-
-def _copy_weights(engine: Engine, device: Device, to: int) -> None:
-    stream = device.stream()
-    try:
-        device.to_gpu(to, engine.weights, stream)
-        device.wait(stream)
-    finally:
-        device.drop_stream(stream)
-
-
-def _release(shared: _Shared) -> None:
-    """The last who leaves frees them."""
-    with _lock:
-        shared.users -= 1
-        if shared.users:
-            return
-        del _shared[id(shared.engine), id(shared.device)]
-        try:
-            shared.objects.close()
-        finally:
-            shared.device.give_back(shared.weights)
 
 
 @dataclass(eq=False)
@@ -104,7 +38,7 @@ class _Held:
     """What a session took of a GPU, to be freed once."""
 
     device: Device
-    shared: _Shared
+    shared: Shared
     arena: int = 0
     stream: int = 0
     graphs: list[int] = field(default_factory=list)
@@ -127,7 +61,7 @@ class _Held:
         frees += [(device.unpin, held) for held in self.pinned]
         frees += [(device.drop_stream, self.stream)] if self.stream else []
         frees += [(device.give_back, self.arena)] if self.arena else []
-        for free, what in (*frees, (_release, self.shared)):
+        for free, what in (*frees, (release, self.shared)):
             with suppress(Error):
                 free(what)
 
@@ -166,7 +100,7 @@ class CudaNetwork:
         self.layer_names = tuple(layer.name for layer in engine.plan.layers)
         self.device = _fitting(wanted, gpu)
         _require_room(engine, self.device, most_bytes)
-        self._held = _Held(self.device, _acquire(engine, self.device))
+        self._held = _Held(self.device, acquire(engine, self.device))
         self._finalizer = weakref.finalize(self, _Held.release, self._held)
         try:
             self.stream = self._held.stream = self.device.stream()
@@ -261,17 +195,27 @@ class CudaStep:
             return found
 
         self._inputs, self._outputs = beside(program.inputs), beside(program.outputs)
-        self._whole()
+        self._large = [each for each in self._inputs if each.array.nbytes >= LARGE_BYTES]
+        self._small = [each for each in self._inputs if each.array.nbytes < LARGE_BYTES]
+        self._whole(self._inputs)
         device.wait(stream)
-        self._graph = device.capture(stream, self._whole)
+        self._graph = device.capture(stream, lambda: self._whole(self._small))
         held.graphs.append(self._graph)
         self._marked: int | None = None
         self._marks: list[int] = []
 
     def run(self, tensors: dict[str, Array], bound: Bound) -> None:
-        """Copies the inputs, replays the graph, and waits for the results."""
-        self.feed(tensors)
+        """Copies the inputs, replays the graph, and waits for the results.
+
+        The GPU fetches the first parts of large inputs while the CPU copies the others.
+        """
         device, stream = self._network.device, self._network.stream
+        for each in self._small:
+            copy(each.array, tensors[each.name])
+        for each in self._large:
+            flat = each.array.reshape(-1)
+            for part in copied_parts(each.array, tensors[each.name]):
+                device.to_gpu(each.at + part.start * flat.itemsize, flat[part], stream)
         device.replay(self._graph, stream)
         device.wait(stream)
         self.fetch(tensors)
@@ -300,7 +244,7 @@ class CudaStep:
         names = self._network.layer_names
         self.feed(tensors)
         with named_range(f"{self.symbol}: copies to the GPU"):
-            self._copy_in()
+            self._copy_in(self._inputs)
             device.wait(stream)
         for index, layer in enumerate(self.prepared.layers):
             with named_range(names[layer]):
@@ -334,7 +278,7 @@ class CudaStep:
     def _whole_marked(self) -> None:
         device, stream = self._network.device, self._network.stream
         device.record_within(self._marks[0], stream)
-        self._copy_in()
+        self._copy_in(self._inputs)
         device.record_within(self._marks[1], stream)
         for index in range(len(self.prepared.layers)):
             self.prepared.enqueue_group(index, stream)
@@ -342,15 +286,15 @@ class CudaStep:
         self._copy_out()
         device.record_within(self._marks[-1], stream)
 
-    def _whole(self) -> None:
-        """Everything, into the stream."""
-        self._copy_in()
+    def _whole(self, inputs: Sequence[_Copied]) -> None:
+        """Everything, into the stream, but the copies of other inputs."""
+        self._copy_in(inputs)
         self.prepared.enqueue(self._network.stream)
         self._copy_out()
 
-    def _copy_in(self) -> None:
+    def _copy_in(self, inputs: Sequence[_Copied]) -> None:
         device, stream = self._network.device, self._network.stream
-        for each in self._inputs:
+        for each in inputs:
             device.to_gpu(each.at, each.array, stream)
 
     def _copy_out(self) -> None:
@@ -398,7 +342,7 @@ def _require_room(engine: Engine, device: Device, most_bytes: int | None) -> Non
             "allow more, or build with smaller batches",
         )
     free, total = device.memory()
-    there = (id(engine), id(device)) in _shared
+    there = is_there(engine, device)
     if arena + (0 if there else weights) > free:
         raise UnsupportedError(
             f"the engine needs more memory than is free on {device.gpu.name}",
