@@ -24,6 +24,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -325,18 +326,21 @@ def measure(device: Device, layers: list[Layer], kinds: list[str], end_s: float)
     """Every product in every type, until the time is over."""
     for kind in kinds:
         x, y = KINDS[kind]
-        bench = Bench(device, x, layers, y)
         try:
-            for layer in layers:
-                if time.monotonic() > end_s:
-                    yield Cell(layer, kind, problem="the time was over")
-                    continue
-                cell = bench.cell(layer, kind)
-                told = cell.problem or f"{cell.dense_us:.2f} / {cell.sparse_us:.2f} us"
-                print(f"{layer} {kind}: {told}", f"{cell.ratio:.2f}x", cell.dense, cell.sparse)
-                sys.stdout.flush()
-                yield cell
-        finally:
+            bench = Bench(device, x, layers, y)
+        except Error as error:
+            yield from (Cell(layer, kind, problem=error.what) for layer in layers)
+            continue
+        for layer in layers:
+            if time.monotonic() > end_s:
+                yield Cell(layer, kind, problem="the time was over")
+                continue
+            cell = bench.cell(layer, kind)
+            told = cell.problem or f"{cell.dense_us:.2f} / {cell.sparse_us:.2f} us"
+            print(f"{layer} {kind}: {told}", f"{cell.ratio:.2f}x", cell.dense, cell.sparse)
+            sys.stdout.flush()
+            yield cell
+        with suppress(UnsupportedError):  # where a kernel broke the context: the cells say so
             bench.close()
 
 
