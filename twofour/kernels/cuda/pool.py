@@ -31,7 +31,6 @@ TACTIC = "pool"
 _PROGRAMS = 264
 _PIXELS = 64  # of the mean, a program at once
 _LEAST_SHARE = 256  # pixels: fewer are not worth a second launch
-_LOWEST = tl.constexpr(-float("inf"))
 _UNROLLED = tl.constexpr(25)  # taps: more take the compiler too long
 
 
@@ -179,7 +178,7 @@ def _pool_windows(
     left = (m % SIZES[3]) * WINDOW.stride[1] - WINDOW.pads[1]
     own: tl.constexpr = x.dtype.element_ty
     if factors is None:
-        held = tl.full(BLOCK, -128 if own == tl.int8 else _LOWEST, kept_in(own, True))
+        held = tl.full(BLOCK, lowest_of(own), kept_in(own, True))
     else:
         held = tl.full(BLOCK, 0, kept_in(own, False))
     taps = tl.full([BLOCK[0]], 0, tl.int32)
@@ -242,21 +241,30 @@ def _row_of_taps(
         there = (row >= 0) & (row < SIZES[0]) & (column >= 0) & (column < SIZES[1])
         read = inside & there[:, None]
         at = row * X.row + column * X.pixel
-        value = tl.load(x + at[:, None], mask=read).to(held.dtype)
-        if COMPARED:
+        if not COMPARED:
+            held += tl.load(x + at[:, None], mask=read, other=0.0).to(held.dtype)
+            taps += there.to(tl.int32)
+        elif x.dtype.element_ty == tl.float8e4nv:  # has no number below all others
+            value = tl.load(x + at[:, None], mask=read).to(tl.float32)
             held = tl.where(read, tl.maximum(held, value), held)
         else:
-            held += tl.where(read, value, 0)
-            taps += there.to(tl.int32)
+            value = tl.load(x + at[:, None], mask=read, other=lowest_of(x.dtype.element_ty))
+            held = tl.maximum(held, value.to(held.dtype))
     return held, taps
 
 
 @triton.constexpr_function
 def kept_in(dtype, compared):
     """The type that elements are compared or added up in."""
-    if dtype != tl.int8:
-        return tl.float32
-    return tl.int8 if compared else tl.int32
+    if dtype == tl.int8:
+        return tl.int8 if compared else tl.int32
+    return tl.float16 if compared and dtype == tl.float16 else tl.float32
+
+
+@triton.constexpr_function
+def lowest_of(dtype):
+    """What no element is below."""
+    return -128 if dtype == tl.int8 else -float("inf")
 
 
 @triton.jit
