@@ -8,20 +8,25 @@ import numpy as np
 import pytest
 import torch
 
+from tests.compiler.cuda.test_plugins import experts, long_text, wanted_text
 from tests.gpu.launch import capability, launch
 from tests.kernels.cuda.attention_cases import Case, flat, padding
 from tests.kernels.cuda.interpret import TORCH
+from twofour.compiler.build import build
 from twofour.core.norm import layer_norm
 from twofour.core.sparse_attention import Pattern, additive
 from twofour.kernels.cuda import attention, norm, sparse_attention
 from twofour.kernels.cuda.problem import NormProblem
 from twofour.kernels.cuda.sparse_attention import SparseAttentionProblem
+from twofour.onnx_tools.quantize import quantize
+from twofour.runtime.session import Session
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
 EPS = 1e-5
+TACTICS = ("sparse attention", "routed experts")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -99,3 +104,21 @@ def test_sparse_attention(dtype: str) -> None:
     for recipe in sparse_attention.recipes(problem, {}, capability(), effort=1):
         launch(recipe, tensors, capability())
         assert case.wrong() == "", recipe.config
+
+
+@pytest.mark.parametrize("name", ["long text", "long text int8", "experts"])
+def test_plugins_in_engines(name: str) -> None:
+    """Built on the GPU, where kernels are compared with the meaning; and run."""
+    if name == "experts":
+        model, feeds, wanted = experts()
+    else:
+        model, feeds = long_text()
+        wanted = wanted_text(model, feeds)
+    source = quantize(model, [feeds]) if "int8" in name else model
+    engine = build(source, target="cuda", fp16=True, tuning_effort=1)
+    layers = [layer for layer in engine.plan.layers if layer.tactic in TACTICS]
+    assert len(layers) == 1, [(layer.op, layer.tactic) for layer in engine.plan.layers]
+    with Session(engine) as session:
+        got = session.run(feeds)["y"]
+    error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
+    assert error < (0.05 if "int8" in name else 0.01), layers[0]

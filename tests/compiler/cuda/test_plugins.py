@@ -8,18 +8,26 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.compiler.cuda.execute import run
+from tests.kernels.cuda.interpret import interpret
 from twofour.compiler.build import build
+from twofour.compiler.cuda.check import WrongError, typed
 from twofour.compiler.cuda.graphs import Network, network_of
+from twofour.compiler.cuda.lower import Turn
+from twofour.compiler.cuda.plugin_check import Sampled
 from twofour.compiler.cuda.plugins import PluginProblem
+from twofour.compiler.cuda.tactics import offered
 from twofour.compiler.cuda.types import Types
+from twofour.compiler.native_plugin import PluginOp
 from twofour.core.cuda import Cuda
 from twofour.core.experts import Experts, mixture
 from twofour.core.plugins import Operator
 from twofour.core.sparse_attention import NO_BLOCKS
 from twofour.core.target import CUDA, Target
+from twofour.kernels.cuda.kernel import Recipe
 from twofour.onnx_tools import plugins as installed
 from twofour.onnx_tools.plugins import attach_meanings
 from twofour.onnx_tools.quantize import quantize
@@ -155,6 +163,48 @@ def test_a_node_that_no_tactic_takes_is_inlined() -> None:
     assert "SparseAttention" not in {node.op_type for node in network.fused.model.graph}
     assert onnx.checker.check_model(ir.to_proto(network.fused.model)) is None
     assert feeds
+
+
+def plugin_turn(model: ir.Model, types: Types) -> Turn:
+    """The only turn of a plugin."""
+    turns = lowered(model, types).parts[0].gpu.turns
+    (turn,) = [turn for turn in turns if isinstance(turn.problem, PluginProblem)]
+    return turn
+
+
+def started(turn: Turn, recipe: Recipe, sampled: Sampled) -> dict[str, np.ndarray]:
+    """Bytes of the results of a recipe on the samples."""
+    tensors = {role: torch.from_numpy(held.copy()) for role, held in sampled.inputs.items()}
+    for role in turn.writes:
+        tensors[role] = torch.full((turn.operands[role].span_bytes,), 0x5A, dtype=torch.uint8)
+    interpret(recipe, {role: tensor.view(torch.uint8) for role, tensor in tensors.items()})
+    return {role: tensors[role].numpy() for role in turn.writes}
+
+
+@pytest.mark.parametrize("case", ["text", "text int8", "text float8", "experts", "experts half"])
+def test_results_are_compared_with_the_meaning(case: str) -> None:
+    """As the build does it on a GPU: right ones pass, one element that is wrong does not."""
+    model = experts()[0]
+    if case.startswith("text"):
+        model, feeds = long_text()
+        model = quantize(model, [feeds]) if "8" in case else model
+    quantized = "float8e4m3fn" if "float8" in case else "int8"
+    types = Types("float16" if case != "text" and case != "experts" else "float32", quantized)
+    turn = plugin_turn(model, types)
+    (recipe, *_) = offered(turn.problem, turn.constants, 90, 0)
+    assert isinstance(turn.op, PluginOp)
+    sampled = Sampled(turn, turn.op)
+    results = started(turn, recipe, sampled)
+    sampled.compare(recipe, lambda role: results[role])
+    (role,) = turn.writes
+    tensor = turn.operands[role]
+    elements = typed(results[role], tensor.dtype)
+    if elements.dtype == np.uint8:  # bits of float8: 288 or -288
+        elements[-1] = 0x7A if elements[-1] & 0x80 else 0xFA
+    else:
+        elements[-1] = 99 if elements[-1] < 0 else -99
+    with pytest.raises(WrongError, match="wrongly"):
+        sampled.compare(recipe, lambda role: results[role])
 
 
 def test_an_engine_has_the_layer_and_says_what_was_inlined() -> None:

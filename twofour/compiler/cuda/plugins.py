@@ -96,6 +96,7 @@ def placed(problem: Problem, tensors: Mapping[str, Tensor]) -> Problem:
         tensor = tensors[operand.name]
         steps = tuple(step * tensor.item_bytes for step in tensor.strides)
         zero = operand.zero_point - _STORED * (operand.dtype == "uint8")
+        zero = zero if tensor.dtype == "int8" else 0
         found = replace(operand, dtype=tensor.dtype, strides=steps)
         return replace(found, zero_point=zero) if tensor.dtype in QUANTIZED else found
 

@@ -1,8 +1,9 @@
 """Ways of doing a turn, compared with the definition and timed on the GPU.
 
 What is read is random, never zeros. Products are compared at some pixels of the result, all
-channels of each: the definition in numpy is too slow for whole layers. A way that is wrong is an
-error of the build, never a slow candidate.
+channels of each: the definition in numpy is too slow for whole layers. What a plugin computes is
+compared with its meaning, on its own samples. A way that is wrong is an error of the build, never a
+slow candidate.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from twofour.compiler.cuda.assemble import (
 from twofour.compiler.cuda.check import compare, sample_of
 from twofour.compiler.cuda.choose import Way, key_of, random_operand
 from twofour.compiler.cuda.lower import Stretch, Turn
+from twofour.compiler.cuda.plugin_check import Sampled
+from twofour.compiler.native_plugin import PluginOp
 from twofour.compiler.timing_cache import TimingCache
 from twofour.core.cuda_program import ARENA, WEIGHTS, CudaProgram, Place
 from twofour.core.version import __version__
@@ -93,13 +96,17 @@ class _Stand:
     def __init__(self, device: Device, turn: Turn) -> None:
         """Makes up what it reads."""
         self.turn, self._device = turn, device
+        self._room: _Room | None = None
+        self._plugin = Sampled(turn, turn.op) if isinstance(turn.op, PluginOp) else None
+        if self._plugin is not None:
+            self._inputs, self._sample = self._plugin.inputs, None
+            return
         self._inputs = {
             role: random_operand(tensor.dtype, tensor.span_bytes // tensor.item_bytes, seed)
             for seed, (role, tensor) in enumerate(turn.operands.items())
             if role not in turn.writes
         }
         self._sample = sample_of(turn, self._inputs)
-        self._room: _Room | None = None
 
     def time_us(self, way: Way, rounds: int) -> float:
         """Runs a way, compares its results, and times it."""
@@ -136,6 +143,8 @@ class _Stand:
         prepared = Prepared(self._device, program, objects, room.blocks)
         try:
             prepared.enqueue(room.stream)
+            if self._plugin is not None:
+                self._plugin.compare(way.recipe, room.read)
             if self._sample is not None:
                 compare(self.turn, way.recipe, self._sample, room.read_y)
             found: float = time_us(self._device, prepared, rounds)
@@ -196,7 +205,13 @@ class _Room:
 
     def read_y(self, begin: int, size_bytes: int) -> Array:
         """Some bytes of the result."""
-        where = self.places["y"]
+        return self._read(self.places["y"], begin, size_bytes)
+
+    def read(self, role: str) -> Array:
+        """All bytes of a result."""
+        return self._read(self.places[role], 0, self.places[role].size_bytes)
+
+    def _read(self, where: Place, begin: int, size_bytes: int) -> Array:
         found = np.empty(size_bytes, np.uint8)
         at = self.blocks[where.block] + where.offset + begin
         self._device.from_gpu(found, at, self.stream)
