@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fake_cuda import plant_driver
 from tests.fake_tensorrt import plant
 from tests.sample_engines import sample_engine
 from tests.serve.repository.sites import engine_bytes, foreign_target, saved
 from twofour.core import target as targets
+from twofour.core.cuda import Cuda
 from twofour.core.target import ISAS, Host, Target
 from twofour.core.tensorrt import TensorRT
 from twofour.engine import Engine
@@ -99,6 +101,25 @@ def test_a_gpu_that_is_here_comes_before_the_cpu(monkeypatch: pytest.MonkeyPatch
     assert chosen(found, host).fits == ("this", "a")
     plant(monkeypatch, "10.9.0.34", gpu=None)
     assert chosen(found, host).fits == ("a",)
+
+
+def test_an_engine_for_cuda_is_taken_where_its_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    arch = platform.machine()
+    host = Host(arch, "B", frozenset(FEATURES), 1)
+    found = {
+        "cpu": Target("avx512vnni", arch, "B"),
+        "other": Target("cuda", arch, "Old GPU", cuda=Cuda("sm80")),
+        "this": Target("cuda", arch, "A GPU", cuda=Cuda("sm90", ("cublaslt 13.1",))),
+    }
+    plant_driver(monkeypatch)
+    choice = chosen(found, host)
+    assert choice.fits[0] == "this"
+    assert "other" not in choice.fits
+    assert "GPU for sm80 (here is sm90)" in choice.refused["other"]
+    plant_driver(monkeypatch, ())
+    choice = chosen(found, host)
+    assert "this" not in choice.fits
+    assert "missing: GPU for sm90" in choice.refused["this"]
 
 
 def put(folder: Path, **files: bytes) -> tuple[str, ...]:
