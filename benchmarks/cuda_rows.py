@@ -29,7 +29,7 @@ from tests.kernels.cuda.experts_cases import Layer
 from tests.kernels.cuda.interpret import TORCH
 from twofour.core.sparse_attention import Pattern
 from twofour.kernels.cuda import attention, experts, norm, sparse_attention
-from twofour.kernels.cuda.experts import ExpertsProblem
+from twofour.kernels.cuda.experts_route import ExpertsProblem
 from twofour.kernels.cuda.kernel import REFUSALS, Kernel, Recipe, compile_kernel
 from twofour.kernels.cuda.problem import QUANTIZED, AttentionProblem, NormProblem, Rows
 from twofour.kernels.cuda.sparse_attention import SparseAttentionProblem

@@ -9,7 +9,8 @@ import torch
 
 from tests.gpu.launch import capability, launch
 from tests.kernels.cuda.experts_cases import Layer
-from twofour.kernels.cuda.experts import ExpertsProblem, recipes
+from twofour.kernels.cuda.experts import recipes
+from twofour.kernels.cuda.experts_route import ExpertsProblem
 
 pytestmark = [
     pytest.mark.gpu,

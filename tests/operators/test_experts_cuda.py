@@ -12,7 +12,7 @@ from tests.kernels.cuda.interpret import interpret
 from twofour.core.experts import MASKED, MIXTURE
 from twofour.core.experts_text import inputs_of, name_of
 from twofour.core.plugins import Operand, Problem, c_strides
-from twofour.kernels.cuda.experts import ExpertsProblem
+from twofour.kernels.cuda.experts_route import ExpertsProblem
 from twofour.operators.experts import OPERATORS
 from twofour.operators.experts_cuda import problem_of
 

@@ -11,7 +11,7 @@ from twofour.core.experts import MIXTURE
 from twofour.core.experts_text import BY_NAME, inputs_of
 from twofour.core.plugins import Array, Operand, Problem
 from twofour.kernels.cuda import experts
-from twofour.kernels.cuda.experts import ExpertsProblem
+from twofour.kernels.cuda.experts_route import ExpertsProblem
 from twofour.kernels.cuda.kernel import Recipe
 from twofour.kernels.cuda.problem import REAL
 from twofour.operators.experts_plan import Plan, operand, weights, why_not_sized

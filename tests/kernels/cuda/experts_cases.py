@@ -9,7 +9,7 @@ import torch
 
 from tests.kernels.cuda.interpret import TORCH
 from twofour.core.experts import SWIGLU, Experts, masked, mixture
-from twofour.kernels.cuda.experts import ExpertsProblem
+from twofour.kernels.cuda.experts_route import ExpertsProblem
 
 BOUNDS = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2, "int8": 1e-2}
 """Relative to the largest result, by the type of the weights."""

@@ -10,7 +10,8 @@ import torch
 from tests.kernels.cuda.experts_cases import Layer
 from tests.kernels.cuda.interpret import interpret
 from twofour.core.experts import ACTIVATIONS
-from twofour.kernels.cuda.experts import ExpertsProblem, recipes, why_not
+from twofour.kernels.cuda.experts import recipes, why_not
+from twofour.kernels.cuda.experts_route import ExpertsProblem
 from twofour.kernels.cuda.kernel import compile_kernel
 
 PLAIN = ExpertsProblem(9, 4, 2, 24, 40, "Gelu", "float32", "float32")

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from twofour.core.bfloat16 import to_bf16
 from twofour.core.cuda_program import DTYPES
 from twofour.core.experts import SWIGLU
-from twofour.kernels.cuda import experts_route, quantize_rows
+from twofour.kernels.cuda import quantize_rows
+from twofour.kernels.cuda.experts_route import ExpertsProblem, combine_call, routing_calls
 from twofour.kernels.cuda.finish import activate
 from twofour.kernels.cuda.kernel import SHARED_BYTES, Kernel, Recipe, divided, of_capability
 from twofour.kernels.cuda.problem import REAL, RowsProblem
@@ -40,56 +41,7 @@ from twofour.kernels.cuda.problem import REAL, RowsProblem
 Array = NDArray[Any]
 
 MOST_EXPERTS = 1024
-_ROUTE_TOKENS = 16
-_SORTED = 4096
-_COMBINED = 1024
 _CONFIGS = {0: 1, 1: 2, 2: 5, 3: 8}
-
-
-@dataclass(frozen=True)
-class ExpertsProblem:
-    """A layer of experts.
-
-    Attributes:
-        tokens: rows of x.
-        experts: how many there are; 1 of a masked MLP.
-        k: experts a token; 1 of a masked MLP.
-        hidden: channels of x and y.
-        inner: channels that the second product reads.
-        activation: a name of `core.experts.ACTIVATIONS`.
-        x: type of x and y, a real one.
-        weights: type that is multiplied: that of x, or int8.
-        routed: by logits of type `logits`, not by a mask.
-        normalize: gates of a token add up to 1.
-        logits: their type.
-    """
-
-    tokens: int
-    experts: int
-    k: int
-    hidden: int
-    inner: int
-    activation: str
-    x: str
-    weights: str
-    routed: bool = True
-    normalize: bool = True
-    logits: str = "float32"
-
-    @property
-    def slots(self) -> int:
-        """The most rows that experts have in all."""
-        return self.tokens * self.k
-
-    @property
-    def usual_rows(self) -> int:
-        """Of an expert, if the router is fair."""
-        return divided(self.slots, self.experts)
-
-    def tiles(self, rows: int) -> int:
-        """The most tiles of so many rows that a routing may need."""
-        busy = min(self.experts, self.slots)
-        return (self.slots - busy) // rows + busy
 
 
 @dataclass(frozen=True)
@@ -294,7 +246,7 @@ def _calls(
         "between": DTYPES[between] * p.slots * p.inner,
         "results": 4 * p.slots * p.hidden,
     }
-    calls = [*_routing(p)]
+    calls = [*routing_calls(p)]
     if p.routed:
         scratch["gates"] = 4 * p.slots
     sources = [("x", p.x), ("between", between)]
@@ -309,35 +261,7 @@ def _calls(
             calls.append(_quantize(source, rows, channels, capability))
             source = (narrow, "int8")
         calls.append(_product(p, product, tile, source, target))
-    return (*calls, _combine(p)), scratch
-
-
-def _routing(problem: ExpertsProblem) -> tuple[Kernel, Kernel]:
-    """Who computes what."""
-    p = problem
-    if p.routed:
-        numbers = {
-            "TOKENS": p.tokens,
-            "EXPERTS": p.experts,
-            "K": p.k,
-            "NORMALIZE": p.normalize,
-            "BLOCK": _ROUTE_TOKENS,
-            "BLOCK_EXPERTS": triton.next_power_of_2(p.experts),
-            "BLOCK_K": triton.next_power_of_2(p.k),
-        }
-        route = (("logits", p.logits), ("chosen", "int32"), ("gates", "float32"))
-        grid = (divided(p.tokens, _ROUTE_TOKENS), 1, 1)
-        chosen = Kernel(experts_route.choose, route, numbers, grid)
-    else:
-        numbers = {"TOKENS": p.tokens, "BLOCK": _COMBINED}
-        grid = (divided(p.tokens, _COMBINED), 1, 1)
-        select = (("mask", "bool"), ("chosen", "int32"))
-        chosen = Kernel(experts_route.choose_masked, select, numbers, grid)
-    block = min(_SORTED, max(128, triton.next_power_of_2(p.slots)))
-    places = (("chosen", "int32"), ("owners", "int32"), ("counts", "int32"))
-    sizes = {"SLOTS": p.slots, "BLOCK": block}
-    sort = Kernel(experts_route.sort, places, sizes, (p.experts, 1, 1), max(1, block // 512))
-    return chosen, sort
+    return (*calls, combine_call(p)), scratch
 
 
 def _quantize(source: tuple[str, str], rows: int, channels: int, capability: int) -> Kernel:
@@ -383,24 +307,3 @@ def _product(
     operands += [("owners", "int32"), ("counts", "int32"), target]
     grid = (tiles * divided(product.n, tile.n), 1, 1)
     return Kernel(expert_product, tuple(operands), numbers, grid, tile.warps, tile.stages)
-
-
-def _combine(problem: ExpertsProblem) -> Kernel:
-    """The results of a token's experts, added up."""
-    p = problem
-    channels = min(_COMBINED, triton.next_power_of_2(p.hidden))
-    tokens = max(1, _COMBINED // channels)
-    numbers = {
-        "TOKENS": p.tokens,
-        "HIDDEN": p.hidden,
-        "K": p.k,
-        "BLOCK": tokens,
-        "BLOCK_HIDDEN": channels,
-    }
-    operands = [("results", "float32"), ("chosen", "int32")]
-    missing: dict[str, Any] = {} if p.routed else {"gates": None}
-    if p.routed:
-        operands.append(("gates", "float32"))
-    operands.append(("y", p.x))
-    grid = (divided(p.tokens, tokens), divided(p.hidden, channels), 1)
-    return Kernel(experts_route.combine, tuple(operands), numbers | missing, grid)

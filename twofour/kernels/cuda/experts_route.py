@@ -1,4 +1,4 @@
-"""Which expert computes which token: the kernels before and after the products of experts.py.
+"""Which expert computes which token: the kernels around the products of experts.py, the problem.
 
     choose   chosen int32 [tokens, k], gates float32 [tokens, k]: the k highest logits of a token;
              of a masked MLP expert 0 where the mask is set, and one that there is not elsewhere
@@ -15,8 +15,63 @@ begin, and its own, then to place them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import triton
 import triton.language as tl
+
+from twofour.kernels.cuda.kernel import Kernel, divided
+
+_ROUTE_TOKENS = 16
+_SORTED = 4096
+_COMBINED = 1024
+
+
+@dataclass(frozen=True)
+class ExpertsProblem:
+    """A layer of experts.
+
+    Attributes:
+        tokens: rows of x.
+        experts: how many there are; 1 of a masked MLP.
+        k: experts a token; 1 of a masked MLP.
+        hidden: channels of x and y.
+        inner: channels that the second product reads.
+        activation: a name of `core.experts.ACTIVATIONS`.
+        x: type of x and y, a real one.
+        weights: type that is multiplied: that of x, or int8.
+        routed: by logits of type `logits`, not by a mask.
+        normalize: gates of a token add up to 1.
+        logits: their type.
+    """
+
+    tokens: int
+    experts: int
+    k: int
+    hidden: int
+    inner: int
+    activation: str
+    x: str
+    weights: str
+    routed: bool = True
+    normalize: bool = True
+    logits: str = "float32"
+
+    @property
+    def slots(self) -> int:
+        """The most rows that experts have in all."""
+        return self.tokens * self.k
+
+    @property
+    def usual_rows(self) -> int:
+        """Of an expert, if the router is fair."""
+        return divided(self.slots, self.experts)
+
+    def tiles(self, rows: int) -> int:
+        """The most tiles of so many rows that a routing may need."""
+        busy = min(self.experts, self.slots)
+        return (self.slots - busy) // rows + busy
 
 
 @triton.jit
@@ -118,3 +173,51 @@ def combine(
             gate = tl.load(gates + at, mask=token < TOKENS, other=0.0)
             total += gate * tl.load(results + at * HIDDEN + channel, mask=inside, other=0.0)
     tl.store(y + token * HIDDEN + channel, total.to(y.dtype.element_ty), mask=inside)
+
+
+def routing_calls(problem: ExpertsProblem) -> tuple[Kernel, Kernel]:
+    """Who computes what: from logits or a mask to owners and counts."""
+    p = problem
+    if p.routed:
+        numbers = {
+            "TOKENS": p.tokens,
+            "EXPERTS": p.experts,
+            "K": p.k,
+            "NORMALIZE": p.normalize,
+            "BLOCK": _ROUTE_TOKENS,
+            "BLOCK_EXPERTS": triton.next_power_of_2(p.experts),
+            "BLOCK_K": triton.next_power_of_2(p.k),
+        }
+        route = (("logits", p.logits), ("chosen", "int32"), ("gates", "float32"))
+        grid = (divided(p.tokens, _ROUTE_TOKENS), 1, 1)
+        chosen = Kernel(choose, route, numbers, grid)
+    else:
+        numbers = {"TOKENS": p.tokens, "BLOCK": _COMBINED}
+        grid = (divided(p.tokens, _COMBINED), 1, 1)
+        select = (("mask", "bool"), ("chosen", "int32"))
+        chosen = Kernel(choose_masked, select, numbers, grid)
+    block = min(_SORTED, max(128, triton.next_power_of_2(p.slots)))
+    places = (("chosen", "int32"), ("owners", "int32"), ("counts", "int32"))
+    sizes = {"SLOTS": p.slots, "BLOCK": block}
+    return chosen, Kernel(sort, places, sizes, (p.experts, 1, 1), max(1, block // 512))
+
+
+def combine_call(problem: ExpertsProblem) -> Kernel:
+    """The results of a token's experts, added up."""
+    p = problem
+    channels = min(_COMBINED, triton.next_power_of_2(p.hidden))
+    tokens = max(1, _COMBINED // channels)
+    numbers = {
+        "TOKENS": p.tokens,
+        "HIDDEN": p.hidden,
+        "K": p.k,
+        "BLOCK": tokens,
+        "BLOCK_HIDDEN": channels,
+    }
+    operands = [("results", "float32"), ("chosen", "int32")]
+    missing: dict[str, Any] = {} if p.routed else {"gates": None}
+    if p.routed:
+        operands.append(("gates", "float32"))
+    operands.append(("y", p.x))
+    grid = (divided(p.tokens, tokens), divided(p.hidden, channels), 1)
+    return Kernel(combine, tuple(operands), numbers | missing, grid)
