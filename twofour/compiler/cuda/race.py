@@ -19,9 +19,10 @@ from typing import Any
 
 from twofour.core.cuda_products import Product
 
-_SECONDS = 30.0  # until an answer: the start of the child and of the libraries is in the first
+_SECONDS = 30.0  # until the first answer of a child: the start of it and of the libraries is in it
+_SECONDS_MORE = 6.0  # until each further one
 _MOST_STARTS = 8  # for one race
-_MOST_BROKEN = 6  # algorithms for some types: each costs a start of the child
+_MOST_BROKEN = 2  # algorithms for some types: each costs a start of the child
 _MODULE = "twofour.compiler.cuda.race_child"
 
 
@@ -55,6 +56,7 @@ class Racer:
     seconds: float = _SECONDS
     _known: dict[tuple[str, str, str], dict[str, bool]] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
+    _silent: bool = True
     _answers: queue.Queue[str] = field(default_factory=queue.Queue)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -115,7 +117,8 @@ class Racer:
         except OSError:
             pass  # it has ended: its answer says so
         for index, result in enumerate(results):
-            answer = self._answer()
+            answer = self._answer(self.seconds if self._silent else _SECONDS_MORE)
+            self._silent = False
             if answer is None:
                 result.error = "it breaks the GPU's context, or does not end"
                 self._kind(result, library)[result.product.algorithm] = False
@@ -135,13 +138,13 @@ class Racer:
                 [*self.command, self.uuid], stdin=pipe, stdout=pipe, text=True
             )
             threading.Thread(target=_listen, args=(process, answers), daemon=True).start()
-            self._process = process
+            self._process, self._silent = process, True
         return self._process
 
-    def _answer(self) -> dict[str, Any] | None:
-        """The next answer; None where the child ended or says nothing."""
+    def _answer(self, seconds: float) -> dict[str, Any] | None:
+        """The next answer; None where the child ended or says nothing for so long."""
         try:
-            line = self._answers.get(timeout=self.seconds)
+            line = self._answers.get(timeout=seconds)
         except queue.Empty:
             return None
         return dict(json.loads(line)) if line else None
