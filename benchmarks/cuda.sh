@@ -42,7 +42,7 @@ tests() { # shellcheck disable=SC2086
         "${more[@]}" ${TESTS:-}
 }
 convolutions() {
-    "$PYTHON" -m pytest tests/gpu/test_conv_sparse.py -m gpu -k speed -q -s -p no:cacheprovider
+    "$PYTHON" -m pytest tests/gpu/test_conv_sparse_speed.py -m gpu -q -s -p no:cacheprovider
 }
 kernels() { # shellcheck disable=SC2086
     "$PYTHON" -m benchmarks.cuda_kernels --output "$WORK/tables" ${KERNELS:-}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.gpu.launch import capability, compile_all, launch, median_us, prepared
+from tests.gpu.launch import capability, compile_all, launch
 from tests.kernels.cuda.fragments import b_of, metadata_places, sparse_operand
 from tests.kernels.cuda.interpret import tensor_of, values_of
 from tests.kernels.cuda.test_conv_sparse import weight_of
@@ -19,12 +19,8 @@ from twofour.core.cuda_program import DTYPES
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
 from twofour.kernels.cuda.conv_sparse import (
-    MMA,
-    WGMMA,
     candidates,
     compressed_weight,
-    converted,
-    cost,
     recipe,
     recipes,
 )
@@ -360,99 +356,3 @@ def reference_of(problem: ConvProblem, arrays: dict[str, Array]) -> Array:
         x_zero=0,
     )
     return conv_reference(point, arrays | {"x": v.astype(np.float32), "w": eye})
-
-
-# ---- times -------------------------------------------------------------------------------------
-
-
-SPEED = [  # batch, channels, out channels, kernel, size
-    (32, 64, 64, 3, 56),
-    (32, 256, 64, 1, 56),
-    (32, 128, 128, 3, 28),
-    (32, 512, 128, 1, 28),
-    (32, 256, 256, 3, 14),
-    (32, 1024, 256, 1, 14),
-    (32, 512, 512, 3, 7),
-    (256, 256, 256, 3, 14),
-    (1, 256, 256, 3, 14),
-    (1, 512, 512, 3, 7),
-    (4096, 4096, 4096, 1, 1),
-]
-
-
-def speed_recipes(problem: ConvProblem) -> tuple[Recipe, ...]:
-    """Candidates for a weight that keeps the first and third of each four."""
-    n, c, kernel = problem.out_channels, problem.channels, problem.window.kernel[0]
-    fours = np.tile(np.array([1, 0, 1, 0], np.int8), c // 4)[:, None, None]
-    first = np.random.default_rng(0).integers(1, 9, (n, 1, 1, 1))
-    w = np.broadcast_to(fours * first, (n, c, kernel, kernel))
-    constants = {"w": w.astype(np.int8 if problem.x.dtype == "int8" else np.float32)}
-    constants |= {role: np.ones(n, np.float32) for role in ("scale", "bias")}
-    found = recipes(problem, constants, capability())
-    wanted = {MMA: 2, WGMMA: 5}
-    return tuple(
-        made
-        for tactic, count in wanted.items()
-        for made in [made for made in found if made.tactic == tactic][:count]
-    )
-
-
-def speed_problems(dtype: str) -> list[ConvProblem]:
-    """Those of SPEED, every other one but for int8."""
-    shapes = SPEED if dtype == "int8" else SPEED[::2]
-    return [problem_of(dtype, c, n, k, size=size, batch=b) for b, c, n, k, size in shapes]
-
-
-@pytest.mark.parametrize("dtype", NETWORK_TYPES)
-def test_speed(dtype: str) -> None:
-    """Prints microseconds of each candidate beside torch's dense convolution and product."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("times need a GPU of their own: run without -n, with -s")
-    found = [(problem, speed_recipes(problem)) for problem in speed_problems(dtype)]
-    compile_all([made for _, some in found for made in some], capability())
-    for problem, some in found:
-        x = torch.randint(-9, 9, (problem.batch * problem.x.image,), device="cuda")
-        kind = tensor_of(np.zeros(1, np.float32), dtype).dtype
-        y = torch.zeros(problem.batch * problem.y.image, dtype=kind, device="cuda")
-        tensors = {"x": x.to(kind), "y": y}
-        times = []
-        for made in some:
-            run = prepared(made, tensors, capability())
-            times.append((median_us(run, repeats=10, rounds=3), f"{made.tactic} {made.config}"))
-        best = min(times)
-        rate = 2 * problem.rows * problem.out_channels * problem.k / best[0] / 1e6
-        kernel = problem.window.kernel[0]
-        print(f"\n{dtype} {problem.batch}x{problem.height}x{problem.width}x{problem.channels} ->")
-        print(f"  {problem.out_channels}, {kernel}x{kernel}: {best[0]:.1f} us, {best[1]},")
-        print(f"  {rate:.0f} T/s as if dense; {dense_times(problem)}")
-        for us, name in times:
-            print(f"    {us:8.1f} us  {name}")
-
-
-def dense_times(problem: ConvProblem) -> str:
-    """Torch's dense fp16 convolution and, for products, its int8 product, without any ending."""
-    n, c, kernel = problem.out_channels, problem.channels, problem.window.kernel[0]
-    x = torch.randn(problem.batch, c, problem.height, problem.width, device="cuda").half()
-    w = torch.randn(n, c, kernel, kernel, device="cuda").half()
-    x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
-    texts = []
-    if kernel == 1:
-        rows = x.permute(0, 2, 3, 1).reshape(-1, c)
-        flat = w.reshape(n, c).t()
-        texts.append(f"fp16 product {median_us(lambda: rows @ flat, 10, 3):.1f} us")
-        if problem.rows > 16:
-            a, b = rows.to(torch.int8), w.reshape(n, c).to(torch.int8).t()
-            texts.append(f"int8 product {median_us(lambda: torch._int_mm(a, b), 10, 3):.1f} us")
-    if problem.height > 1:
-        conv = torch.nn.functional.conv2d
-        us = median_us(lambda: conv(x, w, padding=kernel // 2), 10, 3)
-        texts.append(f"fp16 convolution {us:.1f} us")
-    return "torch: " + ", ".join(texts)
-
-
-def test_guesses() -> None:
-    """Prints in which order the candidates are tried."""
-    problem = problem_of("int8", 256, 256, 3, size=14, batch=32)
-    for tile in candidates(problem, 90):
-        print(f"{cost(problem, tile):10.0f}  {tile}")
-    assert converted(np.zeros((1, 4), np.float32), "float8e4m3fn").dtype == np.uint8
