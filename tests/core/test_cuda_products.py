@@ -76,7 +76,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"by_channel": True, "beta": 1.0, "r_row": 64}, CUSPARSELT, "r_scale is for cuSPARSELt"),
     ({"scaled_result": True}, CUBLASLT, "y_scale is for an fp8 y"),
     ({"y": "int32", "bias": "float32"}, CUBLASLT, "sums of int32"),
-    ({"workspace_bytes": WORKSPACE + 1}, CUBLASLT, "workspace_bytes is"),
+    ({"workspace_bytes": WORKSPACE[CUBLASLT] + 1}, CUBLASLT, "workspace_bytes is"),
     ({"workspace_bytes": -1}, CUBLASLT, "workspace_bytes is -1"),
     ({"algorithm": "00" * 64}, CUBLASLT, "without the version"),
     ({"algorithm": "00" * 63, "version": 1}, CUBLASLT, "expected 64 bytes, got 63"),

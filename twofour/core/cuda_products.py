@@ -64,8 +64,8 @@ DENSE_MULTIPLE = {"float16": 8, "bfloat16": 8, "int8": 16, _E4M3: 16, "float32":
 """cuSPARSELt: m and the distances of rows are multiples of it, for the type of each matrix."""
 ACTIVATIONS = {CUBLASLT: ("", "Relu", "GeluTanh"), CUSPARSELT: ("", "Relu")}
 LARGEST = 2**31 - 1
-WORKSPACE = 32 * 2**20
-"""Bytes that an algorithm may ask for at most."""
+WORKSPACE = {CUBLASLT: 32 * 2**20, CUSPARSELT: 512 * 2**20}
+"""Bytes that an algorithm may ask for at most; cuSPARSELt orders n * k / 8 of them in each run."""
 _LARGEST_BYTES = 2**42
 _LARGEST_FACTOR = 1e30
 _REBUILD = "build the engine again: twofour build MODEL.onnx -o E.engine --target cuda"
@@ -234,8 +234,8 @@ class Product:
             yield f"r_row is {self.r_row}; expected that of y, {self.y_row}"
 
     def _wrong_algorithm(self, library: str) -> Iterator[str]:
-        if not 0 <= self.workspace_bytes <= WORKSPACE:
-            yield f"workspace_bytes is {self.workspace_bytes}; expected 0 to {WORKSPACE}"
+        if not 0 <= self.workspace_bytes <= WORKSPACE[library]:
+            yield f"workspace_bytes is {self.workspace_bytes}; expected 0 to {WORKSPACE[library]}"
         if self.version < 0:
             yield f"version is {self.version}"
         if self.algorithm and not self.version:

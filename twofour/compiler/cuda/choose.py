@@ -144,13 +144,15 @@ def with_libraries(
         return [*ways]
     if any(tensor.offset_bytes % _LINE for tensor in turn.operands.values()):
         return [*ways]
-    key = (key_of(turn), effort, device.gpu.uuid)
+    sparse = sparsity != "disable"
+    key = (key_of(turn), effort, device.gpu.uuid, sparse)
     if key in _offered:
         recipes = tuple(
             repacked(recipe, turn.problem, turn.constants, device) for recipe in _offered[key]
         )
     else:
-        recipes = library_recipes(turn.problem, turn.constants, device, effort=effort)
+        wanted = turn.problem if sparse else replace(turn.problem, pattern="")
+        recipes = library_recipes(wanted, turn.constants, device, effort=effort)
         _offered[key] = tuple(replace(recipe, constants={}) for recipe in recipes)
     calls = [c for r in recipes for c in r.calls if not isinstance(c, LibraryKernel)]
     made = dict(zip(map(id, calls), compiling.compile_all(calls, capability), strict=True))

@@ -9,6 +9,7 @@ One line of JSON in, {"library", "settings": [...], "runs"}; one line out for ea
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -141,4 +142,6 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1])
     except UnsupportedError as error:
-        sys.exit(str(error))
+        sys.exit(" ".join(str(error).split()))
+    except (BrokenPipeError, KeyboardInterrupt):  # who asked has ended
+        os._exit(1)

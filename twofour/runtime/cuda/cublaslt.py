@@ -136,7 +136,7 @@ class CublasProduct:
         preference = ctypes.c_void_p()
         self._call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         try:
-            largest = ctypes.c_uint64(WORKSPACE)
+            largest = ctypes.c_uint64(WORKSPACE[CUBLASLT])
             settings = {_MAX_WORKSPACE: largest} | dict.fromkeys(
                 _ALIGNMENTS, ctypes.c_uint32(ALIGNMENT)
             )
