@@ -58,7 +58,6 @@ KINDS = {
 SIZES = (4096, 8192, 16384, 2048, 1024)
 PUBLISHED = {4096: 1.28, 8192: 1.71, 16384: 1.79}
 """INT8 ratios on an H100, as published."""
-WORKSPACE = 32 << 20
 _BASE = 4 * 1048573  # random elements; repeated, so that no two rows of a matrix are the same
 _LEAST_US, _ROUNDS, _FINALISTS = 300.0, 9, 4
 _CHECKED_ROWS = 256
@@ -162,7 +161,7 @@ class Bench:
         weight = max(layer.n * layer.k for layer in layers)
         result = max(rounded_up(layer.m, 16) * layer.n for layer in layers) * DTYPES[y]
         wanted = {"x": rows * size, "w": weight * size, "packed": weight * size + (1 << 20)}
-        wanted |= {"buffer": weight * size + (1 << 20), "workspace": WORKSPACE}
+        wanted |= {"buffer": weight * size + (1 << 20), "workspace": (32 << 20) + weight // 4}
         wanted |= {"dense y": result, "sparse y": result}
         self.at = {role: device.take(n, role) for role, n in wanted.items()}
         for role in ("x", "w"):
@@ -221,8 +220,9 @@ class Bench:
         run = racer(self.device.gpu.uuid).race
         raced = run(found, library, 1)
         broken = [each for each in raced if each.us == math.inf]
-        for each in broken:
-            print(f"  {library} {each.product.algorithm[:24]} of {layer}, {self.x}: {each.error}")
+        if broken:
+            names = ", ".join(each.product.algorithm[:12] for each in broken)
+            print(f"  {library}, {self.x}, {layer.m} x {layer.n} x {layer.k} breaks with: {names}")
         best = run([each.product for each in raced[:_FINALISTS]], library, 5)[:1]
         if not best or best[0].us == math.inf:
             raise UnsupportedError(f"{library} has no algorithm for {product.to_json()}")
@@ -436,27 +436,34 @@ def main() -> int:
     device = open_device(0)
     cells: list[Cell] = []
     kinds = [kind for kind in KINDS if kind in chosen.kinds.split(",")]
-    with device.current():
-        sizes = tuple(int(size) for size in chosen.sizes.split(",") if size)
-        if sizes:
-            cells += measure(device, squares(sizes), kinds, begin + 0.6 * chosen.seconds)
-        for family in [name for name in chosen.families.split(",") if name]:
-            same = [kind for kind in kinds if kind != "INT8 to int32"]
-            cells += measure(device, families()[family], same, end_s)
-    about = {
-        "GPU": f"{device.gpu.name}, compute capability {device.capability / 10}",
-        "libraries": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "twofour": __version__,
-        "time": f"{time.monotonic() - begin:.0f} s",
-        "command": f"`python -m benchmarks.cuda_kernels {shlex.join(sys.argv[1:])}`",
-    }
+    sizes = tuple(int(size) for size in chosen.sizes.split(",") if size)
+    work = [(squares(sizes), kinds, begin + 0.6 * chosen.seconds)] if sizes else []
+    for family in [name for name in chosen.families.split(",") if name]:
+        same = [kind for kind in kinds if kind != "INT8 to int32"]
+        work.append((families()[family], same, end_s))
     chosen.output.mkdir(parents=True, exist_ok=True)
+    with device.current():
+        for layers, wanted, end in work:
+            for cell in measure(device, layers, wanted, end):
+                cells.append(cell)
+                about = {
+                    "GPU": f"{device.gpu.name}, compute capability {device.capability / 10}",
+                    "libraries": ", ".join(f"{name} {text}" for name, text in versions().items()),
+                    "twofour": __version__,
+                    "time": f"{time.monotonic() - begin:.0f} s",
+                    "command": f"`python -m benchmarks.cuda_kernels {shlex.join(sys.argv[1:])}`",
+                }
+                write(chosen.output, about, cells)
+    print((chosen.output / "cuda_kernels.md").read_text())
+    return 0
+
+
+def write(output: Path, about: dict[str, str], cells: list[Cell]) -> None:
+    """Both files, after each product: what was measured stays, whatever ends the rest."""
     plain = {**about, "cells": [asdict(cell) for cell in cells]}
     text = json.dumps(plain, indent=1).replace("NaN", "null")
-    (chosen.output / "cuda_kernels.json").write_text(text + "\n")
-    (chosen.output / "cuda_kernels.md").write_text(report(about, cells))
-    print(report(about, cells))
-    return 0
+    (output / "cuda_kernels.json").write_text(text + "\n")
+    (output / "cuda_kernels.md").write_text(report(about, cells))
 
 
 if __name__ == "__main__":
