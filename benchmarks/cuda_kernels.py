@@ -4,8 +4,8 @@
     python -m benchmarks.cuda_kernels --sizes 1024,4096 --families bert-base --output /tmp/try
 
 Both are NVIDIA's: 2:4 by cuSPARSELt, dense by cuBLASLt, each by the fastest of the algorithms that
-its library has for the product (all of cuSPARSELt's; those that cuBLASLt proposes, of fp8 with sums
-of all and of fewer bits). Two rounds find it: all once, the best few several times. Then the two
+its library has for the product (cuSPARSELt's but those that break; those that cuBLASLt proposes, of
+fp8 with sums of all and of fewer bits). Two rounds find it: all once, the best few several times. Then the two
 winners are recorded in CUDA graphs of at least 300 us and replayed in turns; the times are medians.
 Numbers are random (zeros would need less power, and so run faster): int8 even in +-100, fp16 and
 fp8 normal. Both compute with the same weight, and what they wrote is compared.
