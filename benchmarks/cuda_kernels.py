@@ -5,10 +5,10 @@
 
 Both are NVIDIA's: 2:4 by cuSPARSELt, dense by cuBLASLt, each by the fastest of the algorithms that
 its library has for the product (cuSPARSELt's but those that break; those that cuBLASLt proposes, of
-fp8 with sums of all and of fewer bits). Two rounds find it: all once, the best few several times. Then the two
-winners are recorded in CUDA graphs of at least 300 us and replayed in turns; the times are medians.
-Numbers are random (zeros would need less power, and so run faster): int8 even in +-100, fp16 and
-fp8 normal. Both compute with the same weight, and what they wrote is compared.
+fp8 with sums of all and of fewer bits). Two rounds find it: all once, the best few several times.
+Then the two winners are recorded in CUDA graphs of at least 300 us and replayed in turns; the times
+are medians. Numbers are random (zeros would need less power, and so run faster): int8 even in
++-100, fp16 and fp8 normal. Both compute with the same weight, and what they wrote is compared.
 
 y is of x's type, of fp8 bfloat16. The last column has y of int32. Rows that cuSPARSELt does
 not take are filled up to 16 (8 of fp16); dense has the rows as they are. The operands of a product
