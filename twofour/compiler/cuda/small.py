@@ -14,6 +14,7 @@ from twofour.compiler.cuda.tensors import Tensor, c_strides
 from twofour.compiler.native import AttentionOp, MapOp, NormOp, PoolOp
 from twofour.compiler.native_nd import Look, NdOp, Part
 from twofour.compiler.native_nms import NmsOp
+from twofour.core.bfloat16 import to_bf16
 from twofour.core.functions import Activation
 from twofour.core.sizes import most
 from twofour.kernels.cpu.nd_scalar import Expression
@@ -138,6 +139,8 @@ def nd_walks(
         tensors: of each of its values; None for constants.
     """
     for part in op.parts:
+        y = tensors[part.y.value]
+        assert y is not None
         operands: dict[str, Tensor] = {}
         constants: dict[str, Array] = {}
         refs = []
@@ -146,13 +149,14 @@ def nd_walks(
             if tensor is None:
                 array = op.values[look.value].constant
                 assert array is not None
+                dtype = array.dtype.name
+                if part.op == "gather" and not index and dtype == "float32":  # a table
+                    array, dtype = _as_held(array, y.dtype)
                 constants[role] = array
-                refs.append(_looked(look, array.dtype.name, c_strides(array.shape)))
+                refs.append(_looked(look, dtype, c_strides(array.shape)))
             else:
                 operands[role] = tensor
                 refs.append(_looked(look, tensor.dtype, tensor.strides))
-        y = tensors[part.y.value]
-        assert y is not None
         operands["y"] = y
         at = _looked(part.y, y.dtype, y.strides)
         dims = tuple(most(dim) for dim in part.dims)
@@ -161,6 +165,15 @@ def nd_walks(
         held = [is_shifted(op.values[look.value], ref.dtype) for look, ref in zip(
             (*part.inputs, part.y), (*refs, at), strict=True)]  # fmt: skip
         yield shifted_walk(walk, held[:-1], held[-1]), operands, constants
+
+
+def _as_held(array: Array, dtype: str) -> tuple[Array, str]:
+    """Numbers that are only moved, in the type that they are moved to, if it is a narrow one."""
+    if dtype == "float16":
+        return array.astype(np.float16), dtype
+    if dtype == "bfloat16":
+        return to_bf16(array), dtype
+    return array, "float32"
 
 
 def _gathered(op: NdOp, part: Part, tensors: Sequence[Tensor | None]) -> tuple[int, int]:
