@@ -286,7 +286,7 @@ FLOATS = np.array(
 WHOLE = np.array([0, 1, -1, 127, 128, 255, 256, -128, -129, 2**31 - 1, -(2**31)])
 
 
-@pytest.mark.parametrize("to", KINDS)
+@pytest.mark.parametrize("to", sorted(set(KINDS) - {"bfloat16"}))  # which is only copied
 def test_casts(to) -> None:
     for kind in ("int64", "int32", "uint8", "int8", "bool"):
         x = WHOLE.astype(kind)

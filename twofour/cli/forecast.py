@@ -25,11 +25,13 @@ _Row = tuple["LayerTimes", "Verdict | None"]
 
 
 class Precision(StrEnum):
-    """Those of `compiler.forms.PRECISIONS`."""
+    """Those of `compiler.forms.GPU_PRECISIONS`; a CPU has three of them."""
 
     f32 = "f32"
+    fp16 = "fp16"
     bf16 = "bf16"
     int8 = "int8"
+    fp8 = "fp8"
 
 
 class PatternName(StrEnum):
@@ -48,6 +50,9 @@ def forecast(
     pattern: Annotated[
         list[PatternName] | None, typer.Option(help="Only this one; repeatable.")
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="cpu, or cuda: the GPU of this machine. Runs include all copies.")
+    ] = "cpu",
     threads: Threads = None,
     timing_cache: Annotated[
         Path | None, typer.Option(help="File with measured times, shared with twofour build.")
@@ -64,8 +69,9 @@ def forecast(
 
     Example: twofour forecast resnet50.onnx --shapes x:1x3x224x224
     Example: twofour forecast bert.onnx --precision int8 --pattern 2:4
+    Example: twofour forecast resnet50.onnx --target cuda --shapes x:32x3x224x224
     """
-    from twofour.compiler.forms import PATTERNS, PRECISIONS
+    from twofour.compiler.forms import PATTERNS
     from twofour.predict.forecast import forecast as look_ahead
 
     out = Output(as_json, quiet)
@@ -76,7 +82,8 @@ def forecast(
         threads=threads or 1,
         timing_cache=timing_cache,
         tuning_effort=tuning_effort,
-        precisions=[each for each in PRECISIONS if not precision or each in precision],
+        target=target,
+        precisions=[each.value for each in precision or ()],
         patterns=[each for each in PATTERNS if not pattern or each in pattern],
     )
     out.show(_heading(found), *(f"note: {note}" for note in found.notes))

@@ -3,7 +3,9 @@
     form        weights                          activations
     f32         as they are                      float32
     bf16        as they are                      bfloat16, where the compiler finds it faster
+    fp16        as they are                      float16, on a GPU
     int8        rounded                          Q/DQ with made-up ranges
+    fp8         rounded                          likewise, in float8, on a GPU
 
 Each also pruned to a pattern, by magnitude. Such an engine computes nothing of use, but takes the
 time that the real one will take: times depend on patterns, never on values.
@@ -27,14 +29,17 @@ from twofour.core.target import Target, why_no_bf16
 from twofour.engine import Engine
 from twofour.kernels.cpu.tactic import tactics
 from twofour.onnx_tools.eligible import is_quantized
+from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.placeholder import placeholder_quantize
 from twofour.onnx_tools.prune import Pruned, prune
 from twofour.onnx_tools.weights import layer_weights
 
-F32, BF16, INT8 = "f32", "bf16", "int8"
+F32, FP16, BF16, INT8, FP8 = "f32", "fp16", "bf16", "int8", "fp8"
 PRECISIONS = (F32, BF16, INT8)
+GPU_PRECISIONS = (F32, FP16, BF16, INT8, FP8)
+"""Those of a GPU; of the last two all that is not quantized is float16."""
 PATTERNS = ("2:4", "2:4/pair")
-WORDS = {F32: "float32", BF16: "bfloat16", INT8: "INT8"}
+WORDS = {F32: "float32", FP16: "float16", BF16: "bfloat16", INT8: "INT8", FP8: "float8"}
 _DTYPES = {F32: "float32", BF16: "bfloat16", INT8: "int8"}
 
 
@@ -43,7 +48,7 @@ class Form:
     """One form.
 
     Attributes:
-        precision: "f32", "bf16" or "int8".
+        precision: "f32", "bf16" or "int8"; on a GPU "fp16" or "fp8" too.
         pattern: of the weights; "" for dense.
     """
 
@@ -78,11 +83,13 @@ class Forms:
         bases: the model of each precision, dense unless it came pruned.
         layers: what could be pruned.
         notes: what was found that the user should know, such as why a precision is left out.
+        target: what to build for.
     """
 
     bases: Mapping[str, ir.Model]
     layers: tuple[Layer, ...]
     notes: tuple[str, ...]
+    target: Target
     _reports: dict[str, tuple[Pruned, ...]] = field(default_factory=dict)
 
     @staticmethod
@@ -118,14 +125,14 @@ class Forms:
                 notes += [f"  {reason}" for reason in e.reasons]
         if not bases:
             raise InputError("nothing is left to forecast", notes, "ask for another --precision")
-        return Forms(bases, layers, tuple(notes))
+        return Forms(bases, layers, tuple(notes), target)
 
     def list(self, patterns: Sequence[str]) -> tuple[Form, ...]:
         """All forms: of each precision the dense one first, then the patterns that have kernels."""
         return tuple(
             Form(precision, pattern)
             for precision in self.bases
-            for pattern in ("", *(p for p in patterns if p in _with_kernels(precision)))
+            for pattern in ("", *(p for p in patterns if p in self._with_kernels(precision)))
         )
 
     def build(self, form: Form, options: BuildOptions, progress: Progress | None = None) -> Engine:
@@ -142,11 +149,21 @@ class Forms:
         base = self.bases[form.precision]
         if form.pattern:
             base, self._reports[form.pattern] = prune(base, form.pattern)
-        sparsity = "enable" if form.pattern else "disable"
-        bf16 = form.precision == BF16
-        return compile_model(
-            base, replace(options, sparsity=sparsity, bf16=bf16, race=False), progress
+        on_gpu = self.target.cuda is not None
+        chosen = replace(
+            options,
+            sparsity="enable" if form.pattern else "disable",
+            bf16=form.precision == BF16,
+            fp16=on_gpu and form.precision in (FP16, INT8, FP8),
+            fp8=form.precision == FP8,
+            target=self.target if on_gpu else options.target,
+            race=False,
         )
+        return compile_model(base, chosen, progress)
+
+    def _with_kernels(self, precision: str) -> set[str]:
+        """The patterns that have kernels: a sparse tensor core takes any 2:4 alike."""
+        return {"2:4"} if self.target.cuda is not None else _with_kernels(precision)
 
     def refusals(self, pattern: str) -> dict[str, str]:
         """Why layers could not be pruned to a pattern that was built, by their names."""
@@ -174,12 +191,15 @@ def _assumed(graph: ir.Model) -> list[str]:
 def _base(graph: ir.Model, precision: str, target: Target) -> ir.Model:
     """The dense model of a precision."""
     if is_quantized(graph):
-        if precision == INT8:
+        if precision in (INT8, FP8):
             return graph
         raise InputError("the model is quantized already, which decides what is INT8 in it")
-    if precision == BF16 and (reason := why_no_bf16(target)):
+    if precision == BF16 and target.cuda is None and (reason := why_no_bf16(target)):
         raise UnsupportedError(reason)
-    return placeholder_quantize(graph) if precision == INT8 else graph
+    if precision not in (INT8, FP8):
+        return graph
+    symmetric = QuantizeOptions(activation="int8") if target.cuda is not None else None
+    return placeholder_quantize(graph, symmetric)
 
 
 def _layers(source: ir.Model, graph: ir.Model) -> tuple[Layer, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,8 @@ class Findings:
         """Brings the plans together."""
         plans = {each.form: each.plan for each in measured}
         layers = layer_times(plans, [layer.name for layer in forms.layers])
-        copy_gbps = measure_rates(measured[0].plan).copy_gbps
+        on_gpu = measured[0].plan.target.cuda is not None
+        copy_gbps = math.inf if on_gpu else measure_rates(measured[0].plan).copy_gbps
         us = {each.form: each.time_us for each in measured}
         courts = []
         for precision in forms.bases:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from twofour.compiler.build import EFFORTS, BuildOptions, Model
-from twofour.compiler.forms import PATTERNS, PRECISIONS, Forms
+from twofour.compiler.forms import GPU_PRECISIONS, PATTERNS, PRECISIONS, Forms
 from twofour.core.errors import InputError
 from twofour.core.progress import Stage, unseen
-from twofour.core.target import host_target
+from twofour.core.target import Target, check_runs_here, parse_target
 from twofour.predict.findings import Findings
 from twofour.predict.measure import measure
 from twofour.predict.results import Forecast
@@ -37,16 +37,19 @@ class ForecastOptions:
         threads: to tune for and to run with.
         timing_cache: a file that keeps measured times, shared with `twofour build`.
         tuning_effort: 1 to 3, as of a build.
-        precisions: of "f32", "bf16", "int8".
+        precisions: of "f32", "bf16", "int8", on a GPU "fp16" and "fp8" too; by default all that the
+            target has.
         patterns: of "2:4", "2:4/pair".
+        target: by default this machine's CPU; "cuda" for its GPU.
     """
 
     shapes: Mapping[str, tuple[int, ...]] | None = None
     threads: int = 1
     timing_cache: str | PathLike[str] | None = None
     tuning_effort: int = 2
-    precisions: Sequence[str] = PRECISIONS
+    precisions: Sequence[str] = ()
     patterns: Sequence[str] = PATTERNS
+    target: Target | str = "cpu"
 
     def __post_init__(self) -> None:
         """Checks what can be checked before any work.
@@ -54,13 +57,30 @@ class ForecastOptions:
         Raises:
             InputError: an unknown precision or pattern, or an effort that times nothing.
         """
-        _require_known("precision", self.precisions, PRECISIONS)
+        found = self.chosen_target
+        if found.cpu or found.tensorrt is not None:
+            raise InputError(
+                f"nothing can be forecast for {found}",
+                ["a forecast is made of times, and nothing is timed for it here"],
+                "forecast on that machine, for cpu or cuda",
+            )
+        _require_known("precision", self.precisions, self.known_precisions)
         _require_known("pattern", self.patterns, PATTERNS)
         if self.tuning_effort not in EFFORTS[1:]:
             raise InputError(
                 f"cannot forecast with tuning effort {self.tuning_effort!r}",
                 [f"expected {EFFORTS[1]} to {EFFORTS[-1]}: a forecast is made of times"],
             )
+
+    @property
+    def chosen_target(self) -> Target:
+        """What engines are built for."""
+        return parse_target(self.target) if isinstance(self.target, str) else self.target
+
+    @property
+    def known_precisions(self) -> tuple[str, ...]:
+        """Those that the target may have."""
+        return PRECISIONS if self.chosen_target.cuda is None else GPU_PRECISIONS
 
 
 def forecast(model: Model, *, stage: Stage | None = None, **options: Any) -> Forecast:
@@ -77,7 +97,7 @@ def forecast(model: Model, *, stage: Stage | None = None, **options: Any) -> For
 
     Raises:
         InputError: the model or an option is not usable.
-        UnsupportedError: the model cannot be compiled.
+        UnsupportedError: the model cannot be compiled, or the target is not here.
     """
     known = {f.name for f in fields(ForecastOptions)}
     if unknown := set(options) - known:
@@ -88,11 +108,17 @@ def forecast(model: Model, *, stage: Stage | None = None, **options: Any) -> For
     asked, stage = ForecastOptions(**options), stage or unseen
     with stage("reading") as report:
         report(0, None, "model")
-        forms = Forms.of(model, asked.shapes or {}, asked.precisions, host_target())
+        target = asked.chosen_target
+        check_runs_here(target)
+        wanted = asked.precisions or asked.known_precisions
+        precisions = [each for each in asked.known_precisions if each in wanted]
+        forms = Forms.of(model, asked.shapes or {}, precisions, target)
     with tempfile.TemporaryDirectory() as folder:
         cache = asked.timing_cache or Path(folder) / "times.json"
         build = BuildOptions(
-            threads=asked.threads, timing_cache=cache, tuning_effort=asked.tuning_effort
+            threads=asked.threads,
+            timing_cache=cache,
+            tuning_effort=asked.tuning_effort,
         )
         measured = measure(forms, forms.list(asked.patterns), build, stage)
     name = str(model) if isinstance(model, (str, PathLike)) else "MODEL.onnx"

@@ -47,7 +47,8 @@ class Court:
         form: that the model is to have.
         run_us: of the layers of its dense form together.
         refusals: why nodes cannot be pruned to its pattern, by name.
-        copy_gbps: bytes in and out together that a core moves within L2.
+        copy_gbps: bytes in and out together that a core moves within L2; infinity where that is
+            not known, as on a GPU.
     """
 
     form: Form

@@ -234,7 +234,9 @@ def activate(v, NAME: tl.constexpr):
     elif NAME == "Tanh":
         v = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * v))
     elif NAME == "HardSigmoid":
-        v = tl.minimum(tl.maximum(v * 0.16666666666666666 + 0.5, 0.0), 1.0)
+        kept: tl.constexpr = tl.PropagateNan.ALL
+        v = tl.maximum(v * 0.16666666666666666 + 0.5, 0.0, propagate_nan=kept)
+        v = tl.minimum(v, 1.0, propagate_nan=kept)
     elif NAME == "HardSwish":
         v = v * tl.minimum(tl.maximum(v * 0.16666666666666666 + 0.5, 0.0), 1.0)
     else:
