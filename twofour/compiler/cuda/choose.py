@@ -68,8 +68,6 @@ Timer = Callable[[Turn, Way], float]
 """Runs a way of doing a turn, compares the result with the definition, and gives microseconds.
 
 Raises an error that names what is wrong where it fails."""
-Asked = Callable[[Turn], tuple[Recipe, ...]]
-"""What libraries offer, which only a GPU can tell."""
 
 
 def key_of(turn: Turn) -> tuple[Any, ...]:

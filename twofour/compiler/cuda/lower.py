@@ -36,7 +36,7 @@ from twofour.compiler.native_plugin import PluginOp, gpu_refusals
 from twofour.compiler.native_resize import ResizeOp
 from twofour.core.errors import Error
 from twofour.core.plugins import Problem
-from twofour.kernels.cuda.problem import REAL, ConvProblem
+from twofour.kernels.cuda.problem import REAL
 from twofour.kernels.cuda.resize import tables
 
 Array = NDArray[Any]
@@ -378,11 +378,6 @@ def input_buffer(name: str) -> str:
 def output_buffer(name: str) -> str:
     """The buffer that a value leaves to the host from."""
     return f"out:{name}"
-
-
-def is_product(turn: Turn) -> bool:
-    """Whether the turn multiplies by weights."""
-    return isinstance(turn.problem, ConvProblem)
 
 
 def without_waste(turns: Sequence[Turn]) -> list[Turn]:

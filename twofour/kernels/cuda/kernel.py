@@ -19,8 +19,6 @@ from triton.compiler import ASTSource
 from triton.errors import TritonError
 from triton.runtime.errors import OutOfResources
 
-from twofour.core.cuda_program import ALIGNMENT
-
 Array = NDArray[Any]
 TRITON_DTYPES = {
     "float32": "fp32",
@@ -209,11 +207,6 @@ def of_capability(table: dict[int, int], capability: int) -> int:
     """The entry of a capability, or of the highest one below it."""
     known = [key for key in table if key <= capability]
     return table[max(known, default=min(table))]
-
-
-def aligned_bytes(size_bytes: int) -> int:
-    """The size, rounded up to what the next tensor may begin at."""
-    return -(-size_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def divided(count: int, size: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
@@ -249,8 +249,3 @@ def _replayed_us(
         device.drop_graph(graph)
         for mark in marks:
             device.drop_event(mark)
-
-
-def used_libraries(programs: Sequence[CudaProgram]) -> tuple[str, ...]:
-    """The libraries that programs call."""
-    return tuple(sorted({call.library for program in programs for call in program.calls}))
