@@ -241,7 +241,7 @@ def test_what_is_of_no_use_together_is_refused(model: Path, tmp_path: Path) -> N
     output = str(tmp_path / "e.engine")
     both = ("--isa", "vector", "--target", "tensorrt")
     for arguments, message in (
-        (("--fp16",), "float16 is for TensorRT"),
+        (("--fp16",), "float16 is for GPUs"),
         (both, "contradict each other"),
         (("--target", "gpu"), "unknown target 'gpu'"),
     ):
