@@ -5,8 +5,8 @@ model is quantized as its float file would be:
 
 1. Each convolution, linear layer and product with a constant weight takes quantized activations
    and weights.
-2. A residual sum takes a quantized shortcut. The convolution that ends in the sum hands over
-   floats.
+2. A residual sum takes a quantized shortcut. The convolution that ends in the sum, or whose
+   activation does, hands over floats.
 3. An average pooling before a layer of rule 1 takes quantized activations.
 4. What only moves data before a quantized tensor moves quantized data: its inputs are quantized
    with the same scale. What is joined shares the scale that holds the values of each part.
@@ -27,6 +27,7 @@ from twofour.core.ranges import Range
 from twofour.train.attention_places import Attention, find_attention
 from twofour.train.operators import (
     ACTIVATIONS,
+    CONVOLUTIONS,
     FLOAT_WEIGHTED,
     Layer,
     fold_batchnorm,
@@ -42,6 +43,7 @@ from twofour.train.quantize_plan import Places, QuantizerOptions, Read, ScalePla
 from twofour.train.trace import Call, Graph, Value
 from twofour.train.watch import Site
 
+_NOT_CLAMPING = frozenset("silu gelu hardswish hardsigmoid sigmoid tanh mul multiply".split())
 _PASSED_THROUGH = ("add", "mean")
 
 
@@ -106,18 +108,37 @@ def _add_inputs(call: Call, layers: Mapping[Call, Layer], options: QuantizerOpti
         return []  # x + c * x**3, part of an activation
     if not any(_from_layer(value, layers) for value in inputs):
         return []
-    ends = [layer for value in inputs if (layer := _ending(value, layers)) is not None]
-    if options.add_inputs == "both" or not ends:
+    lengths = {v: layer.sum_length for v in inputs if (layer := _ending(v, layers)) is not None}
+    if options.add_inputs == "both" or not lengths:
         return inputs
-    fused = max(ends, key=lambda layer: layer.sum_length).output
+    fused = max(lengths, key=lambda value: lengths[value])
     return [value for value in inputs if value is not fused]
 
 
 def _ending(value: Value, layers: Mapping[Call, Layer]) -> Layer | None:
-    """The layer that computes the value for one reader only."""
+    """The layer that computes the value for one reader only, an activation behind it included."""
+    if len(value.readers) != 1 or value.returned:
+        return None
     layer = None if value.producer is None else layers.get(value.producer)
-    alone = len(value.readers) == 1 and not value.returned
-    return layer if layer is not None and layer.ends and alone else None
+    if layer is not None:
+        return layer if layer.ends else None
+    return _activated(value, layers)
+
+
+def _activated(value: Value, layers: Mapping[Call, Layer]) -> Layer | None:
+    """The convolution whose activation, one that kernels add a residual behind, it is."""
+    found: set[Call] = set()
+    waiting = [value]
+    while waiting:
+        call = waiting.pop().producer
+        if call is not None and call in layers:
+            found.add(call)
+        elif call is None or call.function not in _NOT_CLAMPING:
+            return None
+        else:
+            waiting += [v for v in call.inputs.values() if not v.constant]
+    call = found.pop() if len(found) == 1 else None
+    return layers[call] if call is not None and call.function in CONVOLUTIONS else None
 
 
 def _pool_input(call: Call, layers: Mapping[Call, Layer]) -> list[Value]:
