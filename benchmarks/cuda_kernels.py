@@ -1,7 +1,7 @@
 """Writes `cuda_kernels.md` and `.json`: products with a 2:4 weight against dense ones, on a GPU.
 
     python -m benchmarks.cuda_kernels --output benchmarks
-    python -m benchmarks.cuda_kernels --sizes 1024,4096 --families bert-base --output /tmp/try
+    python -m benchmarks.cuda_kernels --sizes 1024,4096 --families bert-base --output try
 
 Both are NVIDIA's: 2:4 by cuSPARSELt, dense by cuBLASLt, each by the fastest of the algorithms that
 its library has for the product (cuSPARSELt's but those that break; those that cuBLASLt proposes, of

@@ -1,7 +1,7 @@
 """Writes `cuda_rows.md` and `.json`: norms, attention and experts on a GPU, beside PyTorch's.
 
     python -m benchmarks.cuda_rows --output benchmarks
-    python -m benchmarks.cuda_rows --only "sparse" --output /tmp/try
+    python -m benchmarks.cuda_rows --only "sparse" --output try
 
 Ours is the fastest of the recipes that a build of effort 2 tries. All are recorded in CUDA graphs,
 20 runs in each, and replayed; the times are medians of 7. PyTorch's attention reads q, k and v as

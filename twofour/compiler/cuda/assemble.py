@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.compiler.cuda.arena import Life, place
+from twofour.compiler.cuda.arena import Life, place, rounded
 from twofour.compiler.cuda.choose import Choice, Way
 from twofour.compiler.cuda.lower import Stretch, Turn, input_buffer, output_buffer
 from twofour.core.cuda_program import (
-    ALIGNMENT,
     ARENA,
     WEIGHTS,
     CudaProgram,
@@ -43,7 +42,7 @@ class Constants:
         digest = hashlib.sha256(content.data).digest() + str(content.size).encode()
         if digest not in self._known:
             self._known[digest] = Place(WEIGHTS, self._size, content.size)
-            padded = -(-max(content.size, 1) // ALIGNMENT) * ALIGNMENT
+            padded = rounded(content.size)
             self._parts.append(np.pad(content, (0, padded - content.size)))
             self._size += padded
         return self._known[digest]

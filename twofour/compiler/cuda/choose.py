@@ -111,10 +111,7 @@ def ways_of(
         if key not in found:
             recipes = offered(turn.problem, turn.constants, capability, effort)
             found[key] = [_aligned(recipe, turn) for recipe in recipes]
-    calls = [
-        c for rs in found.values() for r in rs for c in r.calls if not isinstance(c, LibraryKernel)
-    ]
-    made = dict(zip(map(id, calls), compiling.compile_all(calls, capability, tell), strict=True))
+    made = _made([recipe for recipes in found.values() for recipe in recipes], capability, tell)
     return {
         key: [_way(recipe, made, sparsity) for recipe in recipes] for key, recipes in found.items()
     }
@@ -152,8 +149,7 @@ def with_libraries(
         wanted = turn.problem if sparse else replace(turn.problem, pattern="")
         recipes = library_recipes(wanted, turn.constants, device, effort=effort)
         _offered[key] = tuple(replace(recipe, constants={}) for recipe in recipes)
-    calls = [c for r in recipes for c in r.calls if not isinstance(c, LibraryKernel)]
-    made = dict(zip(map(id, calls), compiling.compile_all(calls, capability), strict=True))
+    made = _made(recipes, capability)
     return [*ways, *(_way(recipe, made, sparsity) for recipe in recipes)]
 
 
@@ -184,8 +180,7 @@ def own_ways(
             name = (chosen.tactic, chosen.config)
             recipe = next(each for each in offers if (each.tactic, each.config) == name)
         recipes.append(_aligned(recipe, turn))
-    calls = [c for r in recipes for c in r.calls if not isinstance(c, LibraryKernel)]
-    made = dict(zip(map(id, calls), compiling.compile_all(calls, capability), strict=True))
+    made = _made(recipes, capability)
     found = []
     for turn, recipe in zip(turns, recipes, strict=True):
         way = _way(recipe, made, "enable")
@@ -193,6 +188,14 @@ def own_ways(
             raise Error(f"{way.tactic} {way.config} for {turn.op.name!r}", [way.reason])
         found.append(way)
     return found
+
+
+def _made(
+    recipes: Iterable[Recipe], capability: int, tell: compiling.Tell | None = None
+) -> dict[int, compiling.Code]:
+    """The code of every kernel of the recipes, by the identity of the call."""
+    calls = [c for r in recipes for c in r.calls if not isinstance(c, LibraryKernel)]
+    return dict(zip(map(id, calls), compiling.compile_all(calls, capability, tell), strict=True))
 
 
 def _way(recipe: Recipe, made: Mapping[int, compiling.Code], sparsity: str) -> Way | Candidate:
@@ -254,9 +257,7 @@ def choose(
         try:
             time_us = timer(turn, way)
         except (UnsupportedError, EngineError, WrongError, RuntimeError, ValueError) as error:
-            reason = (
-                f"it {'is wrong' if isinstance(error, WrongError) else 'fails'}: {_text(error)}"
-            )
+            reason = f"{_WRONG if isinstance(error, WrongError) else _FAILS}: {_text(error)}"
             refused.append(Candidate(way.recipe.tactic, way.recipe.config, reason=reason))
             continue
         timed.append((time_us, way))

@@ -1,7 +1,7 @@
 """Kernels -> machine code, on all cores: what takes the time of a build.
 
-Triton's compiler holds Python's lock, so processes share the work. They are forked before the GPU
-is touched, and hand back code alone.
+Triton's compiler holds Python's lock, so processes share the work. They are forked, do not touch
+the GPU, which may be in use by then, and hand back code alone.
 """
 
 from __future__ import annotations
