@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.document import about, head, write
 from twofour.bench import peers
 from twofour.bench.timing import Contestant, Schedule, Timing, race, ratio
 from twofour.bench.versus import ours
@@ -39,7 +38,6 @@ from twofour.core.experts import DOMAIN, MASKED, MIXTURE, route
 from twofour.core.experts_text import function_text, inputs_of, name_of
 from twofour.core.rounding import quantize_weight
 from twofour.core.target import detect_host, host_target
-from twofour.core.version import __version__
 from twofour.onnx_tools.dynamic import quantize_dynamic
 from twofour.onnx_tools.load import save_model
 from twofour.onnx_tools.prune import prune
@@ -345,13 +343,7 @@ def page(document: dict[str, Any]) -> str:
         *(f"ONNX Runtime, {form}" for form in FORMS),
     ]
     lines = [
-        f"# {document['title']}",
-        "",
-        f"    {document['command']}",
-        "",
-        f"Machine: {document['cpu']}, {document['target']}, threads {document['threads']}. twofour "
-        f"{document['version']}, ONNX Runtime {document['onnxruntime']}.",
-        "",
+        *head(document),
         f"{size['experts']} experts of {size['hidden']} and {size['inner']} channels, {ACTIVATION}."
         " Milliseconds, medians of single calls in turns. Routed: our engine, one node. All"
         " experts: our engine, each expert for each token, gates as an input. ONNX Runtime: on the"
@@ -414,26 +406,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=ROOT, help="folder for the two files")
     options = parser.parse_args(arguments)
     size = Size(options.hidden, options.inner, options.experts)
-    rows = []
+    machine = f"{detect_host().model} ({host_target()}), threads: {options.threads}"
+    title = "Routed experts and a masked MLP"
+    document = about(title, "experts", arguments, [machine], ("onnxruntime",))
+    document |= {"size": asdict(size), "rows": [], "masked": []}
     for tokens in options.tokens:
         for k in options.k:
             print(f"{tokens} tokens, {k} of {size.experts} experts", file=sys.stderr)
-            rows.append(routed(size, tokens, k, options))
+            document["rows"].append(routed(size, tokens, k, options))
+            write(options.output, "experts", document, page(document))
     print("masked MLP", file=sys.stderr)
-    document = {
-        "title": "Routed experts and a masked MLP",
-        "version": __version__,
-        "command": shlex.join(["python", "-m", "benchmarks.experts", *arguments]),
-        "cpu": detect_host().model,
-        "target": str(host_target()),
-        "threads": options.threads,
-        "onnxruntime": version("onnxruntime"),
-        "size": vars(size) | {},
-        "rows": rows,
-        "masked": masked_mlp(size, max(options.tokens), options),
-    }
-    (options.output / "experts.json").write_text(json.dumps(document, indent=2) + "\n")
-    (options.output / "experts.md").write_text(page(document))
+    document["masked"] = masked_mlp(size, max(options.tokens), options)
+    write(options.output, "experts", document, page(document))
     problems = wrong(document)
     for line in problems:
         print(line, file=sys.stderr)

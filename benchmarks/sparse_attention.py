@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.document import about, head, write
 from twofour.bench import peers
 from twofour.bench.peers import openvino
 from twofour.bench.peers.onnxruntime import reference
@@ -50,7 +49,6 @@ from twofour.core.errors import Error
 from twofour.core.numerics import quantize as quantize_array
 from twofour.core.sparse_attention import NO_BLOCKS
 from twofour.core.target import detect_host, host_target, why_no_bf16
-from twofour.core.version import __version__
 from twofour.engine import Engine
 from twofour.onnx_tools.load import load_model, save_model
 from twofour.onnx_tools.options import QuantizeOptions
@@ -372,25 +370,18 @@ def page(document: Row) -> str:
     """The figures as markdown."""
     rows = document["rows"]
     names = list(SUBJECTS)
-    head = "| tokens | " + " | ".join(names) + " |\n| --: |" + " --: |" * len(names)
+    columns = "| tokens | " + " | ".join(names) + " |\n| --: |" + " --: |" * len(names)
     lines = [
-        "# Sparse attention by length",
-        "",
-        f"    {document['command']}",
-        "",
-        f"Machine: {document['cpu']}, {document['target']}, one thread. twofour "
-        f"{document['version']}, ONNX Runtime {document['onnxruntime']}, OpenVINO"
-        f" {document['openvino']}.",
-        "",
+        *head(document),
         f"{HEADS} heads of {D}, a window of {WINDOW} tokens on each side; dense attention without a"
         " mask. Medians in milliseconds, in turns.",
         "",
-        head,
+        columns,
         *(_cells(row["length"], row["median_ms"], names, 1) for row in rows),
         "",
         "Peak memory in MB beyond the inputs, each in a process of its own.",
         "",
-        head,
+        columns,
         *(_cells(row["length"], row["memory_mb"], names, 0) for row in rows),
         "",
         "Sparse attention, times as fast as the best dense attention in the same precision.",
@@ -442,26 +433,21 @@ def main(arguments: Sequence[str]) -> int:
     if options.child:
         child(options.child, options.folder, lengths[0])
         return 0
-    document: Row = {
-        "command": shlex.join(["python", "-m", "benchmarks.sparse_attention", *arguments]),
-        "cpu": detect_host().model,
-        "target": str(host_target()),
-        "version": __version__,
-        "onnxruntime": version("onnxruntime"),
-        "openvino": version("openvino"),
-        "rows": [],
-    }
+    machine = f"{detect_host().model} ({host_target()}), one thread"
+    tools = ("onnxruntime", "openvino")
+    title = "Sparse attention by length"
+    document: Row = about(title, "sparse_attention", arguments, [machine], tools)
+    document["rows"] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for length in lengths:
             row = measured(length, folder, options.rounds)
             document["rows"].append(row)
+            write(options.output, "sparse_attention", document, page(document))
             print(json.dumps(row), file=sys.stderr)
         if options.encoder:
             document["encoder"] = encoder(folder, options.rounds, options.encoder_length)
-    text = json.dumps(document, indent=1)
-    (options.output / "sparse_attention.json").write_text(text + "\n")
-    (options.output / "sparse_attention.md").write_text(page(document))
+    write(options.output, "sparse_attention", document, page(document))
     print(page(document))
     at_4096 = [row["speed"]["sparse f32"] for row in document["rows"] if row["length"] == 4096]
     slow = [speed for speed in at_4096 if min(speed.values()) < WANTED]

@@ -80,6 +80,8 @@ def cluster_of_two() -> Iterator[Served]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         patch.setenv("RAY_TMPDIR", str(folder))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # A proxy that takes longer than Ray's 5 s to start, as beside other tests, is killed.
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         for name, config in CONFIGS.items():
             put_model(folder / "models", name, config, SEEDS[name])
@@ -94,7 +96,7 @@ def cluster_of_two() -> Iterator[Served]:
         found = Served(cluster, worker, folder, port, arguments)
         found.deploy()
         try:
-            wait(lambda: ready(found), 60)
+            wait(lambda: ready(found), 120)
             yield found
         finally:
             found.driver.terminate()
@@ -197,7 +199,10 @@ def wait(condition: Callable[[], bool], most_s: float) -> None:
 
 def ready(served: Served) -> bool:
     assert served.driver.poll() is None, "the deploying process has ended"
-    return bool(served.client().is_server_ready())
+    try:
+        return bool(served.client().is_server_ready())
+    except OSError:  # the proxy listens before it answers
+        return False
 
 
 def replicas(name: str) -> int:

@@ -38,6 +38,8 @@ from tests.serve.engines import image
 
 pytestmark = pytest.mark.slow
 
+MOST_S = 120  # any of the steps takes seconds, beside other tests on few cores more
+
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
@@ -102,7 +104,7 @@ def test_a_full_queue_is_said_and_loses_nothing(served: Served) -> None:
 
 def test_replicas_are_added_under_load(served: Served) -> None:
     with load(served, "grows", clients=6) as seen:
-        wait(lambda: replicas("grows") == 2, 40)
+        wait(lambda: replicas("grows") == 2, MOST_S)
     assert seen.failed == []
     assert seen.right > 0
 
@@ -111,16 +113,16 @@ def test_a_changing_repository_fails_no_request(served: Served) -> None:
     folder, client = served.repository, served.client()
     small = "ray: {num_cpus: 0.1}\n"
     put_model(folder, "swaps", SLOWLY + small, 0)
-    wait(lambda: is_ready(client, "swaps"), 30)
+    wait(lambda: is_ready(client, "swaps"), MOST_S)
     with load(served, "swaps", clients=4, engines=(0, 7)) as seen:
         put_model(folder, "swaps", SLOWLY + small, 7, version=2)
         put_model(folder, "late", small, 5)
-        wait(lambda: client.get_model_metadata("swaps")["versions"] == ["2"], 20)
-        wait(lambda: is_ready(client, "late"), 30)
+        wait(lambda: client.get_model_metadata("swaps")["versions"] == ["2"], MOST_S)
+        wait(lambda: is_ready(client, "late"), MOST_S)
         shutil.rmtree(folder / "late")
-        wait(lambda: "late" not in str(client.get_model_repository_index()), 20)
+        wait(lambda: "late" not in str(client.get_model_repository_index()), MOST_S)
     shutil.rmtree(folder / "swaps")
-    wait(lambda: "swaps" not in str(client.get_model_repository_index()), 20)
+    wait(lambda: "swaps" not in str(client.get_model_repository_index()), MOST_S)
     assert seen.failed == []
     assert seen.right > 0
 
@@ -132,16 +134,16 @@ def test_a_model_that_cannot_be_loaded_is_tried_again_when_it_changes(served: Se
     (place / ".1").mkdir()
     (place / ".1" / "model.engine").write_bytes(b"no engine")
     (place / ".1").rename(place / "1")
-    wait(lambda: "mends" in str(client.get_model_repository_index()), 10)
-    wait(lambda: serve.status().applications["twofour"].status == "RUNNING", 10)  # both fronts know
+    wait(lambda: "mends" in str(client.get_model_repository_index()), MOST_S)
+    wait(lambda: serve.status().applications["twofour"].status == "RUNNING", MOST_S)  # both fronts know
     with pytest.raises(InferenceServerException, match="could not be loaded"):
         ask(client, "mends", 1, 0)
     assert client.is_server_ready(), "a broken model that is added takes no server out of service"
     put_model(served.repository, "mends", "ray: {num_cpus: 0.1}\n", 0, version=2)
-    wait(lambda: client.is_model_ready("mends"), 30)
+    wait(lambda: client.is_model_ready("mends"), MOST_S)
     np.testing.assert_array_equal(ask(client, "mends", 1, 0), expected(0, 1, 0))
     shutil.rmtree(place)
-    wait(lambda: "mends" not in str(client.get_model_repository_index()), 20)
+    wait(lambda: "mends" not in str(client.get_model_repository_index()), MOST_S)
 
 
 def is_ready(client: triton.InferenceServerClient, name: str) -> bool:
