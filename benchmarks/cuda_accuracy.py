@@ -34,7 +34,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import twofour
-from benchmarks.cuda_networks import device, say, versions
+from benchmarks.cuda.machine import TOOLS, device, say
+from benchmarks.document import about, head, write
 from tests.onnx_tools.foreign_inputs import FILES, cifar10, samples
 from twofour.bench.suite.text import (
     WEIGHTS_PACKAGE,
@@ -55,7 +56,7 @@ from twofour.train.networks.transformer import CONFIGS, load_bert
 Array = NDArray[Any]
 Row = dict[str, Any]
 
-NAME = "cuda_accuracy"
+NAME, TITLE = "cuda_accuracy", "What engines on a GPU say, beside ONNX Runtime in float32"
 BATCH, CALIBRATION, CIFAR_TEST = 250, 512, 10_000
 TOKENS, TEXTS, SENTENCES = 48, 100, 64
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
@@ -268,27 +269,28 @@ def _judged(got: list[Array], wanted: list[Array], subject: Subject) -> Row:
 def page(document: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "# What engines on a GPU say, beside ONNX Runtime in float32",
-        "",
-        f"    {document['command']}",
-        "",
-        f"Run on: {document['device']}. {document['versions']}",
-        "",
+        *head(document),
         "| network | precision | top-1 or Spearman | cosine | built in s | |",
         "| --- | --- | --: | --: | --: | --- |",
     ]
     for name, rows in document["networks"].items():
-        for row in rows:
-            cells = [
-                name,
-                row["kind"],
-                next((f"{100 * row[m]:.2f} %" for m in ("top1", "spearman") if m in row), ""),
-                "" if "cosine" not in row else f"{row['cosine']:.6f}",
-                str(row.get("built_s", "")),
-                row.get("reason", "").replace("|", "/").replace("\n", " "),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+        lines += _rows_of(name, rows)
     return "\n".join([*lines, ""])
+
+
+def _rows_of(name: str, rows: list[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        cells = [
+            name,
+            row["kind"],
+            next((f"{100 * row[m]:.2f} %" for m in ("top1", "spearman") if m in row), ""),
+            "" if "cosine" not in row else f"{row['cosine']:.6f}",
+            str(row.get("built_s", "")),
+            row.get("reason", "").replace("|", "/").replace("\n", " "),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -297,8 +299,8 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     args.output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + args.seconds
-    document: dict[str, Any] = {"command": f"python -m benchmarks.{NAME} {' '.join(words)}"}
-    document |= {"device": device(args), "versions": versions(), "networks": {}}
+    document = about(TITLE, NAME, words, device(args.device), (*TOOLS, "onnxruntime"))
+    document["networks"] = {}
     for name, make in subjects(args.trained).items():
         if args.only and not any(word in name for word in args.only.split(",")):
             continue
@@ -309,9 +311,8 @@ def main(arguments: list[str] | None = None) -> int:
         asked = (make, args.data, args.images, args.device, args.effort)
         rows = _alone(min(left, args.each_seconds), *asked)
         document["networks"][name] = rows
-        (args.output / f"{NAME}.json").write_text(json.dumps(document, indent=1) + "\n")
-        (args.output / f"{NAME}.md").write_text(page(document))
-        say("\n".join(page({**document, "networks": {name: rows}}).splitlines()[8:]))
+        write(args.output, NAME, document, page(document))
+        say("\n".join(_rows_of(name, rows)))
     return 0
 
 

@@ -14,28 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shlex
 import sys
 import tarfile
 import tempfile
 import time
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.cuda import our_side, torch_side
 from benchmarks.cuda.cases import DEFAULT, WORKS
+from benchmarks.cuda.machine import TOOLS, device, say
 from benchmarks.cuda.page import EAGER, Row, best, closeness, judged, page, read_outputs
 from benchmarks.cuda.turns import Lost, Process
-from twofour.bench.energy import gpu_counters
-from twofour.core.target import detect_host
-from twofour.core.version import __version__
+from benchmarks.document import about, write
 
-NAME = "cuda_networks"
-TOOLS = ("torch", "triton", "nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cusparselt-cu13")
+NAME, TITLE = "cuda_networks", "Networks on a GPU, beside PyTorch"
 _ANSWER_S, _FILES_S, _LEAST_S = 60.0, 240.0, 20.0
 
 
@@ -210,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
             while left and table.left_s > _LEAST_S:
                 network, batch = left.pop(0)
                 say(f"{network}, batch {batch}, {table.left_s:.0f} s left")
-                write(args, table.row(network, batch))
+                put(args, table.row(network, batch))
         finally:
             table.close()
             _pack(args.compile_cache, folder / "inductor")
@@ -219,7 +214,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write(args: argparse.Namespace, row: Row) -> None:
+def put(args: argparse.Namespace, row: Row) -> None:
     """Puts a row into the files beside those that are there."""
     path = args.output / f"{NAME}.json"
     before = json.loads(path.read_text())["rows"] if path.is_file() else []
@@ -227,32 +222,9 @@ def write(args: argparse.Namespace, row: Row) -> None:
     rows = [each for each in before if (each["network"], each["batch"]) != key] + [row]
     order = list(WORKS)
     rows.sort(key=lambda each: (order.index(each["network"]), each["batch"]))
-    document = {"command": args.command, "device": device(args), "versions": versions()}
-    document["rows"] = rows
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    text = page(document)
-    path.with_suffix(".md").write_text(text)
+    document = about(TITLE, NAME, args.words, device(args.device), TOOLS) | {"rows": rows}
+    write(args.output, NAME, document, page(document))
     say(page({**document, "rows": [row]}).partition("\n## ")[2])
-
-
-def device(args: argparse.Namespace) -> str:
-    """What it ran on, in words."""
-    host = detect_host()
-    cpu = f"{host.model}, {host.cores} cores"
-    counters = gpu_counters(0) if args.device == "cuda" else ()
-    names = [each.name for each in counters] if isinstance(counters, tuple) else []
-    return ", ".join([*names, cpu])
-
-
-def versions() -> str:
-    """Of all that computes."""
-    found = [f"twofour {__version__}", f"python {platform.python_version()}"]
-    for name in TOOLS:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
 
 
 def _unpack(archive: Path | None, folder: Path) -> str:
@@ -270,11 +242,6 @@ def _pack(archive: Path | None, folder: Path) -> None:
     if archive is not None and folder.is_dir():
         with tarfile.open(archive, "w:gz") as made:
             made.add(folder, ".")
-
-
-def say(text: str) -> None:
-    """Tells at once."""
-    print(text, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -320,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Reads the command line; returns the exit code."""
     args = parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
-    args.command = f"python -m benchmarks.{NAME} {shlex.join(words)}"
+    args.words = words
     return run(args)
 
 

@@ -11,18 +11,18 @@ slices of one projection, as ours does. Numbers are random.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import triton
 from torch.nn import functional
 
+from benchmarks.document import about, head, write
 from tests.gpu.launch import capability, median_us, prepared
 from tests.kernels.cuda.attention_cases import flat
 from tests.kernels.cuda.experts_cases import Layer
@@ -254,9 +254,9 @@ def measured(case: Case) -> Row:
     return Row(case.group, case.name, us, other, tflops, config)
 
 
-def page(rows: list[Row], about: str) -> str:
+def page(document: dict[str, Any], rows: list[Row]) -> str:
     """The tables as Markdown."""
-    lines = ["# Norms, attention and experts on a GPU", "", about, ""]
+    lines = head(document)
     lines += ["Microseconds; see the head of benchmarks/cuda_rows.py for how they are taken.", ""]
     for group in dict.fromkeys(row.group for row in rows):
         lines += [f"## {group}", "", "| | twofour | PyTorch | ratio | TFLOP/s | configuration |"]
@@ -288,18 +288,16 @@ def main() -> None:
     if not cases:
         sys.exit(f"no row has {given.only!r} in its name")
     compile_all(cases, number)
-    rows = []
+    title = "Norms, attention and experts on a GPU"
+    device, tools = [torch.cuda.get_device_name()], ("torch", "triton")
+    document, rows = about(title, "cuda_rows", sys.argv[1:], device, tools), []
     for case in cases:
         rows.append(measured(case))
+        document["rows"] = [asdict(row) for row in rows]
+        write(given.output, "cuda_rows", document, page(document, rows))
         print(
             f"{rows[-1].name}: {rows[-1].ours_us:.1f} us, PyTorch {rows[-1].torch_us}", flush=True
         )
-    device = torch.cuda.get_device_name()
-    about = f"{device}, PyTorch {torch.__version__}, Triton {triton.__version__}."
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "cuda_rows.md").write_text(page(rows, about))
-    content = {"about": about, "rows": [asdict(row) for row in rows]}
-    (given.output / "cuda_rows.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,11 +26,20 @@ def about(
     """
     return {
         "title": title,
-        "command": shlex.join(["python", "-m", f"benchmarks.{module}", *arguments]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{module}", *_told(arguments)]),
         "version": __version__,
         "device": list(device),
         "tools": installed(tools),
     }
+
+
+def _told(arguments: Sequence[str]) -> list[str]:
+    """What decides about the figures: not where they are written."""
+    found = [each for each in arguments if not each.startswith("--output=")]
+    if "--output" in found:
+        at = found.index("--output")
+        del found[at : at + 2]
+    return found
 
 
 def installed(tools: Sequence[str]) -> dict[str, str]:
@@ -55,5 +64,5 @@ def head(document: Mapping[str, Any]) -> list[str]:
 def write(folder: Path, name: str, document: Mapping[str, Any], page: str) -> None:
     """Both files of a benchmark: called after each row, what was measured survives what follows."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     (folder / f"{name}.md").write_text(page)

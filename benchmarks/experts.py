@@ -14,7 +14,6 @@ from none to all of the rows are set.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cuda.cases import WORKS, Array
+from benchmarks.document import head
 
 Row = dict[str, Any]
 
@@ -109,12 +110,7 @@ def verdicts(row: Row) -> list[str]:
 def page(document: Mapping[str, Any]) -> str:
     """Markdown of everything that was measured."""
     lines = [
-        "# Networks on a GPU, beside PyTorch",
-        "",
-        f"    {document['command']}",
-        "",
-        f"Run on: {document['device']}. {document['versions']}",
-        "",
+        *head(document),
         "Weights are drawn from a seed and pruned to 2:4; all run the same. Inputs lie on the GPU; "
         "every contestant but those without `graph` and without `twofour` is one CUDA graph. "
         "Contestants take turns: `us` is the median of the rounds of one inference among many "

@@ -135,7 +135,9 @@ def test_a_model_that_cannot_be_loaded_is_tried_again_when_it_changes(served: Se
     (place / ".1" / "model.engine").write_bytes(b"no engine")
     (place / ".1").rename(place / "1")
     wait(lambda: "mends" in str(client.get_model_repository_index()), MOST_S)
-    wait(lambda: serve.status().applications["twofour"].status == "RUNNING", MOST_S)  # both fronts know
+    wait(
+        lambda: serve.status().applications["twofour"].status == "RUNNING", MOST_S
+    )  # both fronts know
     with pytest.raises(InferenceServerException, match="could not be loaded"):
         ask(client, "mends", 1, 0)
     assert client.is_server_ready(), "a broken model that is added takes no server out of service"

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from twofour.compiler.emit import Emitter
-from twofour.compiler.fallback import subgraph
+from twofour.compiler.fallback import host_layer, subgraph
 from twofour.compiler.lower import Lowered, Placed, Section
 from twofour.compiler.origins import Origins
 from twofour.compiler.passes.pipeline import Fused
@@ -100,14 +100,8 @@ class Compiled:
 
     def fallback_layer(self, node: ir.Node, section: Section, index: int) -> Layer:
         """A node that stays on ONNX Runtime, with all known reasons; `index` is the layer's."""
-        name = node.name or node.op_type
-        notes = [self.order.reasons.get(node, "")]
-        notes += [f"{r.rule}: {r.reason}" for r in self.fused.refusals if r.node == name]
-        return Layer(
-            name,
-            node.op_type,
-            "onnxruntime",
-            notes=tuple(n for n in notes if n),
+        return replace(
+            host_layer(node, self.order, self.fused),
             source=self.recorder.nodes_of([node]),
             writes=self.recorder.outputs(node, section.outputs),
             reads=self.origins.of_node(node, index),

@@ -23,17 +23,18 @@ import onnx_ir as ir
 from twofour.compiler.assemble import Assembler, Compiled, Progress
 from twofour.compiler.cost import with_estimates
 from twofour.compiler.emit import Emitter
-from twofour.compiler.importer import import_graph, standardized
+from twofour.compiler.importer import import_graph
 from twofour.compiler.join_moves import join_moves
 from twofour.compiler.join_pools import join_pools
 from twofour.compiler.join_walks import join_walks
 from twofour.compiler.lower import lower
 from twofour.compiler.native_plugin import inlined_notes
 from twofour.compiler.open_graph import OpenGraph
-from twofour.compiler.options import EFFORTS, SPARSITY, BuildOptions
+from twofour.compiler.options import EFFORTS, SPARSITY, BuildOptions, without_sparse
 from twofour.compiler.passes.pipeline import Fused, Pass, run_passes
 from twofour.compiler.precision import passes_for, target_of, why_float
 from twofour.compiler.profile import Placement, with_times
+from twofour.compiler.quantized import quantized
 from twofour.compiler.requests import (
     Request,
     Shape,
@@ -51,14 +52,11 @@ from twofour.compiler.whole import whole_engine
 from twofour.compiler.whole_race import faster
 from twofour.compiler.writes import SourceNames
 from twofour.core.errors import InputError, UnsupportedError
-from twofour.core.plan import is_sparse
 from twofour.core.target import Target, check_runs_here, host_target, parse_target
 from twofour.engine import Engine
-from twofour.onnx_tools.eligible import NothingToQuantizeError
 from twofour.onnx_tools.load import load_model, model_bytes
 from twofour.onnx_tools.promises import check, without_promises
 from twofour.onnx_tools.prune import prune
-from twofour.onnx_tools.quantize import quantize_with_report
 from twofour.onnx_tools.sparse import densified
 
 __all__ = ["EFFORTS", "SPARSITY", "BuildOptions", "Model", "build", "compile_model", "loaded"]
@@ -68,7 +66,6 @@ _NEAR_BYTES = 1 << 20  # weights of a whole network that an L2 may hold from run
 _HELD_BYTES = 32 << 20  # not packed, that a last-level cache may hold
 _LEFT_NEAR_BYTES = 4 << 20  # several times an L2
 _FAR_BYTES = 64 << 20  # more than an L3 holds
-_NOTHING_SPARSE = "sparsity force: no layer runs on a sparse kernel; the layers' reasons say why"
 
 
 def build(model: Model, *, progress: Progress | None = None, **options: Any) -> Engine:
@@ -124,7 +121,8 @@ def _by_kernels(
     if options.int8:
         if options.data is not None and not any(profiles):
             profiles = (shapes_of_data(source.graph, options.data),)
-        source, notes = _quantized(source, options, progress)
+        found, notes = quantized(source, options, None, progress)
+        source = source if found is None else found.model
     requests = [read_request(source.graph, profile) for profile in profiles]
     notes += tuple(filter(None, [became_one(source.graph, profiles[0])]))
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
@@ -147,9 +145,7 @@ def _by_kernels(
             whole = partial(whole_engine, source, requests, target, options.threads)
             engine = faster(engine, whole, cache)
     cache.save(cache_file)
-    if options.sparsity == "force" and not _any_sparse(engine):
-        notes += (_NOTHING_SPARSE,)
-    notes += engine.plan.notes
+    notes += engine.plan.notes + without_sparse(options, engine.plan.layers)
     plan = replace(engine.plan, source_name=name, source_sha256=digest, notes=notes)
     return replace(engine, plan=plan)
 
@@ -204,23 +200,6 @@ def _timed(engine: Engine, placements: Sequence[Placement], cache: TimingCache) 
     if engine.plan.target.cpu:
         return with_estimates(engine)
     return with_times(engine, placements, cache)
-
-
-def _any_sparse(engine: Engine) -> bool:
-    return any(is_sparse(layer.tactic) for layer in engine.plan.layers)
-
-
-def _quantized(
-    source: ir.Model, options: BuildOptions, progress: Progress | None
-) -> tuple[ir.Model, tuple[str, ...]]:
-    """The quantized model; or the model as it is, and why it stays so."""
-    data, cache = options.data, options.calibration_cache
-    try:
-        found = quantize_with_report(standardized(source), data, None, progress, cache)
-    except (NothingToQuantizeError, UnsupportedError) as error:
-        why = "; ".join(error.reasons)
-        return source, (f"not quantized, the data was not used: {error.what} ({why})",)
-    return found.model, tuple(filter(None, [found.calibration]))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import onnx
+import onnx_ir as ir
 from onnx import helper
 
 from twofour.compiler.lower import Section
-from twofour.engine import TensorInfo
+from twofour.compiler.passes.pipeline import Fused
+from twofour.compiler.schedule import Schedule
+from twofour.engine import Layer, TensorInfo
 
 
 def subgraph(model: onnx.ModelProto, section: Section, plain: Mapping[str, TensorInfo]) -> bytes:
@@ -47,6 +50,14 @@ def subgraph(model: onnx.ModelProto, section: Section, plain: Mapping[str, Tenso
     )
     data: bytes = part.SerializeToString()
     return data
+
+
+def host_layer(node: ir.Node, order: Schedule, fused: Fused) -> Layer:
+    """A node that stays on ONNX Runtime, with all known reasons."""
+    name = node.name or node.op_type
+    notes = [order.reasons.get(node, "")]
+    notes += [f"{r.rule}: {r.reason}" for r in fused.refusals if r.node == name]
+    return Layer(name, node.op_type, "onnxruntime", notes=tuple(filter(None, notes)))
 
 
 def _called(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> list[onnx.FunctionProto]:

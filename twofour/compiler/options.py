@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from twofour.compiler.requests import Requested
 from twofour.core.abi import MAX_THREADS
 from twofour.core.data import DataLike
 from twofour.core.errors import InputError
+from twofour.core.plan import Layer, is_sparse
 from twofour.core.target import Target, detect_host
 
 EFFORTS = range(4)
@@ -130,3 +131,10 @@ class BuildOptions:
                 [f"the target is {target or 'this CPU'}{', with int8' * self.int8}"],
                 "leave fp8 out, or build with the target cuda",
             )
+
+
+def without_sparse(options: BuildOptions, layers: Iterable[Layer]) -> tuple[str, ...]:
+    """A note, where sparse kernels were forced and not a layer runs on one."""
+    if options.sparsity != "force" or any(is_sparse(layer.tactic) for layer in layers):
+        return ()
+    return ("sparsity force: no layer runs on a sparse kernel; the layers' reasons say why",)

@@ -32,27 +32,24 @@ from twofour.compiler.cuda.lower import Turn
 from twofour.compiler.cuda.record import Recorder
 from twofour.compiler.cuda.timing import Bench, keyed_by
 from twofour.compiler.cuda.types import Types
-from twofour.compiler.fallback import subgraph
-from twofour.compiler.importer import standardized
+from twofour.compiler.fallback import host_layer, subgraph
 from twofour.compiler.native_plugin import inlined_notes
-from twofour.compiler.options import BuildOptions
+from twofour.compiler.options import BuildOptions, without_sparse
+from twofour.compiler.quantized import quantized
 from twofour.compiler.requests import Requested, became_one, read_request
 from twofour.compiler.timing_cache import TimingCache
 from twofour.core.cuda import Cuda, installed
 from twofour.core.errors import InputError, UnsupportedError
-from twofour.core.plan import Candidate, is_sparse
+from twofour.core.plan import Candidate
 from twofour.core.target import CUDA, Target
 from twofour.core.version import __version__
 from twofour.engine import Bytes, Engine, Layer, Plan, Profile, Step
 from twofour.kernels.cuda.kernel import LibraryKernel
-from twofour.onnx_tools.eligible import NothingToQuantizeError
 from twofour.onnx_tools.options import QuantizeOptions
-from twofour.onnx_tools.quantize import quantize_with_report
 from twofour.runtime.cuda.device import Device, open_device
 
 FLOAT8_LEAST = 89
 """The compute capability from which on tensor cores multiply float8."""
-_NOTHING_SPARSE = "sparsity force: no layer runs on a sparse kernel; the layers' reasons say why"
 
 
 def cuda_engine(
@@ -81,7 +78,7 @@ def cuda_engine(
     """
     assert target.cuda is not None
     types = _types(options)
-    model, notes = _quantized(source, options, progress)
+    model, notes = _calibrated(source, options, progress)
     requests = [read_request(model.graph, profile) for profile in asked]
     for request in requests:
         _require_fixed([symbol.name for symbol in request.symbols])
@@ -89,6 +86,12 @@ def cuda_engine(
     forced = options.sparsity == "force"
     device = _device(target.cuda)
     found = target.cuda if device is None else replace(target.cuda, gpu=f"sm{device.capability}")
+    if options.fp8 and found.capability < FLOAT8_LEAST:
+        raise UnsupportedError(
+            f"a GPU of {found.gpu} does not multiply float8",
+            [f"tensor cores do from sm{FLOAT8_LEAST} on"],
+            "build with --int8",
+        )
     networks = [
         network_of(
             model,
@@ -101,21 +104,12 @@ def cuda_engine(
         for request in requests
     ]
     notes += tuple(note for network in networks for note in inlined_notes(network.fused.model))
-    if options.fp8 and found.capability < FLOAT8_LEAST:
-        raise UnsupportedError(
-            f"a GPU of {found.gpu} does not multiply float8",
-            [f"tensor cores do from sm{FLOAT8_LEAST} on"],
-            "build with --int8",
-        )
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
     engine = _Builder(options, found, device, cache, progress).engine(networks, notes)
     cache.save(cache_file)
-    if forced and not any(is_sparse(layer.tactic) for layer in engine.plan.layers):
-        engine = replace(
-            engine, plan=replace(engine.plan, notes=(*engine.plan.notes, _NOTHING_SPARSE))
-        )
-    return engine
+    notes = engine.plan.notes + without_sparse(options, engine.plan.layers)
+    return replace(engine, plan=replace(engine.plan, notes=notes))
 
 
 @dataclass
@@ -234,7 +228,12 @@ class _Builder:
             symbol = f"fallback{index}"
             model = subgraph(network.proto, section, network.plain)
             subgraphs[symbol] = np.frombuffer(model, np.uint8)
-            layers += [_host_layer(network, recorder, node) for node in section.nodes]
+            layers += [
+                replace(
+                    host_layer(node, network.order, network.fused), source=recorder.nodes_of(node)
+                )
+                for node in section.nodes
+            ]
             kind, size = "onnxruntime", 0
         else:
             symbol, kind = f"program{index}", "cuda"
@@ -261,16 +260,6 @@ def _counts(network: Network) -> dict[str, int]:
     return {"operators": network.operators, "fused": fused, "steps": len(network.parts)}
 
 
-def _host_layer(network: Network, recorder: Recorder, node: ir.Node) -> Layer:
-    """A node that stays on ONNX Runtime, with all known reasons."""
-    name = node.name or node.op_type
-    notes = [network.order.reasons.get(node, "")]
-    notes += [f"{r.rule}: {r.reason}" for r in network.fused.refusals if r.node == name]
-    kept = tuple(note for note in notes if note)
-    sources = recorder.nodes_of(node)
-    return Layer(name, node.op_type, "onnxruntime", notes=kept, source=sources)
-
-
 def _types(options: BuildOptions) -> Types:
     real = "float16" if options.fp16 else "bfloat16" if options.bf16 else "float32"
     return Types(real, "float8e4m3fn" if options.fp8 else "int8")
@@ -295,23 +284,15 @@ def _device(target: Cuda) -> Device | None:
     return device if target.fits(device.gpu.capability) else None
 
 
-def _quantized(
+def _calibrated(
     source: ir.Model, options: BuildOptions, progress: Progress | None
 ) -> tuple[ir.Model, tuple[str, ...]]:
-    """The model with Q/DQ, symmetric; or as it is, and why it stays so."""
-    if not (options.int8 or options.fp8):
+    """The model with Q/DQ, symmetric; as it is where it has its scales already, or stays float."""
+    given = options.data is not None or options.calibration_cache is not None
+    if not (given and (options.int8 or options.fp8)):
         return source, ()
-    if options.data is None and options.calibration_cache is None:
-        return source, ()  # the file has its scales already
-    kind = QuantizeOptions(activation="int8")
-    try:
-        found = quantize_with_report(
-            standardized(source), options.data, kind, progress, options.calibration_cache
-        )
-    except (NothingToQuantizeError, UnsupportedError) as error:
-        why = "; ".join(error.reasons)
-        return source, (f"not quantized, the data was not used: {error.what} ({why})",)
-    return found.model, tuple(filter(None, [found.calibration]))
+    found, notes = quantized(source, options, QuantizeOptions(activation="int8"), progress)
+    return source if found is None else found.model, notes
 
 
 def _require_fixed(symbols: Sequence[str]) -> None:

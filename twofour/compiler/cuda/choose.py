@@ -169,8 +169,10 @@ def own_ways(
         capability: of the GPU, 90 for 9.0.
         effort: that the choices were made with.
     """
+    first = {key_of(turn): turn for turn in reversed(turns)}
+    others = [turn for turn in turns if first[key_of(turn)] is not turn]
     recipes = []
-    for turn in turns:
+    for turn in others:
         chosen = choices[key_of(turn)].way.recipe
         if any(isinstance(call, LibraryKernel) for call in chosen.calls):
             assert device is not None
@@ -181,13 +183,13 @@ def own_ways(
             recipe = next(each for each in offers if (each.tactic, each.config) == name)
         recipes.append(_aligned(recipe, turn))
     made = _made(recipes, capability)
-    found = []
-    for turn, recipe in zip(turns, recipes, strict=True):
+    own = {id(turn): choices[key].way for key, turn in first.items()}
+    for turn, recipe in zip(others, recipes, strict=True):
         way = _way(recipe, made, "enable")
         if isinstance(way, Candidate):
             raise Error(f"{way.tactic} {way.config} for {turn.op.name!r}", [way.reason])
-        found.append(way)
-    return found
+        own[id(turn)] = way
+    return [own[id(turn)] for turn in turns]
 
 
 def _made(

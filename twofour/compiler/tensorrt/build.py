@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from twofour.compiler.importer import standardized
 from twofour.compiler.options import BuildOptions
+from twofour.compiler.quantized import quantized
 from twofour.compiler.requests import Requested, became_one, read_request
 from twofour.compiler.tensorrt.builder import Built, Order, build_network, without_deprecations
 from twofour.compiler.tensorrt.ends import Ends, ends_of, fix_inputs
@@ -34,11 +35,9 @@ from twofour.core.tensorrt import AMPERE_PLUS, TensorRT, fits_gpu
 from twofour.core.version import __version__
 from twofour.core.writing import write_whole
 from twofour.engine import Engine, Plan, Profile, Step
-from twofour.onnx_tools.eligible import NothingToQuantizeError
 from twofour.onnx_tools.load import model_bytes
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.prune import prune
-from twofour.onnx_tools.quantize import quantize_with_report
 from twofour.onnx_tools.tensorrt_table import HEADER, is_table, scales_of, write_table
 from twofour.runtime.cuda.memory import gpu_here
 from twofour.runtime.tensorrt_library import Library, find_library, register
@@ -77,7 +76,7 @@ def tensorrt_engine(
     library = find_library(target.tensorrt)
     rules = rules_of(library.name, library.version)
     gpu, gpu_model = _gpu(library, rules, target.tensorrt)
-    model, scales, notes = _quantized(source, rules, options, progress)
+    model, scales, notes = _calibrated(source, rules, options, progress)
     if options.sparsity == "force":
         model = prune(model, keep=("4:8",))[0]
     model, changes = for_tensorrt(model)
@@ -181,7 +180,7 @@ def _gpu(library: Library, rules: Rules, wanted: TensorRT) -> tuple[str, str]:
     return wanted.gpu or gpu_name(capability), model
 
 
-def _quantized(
+def _calibrated(
     source: ir.Model, rules: Rules, options: BuildOptions, progress: Report | None
 ) -> tuple[ir.Model, bytes | None, tuple[str, ...]]:
     """The model with Q/DQ; or the float model and a table of scales, where the version has both.
@@ -191,15 +190,12 @@ def _quantized(
     """
     if not options.int8:
         return standardized(source), None, ()
-    kind, cache = QuantizeOptions(activation="int8"), options.calibration_cache
-    try:
-        found = quantize_with_report(standardized(source), options.data, kind, progress, cache)
-    except (NothingToQuantizeError, UnsupportedError) as error:
-        why = "; ".join(error.reasons)
-        return source, None, (f"not quantized, the data was not used: {error.what} ({why})",)
-    notes = tuple(filter(None, [found.calibration]))
+    found, notes = quantized(source, options, QuantizeOptions(activation="int8"), progress)
+    if found is None:
+        return source, None, notes
     if not rules.calibrates:
         return found.model, None, notes
+    cache = options.calibration_cache
     if cache is not None and is_table(cache):
         return found.floats, Path(cache).read_bytes(), notes
     return found.floats, _table(found.model, rules), notes

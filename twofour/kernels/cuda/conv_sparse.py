@@ -117,18 +117,22 @@ def recipes(
     """
     if refusals(problem, constants["w"], capability):
         return ()
+    compressed = compressed_weight(problem, constants["w"])
+    chosen = tiles(problem, capability)[: (1, 6, 12)[min(effort, 2)]]
+    return tuple(recipe(problem, constants, tile, compressed) for tile in chosen)
+
+
+def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
+    """All that fit the GPU, the best guess first."""
     shared = _MAX_SHARED.get(capability, _HOPPER_SHARED if capability >= 90 else 99 * 1024)
-    tiles = [
+    found = [
         replace(tile, split=split)
         for tile in candidates(problem, capability)
         for split in _SPLITS
         if tile.shared_bytes(DTYPES[problem.x.dtype]) <= shared
         and _is_split_fit(problem, tile, split)
     ]
-    tiles.sort(key=lambda tile: cost(problem, tile))
-    compressed = compressed_weight(problem, constants["w"])
-    chosen = tiles[: (1, 6, 12)[min(effort, 2)]]
-    return tuple(recipe(problem, constants, tile, compressed) for tile in chosen)
+    return sorted(found, key=lambda tile: cost(problem, tile))
 
 
 def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
@@ -234,7 +238,16 @@ def recipe(
         tile: how the work is cut.
         compressed: the weight, of `compressed_weight`.
     """
-    biased, x, y = "bias" in constants, problem.x, problem.y
+    calls, scratch = sources(problem, tile, biased="bias" in constants)
+    held = {**finish_constants(problem, constants), "w": pack(compressed, tile)}
+    return Recipe(WGMMA if tile.wgmma else MMA, str(tile), calls, held, scratch)
+
+
+def sources(
+    problem: ConvProblem, tile: Tile, *, biased: bool
+) -> tuple[tuple[NvidiaSource, ...], dict[str, int]]:
+    """The kernels with one tile, and the bytes they need in between, by role."""
+    x, y = problem.x, problem.y
     kinds = {"r": problem.r.dtype if problem.r is not None else "", "y": y.dtype}
     ends = [(role, kinds.get(role, "float32")) for role in end_roles(problem, biased)]
     sums = ("sums", "int32" if x.dtype == "int8" else "float32")
@@ -254,6 +267,4 @@ def recipe(
         grid = (divided(problem.rows * pitch // 4, _FINISH_THREADS), 1, 1)
         calls.append(NvidiaSource(text, "conv_finish", (sums, *ends), grid, _FINISH_THREADS))
         scratch["sums"] = tile.split * problem.rows * pitch * 4
-    packed = pack(compressed, tile)
-    held = {**finish_constants(problem, constants), "w": packed}
-    return Recipe(WGMMA if tile.wgmma else MMA, str(tile), tuple(calls), held, scratch)
+    return tuple(calls), scratch
