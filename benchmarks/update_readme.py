@@ -48,7 +48,7 @@ def excerpt(page: Path) -> str:
     """The first table of a page with the words before it, and a link to the others."""
     words, begin, rest = page.read_text().partition("\n| ")
     table = (begin + rest).strip().partition("\n\n")[0]
-    paragraphs = [text.lstrip("# ") for text in words.strip().split("\n\n")[3:]]
+    paragraphs = [text for text in words.strip().split("\n\n")[3:] if not text.startswith("#")]
     link = f"All figures: [{page.name}](benchmarks/{page.name})"
     return "\n\n".join([*paragraphs, table, link]) + "\n"
 
