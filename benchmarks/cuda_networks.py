@@ -219,10 +219,12 @@ def put(args: argparse.Namespace, row: Row) -> None:
     path = args.output / f"{NAME}.json"
     before = json.loads(path.read_text())["rows"] if path.is_file() else []
     key = (row["network"], row["batch"])
+    document = about(TITLE, NAME, args.words, device(args.device), TOOLS)
+    row = {**row, "command": document["command"]}
     rows = [each for each in before if (each["network"], each["batch"]) != key] + [row]
     order = list(WORKS)
     rows.sort(key=lambda each: (order.index(each["network"]), each["batch"]))
-    document = about(TITLE, NAME, args.words, device(args.device), TOOLS) | {"rows": rows}
+    document["rows"] = rows
     write(args.output, NAME, document, page(document))
     say(page({**document, "rows": [row]}).partition("\n## ")[2])
 

@@ -120,15 +120,16 @@ def page(document: Mapping[str, Any]) -> str:
         "",
     ]
     for row in document["rows"]:
-        lines += _table(row)
+        lines += _table(row, document["command"])
     return "\n".join(lines)
 
 
-def _table(row: Row) -> list[str]:
-    unit = WORKS[row["network"]].unit
+def _table(row: Row, command: str) -> list[str]:
+    unit, own = WORKS[row["network"]].unit, row.get("command", command)
     lines = [
         f"## {row['network']}, batch {row['batch']} ({unit})",
         "",
+        *([f"    {own}", ""] if own != command else []),
         "| contestant | us | spread | a second | latency us | MB | mJ | cosine | top-1 | |",
         "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --- |",
     ]
