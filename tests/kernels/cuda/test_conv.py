@@ -13,6 +13,15 @@ from tests.kernels.cuda.interpret import interpret
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
 from twofour.kernels.cuda import conv, conv_depthwise
+from twofour.kernels.cuda.conv_pack import (
+    merged,
+    pack,
+    pad_constant,
+    paired,
+    stored,
+    unpack,
+    widened,
+)
 from twofour.kernels.cuda.conv_tiles import Tile, tiles_of
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import SHARED_BYTES, compile_kernel, of_capability
@@ -26,11 +35,12 @@ SMALL = Tile(16, 32, 32, 4, 2)
 def run(problem: ConvProblem, tile: Tile, seed: int = 0) -> None:
     """One tile on random data."""
     case = Case.of(problem, seed)
-    dense, w = conv.widened(*conv.merged(problem, case.arrays["w"]))
-    packed = {"w": conv.pack(w, problem.x.dtype), **finish_constants(problem, case.arrays)}
-    packed |= conv.pad_constant(dense)
+    dense, w = paired(*widened(*merged(problem, case.arrays["w"])))
+    packed = {"w": pack(w, problem.x.dtype), **finish_constants(problem, case.arrays)}
+    packed |= pad_constant(dense)
     tensors = case.tensors()
-    true = problem.channels if dense.groups == 1 == problem.groups else 0
+    real = problem.x.dtype != "int8" and dense.groups == 1 == problem.groups
+    true = problem.channels if real else 0
     interpret(conv._recipe(dense, tile, packed, true), tensors)
     assert case.wrong(tensors["y"]) == ""
 
@@ -101,7 +111,7 @@ def test_gaps_count_as_channels(dtype: str) -> None:
     """What lies in the gaps is no number, where the type has such."""
     window = Window((5, 5), (2, 2), (1, 1), (2, 2, 2, 2))
     problem = Size(1, 7, 7, 3, 8, window, gap=1).problem(dtype, "float32")
-    wide, w = conv.widened(problem, np.ones((8, 3, 5, 5), np.int8))
+    wide, w = widened(problem, np.ones((8, 3, 5, 5), np.int8))
     assert (wide.channels, w.shape) == (4, (8, 4, 5, 5))
     assert not w[:, 3].any()
     case = Case.of(problem)
@@ -112,14 +122,32 @@ def test_gaps_count_as_channels(dtype: str) -> None:
     interpret(recipe, tensors)
     assert case.wrong(tensors["y"]) == ""
     dense = replace(problem, x=replace(problem.x, pixel=3))
-    assert conv.widened(dense, w)[0] is dense
+    assert widened(dense, w)[0] is dense
+
+
+@pytest.mark.parametrize("pads", [(3, 3, 3, 3), (0, 2, 1, 2), (1, 1, 0, 0), (0, 0, 0, 0)])
+@pytest.mark.parametrize("kernel", [(7, 7), (3, 4), (2, 1)])
+def test_pairs_of_pixels(kernel: tuple[int, int], pads: tuple[int, int, int, int]) -> None:
+    """Pixels of 3 channels with room for 4, two at once; odd and even beginnings and ends."""
+    window = Window(kernel, (2, 2), (1, 1), pads)
+    problem = Size(2, 9, 10, 3, 12, window, gap=1).problem("int8", "int8", "int8")
+    dense, _ = paired(*widened(problem, np.ones((12, 3, *kernel), np.int8)))
+    assert dense.channels == 8
+    assert dense.out_size == problem.out_size
+    run(problem, SMALL)
+
+
+def test_what_steps_over_one_pixel_has_no_pairs() -> None:
+    for window, width in ((THREE, 8), (Window((3, 3), (2, 2)), 9)):
+        problem = Size(1, 7, width, 3, 8, window, gap=1).problem("int8", "int8")
+        assert paired(*widened(problem, np.ones((8, 3, 3, 3), np.int8)))[0].channels == 4
 
 
 def test_weights_come_back_from_their_packing() -> None:
     w = np.random.default_rng(0).integers(-128, 128, (5, 6, 3, 2)).astype(np.int8)
-    packed = conv.pack(w, "int8")
+    packed = pack(w, "int8")
     assert packed.shape == (5, 128)
-    np.testing.assert_array_equal(conv.unpack(packed, w.shape), w)
+    np.testing.assert_array_equal(unpack(packed, w.shape), w)
 
 
 @pytest.mark.parametrize("capability", [80, 86, 90])
@@ -132,7 +160,7 @@ def test_tiles_fit_the_gpu(capability: int, rows: int, dtype: str) -> None:
         assert tiles
         room = of_capability(SHARED_BYTES, capability)
         for tile in tiles:
-            each = np.dtype(conv.stored(np.zeros(1, np.float32), dtype).dtype).itemsize
+            each = np.dtype(stored(np.zeros(1, np.float32), dtype).dtype).itemsize
             assert (tile.m + tile.n) * tile.k * tile.stages * each <= room
             steps = -(-channels // tile.k)
             assert tile.splits <= max(1, steps // 2)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.kernels.cuda.emulate import COMPILER, EmulatorError, emulate
 from tests.kernels.cuda.test_conv_sparse import GROUPS, NARROW, WIDE, weight_of
+from twofour.core.functions import Activation
 from twofour.core.numerics import Window
 from twofour.kernels.cuda.conv_sparse import compressed_weight, recipe
 from twofour.kernels.cuda.conv_sparse_text import Tile
@@ -96,6 +97,16 @@ def test_split_sums_and_residuals(tile: Tile, tmp_path: Path) -> None:
     finish = replace(problem.finish, residual_scale=0.3)
     problem = replace(problem, r=residual, finish=finish)
     assert np.abs(run(problem, replace(tile, split=4), tmp_path)).max() <= 1
+
+
+@pytest.mark.parametrize("y", ["int8", "float32"])
+def test_gelu(y: str, tmp_path: Path) -> None:
+    """A result in steps has it by a polynomial, one that is real by an exponential."""
+    problem = problem_of(SAME, 64, 24, y=y)
+    finish = Finish(activation=Activation("Gelu"), y_factor=10.0 if y == "int8" else 1.0)
+    away = np.abs(run(replace(problem, finish=finish), NARROW, tmp_path))
+    assert away.max() <= (1 if y == "int8" else 1e-4)
+    assert (away > 0.5).mean() < 0.01
 
 
 @pytest.mark.parametrize("tile", [NARROW, ONE_GROUP], ids=str)

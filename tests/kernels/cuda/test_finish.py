@@ -1,17 +1,21 @@
 """The end of every product: scale, bias, residual, activation, bounds, rounding."""
 
+# mypy: disable-error-code="no-untyped-def, misc, untyped-decorator"
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from tests.kernels.cuda.interpret import TORCH, interpret, tensor_of, values_of
 from twofour.core.float8 import ROUNDING as FP8
 from twofour.core.functions import PLAIN, Activation
 from twofour.core.numerics import Window
-from twofour.kernels.cuda.finish import finish_call, finish_constants
-from twofour.kernels.cuda.kernel import Recipe
+from twofour.kernels.cuda.finish import coarse_gelu, finish_call, finish_constants
+from twofour.kernels.cuda.kernel import Kernel, Recipe
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
 from twofour.kernels.cuda.reference import conv_reference
 
@@ -114,3 +118,19 @@ def test_activations_are_right_far_from_zero() -> None:
             interpret(recipe, {"sums": torch.from_numpy(far), "y": y})
             expected = Activation(name).apply(far)
         np.testing.assert_allclose(y.numpy(), expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@triton.jit
+def _coarse_gelu(x, y, COUNT: tl.constexpr):
+    places = tl.arange(0, COUNT)
+    tl.store(y + places, coarse_gelu(tl.load(x + places)))
+
+
+def test_gelu_of_a_quantized_result_is_nearer_than_any_step() -> None:
+    v = torch.linspace(-12, 12, 1 << 14)
+    found = torch.zeros_like(v)
+    operands = (("x", "float32"), ("y", "float32"))
+    interpret(Kernel(_coarse_gelu, operands, {"COUNT": 1 << 14}, (1, 1, 1)), {"x": v, "y": found})
+    away = (found - torch.nn.functional.gelu(v.double())).abs()
+    assert away[v.abs() <= 4].max() <= 5e-5
+    assert (away <= 5e-5 * v.abs().clamp(min=4)).all()

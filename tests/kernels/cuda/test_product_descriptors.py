@@ -10,7 +10,7 @@ from tests.kernels.cuda.conv_cases import Case, Size
 from tests.kernels.cuda.interpret import interpret
 from twofour.core.numerics import Window
 from twofour.kernels.cuda import product_descriptors
-from twofour.kernels.cuda.conv import pack
+from twofour.kernels.cuda.conv_pack import pack
 from twofour.kernels.cuda.conv_tiles import Tile
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import Kernel, compile_kernel

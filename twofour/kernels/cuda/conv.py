@@ -27,12 +27,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import triton
 import triton.language as tl
 
-from twofour.core.bfloat16 import to_bf16
-from twofour.core.float8 import to_fp8
+from twofour.kernels.cuda.conv_pack import (
+    K_MULTIPLE,
+    merged,
+    pack,
+    pad_constant,
+    paired,
+    taps_inside,
+    widened,
+)
 from twofour.kernels.cuda.conv_tiles import Tile, tiles_of
 from twofour.kernels.cuda.finish import (
     Ends,
@@ -43,16 +49,14 @@ from twofour.kernels.cuda.finish import (
     finish_operands,
     kernel_of,
     pixel_offsets,
+    residual_of,
 )
 from twofour.kernels.cuda.kernel import Array, Kernel, Recipe, divided
 from twofour.kernels.cuda.problem import ConvProblem
-from twofour.kernels.cuda.reference import round_to
 
-K_MULTIPLE = 128
-"""What K of packed weights is padded to a multiple of."""
-_FULL_CHANNELS = 64
-_FEW_CHANNELS = 16
-_WORD = 4
+_EARLY_STEPS, _EARLY_ELEMENTS = 4, 64
+"""So short a sum does not hide the way of the residual: it is fetched before, where that leaves
+registers: behind a single step, or with so few elements of y a thread."""
 FP8_CAPABILITY = 89
 """The least that a GPU has to have to multiply float8."""
 
@@ -122,99 +126,6 @@ class Geometry:
         )
 
 
-def taps_inside(problem: ConvProblem) -> tuple[Array, Array]:
-    """Which taps lie in x: bool [OH, KH] and [OW, KW]."""
-    window, found = problem.window, []
-    sizes = (problem.height, problem.width)
-    for axis, (size, outs) in enumerate(zip(sizes, problem.out_size, strict=True)):
-        first = np.arange(outs)[:, None] * window.stride[axis] - window.pads[axis]
-        place = first + np.arange(window.kernel[axis]) * window.dilation[axis]
-        found.append((place >= 0) & (place < size))
-    return found[0], found[1]
-
-
-def stored(values: Array, dtype: str) -> Array:
-    """Weights as a kernel reads them: bits where numpy lacks the type.
-
-    Args:
-        values: int8 or float32, any shape.
-        dtype: of x.
-    """
-    if dtype == "float8e4m3fn":
-        return to_fp8(values.astype(np.float32))
-    if dtype == "bfloat16":
-        return to_bf16(values.astype(np.float32))
-    return round_to(values, dtype).astype(dtype)
-
-
-def pad_constant(problem: ConvProblem) -> dict[str, Array]:
-    """The role "pad", what taps outside of x read: x_zero for each channel or k of a step.
-
-    None where all taps lie inside.
-    """
-    if all(inside.all() for inside in taps_inside(problem)):
-        return {}
-    size = max(K_MULTIPLE, problem.channels)
-    return {"pad": stored(np.full(size, problem.x_zero), problem.x.dtype)}
-
-
-def pack(w: Array, dtype: str) -> Array:
-    """Weights [N, C, KH, KW] as [N, K padded], zeros behind K; of x's type."""
-    n = w.shape[0]
-    rows = stored(w, dtype).transpose(0, 2, 3, 1).reshape(n, -1)
-    k = rows.shape[1]
-    packed = np.zeros((n, divided(k, K_MULTIPLE) * K_MULTIPLE), rows.dtype)
-    packed[:, :k] = rows
-    return packed
-
-
-def unpack(packed: Array, shape: tuple[int, int, int, int]) -> Array:
-    """The inverse of `pack`, as it is stored, for a weight of that shape [N, C, KH, KW]."""
-    n, c, kh, kw = shape
-    return packed[:, : c * kh * kw].reshape(n, kh, kw, c).transpose(0, 3, 1, 2)
-
-
-def merged(problem: ConvProblem, w: Array) -> tuple[ConvProblem, Array]:
-    """The same convolution with fewer groups, filled up with zeros, so that each fills tiles.
-
-    Args:
-        problem: the convolution.
-        w: [N, C / groups, KH, KW].
-
-    Returns:
-        The problem, and its weight, of larger groups.
-    """
-    groups, per_group = problem.groups, problem.channels // problem.groups
-    sizes = [size for size in range(1, groups + 1) if groups % size == 0]
-    size = next((s for s in sizes if s * per_group >= _FULL_CHANNELS), groups)
-    if size == 1:
-        return problem, w
-    n, (kernel_h, kernel_w) = w.shape[0], w.shape[2:]
-    wide = np.zeros((n, size, per_group, kernel_h, kernel_w), w.dtype)
-    of_group = np.arange(n) // (n // groups)
-    wide[np.arange(n), of_group % size] = w
-    full = wide.reshape(n, size * per_group, kernel_h, kernel_w)
-    return replace(problem, groups=groups // size), full
-
-
-def widened(problem: ConvProblem, w: Array) -> tuple[ConvProblem, Array]:
-    """The same convolution of whole words: gaps between few channels count as channels.
-
-    Their weights are 0. A pixel of 3 channels with room for 4 is loaded at once.
-
-    Args:
-        problem: the convolution.
-        w: [N, C / groups, KH, KW].
-    """
-    channels = divided(problem.channels, _WORD) * _WORD
-    narrow = channels != problem.channels <= _FEW_CHANNELS and problem.groups == 1
-    fits = problem.x.pixel >= channels and problem.x.pixel % _WORD == 0
-    if not narrow or not fits:
-        return problem, w
-    wide = np.pad(w, ((0, 0), (0, channels - problem.channels), (0, 0), (0, 0)))
-    return replace(problem, channels=channels), wide
-
-
 def recipes(
     problem: ConvProblem, constants: Mapping[str, Array], capability: int, *, effort: int = 2
 ) -> tuple[Recipe, ...]:
@@ -232,7 +143,7 @@ def recipes(
     """
     if problem.x.dtype == "float8e4m3fn" and capability < FP8_CAPABILITY:
         return ()
-    dense, w = widened(*merged(problem, constants["w"]))
+    dense, w = paired(*widened(*merged(problem, constants["w"])))
     packed = {"w": pack(w, problem.x.dtype), **finish_constants(problem, constants)}
     packed |= pad_constant(dense)
     found = tiles_of(dense, capability)[: (1, 4, 12, 32)[min(effort, 3)]]
@@ -271,9 +182,16 @@ def _calls(
     tiles = divided(problem.rows, tile.m) * divided(geometry.outs, tile.n)
     grid = (tiles, tile.splits, problem.groups)
     numbers = {"G": geometry, "ENDS": Ends.of(problem), "T": replace(tile, warps=0, stages=0)}
+    numbers["EARLY"] = whole and problem.r is not None and _is_early(problem.k, tile)
     yield kernel_of(_conv, operands, numbers, grid, warps=tile.warps, stages=tile.stages)
     if not whole:
         yield finish_call(problem, sums, parts=tile.splits, biased=biased)
+
+
+def _is_early(k: int, tile: Tile) -> bool:
+    """Whether a residual is fetched before the sums are made."""
+    steps, elements = divided(k, tile.k), tile.m * tile.n // (32 * tile.warps)
+    return steps == 1 or (steps <= _EARLY_STEPS and elements <= _EARLY_ELEMENTS)
 
 
 @triton.jit
@@ -334,6 +252,18 @@ def _load_rows(x_places, step, G: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
+def _load_x(x_rows, x_places, h0, w0, pad, step, G: tl.constexpr, BK: tl.constexpr):
+    """A block of x [BM, BK]."""
+    if G.product:
+        a = _load_rows(x_places, step, G, BK)
+    elif G.channels % BK == 0:
+        a = _load_taps(x_places, h0, w0, pad, step, G, BK)
+    else:
+        a = _load_flat(x_rows, h0, w0, pad, step, G, BK)
+    return a
+
+
+@triton.jit
 def _conv(
     x,
     w,
@@ -347,6 +277,7 @@ def _conv(
     G: tl.constexpr,
     ENDS: tl.constexpr,
     T: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     BM: tl.constexpr = T.m
     BN: tl.constexpr = T.n
@@ -384,21 +315,24 @@ def _conv(
     whole: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
     precise: tl.constexpr = "tf32x3" if x.dtype.element_ty == tl.float32 else "tf32"
     sums = tl.zeros((BM, BN), dtype=whole)
-    begin = split * part
-    for step in range(begin, tl.minimum(begin + part, steps)):
-        if G.product:
-            a = _load_rows(x_places, step, G, BK)
-        elif G.channels % BK == 0:
-            a = _load_taps(x_places, h0, w0, pad, step, G, BK)
-        else:
-            a = _load_flat(x_rows, h0, w0, pad, step, G, BK)
-        b = tl.load(w_places + step * BK)
-        sums = tl.dot(a, b, sums, input_precision=precise, out_dtype=whole)
-
     n_inside = n < G.outs
     n = group * G.outs + n
+    held = None
+    if r is not None:
+        if EARLY:
+            held = residual_of(r, m, n, n_inside, ENDS)
+    if steps == 1:  # without a loop, and what a pipeline holds in registers
+        a = _load_x(x_rows, x_places, h0, w0, pad, 0, G, BK)
+        sums = tl.dot(a, tl.load(w_places), sums, input_precision=precise, out_dtype=whole)
+    else:
+        begin = split * part
+        for step in range(begin, tl.minimum(begin + part, steps)):
+            a = _load_x(x_rows, x_places, h0, w0, pad, step, G, BK)
+            b = tl.load(w_places + step * BK)
+            sums = tl.dot(a, b, sums, input_precision=precise, out_dtype=whole)
+
     if T.splits == 1:
-        finish(sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS)
+        finish(sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS, held)
     else:
         row = (split * G.rows + m).to(tl.int64)
         inside = (m < G.rows)[:, None] & n_inside[None, :]

@@ -21,7 +21,8 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from twofour.kernels.cuda.conv import FP8_CAPABILITY, Geometry, stored
+from twofour.kernels.cuda.conv import FP8_CAPABILITY, Geometry
+from twofour.kernels.cuda.conv_pack import stored
 from twofour.kernels.cuda.finish import (
     Ends,
     finish,

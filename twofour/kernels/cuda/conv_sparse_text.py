@@ -228,6 +228,7 @@ def _problem_constants(problem: ConvProblem) -> dict[str, object]:
         "Y_ALIGNED": aligned(problem.y, n),
         "R_ALIGNED": aligned(r, n),
         "Y_TYPE": C_TYPES[problem.y.dtype],
+        "Y_COARSE": int(problem.y.dtype == "int8"),
         "R_TYPE": C_TYPES[r.dtype],
         "HAS_R": int(problem.r is not None),
         "SCALED": int(finish.scaled),

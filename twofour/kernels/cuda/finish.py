@@ -245,6 +245,26 @@ def activate(v, NAME: tl.constexpr):
 
 
 @triton.jit
+def coarse_gelu(v):
+    """Gelu for a result in 255 steps, float32: a polynomial, off by 0.00005 max(4, |v|) at most.
+
+    v P(v), P the share of a normal distribution below v: 0.5 + z Q(z * z), z = v within +-4. Q has
+    the least largest error of v P(v) there, 0.00004, of all polynomials of its degree.
+    """
+    least = tl.maximum(v, -4.0)
+    z = tl.minimum(least, 4.0)
+    u = z * z
+    q = 1.041959620806665e-07 - 1.3012929622746583e-09 * u
+    q = q * u - 3.6571309465216473e-06
+    q = q * u + 7.485502283088863e-05
+    q = q * u - 0.001006490201689303
+    q = q * u + 0.009505397640168667
+    q = q * u - 0.06588783860206604
+    q = q * u + 0.3986733853816986
+    return least * (z * q + 0.5)
+
+
+@triton.jit
 def rounded(v, numbers, dtype: tl.constexpr):
     """Values v, float32, as they are stored in y: times y_factor, bounded, rounded, plus y_zero."""
     v = v * tl.load(numbers + 1)
@@ -263,7 +283,17 @@ def rounded(v, numbers, dtype: tl.constexpr):
 
 
 @triton.jit
-def finish(sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS: tl.constexpr):
+def residual_of(r, m, n, n_inside, ENDS: tl.constexpr):
+    """The residual [BM, BN] at pixels m and channels n; arguments as of `finish`."""
+    pixels: tl.constexpr = ENDS.r
+    places = r + pixel_offsets(m, pixels)[:, None] + n[None, :]
+    return tl.load(places, mask=(m < ENDS.rows)[:, None] & n_inside[None, :], other=0.0)
+
+
+@triton.jit
+def finish(
+    sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS: tl.constexpr, held=None
+):
     """Stores y of a tile of sums.
 
     Args:
@@ -278,6 +308,7 @@ def finish(sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS: tl
         numbers: see `numbers_of`.
         y: result.
         ENDS: constants.
+        held: what `residual_of` gave, where it was loaded before.
     """
     m_inside = m < ENDS.rows
     inside = m_inside[:, None] & n_inside[None, :]
@@ -292,13 +323,17 @@ def finish(sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS: tl
     if bias is not None:
         v = v + tl.load(bias + n, mask=n_inside, other=0.0)[None, :]
     if r is not None:
-        r_pixels: tl.constexpr = ENDS.r
-        places = r + pixel_offsets(m, r_pixels)[:, None] + n[None, :]
-        residual = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+        if held is None:
+            residual = residual_of(r, m, n, n_inside, ENDS).to(tl.float32)
+        else:
+            residual = held.to(tl.float32)
         if not ENDS.adds_last:
             v = v + residual * tl.load(numbers)
     activation: tl.constexpr = ENDS.activation
-    v = activate(v, activation)
+    if activation == "Gelu" and y.dtype.element_ty == tl.int8:
+        v = coarse_gelu(v)
+    else:
+        v = activate(v, activation)
     if ENDS.adds_last:
         v = v + (residual - tl.load(numbers + 5)) * tl.load(numbers)
     v = rounded(v, numbers, y.dtype.element_ty)

@@ -24,7 +24,8 @@ import triton
 import triton.language as tl
 
 from twofour.core.cuda_program import DTYPES
-from twofour.kernels.cuda.conv import Geometry, pack, tile_at
+from twofour.kernels.cuda.conv import Geometry, tile_at
+from twofour.kernels.cuda.conv_pack import pack
 from twofour.kernels.cuda.conv_tiles import MULTIPROCESSORS, Tile, guess
 from twofour.kernels.cuda.finish import (
     Ends,
