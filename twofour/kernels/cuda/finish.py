@@ -291,6 +291,20 @@ def residual_of(r, m, n, n_inside, ENDS: tl.constexpr):
 
 
 @triton.jit
+def float_of(v):
+    """Values as float32, exactly; bytes without an instruction that converts.
+
+    That leaves Triton the choice to move bytes between lanes, and not what becomes of them.
+    """
+    if v.dtype == tl.int8:
+        # 1.5 * 2**23 has a last place of 1: its bits plus an integer are its value plus that.
+        f = (v.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+    else:
+        f = v.to(tl.float32)
+    return f
+
+
+@triton.jit
 def finish(
     sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS: tl.constexpr, held=None
 ):
@@ -324,9 +338,8 @@ def finish(
         v = v + tl.load(bias + n, mask=n_inside, other=0.0)[None, :]
     if r is not None:
         if held is None:
-            residual = residual_of(r, m, n, n_inside, ENDS).to(tl.float32)
-        else:
-            residual = held.to(tl.float32)
+            held = residual_of(r, m, n, n_inside, ENDS)
+        residual = float_of(held)
         if not ENDS.adds_last:
             v = v + residual * tl.load(numbers)
     activation: tl.constexpr = ENDS.activation

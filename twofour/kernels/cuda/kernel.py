@@ -187,7 +187,7 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
         if role not in kernel.unaligned
     }
     source = ASTSource(kernel.function, signature, constants, aligned)
-    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
+    options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": True}
     target = GPUTarget("cuda", capability, _LANES)
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True  # which names files of this machine
