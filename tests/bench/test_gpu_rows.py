@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks.cuda_rows import Row, attentions, layers_of_experts, norms, page, sparse_attentions
+from benchmarks.document import about
 
 
 @pytest.mark.parametrize("make", [norms, attentions, sparse_attentions, layers_of_experts])
@@ -23,7 +24,10 @@ def test_the_page() -> None:
         Row("Attention", "a", 10.0, 25.0, 3.0, "64x64"),
         Row("Experts", "b", 4.0, None, None, ""),
     ]
-    text = page(rows, "a GPU")
+    document = about("Kernels", "cuda_rows", ["--effort", "1"], ["a GPU"], ["numpy"])
+    text = page(document, rows)
+    assert "python -m benchmarks.cuda_rows --effort 1" in text
+    assert "Run on: a GPU." in text
     assert "## Attention" in text
     assert "| a | 10.0 | 25.0 | 2.50 | 3 | 64x64 |" in text
     assert "| b | 4.0 |  |  |  |  |" in text

@@ -10,6 +10,7 @@ from benchmarks.cuda import page
 from benchmarks.cuda.cases import WORKS, pruned_model
 from benchmarks.cuda.started import started
 from benchmarks.cuda.turns import Lost, Process
+from benchmarks.document import about
 from tests.bench.fake_side import Fake
 from tests.cuda_engines import COUNT, KEPT, MIDDLE, W, X, Y, cuda_engine, launch, mixed_engine
 from tests.fake_cuda import H200, plant_driver
@@ -164,8 +165,7 @@ def test_a_small_table_on_the_cpu_and_rows_that_are_kept(tmp_path, capsys):
 
 def test_the_page_of_accuracy_has_what_was_refused():
     rows = [{"kind": "int8", "top1": 0.9, "cosine": 0.99}, {"kind": "fp8", "reason": "no | such"}]
-    text = cuda_accuracy.page(
-        {"command": "c", "device": "d", "versions": "v", "networks": {"net": rows}}
-    )
+    document = about("Accuracy", "cuda_accuracy", [], ["a GPU"], ["numpy"])
+    text = cuda_accuracy.page({**document, "networks": {"net": rows}})
     assert "| net | int8 | 90.00 % | 0.990000 |  |  |" in text
     assert "| net | fp8 |  |  |  | no / such |" in text
