@@ -84,8 +84,18 @@ def test_a_slower_contestant_is_found_slower() -> None:
 
 
 def test_longer_measurements_have_more_rounds() -> None:
-    assert Schedule(duration_s=6.0).rounds(2) == 100
-    assert Schedule(duration_s=0.1).rounds(2) == timing.MIN_ROUNDS
+    assert Schedule(duration_s=6.0).rounds(0.06) == 100
+    assert Schedule(duration_s=0.1).rounds(0.06) == timing.MIN_ROUNDS
+
+
+def test_slow_calls_have_fewer_rounds_not_a_longer_race() -> None:
+    """Each call takes as long as fifty slices."""
+    told: list[tuple[int, int]] = []
+    schedule = Schedule(duration_s=0.2, slice_s=0.001, pause_s=0.0, warm_s=0.0, min_rounds=2)
+    slow = contestant("slow", lambda: time.sleep(0.05))
+    (found,) = timing.race([slow], schedule, lambda done, total: told.append((done, total)))
+    assert 2 <= len(found.round_medians_us) <= 4
+    assert told[-1][0] == told[-1][1] == len(found.round_medians_us)
 
 
 @pytest.mark.parametrize("duration", [0.0, -1.0, float("nan"), float("inf")])
@@ -121,6 +131,6 @@ def test_a_share_shortens_turns() -> None:
     full = contestant("full", lambda: time.sleep(0.0005))
     tenth = dataclasses.replace(full, share=0.1)
     schedule = Schedule(duration_s=0.1, slice_s=0.02, pause_s=0.0, min_rounds=1)
-    assert schedule.rounds(1.1) == 5
+    assert schedule.rounds(0.022) == 5
     long, short = timing.race([full, tenth], schedule)
     assert short.calls < 0.4 * long.calls

@@ -56,7 +56,8 @@ class Schedule:
     """How long to measure.
 
     Attributes:
-        duration_s: timed seconds in total, shared by all contestants; more where a call is slow.
+        duration_s: timed seconds in total, shared by all contestants; more where `min_rounds` of
+            them take longer.
         slice_s: timed seconds of one turn; at least one call.
         pause_s: idle before a turn.
         warm_s: untimed calls before a turn; at least one call.
@@ -78,9 +79,9 @@ class Schedule:
                 "give --duration a few seconds",
             )
 
-    def rounds(self, slices: float) -> int:
-        """Turns of each contestant, where all of a round take so many slices."""
-        return max(self.min_rounds, round(self.duration_s / (self.slice_s * slices)))
+    def rounds(self, round_s: float) -> int:
+        """Turns of each contestant, where those of one round are timed for so many seconds."""
+        return max(self.min_rounds, round(self.duration_s / round_s))
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,17 @@ def race(
         A timing for each contestant.
     """
     schedule = schedule or Schedule()
-    rounds = schedule.rounds(sum(contestant.share for contestant in contestants))
     turns: list[list[Turn]] = [[] for _ in contestants]
-    for done in range(rounds):
+    done, rounds = 0, schedule.min_rounds
+    while done < rounds:
         for contestant, taken in zip(contestants, turns, strict=True):
             time.sleep(schedule.pause_s)
             taken.append(_turn(contestant, schedule))
+        done += 1
+        timed_s = sum(turn.wall_ns for taken in turns for turn in taken) / 1e9
+        rounds = schedule.rounds(timed_s / done)  # a call may be longer than a slice
         if progress is not None:
-            progress(done + 1, rounds)
+            progress(done, max(done, rounds))
     return [summarize(taken) for taken in turns]
 
 

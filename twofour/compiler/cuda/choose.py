@@ -30,8 +30,10 @@ Call = Kernel | NvidiaSource | LibraryKernel
 _LINE = 16
 _WRONG, _FAILS = "it is wrong", "it fails"
 _MOST_TOLD = 8
+_MOST_OFFERED = 1024
 _offered: dict[tuple[Any, ...], tuple[Recipe, ...]] = {}
-"""What libraries offered in this process, without its constants: listing it takes long."""
+"""What libraries offered in this process, the oldest first, without its constants: listing it takes
+long."""
 _BLOCK = (1 << 20) + 7
 """Random elements that are repeated: no row of channels begins like another one."""
 
@@ -141,13 +143,14 @@ def with_libraries(
         return [*ways]
     sparse = sparsity != "disable"
     key = (key_of(turn), effort, device.gpu.uuid, sparse)
-    if key in _offered:
-        recipes = tuple(
-            repacked(recipe, turn.problem, turn.constants, device) for recipe in _offered[key]
-        )
+    listed = _offered.get(key)
+    if listed is not None:
+        recipes = tuple(repacked(recipe, turn.problem, turn.constants, device) for recipe in listed)
     else:
         wanted = turn.problem if sparse else replace(turn.problem, pattern="")
         recipes = library_recipes(wanted, turn.constants, device, effort=effort)
+        if len(_offered) >= _MOST_OFFERED:
+            _offered.pop(next(iter(_offered)), None)
         _offered[key] = tuple(replace(recipe, constants={}) for recipe in recipes)
     made = _made(recipes, capability)
     return [*ways, *(_way(recipe, made, sparsity) for recipe in recipes)]

@@ -27,7 +27,9 @@ Code = Compiled | str
 Tell = Callable[[int, int], None]
 _FEW = 3
 _work: list[Kernel | NvidiaSource] = []
+_MOST_KNOWN = 4096
 _known: dict[tuple[Any, int], Code] = {}
+"""What this process has compiled, the oldest first: some hundred kernels a network."""
 
 
 def key_of(kernel: Kernel | NvidiaSource) -> tuple[Any, ...]:
@@ -51,10 +53,14 @@ def compile_all(
         tell: called with how many of how many are done.
     """
     keys = [(key_of(kernel), capability) for kernel in kernels]
-    fresh = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if key not in _known}
-    made = _compiled([*fresh.values()], capability, tell)
-    _known.update(zip(fresh, made, strict=True))
-    return [_known[key] for key in keys]
+    found = {key: code for key in keys if (code := _known.get(key)) is not None}
+    fresh = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if key not in found}
+    made = dict(zip(fresh, _compiled([*fresh.values()], capability, tell), strict=True))
+    _known.update(made)
+    for key in [*_known][: max(0, len(_known) - _MOST_KNOWN)]:
+        _known.pop(key, None)
+    found |= made
+    return [found[key] for key in keys]
 
 
 def _compiled(
