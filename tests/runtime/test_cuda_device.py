@@ -214,6 +214,23 @@ def test_without_a_driver_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "libcuda.so.1 not found" in str(caught.value)
 
 
+def test_each_driver_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that lies where another one lay before."""
+    for _ in range(20):
+        fake, starts = FakeDriver((), 0), []
+
+        def start(flags: int, starts: list[int] = starts) -> tuple[int]:
+            starts.append(flags)
+            return (0,)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fake, "cuInit", start)
+            patch.setattr(driver_module, "_bindings", lambda fake=fake: fake)
+            Driver()
+            Driver()
+        assert starts == [0]
+
+
 def test_a_driver_without_a_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     plant_driver(monkeypatch, ())
     with pytest.raises(InputError, match="this process sees none"):

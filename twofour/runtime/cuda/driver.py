@@ -16,7 +16,8 @@ _OUT_OF_MEMORY = 2
 _BROKEN = frozenset((700, 702, 709, 714, 715, 716, 717, 718, 719))
 """Errors of a kernel after which nothing more runs on this GPU in this process."""
 _lock = threading.Lock()
-_ready: set[int] = set()
+_ready: dict[int, Any] = {}
+"""Functions that were started, by identity; they are held, or another object could get theirs."""
 
 
 class OutOfMemoryError(UnsupportedError):
@@ -53,7 +54,7 @@ class Driver:
         with _lock:
             if id(self.functions) not in _ready:
                 self._start()
-                _ready.add(id(self.functions))
+                _ready[id(self.functions)] = self.functions
 
     def _start(self) -> None:
         try:
