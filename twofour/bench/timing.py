@@ -158,14 +158,14 @@ def race(
     """
     schedule = schedule or Schedule()
     turns: list[list[Turn]] = [[] for _ in contestants]
-    done, rounds = 0, schedule.min_rounds
+    done, rounds, timed_ns = 0, schedule.min_rounds, 0
     while done < rounds:
         for contestant, taken in zip(contestants, turns, strict=True):
             time.sleep(schedule.pause_s)
             taken.append(_turn(contestant, schedule))
+            timed_ns += taken[-1].wall_ns
         done += 1
-        timed_s = sum(turn.wall_ns for taken in turns for turn in taken) / 1e9
-        rounds = schedule.rounds(timed_s / done)  # a call may be longer than a slice
+        rounds = schedule.rounds(timed_ns / 1e9 / done)  # a call may be longer than a slice
         if progress is not None:
             progress(done, max(done, rounds))
     return [summarize(taken) for taken in turns]

@@ -149,9 +149,8 @@ def with_libraries(
     else:
         wanted = turn.problem if sparse else replace(turn.problem, pattern="")
         recipes = library_recipes(wanted, turn.constants, device, effort=effort)
-        if len(_offered) >= _MOST_OFFERED:
-            _offered.pop(next(iter(_offered)), None)
-        _offered[key] = tuple(replace(recipe, constants={}) for recipe in recipes)
+        plain = tuple(replace(recipe, constants={}) for recipe in recipes)
+        compiling.remember(_offered, {key: plain}, _MOST_OFFERED)
     made = _made(recipes, capability)
     return [*ways, *(_way(recipe, made, sparsity) for recipe in recipes)]
 

@@ -7,9 +7,9 @@ the GPU, which may be in use by then, and hand back code alone.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import Any
+from typing import Any, TypeVar
 
 from twofour.core.errors import Error
 from twofour.core.machine import usable_cores
@@ -25,6 +25,8 @@ from twofour.kernels.cuda.nvrtc import compile_source
 Code = Compiled | str
 """Machine code; or why there is none."""
 Tell = Callable[[int, int], None]
+Key = TypeVar("Key")
+Kept = TypeVar("Kept")
 _FEW = 3
 _work: list[Kernel | NvidiaSource] = []
 _MOST_KNOWN = 4096
@@ -56,11 +58,16 @@ def compile_all(
     found = {key: code for key in keys if (code := _known.get(key)) is not None}
     fresh = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if key not in found}
     made = dict(zip(fresh, _compiled([*fresh.values()], capability, tell), strict=True))
-    _known.update(made)
-    for key in [*_known][: max(0, len(_known) - _MOST_KNOWN)]:
-        _known.pop(key, None)
+    remember(_known, made, _MOST_KNOWN)
     found |= made
     return [found[key] for key in keys]
+
+
+def remember(known: dict[Key, Kept], more: Mapping[Key, Kept], most: int) -> None:
+    """Adds what is new, and forgets the oldest beyond so many; other threads may do so too."""
+    known.update(more)
+    for key in [*known][: max(0, len(known) - most)]:
+        known.pop(key, None)
 
 
 def _compiled(

@@ -31,7 +31,7 @@ from twofour.runtime.cuda.driver import Driver, Gpu, OutOfMemoryError
 Array = NDArray[Any]
 _MOST_USUAL_SHARED = 48 << 10
 """Bytes of shared memory that a kernel may have without having been asked for."""
-_opened: dict[tuple[int, int], Device] = {}
+_opened: dict[tuple[Any, int], Device] = {}
 _lock = threading.Lock()
 
 
@@ -272,7 +272,7 @@ def open_device(which: int | str = 0) -> Device:
     driver = Driver()
     gpu = driver.find(which)
     with _lock:
-        key = id(driver.functions), gpu.index
+        key = driver.functions, gpu.index
         found = _opened.get(key)
         if found is None:
             found = _opened[key] = Device(driver, gpu)

@@ -16,8 +16,8 @@ _OUT_OF_MEMORY = 2
 _BROKEN = frozenset((700, 702, 709, 714, 715, 716, 717, 718, 719))
 """Errors of a kernel after which nothing more runs on this GPU in this process."""
 _lock = threading.Lock()
-_ready: dict[int, Any] = {}
-"""Functions that were started, by identity; they are held, or another object could get theirs."""
+_ready: set[Any] = set()
+"""Functions that were started."""
 
 
 class OutOfMemoryError(UnsupportedError):
@@ -52,9 +52,9 @@ class Driver:
         """Loads the driver, once in a process."""
         self.functions = _bindings()
         with _lock:
-            if id(self.functions) not in _ready:
+            if self.functions not in _ready:
                 self._start()
-                _ready[id(self.functions)] = self.functions
+                _ready.add(self.functions)
 
     def _start(self) -> None:
         try:
