@@ -21,6 +21,7 @@ from twofour.core.numerics import Window
 from twofour.kernels.cuda.conv_sparse import (
     candidates,
     compressed_weight,
+    pack,
     recipe,
     recipes,
 )
@@ -155,7 +156,7 @@ def constants_of(arrays: dict[str, Array]) -> dict[str, Array]:
 
 def recipe_of(problem: ConvProblem, arrays: dict[str, Array], tile: Tile) -> Recipe:
     compressed = compressed_weight(problem, arrays["w"])
-    return recipe(problem, constants_of(arrays), tile, compressed)
+    return recipe(problem, constants_of(arrays), tile, pack(compressed, tile))
 
 
 def tensors_of(problem: ConvProblem, arrays: dict[str, Array]) -> dict[str, torch.Tensor]:

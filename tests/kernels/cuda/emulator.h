@@ -27,7 +27,7 @@ struct Index { u32 x, y, z; };
 alignas(1024) static char memory[232448];  // shared memory
 static Index blockIdx;
 
-struct Copy { u32 to; const char* from; };
+struct Copy { u32 to; const char* from; int size = 16; };
 
 struct Thread {
   ucontext_t context;
@@ -70,6 +70,7 @@ static void meet(Meeting& meeting, int size, Work work) {
 }
 
 static Meeting everyone;
+inline void __syncwarp() {}  // instructions of a warp wait for all its lanes here anyway
 inline void __syncthreads() { meet(everyone, (int)threads.size(), [] {}); }
 
 // ---- copies -------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ template <int PENDING>
 inline void wait_copies() {
   Thread& me = threads[current];
   for (; (int)me.groups.size() > PENDING; me.groups.pop_front())
-    for (const Copy& copy : me.groups.front()) memcpy(memory + copy.to, copy.from, 16);
+    for (const Copy& copy : me.groups.front()) memcpy(memory + copy.to, copy.from, copy.size);
 }
 
 inline uint4 load16(u32 from) {
@@ -119,6 +120,27 @@ inline u32 load4(u32 from) {
   return v;
 }
 
+inline void copy4(u32 to, const char* from) {
+  if (to % 4 || (uintptr_t)from % 4) stop("a copy of 4 bytes is not aligned");
+  if (at_once) memcpy(memory + to, from, 4);
+  else threads[current].copies.push_back({to, from, 4});
+}
+
+inline void fill4(u32 to, u32 value) { memcpy(memory + to, &value, 4); }
+
+inline uint4 fetch16(const char* from) {
+  uint4 v;
+  if ((uintptr_t)from % 16) stop("a fetch of 16 bytes is not aligned");
+  memcpy(&v, from, 16);
+  return v;
+}
+
+inline u32 fetch4(const char* from) {
+  u32 v;
+  memcpy(&v, from, 4);
+  return v;
+}
+
 // ---- arithmetic ---------------------------------------------------------------------------------
 
 inline float __uint_as_float(u32 bits) {
@@ -126,7 +148,11 @@ inline float __uint_as_float(u32 bits) {
   memcpy(&f, &bits, 4);
   return f;
 }
-inline int __float2int_rn(float v) { return (int)nearbyintf(v); }
+inline int __float_as_int(float f) {
+  int bits;
+  memcpy(&bits, &f, 4);
+  return bits;
+}
 inline float __expf(float v) { return expf(v); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __saturatef(float v) { return fminf(fmaxf(v, 0.0f), 1.0f); }
@@ -213,10 +239,32 @@ inline void mma_sparse(SUM (&d)[4], const uint4& a, const uint4& b, u32 e, int s
   });
 }
 
+// mma.m16n8k32 of bytes, dense.
+inline void mma_words(int (&d)[4], const uint4& a, u32 b0, u32 b1) {
+  Warp& warp = warps[threadIdx.x / 32];
+  int lane = threadIdx.x % 32;
+  warp.a[lane] = a, warp.b[lane] = {b0, b1, 0, 0}, warp.d[lane] = d;
+  meet(warp.meeting, 32, [&] {
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; i < 4; i++) {
+        int row = l / 4 + i / 2 * 8, column = l % 4 * 2 + i % 2, sum = 0;
+        for (int k = 0; k < 32; k++) {
+          const u32* a_words = &warp.a[row % 8 * 4 + k % 16 / 4].x;
+          const u32* b_words = &warp.b[column * 4 + k % 16 / 4].x;
+          u32 left = a_words[row / 8 + k / 16 * 2], right = b_words[k / 16];
+          sum += (signed char)(left >> k % 4 * 8) * (signed char)(right >> k % 4 * 8);
+        }
+        ((int*)warp.d[l])[i] += sum;
+      }
+  });
+}
+
 struct Product {
   u64 x;
   uint4 a[128];
   u32 e[128];
+  const uint4* a_at[128];  // the registers, which have to hold the same when the product is done
+  const u32* e_at[128];
   void* d[128];
   int selector, pixels;
 };
@@ -238,6 +286,8 @@ template <int SIZE, class SUM>
 static void multiply(const Product& p) {
   static double rows[64][64], columns[256][64];
   u32 start = (p.x & 0x3fff) << 4, further = (p.x >> 32 & 0x3fff) << 4;
+  for (int t = 0; t < 128; t++)
+    if (memcmp(p.a_at[t], p.a + t, 16) || *p.e_at[t] != p.e[t]) stop("a register changed too early");
   if (p.x >> 62 != 1) stop("a descriptor without the 128-byte swizzle");
   for (int warp = 0; warp < 4; warp++)
     expand<SIZE>(p.a + 32 * warp, p.e + 32 * warp, p.selector, rows + 16 * warp);
@@ -256,11 +306,11 @@ static void multiply(const Product& p) {
 }
 
 template <int SIZE, class SUM, int TILES>
-inline void wgmma_sparse(SUM (&d)[TILES][4], const uint4& a, u32 e, u64 x, int selector) {
+inline void wgmma_sparse(SUM (&d)[TILES][4], const uint4& a, const u32& e, u64 x, int selector) {
   WarpGroup& group = warp_groups[threadIdx.x / 128];
   int t = threadIdx.x % 128;
   Product& p = group.next;
-  p.a[t] = a, p.e[t] = e, p.d[t] = d, p.x = x, p.selector = selector, p.pixels = 8 * TILES;
+  p.a[t] = a, p.e[t] = e, p.a_at[t] = &a, p.e_at[t] = &e, p.d[t] = d, p.x = x, p.selector = selector, p.pixels = 8 * TILES;
   meet(group.meeting, 128, [&] { group.products.push_back(group.next); });
 }
 

@@ -13,7 +13,7 @@ from tests.kernels.cuda.emulate import COMPILER, EmulatorError, emulate
 from tests.kernels.cuda.test_conv_sparse import GROUPS, NARROW, WIDE, weight_of
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
-from twofour.kernels.cuda.conv_sparse import compressed_weight, recipe
+from twofour.kernels.cuda.conv_sparse import compressed_weight, pack, recipe
 from twofour.kernels.cuda.conv_sparse_text import Tile
 from twofour.kernels.cuda.kernel import NvidiaSource, Recipe
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
@@ -22,6 +22,8 @@ from twofour.kernels.cuda.reference import conv_reference
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 Array = np.ndarray[Any, np.dtype[Any]]
 ONE_GROUP = Tile(64, 64, 128, 4, wgmma=True)
+DIRECT = Tile(128, 64, 128, 6, wgmma=True, direct=True)
+TWO_DIRECT = Tile(256, 32, 256, 4, wgmma=True, direct=True)
 SAME = Window((3, 3), pads=(1, 1, 1, 1))
 STRANGE = Window((3, 2), (2, 1), (1, 2), (0, 2, 1, 0))
 
@@ -50,7 +52,7 @@ def run(problem: ConvProblem, tile: Tile, folder: Path, *, change: str = "") -> 
     }
     if problem.r is not None:
         arrays["r"] = rng.integers(-60, 60, (2, *problem.out_size, n)).astype(np.int8)
-    made = recipe(problem, arrays, tile, compressed_weight(problem, arrays["w"]))
+    made = recipe(problem, arrays, tile, pack(compressed_weight(problem, arrays["w"]), tile))
     if change:
         old, new = change.split(" -> ")
         made = changed(made, old, new)
@@ -81,8 +83,15 @@ def changed(made: Recipe, old: str, new: str) -> Recipe:
 
 @pytest.mark.parametrize(
     ("tile", "window"),
-    [(WIDE, SAME), (GROUPS, STRANGE), (ONE_GROUP, SAME), (NARROW, STRANGE)],
-    ids=["wide", "groups", "one group", "narrow"],
+    [
+        (WIDE, SAME),
+        (GROUPS, STRANGE),
+        (ONE_GROUP, SAME),
+        (NARROW, STRANGE),
+        (DIRECT, STRANGE),
+        (TWO_DIRECT, SAME),
+    ],
+    ids=["wide", "groups", "one group", "narrow", "direct", "two direct"],
 )
 def test_convolutions(tile: Tile, window: Window, tmp_path: Path) -> None:
     """Padding, strides, dilation; ends of channels, pixels and K that fill nothing."""
@@ -90,13 +99,20 @@ def test_convolutions(tile: Tile, window: Window, tmp_path: Path) -> None:
     assert np.abs(run(problem, tile, tmp_path)).max() <= 1
 
 
-@pytest.mark.parametrize("tile", [NARROW, ONE_GROUP], ids=str)
+@pytest.mark.parametrize("tile", [NARROW, ONE_GROUP, DIRECT], ids=str)
 def test_split_sums_and_residuals(tile: Tile, tmp_path: Path) -> None:
     problem = problem_of(SAME, 128, 70)
     residual = View.dense("int8", 5, 6, 70)
     finish = replace(problem.finish, residual_scale=0.3)
     problem = replace(problem, r=residual, finish=finish)
     assert np.abs(run(problem, replace(tile, split=4), tmp_path)).max() <= 1
+
+
+def test_bounds_between_steps(tmp_path: Path) -> None:
+    """What bounds a result in steps is rounded as the result is."""
+    problem = problem_of(SAME, 128, 70)
+    finish = replace(problem.finish, low=-3.7, high=50.5, activation=Activation("Relu"))
+    assert np.abs(run(replace(problem, finish=finish), NARROW, tmp_path)).max() == 0
 
 
 @pytest.mark.parametrize("y", ["int8", "float32"])
@@ -109,7 +125,7 @@ def test_gelu(y: str, tmp_path: Path) -> None:
     assert (away > 0.5).mean() < 0.01
 
 
-@pytest.mark.parametrize("tile", [NARROW, ONE_GROUP], ids=str)
+@pytest.mark.parametrize("tile", [NARROW, ONE_GROUP, TWO_DIRECT], ids=str)
 def test_half_precision(tile: Tile, tmp_path: Path) -> None:
     """One register of metadata serves two instructions."""
     problem = problem_of(SAME, 40, 24, y="float32")
@@ -123,9 +139,10 @@ def test_half_precision(tile: Tile, tmp_path: Path) -> None:
         (NARROW, "wait_copies<STAGES - 2>() -> wait_copies<STAGES - 1>()"),
         (ONE_GROUP, "wait_copies<STAGES - 3>() -> wait_copies<STAGES - 2>()"),
         (ONE_GROUP, 'sync.aligned 1;" -> sync.aligned 3;"'),
+        (DIRECT, "a[(i + 2) % 3] -> a[(i + 1) % 3]"),
         (NARROW, "half * 4 + (lane >> 3) -> half * 4 + (lane >> 4)"),
     ],
-    ids=["copies", "copies of groups", "products of groups", "pieces"],
+    ids=["copies", "copies of groups", "products of groups", "registers", "pieces"],
 )
 def test_the_emulator_finds_mistakes(tile: Tile, change: str, tmp_path: Path) -> None:
     problem = problem_of(SAME, 128, 64)

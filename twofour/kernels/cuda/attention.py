@@ -46,7 +46,7 @@ from twofour.kernels.cuda.online_softmax import (
     shares,
 )
 from twofour.kernels.cuda.problem import QUANTIZED, REAL, AttentionProblem
-from twofour.kernels.cuda.rounding import narrow
+from twofour.kernels.cuda.rounding import scaled
 from twofour.kernels.cuda.rows import FLOAT8_SINCE
 
 Array = NDArray[Any]
@@ -134,7 +134,7 @@ def attention_rows(
     place = y + sequence * P.y.sequence + head * P.value_dim
     place += query[:, None] * P.y.token + channel[None, :]
     kind: tl.constexpr = y.dtype.element_ty
-    tl.store(place, narrow(shares(sums, total, FACTOR), kind, P.y_zero), mask=there)
+    tl.store(place, scaled(shares(sums, total, FACTOR), 1.0, kind, P.y_zero), mask=there)
 
 
 @triton.jit

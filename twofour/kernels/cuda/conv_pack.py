@@ -46,7 +46,10 @@ def stored(values: Array, dtype: str) -> Array:
         return to_fp8(values.astype(np.float32))
     if dtype == "bfloat16":
         return to_bf16(values.astype(np.float32))
-    return round_to(values, dtype).astype(dtype)
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16)
+    return round_to(values, dtype).astype(dtype, copy=False)
 
 
 def pad_constant(problem: ConvProblem) -> dict[str, Array]:

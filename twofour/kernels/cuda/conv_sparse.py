@@ -66,6 +66,13 @@ _WGMMA_TILES = (
     Tile(128, 64, 256, 4, wgmma=True, blocks=2),
     Tile(64, 64, 128, 4, wgmma=True, blocks=4),
     Tile(64, 32, 128, 4, wgmma=True, blocks=4),
+    Tile(128, 256, 256, 4, wgmma=True, direct=True),
+    Tile(256, 128, 256, 8, wgmma=True, direct=True),
+    Tile(128, 128, 256, 4, wgmma=True, blocks=2, direct=True),
+    Tile(128, 128, 128, 4, wgmma=True, blocks=2, direct=True),
+    Tile(128, 64, 128, 8, wgmma=True, blocks=3, direct=True),
+    Tile(64, 128, 128, 4, wgmma=True, blocks=3, direct=True),
+    Tile(64, 64, 128, 4, wgmma=True, blocks=4, direct=True),
 )
 _SPLITS = (1, 2, 4, 8)
 _MULTIPROCESSORS = 132
@@ -113,13 +120,20 @@ def recipes(
         constants: "w" [N, C, KH, KW], int8 or float32; "scale" and "bias" float32 [N], where the
             problem has such.
         capability: of the GPU, 90 for 9.0.
-        effort: 0 for the best guess alone, 2 for up to 12.
+        effort: 0 for the best guess alone, 2 for up to 18.
     """
     if refusals(problem, constants["w"], capability):
         return ()
     compressed = compressed_weight(problem, constants["w"])
-    chosen = tiles(problem, capability)[: (1, 6, 12)[min(effort, 2)]]
-    return tuple(recipe(problem, constants, tile, compressed) for tile in chosen)
+    chosen = tiles(problem, capability)[: (1, 8, 18)[min(effort, 2)]]
+    packed: dict[bytes, Array] = {}  # many tiles want the weight in the same order
+    found = []
+    for tile in chosen:
+        order = tile.order.tobytes()
+        if order not in packed:
+            packed[order] = pack(compressed, tile)
+        found.append(recipe(problem, constants, tile, packed[order]))
+    return tuple(found)
 
 
 def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
@@ -228,7 +242,7 @@ def recipe(
     problem: ConvProblem,
     constants: Mapping[str, Array],
     tile: Tile,
-    compressed: tuple[Array, Array],
+    packed: Array,
 ) -> Recipe:
     """The kernel with one tile, or two kernels where sums are split.
 
@@ -236,10 +250,10 @@ def recipe(
         problem: the convolution.
         constants: as of `recipes`.
         tile: how the work is cut.
-        compressed: the weight, of `compressed_weight`.
+        packed: the weight, of `pack`.
     """
     calls, scratch = sources(problem, tile, biased="bias" in constants)
-    held = {**finish_constants(problem, constants), "w": pack(compressed, tile)}
+    held = {**finish_constants(problem, constants), "w": packed}
     return Recipe(WGMMA if tile.wgmma else MMA, str(tile), calls, held, scratch)
 
 

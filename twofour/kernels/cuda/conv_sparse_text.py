@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,14 @@ from twofour.kernels.cuda.kernel import divided
 from twofour.kernels.cuda.problem import ConvProblem, View
 from twofour.kernels.cuda.sparse_fragments import ROWS, STEP_BYTES, record_bytes, steps_of
 
-BODY = Path(__file__).with_name("conv_sparse.cu").read_text()
+
+def source_of(name: str) -> str:
+    """A file beside this one, with those that it includes."""
+    text = Path(__file__).with_name(name).read_text()
+    return re.sub('#include "(.*)"\n', lambda found: source_of(found[1]), text)
+
+
+BODY = source_of("conv_sparse.cu")
 INSTRUCTION_TYPES = {
     "int8": ("s32.s8.s8", 64),
     "float8e4m3fn": ("f32.e4m3.e4m3", 64),
@@ -55,7 +63,7 @@ __device__ __forceinline__ float r_value(e4m3 v) {
 }
 """
 _TO_Y = {
-    "int8": "return (signed char)(__float2int_rn(v) + (int)zero);",
+    "int8": "return (signed char)__float_as_int(v);",  # `finish` left it in the last bits
     "float8e4m3fn": "unsigned short s; "
     'asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(s) : "f"(0.0f), "f"(v)); '
     "return e4m3{(unsigned char)s};",
@@ -78,6 +86,8 @@ class Tile:
         wgmma: whether warp groups use Hopper's `wgmma.sp`.
         split: blocks that share a sum; a second kernel adds up their parts.
         blocks: of a multiprocessor, which the registers are shared out to.
+        direct: whether the weight goes from global memory to registers, not by shared memory;
+            with `wgmma` alone.
     """
 
     channels: int
@@ -88,15 +98,18 @@ class Tile:
     wgmma: bool = False
     split: int = 1
     blocks: int = 1
+    direct: bool = False
 
     def __str__(self) -> str:
         """Such as 128x64 channels x pixels, 4 stages."""
-        split = f", split {self.split}" if self.split > 1 else ""
-        return f"{self.channels}x{self.pixels}, {self.threads} threads, {self.stages} stages{split}"
+        cut = f"{self.channels}x{self.pixels}, {self.threads} threads, {self.stages} stages"
+        direct = ", weight direct" if self.direct else ""
+        return cut + direct + (f", split {self.split}" if self.split > 1 else "")
 
     def stage_bytes(self, element_bytes: int) -> int:
         """Shared memory of one step; a multiple of 1024, where the swizzle begins."""
-        whole = self.pixels * STEP_BYTES + self.channels // ROWS * record_bytes(element_bytes)
+        weight = 0 if self.direct else self.channels // ROWS * record_bytes(element_bytes)
+        whole = self.pixels * STEP_BYTES + weight
         return divided(whole, 1024) * 1024
 
     def shared_bytes(self, element_bytes: int) -> int:
@@ -135,22 +148,27 @@ def conv_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = T
         parameters.append("SUM* __restrict__ sums")
         ends, sums = "Ends{}", "sums"
     else:
-        parameters += _end_parameters(problem, biased)
-        ends, sums = _ends(problem, biased), "(SUM*)nullptr"
+        parameters += end_parameters(problem, biased)
+        ends, sums = ends_of(problem, biased), "(SUM*)nullptr"
     texts = {"SYMBOL": symbol, "PARAMETERS": ", ".join(parameters), "ENDS": ends, "SUMS": sums}
     emitted = _wgmma(problem, tile) if tile.wgmma else _mma(problem)
-    return _joined(texts | _tile_constants(problem, tile), problem, biased, emitted)
+    return joined(texts | _tile_constants(problem, tile), problem, biased, emitted, BODY)
 
 
 def finish_text(
     problem: ConvProblem, tile: Tile, symbol: str, threads: int, *, biased: bool = True
 ) -> str:
     """The kernel that adds up the parts of split sums. Parameters: the sums, then `end_roles`."""
-    parameters = ["const SUM* __restrict__ sums", *_end_parameters(problem, biased)]
-    texts = {"SYMBOL": symbol, "PARAMETERS": ", ".join(parameters), "ENDS": _ends(problem, biased)}
-    return _joined(
-        texts | {"IS_CONV": 0, "THREADS": threads, "SPLIT": tile.split}, problem, biased, ""
-    )
+    parameters = ["const SUM* __restrict__ sums", *end_parameters(problem, biased)]
+    constants = {
+        "SYMBOL": symbol,
+        "PARAMETERS": ", ".join(parameters),
+        "ENDS": ends_of(problem, biased),
+        "IS_CONV": 0,
+        "THREADS": threads,
+        "SPLIT": tile.split,
+    }
+    return joined(constants, problem, biased, "", BODY)
 
 
 def end_roles(problem: ConvProblem, biased: bool) -> tuple[str, ...]:
@@ -167,7 +185,7 @@ def end_roles(problem: ConvProblem, biased: bool) -> tuple[str, ...]:
     return tuple(role for role, is_there in wanted.items() if is_there)
 
 
-def _end_parameters(problem: ConvProblem, biased: bool) -> list[str]:
+def end_parameters(problem: ConvProblem, biased: bool) -> list[str]:
     """Declarations of `end_roles`."""
     kinds = {"r": "const R_TYPE", "y": "Y_TYPE"}
     return [
@@ -176,22 +194,24 @@ def _end_parameters(problem: ConvProblem, biased: bool) -> list[str]:
     ]
 
 
-def _ends(problem: ConvProblem, biased: bool) -> str:
+def ends_of(problem: ConvProblem, biased: bool) -> str:
     """The struct of `end_roles`."""
     roles = end_roles(problem, biased)
     fields = ("scale", "row_scale", "bias", "numbers", "r", "y")
     return f"Ends{{{', '.join(name if name in roles else 'nullptr' for name in fields)}}}"
 
 
-def _joined(texts: Mapping[str, object], problem: ConvProblem, biased: bool, emitted: str) -> str:
+def joined(
+    texts: Mapping[str, object], problem: ConvProblem, biased: bool, emitted: str, body: str
+) -> str:
     """Constants, types, instructions and the body."""
     constants = {**texts, **_problem_constants(problem), "HAS_BIAS": int(biased)}
     defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
     defines += "".join(f"#define ACTIVATION_{a} {i + 1}\n" for i, a in enumerate(ACTIVATIONS))
     y_type, has_e4m3 = C_TYPES[problem.y.dtype], constants["R_TYPE"] == "e4m3"
-    head = f"__device__ __forceinline__ {y_type} y_value(float v, float zero)"
+    head = f"__device__ __forceinline__ {y_type} y_value(float v)"
     to_y = f"{head} {{ {_TO_Y[problem.y.dtype]} }}\n"
-    return defines + _VALUES + _E4M3_VALUE * has_e4m3 + to_y + emitted + BODY
+    return defines + _VALUES + _E4M3_VALUE * has_e4m3 + to_y + emitted + body
 
 
 def _problem_constants(problem: ConvProblem) -> dict[str, object]:
@@ -280,6 +300,7 @@ def _tile_constants(problem: ConvProblem, tile: Tile) -> dict[str, object]:
         "TILES_M": tile.tiles_m,
         "WGMMA": int(tile.wgmma),
         "SPLIT": tile.split,
+        "DIRECT": int(tile.direct),
         "STEPS": steps_of(problem.k, size),
         "CHANNEL_BLOCKS": blocks,
         "M_TILES": blocks * tile.channels // ROWS,

@@ -24,6 +24,7 @@ from twofour.core.float8 import LARGEST
 from twofour.core.functions import CLAMPS
 from twofour.kernels.cuda.kernel import Array, Kernel, divided
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
+from twofour.kernels.cuda.rounding import MIDDLE, round_even, saturated
 
 _TILE = 2048
 _COLUMNS = 128
@@ -265,21 +266,28 @@ def coarse_gelu(v):
 
 
 @triton.jit
-def rounded(v, numbers, dtype: tl.constexpr):
-    """Values v, float32, as they are stored in y: times y_factor, bounded, rounded, plus y_zero."""
-    v = v * tl.load(numbers + 1)
-    low = tl.load(numbers + 2)
-    high = tl.load(numbers + 3)
-    if dtype == tl.int8:
-        v = tl.minimum(tl.maximum(v, low), high)
-        # 1.5 * 2**23 has a last place of 1: the sum is rounded to even, and holds it in its bits.
-        bits = (v + 12582912.0).to(tl.int32, bitcast=True)
-        q = (bits + tl.load(numbers + 4).to(tl.int32)).to(tl.int8)
-    else:
-        keep: tl.constexpr = tl.PropagateNan.ALL
-        v = tl.maximum(v, low, propagate_nan=keep)
-        q = tl.minimum(v, high, propagate_nan=keep).to(dtype)
-    return q
+def steps_of(numbers):
+    """unit, up, span and first: a result in steps is bounded and rounded by two multiply-adds.
+
+        y = saturated(v * unit + up) * span + first
+
+    Saturated between 0 and 1. The last place of `first`, 1.5 * 2**23 and more, is 1: so the sum is
+    whole, and its last byte is y. Minima, maxima and conversions take a multiprocessor twice as
+    long each.
+    """
+    low = round_even(tl.load(numbers + 2))
+    span = round_even(tl.load(numbers + 3)) - low
+    part = 1.0 / span
+    unit = tl.load(numbers + 1) * part
+    return unit, -low * part, span, low + tl.load(numbers + 4) + MIDDLE
+
+
+@triton.jit
+def bounded(v, numbers, dtype: tl.constexpr):
+    """Real values v as they are stored in y: times y_factor, between low and high."""
+    keep: tl.constexpr = tl.PropagateNan.ALL
+    v = tl.maximum(v * tl.load(numbers + 1), tl.load(numbers + 2), propagate_nan=keep)
+    return tl.minimum(v, tl.load(numbers + 3), propagate_nan=keep).to(dtype)
 
 
 @triton.jit
@@ -305,6 +313,28 @@ def float_of(v):
 
 
 @triton.jit
+def affine(
+    sums, m, n, m_inside, n_inside, scale, row_scale, bias, own, shift, SHIFTED: tl.constexpr
+):
+    """(sums * scale * row_scale + bias) * own + shift; these are 1 and 0 unless SHIFTED."""
+    v = sums.to(tl.float32)
+    if scale is not None:
+        factor = (tl.load(scale + n, mask=n_inside, other=0.0) * own)[None, :]
+        if row_scale is not None:
+            factor = factor * tl.load(row_scale + m, mask=m_inside, other=0.0)[:, None]
+        v = v * factor
+    elif row_scale is not None:
+        v = v * (tl.load(row_scale + m, mask=m_inside, other=0.0) * own)[:, None]
+    elif SHIFTED:
+        v = v * own
+    if bias is not None:
+        v = v + (tl.load(bias + n, mask=n_inside, other=0.0) * own + shift)[None, :]
+    elif SHIFTED:
+        v = v + shift
+    return v
+
+
+@triton.jit
 def finish(
     sums, m, n, n_inside, scale, row_scale, bias, r, numbers, y, ENDS: tl.constexpr, held=None
 ):
@@ -326,32 +356,37 @@ def finish(
     """
     m_inside = m < ENDS.rows
     inside = m_inside[:, None] & n_inside[None, :]
-    v = sums.to(tl.float32)
-    if scale is not None:
-        factor = tl.load(scale + n, mask=n_inside, other=0.0)[None, :]
-        if row_scale is not None:
-            factor = factor * tl.load(row_scale + m, mask=m_inside, other=0.0)[:, None]
-        v = v * factor
-    elif row_scale is not None:
-        v = v * tl.load(row_scale + m, mask=m_inside, other=0.0)[:, None]
-    if bias is not None:
-        v = v + tl.load(bias + n, mask=n_inside, other=0.0)[None, :]
+    activation: tl.constexpr = ENDS.activation
+    coarse: tl.constexpr = y.dtype.element_ty == tl.int8
+    # Where nothing bends in between, the sums become steps at once.
+    linear: tl.constexpr = coarse and activation == ""
+    own = 1.0
+    shift = 0.0
+    if coarse:
+        unit, up, span, first = steps_of(numbers)
+        if linear:
+            own = unit
+            shift = up
+    v = affine(sums, m, n, m_inside, n_inside, scale, row_scale, bias, own, shift, linear)
     if r is not None:
         if held is None:
             held = residual_of(r, m, n, n_inside, ENDS)
         residual = float_of(held)
         if not ENDS.adds_last:
-            v = v + residual * tl.load(numbers)
-    activation: tl.constexpr = ENDS.activation
-    if activation == "Gelu" and y.dtype.element_ty == tl.int8:
+            v = v + residual * (tl.load(numbers) * own)
+    if activation == "Gelu" and coarse:
         v = coarse_gelu(v)
     else:
         v = activate(v, activation)
     if ENDS.adds_last:
-        v = v + (residual - tl.load(numbers + 5)) * tl.load(numbers)
-    v = rounded(v, numbers, y.dtype.element_ty)
+        v = v + (residual - tl.load(numbers + 5)) * (tl.load(numbers) * own)
+    if coarse:
+        share = v if linear else v * unit + up
+        q = saturated(share, span, first)
+    else:
+        q = bounded(v, numbers, y.dtype.element_ty)
     y_pixels: tl.constexpr = ENDS.y
-    tl.store(y + pixel_offsets(m, y_pixels)[:, None] + n[None, :], v, mask=inside)
+    tl.store(y + pixel_offsets(m, y_pixels)[:, None] + n[None, :], q, mask=inside)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from twofour.kernels.cuda.kernel import Kernel, Recipe, divided
 from twofour.kernels.cuda.problem import REAL, NormProblem
-from twofour.kernels.cuda.rounding import narrow
+from twofour.kernels.cuda.rounding import scaled
 from twofour.kernels.cuda.rows import FLOAT8_SINCE
 
 Array = NDArray[Any]
@@ -72,11 +72,11 @@ def norm_rows(
     added = tl.load(beta + channel, mask=inside, other=0.0)
     v = centred * inverse[:, None] * factor + added
     kind: tl.constexpr = first.dtype.element_ty
-    result = narrow(v / FIRST_SCALE, kind, FIRST_ZERO)
+    result = scaled(v, 1.0 / FIRST_SCALE, kind, FIRST_ZERO)
     tl.store(first + row * FIRST_ROW + channel, result, mask=there)
     if second is not None:
         other: tl.constexpr = second.dtype.element_ty
-        bytes_ = narrow(v / SECOND_SCALE, other, SECOND_ZERO)
+        bytes_ = scaled(v, 1.0 / SECOND_SCALE, other, SECOND_ZERO)
         tl.store(second + row * SECOND_ROW + channel, bytes_, mask=there)
 
 
@@ -114,11 +114,14 @@ def recipes(
 
 
 def _configs(problem: NormProblem) -> list[tuple[int, int]]:
-    """(Rows, warps); about 16 channels for each thread are best, as a rule."""
+    """(Rows, warps); about 16 channels for each thread are best, as a rule.
+
+    A row of one warp has nobody to wait for.
+    """
     channels = triton.next_power_of_2(problem.channels)
     found = []
-    for per_thread in (16, 8, 32, 4):
-        for rows in (1, 4, 2, 8, 16):
+    for rows in (1, 4, 2, 8, 16):
+        for per_thread in (16, 8, 32, 4):
             warps = rows * channels // (per_thread * _LANES)
             small = rows > 1 and (rows * channels > _PROGRAM or rows >= 2 * problem.rows)
             if not small and 1 <= warps <= 32 and rows * channels // (warps * _LANES) <= 64:

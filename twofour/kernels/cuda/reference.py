@@ -31,6 +31,8 @@ def round_to(values: Array, dtype: str) -> Array:
         int8 or float32, the shape of `values`.
     """
     if dtype == "int8":
+        if values.dtype == np.int8:
+            return values
         return np.asarray(np.clip(np.rint(np.nan_to_num(values)), -128, 127), np.int8)
     values = np.asarray(values, np.float32)
     if dtype == "float8e4m3fn":

@@ -33,7 +33,7 @@ from twofour.kernels.cuda.attention import Tiles, load_block, operands_of, tile_
 from twofour.kernels.cuda.kernel import Kernel, Recipe
 from twofour.kernels.cuda.online_softmax import NOTHING, attend, load_rows, shares
 from twofour.kernels.cuda.problem import AttentionProblem
-from twofour.kernels.cuda.rounding import narrow
+from twofour.kernels.cuda.rounding import scaled
 
 Array = NDArray[Any]
 
@@ -199,7 +199,7 @@ def sparse_attention_rows(
     place = y + sequence * P.y.sequence + head * P.value_dim
     place += query[:, None] * P.y.token + channel[None, :]
     kind: tl.constexpr = y.dtype.element_ty
-    tl.store(place, narrow(shares(sums, total, FACTOR), kind, P.y_zero), mask=there)
+    tl.store(place, scaled(shares(sums, total, FACTOR), 1.0, kind, P.y_zero), mask=there)
 
 
 def why_not(problem: SparseAttentionProblem, capability: int) -> str:
