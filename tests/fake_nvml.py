@@ -35,6 +35,11 @@ class FakeNvml:
             raise NVMLError("Invalid Argument")
         return (UUID, CUT)[index]
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid not in (UUID, CUT):
+            raise NVMLError("Not Found")
+        return uuid
+
     def nvmlDeviceGetUUID(self, handle: str) -> bytes:
         return handle.encode()
 

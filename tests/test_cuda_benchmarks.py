@@ -73,3 +73,24 @@ def test_a_page_shows_all_that_was_measured_and_what_was_not(tmp_path: Path) -> 
     shown = section(tmp_path / "cuda_kernels.json")
     assert "80.0 / 50.0" in shown
     assert "python -m benchmarks.cuda_kernels --sizes 4096" in shown
+
+
+def test_tables_are_joined_and_what_was_not_reached_replaces_nothing(tmp_path: Path) -> None:
+    other = Layer("square", "8192", 8192, 8192, 8192)
+    tables = {
+        "old": [Cell(SQUARE, "INT8", 80.0, 60.0), Cell(SQUARE, "fp16", 150.0, 120.0)],
+        "new": [
+            Cell(SQUARE, "INT8", 80.0, 50.0),
+            Cell(SQUARE, "fp16", problem="the time was over"),
+            Cell(other, "INT8", 640.0, 400.0),
+        ],
+    }
+    document = about(cuda_kernels.TITLE, cuda_kernels.NAME, [], ["a GPU"], ()) | {"time_s": 3}
+    for name, cells in tables.items():
+        held = document | {"cells": [each.to_json() for each in cells]}
+        (tmp_path / name).write_text(json.dumps(held))
+        assert cuda_kernels.add(tmp_path / "made", tmp_path / name) == 0
+    page = (tmp_path / "made" / "cuda_kernels.md").read_text()
+    assert "| 4096 | 80.0 / 50.0, **1.60x** | 150.0 / 120.0, **1.25x** |" in page
+    assert "640.0 / 400.0" in page
+    assert "Measured in 6 s" in page

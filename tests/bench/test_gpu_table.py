@@ -169,3 +169,22 @@ def test_the_page_of_accuracy_has_what_was_refused():
     text = cuda_accuracy.page({**document, "networks": {"net": rows}})
     assert "| net | int8 | 90.00 % | 0.990000 |  |  |" in text
     assert "| net | fp8 |  |  |  | no / such |" in text
+
+
+def test_tables_of_several_gpus_are_joined(tmp_path):
+    head = {"title": "T", "command": "python", "version": "0", "device": ["A"], "tools": {}}
+    parts = {"a": [row("bert"), row("bert", 1)], "b": [row("resnet50"), row("bert", 1)]}
+    parts["b"][1]["seconds"] = 7.0
+    for name, rows in parts.items():
+        (tmp_path / name).write_text(json.dumps({**head, "rows": rows}))
+    words = ["--output", str(tmp_path / "out"), "--add", str(tmp_path / "a"), str(tmp_path / "b")]
+    assert cuda_networks.main(words) == 0
+    rows = json.loads((tmp_path / "out" / "cuda_networks.json").read_text())["rows"]
+    assert [(each["network"], each["batch"]) for each in rows] == [
+        ("bert", 1),
+        ("bert", 32),
+        ("resnet50", 32),
+    ]
+    assert rows[0]["seconds"] == 7.0
+    text = (tmp_path / "out" / "cuda_networks.md").read_text()
+    assert "| bert | 1 | int8 2:4 | 80 | 6.25x | 1.50x | 1.25x | 60 % | 2.00x |  |" in text

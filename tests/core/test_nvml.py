@@ -52,6 +52,14 @@ def test_energy_in_microjoules() -> None:
         energy_counter(2, FakeNvml())
 
 
+def test_energy_of_a_gpu_by_its_uuid() -> None:
+    assert energy_counter(UUID, FakeNvml()).read_uj() == 5_000_000
+    with pytest.raises(OSError, match="Not Supported"):
+        energy_counter(CUT, FakeNvml())
+    with pytest.raises(OSError, match="Not Found"):
+        energy_counter("GPU-dddd", FakeNvml())
+
+
 def test_names_and_bits_are_those_of_the_library() -> None:
     real = pytest.importorskip("pynvml")
     functions = [name for name in vars(FakeNvml) if name.startswith("nvmlDevice")]

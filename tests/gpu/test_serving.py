@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cuda_engines import COUNT, W, mixed_engine
+from tests.cuda_engines import W, mixed_engine
+from tests.gpu.served import VALUES, served
 from twofour.core.gpus import read_capabilities
 from twofour.core.nvml import Nvml, energy_counter
 from twofour.engine import Engine
@@ -22,7 +23,6 @@ from twofour.runtime.session import Session
 
 gpu_only = pytest.mark.skipif(not read_capabilities(), reason="no NVIDIA GPU here")
 pytestmark = [pytest.mark.gpu, gpu_only]
-VALUES = np.linspace(-1, 1, COUNT, dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -48,36 +48,15 @@ def test_nvml_tells_of_the_gpu() -> None:
     assert 10 < found.temperature_celsius < 110
     assert found.utilization is not None
     assert 0 <= found.utilization <= 1
-    counter = energy_counter(0)
+    counter = energy_counter(open_device(0).gpu.uuid)
     before = counter.read_uj()
     time.sleep(0.3)
     print(f"{(counter.read_uj() - before) / 0.3e6:.0f} W by the energy counter, idle")
 
 
 def test_instances_serve_from_the_gpu_that_they_name(engine: Engine) -> None:
-    pytest.importorskip("pydantic")
-    version_module = pytest.importorskip("twofour.serve.models.version")
-    config_of = pytest.importorskip("twofour.serve.repository.config").config_of
-    uuid = open_device(0).gpu.uuid
-    place = {"gpu": uuid, "gpu_memory_mb": 1}
-    config = config_of({"instances": [place, place, {"gpu": 0}]}, "config.yaml")
-
-    async def serve() -> list[Any]:
-        version = version_module.Version("m", 1, config, engine)
-        await version.start()
-        loop = asyncio.get_running_loop()
-        got = []
-        for factor in range(30):
-            waiting = loop.create_future()
-            inputs = {"x": VALUES * np.float32(factor)}
-            ticket = version_module.Ticket(time.perf_counter_ns())
-            version.submit(inputs, ticket, waiting.set_result)
-            got.append(waiting)
-        answers = await asyncio.gather(*got)
-        await version.close()
-        return answers
-
-    for factor, answer in enumerate(asyncio.run(serve())):
+    place = {"gpu": open_device(0).gpu.uuid, "gpu_memory_mb": 1}
+    for factor, answer in enumerate(served(engine, {"instances": [place, place, {"gpu": 0}]}, 30)):
         assert isinstance(answer, dict), answer
         np.testing.assert_array_equal(answer["y"], 2 * (VALUES * np.float32(factor)) + W)
 

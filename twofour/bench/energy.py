@@ -139,20 +139,20 @@ def processor_counters(powercap: Path = POWERCAP) -> tuple[RaplDomain, ...] | Un
 
 
 def gpu_counters(
-    index: int, library: Any = nvml.LIBRARY
+    which: int | str, library: Any = nvml.LIBRARY
 ) -> tuple[EnergyCounter, ...] | Unavailable:
     """Of one NVIDIA GPU.
 
     Args:
-        index: of it, from 0.
+        which: its number as NVML counts, whatever a process sees of them; or its UUID.
         library: pynvml; None where it is not installed.
     """
     if library is None:
         return Unavailable("the package nvidia-ml-py is missing", nvml.INSTALL)
     try:
-        return (energy_counter(index, library),)
+        return (energy_counter(which, library),)
     except OSError as e:
-        return Unavailable(f"NVIDIA GPU {index} has no energy counter: {e}")
+        return Unavailable(f"NVIDIA GPU {which} has no energy counter: {e}")
 
 
 def measure(

@@ -172,11 +172,11 @@ class EnergyCounter:
         return 0
 
 
-def energy_counter(index: int, library: Any = LIBRARY) -> EnergyCounter:
+def energy_counter(which: int | str, library: Any = LIBRARY) -> EnergyCounter:
     """That of one GPU.
 
     Args:
-        index: of it, from 0.
+        which: its number as NVML counts, which knows nothing of CUDA_VISIBLE_DEVICES; or its UUID.
         library: pynvml; None where it is not installed.
 
     Raises:
@@ -186,7 +186,8 @@ def energy_counter(index: int, library: Any = LIBRARY) -> EnergyCounter:
     if why := nvml.why_not():
         raise OSError(why)
     try:
-        found = EnergyCounter("", library, library.nvmlDeviceGetHandleByIndex(index))
+        ask = "nvmlDeviceGetHandleBy" + ("UUID" if isinstance(which, str) else "Index")
+        found = EnergyCounter("", library, getattr(library, ask)(which))
     except library.NVMLError as error:
         raise OSError(str(error)) from error
     found.read_uj()

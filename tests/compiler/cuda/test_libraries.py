@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 from tests.kernels.cuda.test_products import FP8, QUANTIZED, arrays_of, called, problem_of
 from tests.runtime.cuda.test_libraries import Fake, Gpu, built, compiled
 from twofour.compiler.cuda import libraries as compiler_libraries
-from twofour.compiler.cuda.libraries import library_recipes, missing
+from twofour.compiler.cuda.libraries import left_out, library_recipes, missing
 from twofour.compiler.cuda.race import Result
 from twofour.core.cuda_products import CUSPARSELT as CUSPARSELT_NAME
 from twofour.core.cuda_products import Product, read_product
 from twofour.core.errors import UnsupportedError
+from twofour.kernels.cuda.problem import Finish
 from twofour.runtime.cuda import cublaslt, cusparselt, libraries, prepared
 from twofour.runtime.cuda.device import Device
 from twofour.runtime.cuda.libraries import CUBLASLT, CUSPARSELT
@@ -51,9 +53,11 @@ class Racer:
     def __init__(self) -> None:
         self.broken: set[str] = set()
         self.asked = 0
+        self.last: list[Product] = []
 
     def race(self, products: list[Product], library: str, runs: int) -> list[Result]:
         self.asked += 1
+        self.last = products
         times = [100.0 - place for place in range(len(products))]
         found = [
             Result(each, math.inf if each.algorithm in self.broken else us, "")
@@ -90,8 +94,8 @@ def fake(built: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return made
 
 
-def made(gpu: Clock, dtype: str = "int8", effort: int = 2) -> Any:
-    problem = problem_of(dtype, dtype, QUANTIZED)
+def made(gpu: Clock, dtype: str = "int8", effort: int = 2, finish: Finish = QUANTIZED) -> Any:
+    problem = problem_of(dtype, dtype, finish)
     device: Device = gpu  # type: ignore[assignment]
     return library_recipes(problem, arrays_of(problem), device, effort=effort)
 
@@ -109,6 +113,22 @@ def test_the_fastest_algorithms_become_recipes(fake: Fake, racer: Racer) -> None
     assert names == ["4", "3"]  # each was faster than the one before
     assert set(gpu.held.values()) == {0}
     assert len(fake.lines("cusparseLtSpMMACompress2")) == 1  # for all of them
+
+
+@compiled
+def test_where_plans_take_long_small_products_are_left_to_others(
+    fake: Fake, racer: Racer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {recipe.tactic for recipe in made(Clock(), "float16")} == {"cublaslt"}
+    problem = problem_of("float16", "float16", QUANTIZED)
+    assert "--tuning-effort 3 tries it" in left_out(problem, 2)
+    assert left_out(problem, 3) == left_out(replace(problem, height=1 << 24), 2) == ""
+    monkeypatch.setattr(compiler_libraries, "_WORTH_MACS", 0)
+    recipes = made(Clock(), "float16", finish=Finish(scaled=False))
+    assert {recipe.tactic for recipe in recipes} == {"cublaslt", "2:4 cusparselt"}
+    (sparse, *_) = [each for each in recipes if each.tactic == "2:4 cusparselt"]
+    product = read_product(called(sparse).settings, CUSPARSELT_NAME)
+    assert (product.bias, racer.last[0].bias) == ("float16", "")  # raced without, taken with it
 
 
 @compiled

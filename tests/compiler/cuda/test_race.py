@@ -85,6 +85,22 @@ def test_after_some_that_broke_none_is_tried_that_is_not_known() -> None:
         made.close()
 
 
+def test_what_did_no_harm_before_may_break_some_times_and_then_none_is_tried() -> None:
+    """Those known from another product are tried again, but not for ever."""
+    made = racer(CHILD.replace("number == 13", "number < 0"))
+    try:
+        assert raced(made, [1, 2, 3, 4, 5, 6])["6"][0] == 94.0
+        made.close()
+        made.command = racer(CHILD.replace("number == 13", "number < 7")).command
+        found = raced(made, [1, 2, 3, 4, 5, 6])
+        broke = [error for _, error in found.values() if "breaks the GPU's context" in error]
+        assert len(broke) == 4
+        assert "too many others" in found["5"][1]
+        assert "too many others" in raced(made, [8])["8"][1]
+    finally:
+        made.close()
+
+
 def test_one_that_does_not_end_is_ended() -> None:
     made = racer(seconds=3.0)
     try:

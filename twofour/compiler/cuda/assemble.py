@@ -32,6 +32,8 @@ Bytes = NDArray[np.uint8]
 class Constants:
     """All constants of an engine in one block; equal ones lie there once."""
 
+    digests: dict[int, tuple[Array, bytes]] = field(default_factory=dict)
+    """Arrays that were seen, by identity: large ones are read once, whoever keeps them."""
     _parts: list[Bytes] = field(default_factory=list)
     _known: dict[bytes, Place] = field(default_factory=dict)
     _size: int = 0
@@ -39,17 +41,31 @@ class Constants:
     def keep(self, array: Array) -> Place:
         """Where an array lies."""
         content = as_bytes(array)
-        digest = hashlib.sha256(content.data).digest() + str(content.size).encode()
+        digest = self._digest(array, content)
         if digest not in self._known:
             self._known[digest] = Place(WEIGHTS, self._size, content.size)
-            padded = rounded(content.size)
-            self._parts.append(np.pad(content, (0, padded - content.size)))
-            self._size += padded
+            self._parts.append(content)
+            self._size += rounded(content.size)
         return self._known[digest]
+
+    @property
+    def contents(self) -> tuple[bytes, ...]:
+        """What tells one block from another."""
+        return tuple(self._known)
 
     def block(self) -> Bytes:
         """All of them."""
-        return np.concatenate(self._parts) if self._parts else np.zeros(0, np.uint8)
+        found = np.zeros(self._size, np.uint8)
+        for where, content in zip(self._known.values(), self._parts, strict=True):
+            found[where.offset : where.offset + where.size_bytes] = content
+        return found
+
+    def _digest(self, array: Array, content: Bytes) -> bytes:
+        seen = self.digests.get(id(array))
+        if seen is None:
+            digest = hashlib.sha256(content.data).digest() + str(content.size).encode()
+            seen = self.digests[id(array)] = (array, digest)
+        return seen[1]
 
 
 def program_of(

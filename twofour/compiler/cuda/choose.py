@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from twofour.compiler.cuda import compiling
 from twofour.compiler.cuda.check import WrongError
-from twofour.compiler.cuda.libraries import library_recipes, repacked
+from twofour.compiler.cuda.libraries import left_out, library_recipes, repacked
 from twofour.compiler.cuda.lower import Turn
 from twofour.compiler.cuda.tactics import offered
 from twofour.core.errors import EngineError, Error, UnsupportedError
 from twofour.core.plan import Candidate, is_sparse
+from twofour.kernels.cuda import gemm_cusparselt
 from twofour.kernels.cuda.kernel import Compiled, Kernel, LibraryKernel, NvidiaSource, Recipe
 from twofour.kernels.cuda.problem import ConvProblem
 from twofour.runtime.cuda.device import Device
@@ -152,7 +153,11 @@ def with_libraries(
         plain = tuple(replace(recipe, constants={}) for recipe in recipes)
         compiling.remember(_offered, {key: plain}, _MOST_OFFERED)
     made = _made(recipes, capability)
-    return [*ways, *(_way(recipe, made, sparsity) for recipe in recipes)]
+    found = [*ways, *(_way(recipe, made, sparsity) for recipe in recipes)]
+    reason = left_out(turn.problem, effort)
+    if reason and sparse and gemm_cusparselt.takes(turn.problem, capability):
+        found.append(Candidate(gemm_cusparselt.NAME, "", reason=reason))
+    return found
 
 
 def own_ways(

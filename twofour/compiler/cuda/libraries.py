@@ -32,6 +32,12 @@ from twofour.runtime.cuda import cublaslt, cusparselt, libraries
 from twofour.runtime.cuda.device import Device
 
 _TRIED = {CUBLASLT: (1, 4, 6, 16), CUSPARSELT: (1, 8, 24, 128)}
+_SLOW = ("float16", "bfloat16")
+"""Types in which cuSPARSELt takes a fifth of a second (0.8.0 on an H200) to look for algorithms,
+for each plan again: a network of many small products would be built in minutes."""
+_TRIED_SLOW = (1, 4, 8, 128)
+_WORTH_MACS = 1 << 34
+"""From there on it was seen to be ahead in these types."""
 _KEPT = (1, 1, 2, 6)
 _RUNS = 3
 _ALL = 3  # the effort that leaves nothing out
@@ -57,6 +63,8 @@ def library_recipes(
     found: list[Recipe] = []
     absent = missing()
     packed: dict[tuple[int, int], Array] = {}
+    if left_out(problem, effort):
+        absent[CUSPARSELT] = ""
     for tactic, library in ((gemm_cublaslt, CUBLASLT), (gemm_cusparselt, CUSPARSELT)):
         if library in absent:
             continue
@@ -68,6 +76,22 @@ def library_recipes(
                 own += _expanded(recipe, library, device, effort, packed)
         found += own
     return tuple(found)
+
+
+def left_out(problem: ConvProblem, effort: int) -> str:
+    """Why cuSPARSELt is not tried; "" where it is.
+
+    Args:
+        problem: what is computed.
+        effort: as for `library_recipes`.
+    """
+    macs = problem.rows * problem.k * problem.out_channels
+    if effort >= _ALL or problem.x.dtype not in _SLOW or macs >= _WORTH_MACS:
+        return ""
+    return (
+        f"not tried: its plans in {problem.x.dtype} take long, and {macs / 1e9:.1f} thousand "
+        "million products are few; --tuning-effort 3 tries it"
+    )
 
 
 def repacked(
@@ -131,7 +155,8 @@ def _expanded(
     product = read_product(call.settings, library)
     level = min(max(effort, 0), len(_KEPT) - 1)
     algorithms = cublaslt.algorithms if library == CUBLASLT else cusparselt.algorithms
-    most = _TRIED[library][level]
+    is_slow = library == CUSPARSELT and product.x in _SLOW
+    most = (_TRIED_SLOW if is_slow else _TRIED[library])[level]
     products = algorithms(product, device.capability, most, device.gpu.index)
     if not products:
         return []
@@ -143,8 +168,11 @@ def _expanded(
         w = packed[key]
     best = [products[0]]
     if len(products) > 1:
-        raced = racer(device.gpu.uuid).race(products, library, _RUNS)
-        best = [each.product for each in raced if each.us < math.inf][: _KEPT[level]]
+        # The address of a bias is part of a plan: without one a plan less is made of each.
+        tried = [replace(each, bias="") for each in products] if is_slow else products
+        raced = racer(device.gpu.uuid).race(tried, library, _RUNS)
+        fit = [each.product for each in raced if each.us < math.inf][: _KEPT[level]]
+        best = [replace(each, bias=product.bias) for each in fit]
     return [_by(recipe, place, call, found, w) for found in best]
 
 

@@ -14,6 +14,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +23,10 @@ from twofour.core.cuda_products import Product
 _SECONDS = 30.0  # until the first answer of a child: the start of it and of the libraries is in it
 _SECONDS_MORE = 6.0  # until each further one
 _MOST_STARTS = 8  # for one race
-_MOST_BROKEN = 2  # algorithms for some types: each costs a start of the child
+_MOST_BROKEN = 2  # algorithms for some types, behind which none is tried that is not known
+_MOST_BREAKS = 4  # for some types, behind which nothing is tried: each costs seconds
 _MODULE = "twofour.compiler.cuda.race_child"
+_Kind = tuple[str, str, str]  # library, types of x and y
 
 
 @dataclass
@@ -41,6 +44,10 @@ class Result:
     error: str = ""
 
 
+def _kind(result: Result, library: str) -> _Kind:
+    return library, result.product.x, result.product.y
+
+
 @dataclass
 class Racer:
     """A child process on one GPU.
@@ -54,7 +61,8 @@ class Racer:
     uuid: str
     command: tuple[str, ...] = (sys.executable, "-m", _MODULE)
     seconds: float = _SECONDS
-    _known: dict[tuple[str, str, str], dict[str, bool]] = field(default_factory=dict)
+    _known: dict[_Kind, dict[str, bool]] = field(default_factory=dict)
+    _breaks: Counter[_Kind] = field(default_factory=Counter)
     _process: subprocess.Popen[str] | None = None
     _silent: bool = True
     _answers: queue.Queue[str] = field(default_factory=queue.Queue)
@@ -94,16 +102,21 @@ class Racer:
             process.kill()
             process.wait()
 
-    def _kind(self, result: Result, library: str) -> dict[str, bool]:
-        """Whether algorithms for products of these types leave the context whole, once tried."""
-        product = result.product
-        return self._known.setdefault((library, product.x, product.y), {})
+    def _note(self, result: Result, library: str, *, whole: bool) -> None:
+        """Whether an algorithm left the context whole."""
+        kind = _kind(result, library)
+        self._known.setdefault(kind, {})[result.product.algorithm] = whole
+        self._breaks[kind] += not whole
 
     def _may_run(self, result: Result, library: str) -> bool:
-        """One that broke is not tried again; after some that did, none that is not known."""
-        known = self._kind(result, library)
+        """One that broke is not tried again; after some that did, none that is not known.
+
+        What did no harm to one product may break on another: after some more, none at all.
+        """
+        kind = _kind(result, library)
+        known = self._known.get(kind, {})
         some = list(known.values()).count(False) < _MOST_BROKEN
-        return known.get(result.product.algorithm, some)
+        return self._breaks[kind] < _MOST_BREAKS and known.get(result.product.algorithm, some)
 
     def _asked(self, results: list[Result], library: str, runs: int) -> int:
         """Asks for these; how many were answered or broke the child."""
@@ -121,11 +134,11 @@ class Racer:
             self._silent = False
             if answer is None:
                 result.error = "it breaks the GPU's context, or does not end"
-                self._kind(result, library)[result.product.algorithm] = False
+                self._note(result, library, whole=False)
                 self.close()
                 return index + 1
             result.us = float(answer.get("us", math.inf))
-            self._kind(result, library)[result.product.algorithm] = True
+            self._note(result, library, whole=True)
             result.error = str(answer.get("error", ""))
         return len(results)
 

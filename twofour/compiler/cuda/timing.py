@@ -39,8 +39,31 @@ Array = NDArray[Any]
 _ROUNDS = (5, 9, 15, 31)
 """Samples for each tuning effort."""
 _GARBAGE = 0x5A
+_HELD = 1 << 30
+"""Bytes of constants that stay on the GPU for further ways of the same turn."""
 _SCRATCH = 64 << 20
 """Bytes that are taken at once for what ways need beside their operands."""
+
+
+def made_up(turn: Turn) -> dict[str, Array]:
+    """Random operands by role, bytes of each; those that lie in one buffer hold the same there.
+
+    A residual may be what the convolution itself reads, or another part of its buffer.
+    """
+    read = {role: t for role, t in turn.operands.items() if role not in turn.writes}
+    ends: dict[str, int] = {}
+    for tensor in read.values():
+        end = tensor.offset_bytes + tensor.span_bytes
+        ends[tensor.buffer] = max(ends.get(tensor.buffer, 0), end)
+    types = {tensor.buffer: tensor for tensor in reversed(read.values())}
+    held = {
+        name: random_operand(types[name].dtype, end // types[name].item_bytes, seed).view(np.uint8)
+        for seed, (name, end) in enumerate(ends.items())
+    }
+    return {
+        role: held[t.buffer][t.offset_bytes : t.offset_bytes + t.span_bytes]
+        for role, t in read.items()
+    }
 
 
 def keyed_by(device: Device) -> str:
@@ -97,15 +120,12 @@ class _Stand:
         """Makes up what it reads."""
         self.turn, self._device = turn, device
         self._room: _Room | None = None
+        self._digests: dict[int, tuple[Array, bytes]] = {}
         self._plugin = Sampled(turn, turn.op) if isinstance(turn.op, PluginOp) else None
         if self._plugin is not None:
             self._inputs, self._sample = self._plugin.inputs, None
             return
-        self._inputs = {
-            role: random_operand(tensor.dtype, tensor.span_bytes // tensor.item_bytes, seed)
-            for seed, (role, tensor) in enumerate(turn.operands.items())
-            if role not in turn.writes
-        }
+        self._inputs = made_up(turn)
         self._sample = sample_of(turn, self._inputs)
 
     def time_us(self, way: Way, rounds: int) -> float:
@@ -116,11 +136,11 @@ class _Stand:
         for name in sorted(lives.keys() - operands.keys()):
             offsets[name] = size
             size += rounded(lives[name].size_bytes)
-        constants = Constants()
+        constants = Constants(self._digests)
         places = places_of(self.turn, way, offsets, scratch_buffer(0), constants)
         program = CudaProgram.of(calls_of(way, places, 0), (), ())
         room = self._with_room(size, places)
-        room.put_weights(constants.block())
+        room.put_weights(constants)
         objects = Objects(self._device, code_of([way]))
         try:
             return self._timed(way, room, program, objects, rounds)
@@ -179,6 +199,7 @@ class _Room:
         self._device, self.size_bytes = device, size_bytes
         self.stream = device.stream()
         self.blocks: dict[str, int] = {}
+        self._weights: dict[tuple[bytes, ...], tuple[int, int]] = {}  # address and bytes
         self.places: Mapping[str, Place] = {}
         try:
             self.blocks[ARENA] = device.take(size_bytes, "operands to time a kernel with")
@@ -188,14 +209,23 @@ class _Room:
             self.close()
             raise
 
-    def put_weights(self, weights: Array) -> None:
-        """The constants of the next way."""
-        if WEIGHTS in self.blocks:
-            self._device.give_back(self.blocks.pop(WEIGHTS))
-        size = max(weights.nbytes, 1)
-        self.blocks[WEIGHTS] = self._device.take(size, "weights to time a kernel with")
-        self._device.to_gpu(self.blocks[WEIGHTS], weights, self.stream)
-        self._device.wait(self.stream)
+    def put_weights(self, constants: Constants) -> None:
+        """The constants of the next way; those that many ways have stay where they are."""
+        found = self._weights.get(constants.contents)
+        if found is None:
+            block = constants.block()
+            self._forget(block.nbytes)
+            address = self._device.take(max(block.nbytes, 1), "weights to time a kernel with")
+            found = self._weights[constants.contents] = (address, block.nbytes)
+            self._device.to_gpu(address, block, self.stream)
+            self._device.wait(self.stream)
+        self.blocks[WEIGHTS] = found[0]
+
+    def _forget(self, more_bytes: int) -> None:
+        """Gives the oldest constants back, as far as more of them leave too little room."""
+        while self._weights and more_bytes + sum(n for _, n in self._weights.values()) > _HELD:
+            address, _ = self._weights.pop(next(iter(self._weights)))
+            self._device.give_back(address)
 
     def put(self, where: Place, array: Array) -> None:
         """Puts what is read in its place."""
@@ -220,7 +250,8 @@ class _Room:
 
     def close(self) -> None:
         """Gives all back."""
-        for address in self.blocks.values():
+        self.blocks.pop(WEIGHTS, None)
+        for address in (*self.blocks.values(), *(at for at, _ in self._weights.values())):
             self._device.give_back(address)
-        self.blocks = {}
+        self.blocks, self._weights = {}, {}
         self._device.drop_stream(self.stream)
