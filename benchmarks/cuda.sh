@@ -13,6 +13,10 @@
 # TESTS, KERNELS, ROWS, NETWORKS, TRAIN, ACCURACY   further words for the command of a part
 # FILES         networks whose files are written meanwhile, if the part networks is asked for
 # CACHE         folder for what a later call can use again: what torch.compile found
+# KEEP          folder for files of networks, their engines, and what was trained; else they go
+#
+# On a machine with several GPUs, one call each at the same time, with CUDA_VISIBLE_DEVICES and OUT
+# of its own; `python -m benchmarks.cuda_networks --output DIR --add FILE...` joins their tables.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : "${OUT:?name the folder for results: OUT=DIR bash benchmarks/cuda.sh}"
@@ -22,7 +26,8 @@ PYTHON=${PYTHON:-python3}
 END=$((SECONDS + ${LIMIT:-580}))
 WORK=$(mktemp -d)
 CACHE=${CACHE:-$WORK/cache}
-mkdir -p "$OUT" "$CACHE" "$WORK/tables"
+KEEP=${KEEP:-$WORK}
+mkdir -p "$OUT" "$CACHE" "$KEEP" "$WORK/tables"
 trap 'kill "${MAKERS[@]}" 2>/dev/null; rm -rf "$WORK"' EXIT
 MAKERS=()
 
@@ -51,15 +56,15 @@ rows() { # shellcheck disable=SC2086
     "$PYTHON" -m benchmarks.cuda_rows --output "$WORK/tables" ${ROWS:-}
 }
 networks() { # shellcheck disable=SC2086
-    "$PYTHON" -m benchmarks.cuda_networks --output "$WORK/tables" --files "$WORK/networks" \
+    "$PYTHON" -m benchmarks.cuda_networks --output "$WORK/tables" --files "$KEEP/networks" \
         --compile-cache "$CACHE/inductor.tar.gz" --seconds "$(($1 - 10))" ${NETWORKS:-}
 }
 train() { # shellcheck disable=SC2086
-    "$PYTHON" examples/cifar10_gpu.py --device cuda --amp --out "$WORK/trained" \
+    "$PYTHON" examples/cifar10_gpu.py --device cuda --amp --out "$KEEP/trained" \
         --table "$WORK/tables/cifar10_gpu.md" ${TRAIN:-}
 }
 accuracy() { # shellcheck disable=SC2086
-    "$PYTHON" -m benchmarks.cuda_accuracy --output "$WORK/tables" --trained "$WORK/trained" \
+    "$PYTHON" -m benchmarks.cuda_accuracy --output "$WORK/tables" --trained "$KEEP/trained" \
         --seconds "$(($1 - 10))" ${ACCURACY:-}
 }
 
@@ -68,7 +73,7 @@ PARTS=("$@")
 STATUS=0
 if [[ " ${PARTS[*]} " == *" networks "* ]]; then # these need no GPU
     for network in ${FILES:-bert resnet50 llama_mlp resnet34}; do
-        OMP_NUM_THREADS=3 nice "$PYTHON" -m benchmarks.cuda.cases "$WORK/networks" "$network" \
+        OMP_NUM_THREADS=3 nice "$PYTHON" -m benchmarks.cuda.cases "$KEEP/networks" "$network" \
             >>"$WORK/files.log" 2>&1 &
         MAKERS+=($!)
     done
@@ -86,7 +91,7 @@ for part in "${PARTS[@]}"; do
     begin=$SECONDS
     # A part is a process group of its own: what is left of it at its limit ends with it.
     export -f "$part"
-    export WORK CACHE PYTHON
+    export WORK CACHE KEEP PYTHON
     timeout -k 5 "$limit" bash -c "$part $limit" >"$WORK/$part.log" 2>&1
     code=$?
     [ $code -eq 0 ] || STATUS=1

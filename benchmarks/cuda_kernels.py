@@ -2,15 +2,17 @@
 
     python -m benchmarks.cuda_kernels --output benchmarks
     python -m benchmarks.cuda_kernels --sizes 1024,4096 --families bert-base --output try
+    python -m benchmarks.cuda_kernels --add try/cuda_kernels.json --output benchmarks
 
 Both are NVIDIA's: 2:4 by cuSPARSELt, dense by cuBLASLt, each by the fastest of the algorithms that
-its library has for the product (cuSPARSELt's but those that break; those that cuBLASLt proposes, of
-fp8 with sums of all and of fewer bits). Two rounds find it: all once, the best few several times.
-Then the two winners are recorded in CUDA graphs of at least 300 us and replayed in turns; the times
-are medians. Numbers are random (zeros would need less power, and so run faster): int8 even in
-+-100, fp16 and fp8 normal. Both compute with the same weight, and what they wrote is compared.
+its library has for the product (cuSPARSELt's but those that break, as many as `--algorithms` says;
+those that cuBLASLt proposes, of fp8 with sums of all and of fewer bits). Two rounds find it: all
+once, the best few several times. Then the two winners are recorded in CUDA graphs of at least 300
+us and replayed in turns; the times are medians. Numbers are random (zeros would need less power,
+and so run faster): int8 even in +-100, fp16 and fp8 normal. Both compute with the same weight, and
+what they wrote is compared.
 
-Our own 2:4 kernel (docs/cuda.md) is the fastest of the four tiles it deems best; its time is of
+Our own 2:4 kernel (docs/cuda.md) is the fastest of the eight tiles it deems best; its time is of
 another random weight, packed as it wants it. It takes turns with the other two.
 
 y is of x's type, of fp8 bfloat16. The last column has y of int32. Rows that cuSPARSELt does
@@ -21,6 +23,7 @@ stay in the L2 cache between replays where they fit, for both.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -29,9 +32,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cuda.products import KINDS, SQUARE, Cell, families, measure, squares
+from benchmarks.cuda.products import KINDS, SQUARE, Cell, Layer, families, measure, squares
 from benchmarks.cuda.roof import Roof, measured_roofs, roof_lines
-from benchmarks.document import about, head, write
+from benchmarks.document import about, head, noted, write
 from twofour.runtime.cuda.device import open_device
 from twofour.runtime.cuda.libraries import versions
 
@@ -120,7 +123,7 @@ def layer_tables(cells: list[Cell]) -> Iterator[str]:
 def report(document: dict[str, Any], cells: list[Cell], roofs: Sequence[Roof] = ()) -> str:
     """The page."""
     lines = [*head(document), f"Measured in {document['time_s']} s.", ""]
-    lines += [text for note in document.get("notes", ()) for text in (note, "")]
+    lines += noted(document)
     lines += square_tables([cell for cell in cells if cell.layer.family == SQUARE])
     lines += ["", *roof_lines(roofs)]
     lines += layer_tables([cell for cell in cells if cell.layer.family != SQUARE])
@@ -140,7 +143,44 @@ def main() -> int:
     parser.add_argument("--families", default=",".join(families()))
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seconds", type=float, default=100.0, help="no new product after that")
+    parser.add_argument("--algorithms", type=int, default=200, help="of cuSPARSELt, at most")
+    parser.add_argument("--add", type=Path, metavar="FILE", help="measure nothing, join this table")
     chosen = parser.parse_args()
+    return add(chosen.output, chosen.add) if chosen.add else run(chosen)
+
+
+def add(folder: Path, path: Path) -> int:
+    """Joins a table to the one that is there; what both have is taken from it."""
+    made, before = json.loads(path.read_text()), {}
+    old = folder / f"{NAME}.json"
+    if old.is_file():
+        before = json.loads(old.read_text())
+    held = {_key(cell): cell for cell in (*before.get("cells", ()), *made["cells"]) if _told(cell)}
+    roofs = {each["kind"]: each for each in (*before.get("roofs", ()), *made.get("roofs", ()))}
+    made["cells"], made["roofs"] = list(held.values()), list(roofs.values())
+    made["time_s"] += before.get("time_s", 0)
+    cells = [_cell(each) for each in made["cells"]]
+    found = [Roof(**each) for each in made["roofs"]]
+    write(folder, NAME, made, report(made, cells, found))
+    return 0
+
+
+def _told(cell: dict[str, Any]) -> bool:
+    """Whether it says anything: one that no time was left for may be there from before."""
+    return bool(cell["problem"] != "the time was over")
+
+
+def _key(cell: dict[str, Any]) -> tuple[Any, ...]:
+    return (*cell["layer"].values(), cell["kind"])
+
+
+def _cell(held: dict[str, Any]) -> Cell:
+    filled = {key: math.nan if value is None else value for key, value in held.items()}
+    return Cell(**{**filled, "layer": Layer(**held["layer"])})
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Measures, and writes after each product."""
     begin = time.monotonic()
     end_s = begin + chosen.seconds
     device = open_device(0)
@@ -157,7 +197,7 @@ def main() -> int:
         roofs = measured_roofs(device, kinds)
         facts["roofs"] = [asdict(each) for each in roofs]
         for layers, wanted, end in work:
-            for cell in measure(device, layers, wanted, end):
+            for cell in measure(device, layers, wanted, end, chosen.algorithms):
                 cells.append(cell)
                 facts["time_s"] = round(time.monotonic() - begin)
                 facts["cells"] = [each.to_json() for each in cells]

@@ -5,8 +5,9 @@
     python -m benchmarks.cuda_networks --output DIR --device cpu --networks small_mlp
 
 Each network and batch is a row; what was measured before stays in the files, and is replaced when
-it is measured again. `--seconds` bounds the whole: rows that no time is left for are left out, and
-named at the end. `--compile-cache F.tar.gz` keeps what torch.compile found for another run.
+it is measured again. `--add` joins tables of several GPUs or runs. `--seconds` bounds the whole:
+rows that no time is left for are left out, and named at the end. `--compile-cache F.tar.gz` keeps
+what torch.compile found for another run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -176,12 +178,10 @@ class Table:
     def _energies(self, everyone: list[tuple[Process, Row]]) -> None:
         """Of PyTorch's float32, the best of torch.compile, and our best of both weights."""
         rows = [each for _, each in everyone]
-        chosen = [
-            best(rows, *words) for words in ((EAGER,), ("compile",), ("2:4",), ("twofour", "dense"))
-        ]
-        names = {each["name"] for each in chosen if each is not None}
+        chosen = [best(rows, *words) for words in (("compile",), ("2:4",), ("twofour", "dense"))]
+        names = {EAGER, *(each["name"] for each in chosen if each is not None)}
         for process, each in everyone:
-            if each["name"] not in names or not self.args.energy_seconds:
+            if each["name"] not in names or "us" not in each or not self.args.energy_seconds:
                 continue
             seconds = self.args.energy_seconds
             got = process.ask("energy", each["name"], seconds, timeout_s=_ANSWER_S)
@@ -216,17 +216,29 @@ def run(args: argparse.Namespace) -> int:
 
 def put(args: argparse.Namespace, row: Row) -> None:
     """Puts a row into the files beside those that are there."""
-    path = args.output / f"{NAME}.json"
-    before = json.loads(path.read_text())["rows"] if path.is_file() else []
-    key = (row["network"], row["batch"])
     document = about(TITLE, NAME, args.words, device(args.device), TOOLS)
     row = {**row, "command": document["command"]}
-    rows = [each for each in before if (each["network"], each["batch"]) != key] + [row]
-    order = list(WORKS)
-    rows.sort(key=lambda each: (order.index(each["network"]), each["batch"]))
-    document["rows"] = rows
-    write(args.output, NAME, document, page(document))
+    _joined(args.output, document, [row])
     say(page({**document, "rows": [row]}).partition("\n## ")[2])
+
+
+def _joined(folder: Path, document: Row, rows: Sequence[Row]) -> None:
+    """Writes rows beside those of the files that are there, in place of older ones."""
+    path = folder / f"{NAME}.json"
+    before = json.loads(path.read_text())["rows"] if path.is_file() else []
+    held = {(each["network"], each["batch"]): each for each in (*before, *rows)}
+    order = list(WORKS)
+    keys = sorted(held, key=lambda key: (order.index(key[0]), key[1]))
+    document = {**document, "rows": [held[key] for key in keys]}
+    write(folder, NAME, document, page(document))
+
+
+def add(folder: Path, paths: Sequence[Path]) -> int:
+    """Joins tables that were measured elsewhere; a later row replaces an earlier one."""
+    for path in paths:
+        document = json.loads(path.read_text())
+        _joined(folder, document, document["rows"])
+    return 0
 
 
 def _unpack(archive: Path | None, folder: Path) -> str:
@@ -253,6 +265,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--output", type=Path, required=True, help="folder for the table")
+    add("--add", type=Path, nargs="+", metavar="FILE", help="measure nothing, join these tables")
     add("--files", type=Path, help="folder for ONNX files, engines and timings; kept")
     add("--networks", type=_names, default=list(DEFAULT), help=",".join(WORKS))
     add("--batches", type=_numbers, help="by default each network's own")
@@ -290,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     args.words = words
-    return run(args)
+    return add(args.output, args.add) if args.add else run(args)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ def about(
 
 
 def _told(arguments: Sequence[str]) -> list[str]:
-    """What decides about the figures: not where they are written."""
+    """What decides about the figures: not where they are written, nor the folders of a machine."""
     found = [each for each in arguments if not each.startswith("--output=")]
     if "--output" in found:
         at = found.index("--output")
         del found[at : at + 2]
-    return found
+    return [Path(each).name if each.startswith("/") else each for each in found]
 
 
 def installed(tools: Sequence[str]) -> dict[str, str]:
@@ -59,6 +59,11 @@ def head(document: Mapping[str, Any]) -> list[str]:
     tools += [f"{name} {text}" for name, text in document["tools"].items()]
     lines = [f"# {document['title']}", "", f"    {document['command']}", ""]
     return [*lines, f"Run on: {'; '.join(document['device'])}. {', '.join(tools)}.", ""]
+
+
+def noted(document: Mapping[str, Any]) -> list[str]:
+    """What else is to be said of the figures, a paragraph each."""
+    return [line for note in document.get("notes", ()) for line in (note, "")]
 
 
 def write(folder: Path, name: str, document: Mapping[str, Any], page: str) -> None:

@@ -174,9 +174,11 @@ def page(found: dict[str, Any]) -> str:
         f"    {found['command']}",
         "",
         f"Run on: {', '.join(found['device'])}; twofour {found['version']}, "
-        f"torch {found['tools'].get('torch', '?')}. {found['train_images']:,} training images, "
-        f"{found['test_images']:,} test images, half precision: {found['amp']}. "
-        f"{found['minutes']:.2f} minutes for all, reading the images included.",
+        f"torch {found['tools'].get('torch', '?')}.",
+        "",
+        f"{found['train_images']:,} training images, {found['test_images']:,} test images, "
+        f"half precision: {found['amp']}. {found['minutes']:.2f} minutes for all, reading the "
+        "images included.",
         "",
         "| network | top-1 | against dense | epochs | steps | seconds |",
         "| --- | --: | --: | --: | --: | --: |",
@@ -219,11 +221,20 @@ def prepared(args: argparse.Namespace) -> Images:
     return images.to(args.device)
 
 
+def _command(words: list[str]) -> str:
+    """As it was called, but for where it writes."""
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not {before, word} & {"--out", "--table"}
+    ]
+    return f"python examples/cifar10_gpu.py {shlex.join(kept)}".rstrip()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line; returns the exit code."""
     args, out = parser().parse_args(arguments), Output()
-    words = sys.argv[1:] if arguments is None else arguments
-    args.command = f"python examples/cifar10_gpu.py {shlex.join(words)}".rstrip()
+    args.command = _command(sys.argv[1:] if arguments is None else arguments)
     began = time.monotonic()
     try:
         run = Run(args, prepared(args), out)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from twofour.compiler.cuda.compiling import compile_all
 from twofour.core.cuda_program import DTYPES
 from twofour.kernels.cuda.conv_sparse import sources, tiles
-from twofour.kernels.cuda.conv_sparse_text import Tile
+from twofour.kernels.cuda.conv_sparse_text import C_TYPES, Tile
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import Compiled, NvidiaSource
 from twofour.kernels.cuda.problem import ConvProblem, View
@@ -23,7 +23,7 @@ from twofour.kernels.cuda.sparse_fragments import record_bytes
 from twofour.runtime.cuda.device import Device
 
 Array = NDArray[Any]
-_TILES = 4
+_TILES = 8
 _FILLED = 1024
 """Random records, which are repeated."""
 _PAIRS = np.array([4, 8, 9, 12, 13, 14])
@@ -96,6 +96,8 @@ class OwnProducts:
 
     def _tiles(self, wanted: Sizes) -> list[Tile]:
         problem = self.problem(wanted.m, wanted.n, wanted.k)
+        if self._y not in C_TYPES:
+            return []
         found = [tile for tile in tiles(problem, self._device.capability) if tile.split == 1]
         return found[:_TILES]
 

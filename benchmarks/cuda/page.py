@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cuda.cases import WORKS, Array
-from benchmarks.document import head
+from benchmarks.document import head, noted
 
 Row = dict[str, Any]
 
@@ -118,10 +118,34 @@ def page(document: Mapping[str, Any]) -> str:
         "median of runs each by itself, started and waited for. Memory: weights, inputs, and what "
         "a run takes. `cosine` and `top-1`: against PyTorch in float32 without TF32.",
         "",
+        *noted(document),
     ]
+    lines += _summary(document["rows"])
     for row in document["rows"]:
         lines += _table(row, document["command"])
     return "\n".join(lines)
+
+
+def _summary(rows: Sequence[Row]) -> list[str]:
+    """A line for each row: our fastest engine, and how far it is ahead; empty without one."""
+    figures = ("eager", "compiled", "dense", "memory", "joules")
+    lines = [
+        "| network | batch | fastest engine | us | over f32 eager | over torch.compile "
+        "| over our dense | memory saved | joules of f32 eager | cosine |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for row in rows:
+        ours = best(row["contestants"], "twofour")
+        if ours is None:
+            continue
+        found = [row["figures"].get(name) for name in figures]
+        shown = ["" if v is None else f"{v:.2f}x" for v in found]
+        shown[3] = "" if found[3] is None else f"{found[3]:.0f} %"
+        cosine = "" if ours.get("cosine") is None else f"{ours['cosine']:.4f}"
+        name = ours["name"].removeprefix("twofour ")
+        cells = [row["network"], str(row["batch"]), name, _number(ours["us"]), *shown, cosine]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 def _table(row: Row, command: str) -> list[str]:

@@ -141,7 +141,7 @@ def families() -> dict[str, list[Layer]]:
 class Bench:
     """A GPU with memory for all operands, filled once."""
 
-    def __init__(self, device: Device, x: str, layers: list[Layer], y: str) -> None:
+    def __init__(self, device: Device, x: str, layers: list[Layer], y: str, most: int) -> None:
         """Takes and fills the memory.
 
         Args:
@@ -149,8 +149,9 @@ class Bench:
             x: type of x and w.
             layers: what will be computed.
             y: type of y.
+            most: how many of cuSPARSELt's algorithms are tried.
         """
-        self.device, self.x, self.y = device, x, y
+        self.device, self.x, self.y, self.most = device, x, y, most
         self.stream = device.stream()
         self.events = (device.event(), device.event())
         size = DTYPES[x]
@@ -240,7 +241,7 @@ class Bench:
         product = self.product(layer, library)
         if library == CUSPARSELT:
             self._pack(product)
-            found = cusparselt.algorithms(product, self.device.capability, 200)
+            found = cusparselt.algorithms(product, self.device.capability, self.most)
         else:
             found = cublaslt.algorithms(product, self.device.capability, 16)
             if self.x == FP8:
@@ -350,12 +351,22 @@ def random_bits(dtype: str, sparse: bool) -> Array:
     return values.astype(np.float16) if dtype == "float16" else values
 
 
-def measure(device: Device, layers: list[Layer], kinds: list[str], end_s: float) -> Iterator[Cell]:
-    """Every product in every type, until the time is over."""
+def measure(
+    device: Device, layers: list[Layer], kinds: list[str], end_s: float, most: int
+) -> Iterator[Cell]:
+    """Every product in every type, until the time is over.
+
+    Args:
+        device: the GPU, the current one.
+        layers: the products.
+        kinds: keys of KINDS.
+        end_s: of the monotonic clock.
+        most: how many of cuSPARSELt's algorithms are tried.
+    """
     for kind in kinds:
         x, y = KINDS[kind]
         try:
-            bench = Bench(device, x, layers, y)
+            bench = Bench(device, x, layers, y, most)
         except Error as error:
             yield from (Cell(layer, kind, problem=error.what) for layer in layers)
             continue

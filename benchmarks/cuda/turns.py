@@ -6,8 +6,11 @@ it. The parent says whose turn it is; the others have nothing under way meanwhil
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
+import os
+import signal
 import sys
 import time
 import traceback
@@ -20,7 +23,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from twofour.bench.energy import Energy, gpu_counters, measure
+from benchmarks.cuda.machine import counters
+from twofour.bench.energy import Energy, measure
 
 Array = NDArray[Any]
 
@@ -114,9 +118,16 @@ class Process:
         except (EOFError, OSError):
             self.process.join(5)
             reason = f"the process of {self.name} ended with code {self.process.exitcode}"
+        self._say_where()
         self.end()
         self._start()
         return Lost(reason)
+
+    def _say_where(self) -> None:
+        """Lets the process print to its log what it is at."""
+        if self.process.is_alive() and self.process.pid is not None:
+            os.kill(self.process.pid, signal.SIGUSR1)
+            self.process.join(0.5)
 
     def ask(self, *request: Any, timeout_s: float) -> Any:
         """Both."""
@@ -134,6 +145,7 @@ def _serve(make: Callable[[], Side], connection: Connection, log: Path) -> None:
     """Answers until the other end closes."""
     with log.open("a", buffering=1) as file:
         sys.stdout = sys.stderr = file
+        faulthandler.register(signal.SIGUSR1, file, all_threads=True)
         held = _Held(make())
         while True:
             try:
@@ -213,7 +225,7 @@ class _Held:
                 entry.launch()
             entry.wait()
 
-        found = measure(call, seconds, counters=gpu_counters(0))
+        found = measure(call, seconds, counters=counters())
         if not isinstance(found, Energy):
             return Lost(str(found))
         return {"joules": found.joules / together, "watts": found.watts}
