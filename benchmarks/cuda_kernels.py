@@ -135,17 +135,22 @@ def report(document: dict[str, Any], cells: list[Cell], roofs: Sequence[Roof] = 
     return "\n".join(lines) + "\n"
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    made.add_argument("--output", type=Path, default=ROOT, help="where the files are written")
+    made.add_argument("--sizes", default=",".join(map(str, SIZES)))
+    made.add_argument("--families", default=",".join(families()))
+    made.add_argument("--kinds", default=",".join(KINDS))
+    made.add_argument("--seconds", type=float, default=100.0, help="no new product after that")
+    made.add_argument("--algorithms", type=int, default=200, help="of cuSPARSELt, at most")
+    made.add_argument("--add", type=Path, metavar="FILE", help="measure nothing, join this table")
+    return made
+
+
 def main() -> int:
     """Measures and writes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--output", type=Path, default=ROOT, help="where the files are written")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--families", default=",".join(families()))
-    parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--seconds", type=float, default=100.0, help="no new product after that")
-    parser.add_argument("--algorithms", type=int, default=200, help="of cuSPARSELt, at most")
-    parser.add_argument("--add", type=Path, metavar="FILE", help="measure nothing, join this table")
-    chosen = parser.parse_args()
+    chosen = parser().parse_args()
     return add(chosen.output, chosen.add) if chosen.add else run(chosen)
 
 

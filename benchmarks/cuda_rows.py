@@ -271,14 +271,19 @@ def page(document: dict[str, Any], rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Times all and writes the tables."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=ROOT, help="folder of the tables")
-    parser.add_argument("--only", default="", help="word of a table's title or a row's name")
-    given = parser.parse_args()
+    made.add_argument("--output", type=Path, default=ROOT, help="folder of the tables")
+    made.add_argument("--only", default="", help="word of a table's title or a row's name")
+    return made
+
+
+def main() -> None:
+    """Times all and writes the tables."""
+    given = parser().parse_args()
     if not torch.cuda.is_available():
         sys.exit("there is no GPU here: expected an NVIDIA one that PyTorch can use")
     number = capability()

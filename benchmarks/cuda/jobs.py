@@ -1,0 +1,149 @@
+"""What there is to be run on a GPU: commands, how long they take, and what they need."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+_END_S = 10.0
+"""Before its limit a job that bounds itself is to be done."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where jobs leave what they make.
+
+    Attributes:
+        results: tables and logs, which are taken home.
+        kept: networks, engines, what was trained and compiled: for other jobs, and later calls.
+    """
+
+    results: Path
+    kept: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command.
+
+    Attributes:
+        name: of its log and of its folder of tables.
+        words: (places, seconds it may take) -> the command, without the interpreter.
+        least_s: it is not begun where less is left.
+        most_s: it is ended after so long.
+        after: jobs whose results it needs.
+        gpu: whether it has a GPU to itself.
+        others: whether it sees the other GPUs, too, behind its own.
+    """
+
+    name: str
+    words: Callable[[Places, float], Sequence[object]]
+    least_s: float
+    most_s: float
+    after: tuple[str, ...] = ()
+    gpu: bool = True
+    others: bool = False
+
+    def command(self, places: Places, seconds: float) -> list[str]:
+        """What is started for it."""
+        return [sys.executable, *map(str, self.words(places, seconds))]
+
+
+def _tests(places: Places, seconds: float) -> list[object]:
+    found: list[object] = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "--tb=short"]
+    found += ["-p", "no:cacheprovider", "--durations=8"]
+    found += ["-n6"] if find_spec("xdist") else []
+    return found + (["--timeout=100"] if find_spec("pytest_timeout") else [])
+
+
+def _kernels(places: Places, seconds: float) -> list[object]:
+    return [
+        *("-m", "benchmarks.cuda_kernels", "--output", places.results / "kernels"),
+        *("--seconds", round(seconds - 3 * _END_S)),
+    ]
+
+
+def _rows(places: Places, seconds: float) -> list[object]:
+    return ["-m", "benchmarks.cuda_rows", "--output", places.results / "rows"]
+
+
+def _train(places: Places, seconds: float) -> list[object]:
+    table = places.results / "train" / "cifar10_gpu.md"
+    made = ["--out", places.kept / "trained", "--table", table]
+    return ["examples/cifar10_gpu.py", "--device", "cuda", "--amp", *made]
+
+
+def _accuracy(places: Places, seconds: float) -> list[object]:
+    return [
+        *("-m", "benchmarks.cuda_accuracy", "--output", places.results / "accuracy"),
+        *("--trained", places.kept / "trained", "--seconds", round(seconds - _END_S)),
+    ]
+
+
+def _files(network: str) -> Job:
+    """Writes a network's files, for which no GPU is needed."""
+
+    def words(places: Places, seconds: float) -> list[object]:
+        return ["-m", "benchmarks.cuda.cases", places.kept / "networks", network]
+
+    return Job(f"files_{network}", words, 10.0, 240.0, gpu=False)
+
+
+def _network(network: str, batch: int, most_s: float, compile_s: float) -> Job:
+    """A row of the table of networks."""
+    name = f"{network}_{batch}"
+
+    def words(places: Places, seconds: float) -> list[object]:
+        return [
+            *("-m", "benchmarks.cuda_networks", "--output", places.results / name),
+            *("--files", places.kept / "networks"),
+            *("--compile-cache", places.kept / f"{name}.tar.gz"),
+            *("--networks", network, "--batches", batch, "--seconds", round(seconds - _END_S)),
+            *("--compile-seconds", round(compile_s), "--build-seconds", 90),
+        ]
+
+    return Job(name, words, most_s / 2, most_s, (f"files_{network}",))
+
+
+NETWORKS = ("bert", "resnet50", "llama_mlp", "resnet34")
+
+# In the order in which they are begun: what takes long and tells most comes first. The limits are
+# what the rows took on an H200, and some.
+JOBS = (
+    *map(_files, NETWORKS),
+    Job("tests", _tests, 60.0, 240.0, others=True),
+    _network("resnet50", 32, 560.0, 420.0),
+    _network("bert", 32, 320.0, 120.0),
+    _network("resnet34", 32, 420.0, 250.0),
+    _network("resnet50", 256, 560.0, 400.0),
+    _network("bert", 256, 380.0, 120.0),
+    _network("llama_mlp", 2048, 240.0, 60.0),
+    Job("kernels", _kernels, 100.0, 260.0),
+    _network("bert", 1, 240.0, 120.0),
+    _network("resnet50", 1, 500.0, 300.0),
+    Job("rows", _rows, 60.0, 150.0),
+    Job("train", _train, 120.0, 240.0),
+    Job("accuracy", _accuracy, 100.0, 240.0, ("train",)),
+    *(_network("llama_mlp", batch, 180.0, 60.0) for batch in (128, 1, 512, 16)),
+    _network("resnet34", 1, 400.0, 250.0),
+    _network("resnet34", 256, 500.0, 300.0),
+)
+
+
+def chosen(names: Sequence[str]) -> list[Job]:
+    """These jobs in this order, each behind those it needs; all, if none is named.
+
+    Raises:
+        ValueError: there is no such job.
+    """
+    known = {job.name: job for job in JOBS}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no job {', '.join(unknown)}; there are {', '.join(known)}")
+    found: dict[str, Job] = {}
+    for name in names or known:
+        found |= {before: known[before] for before in known[name].after if before not in found}
+        found[name] = known[name]
+    return list(found.values())
