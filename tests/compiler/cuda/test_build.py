@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from tests.compiler.cuda.test_interpreted import IMAGES, TEXTS, model_of
 from twofour.compiler.build import build
+from twofour.compiler.cuda import compiling
 from twofour.compiler.cuda.choose import Way, choose
 from twofour.compiler.cuda.graphs import network_of
 from twofour.compiler.cuda.types import Types
 from twofour.core.cuda_program import CudaProgram
 from twofour.core.errors import InputError, UnsupportedError
+from twofour.core.plan import is_sparse
 from twofour.engine import Engine
-from twofour.kernels.cuda.kernel import Recipe
+from twofour.kernels.cuda.kernel import NvidiaSource, Recipe
 from twofour.runtime.session import Session
 
 SM90 = "cuda:sm90"
@@ -86,6 +90,57 @@ def test_open_sizes_are_refused() -> None:
 def test_float8_needs_a_gpu_that_has_it() -> None:
     with pytest.raises(UnsupportedError, match="does not multiply float8"):
         build(model_of(IMAGES), target="cuda:sm80", fp16=True, fp8=True)
+
+
+def _pruned() -> ir.Model:
+    """A product whose weight is 2:4."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    net (float[64, 64] x) => (float[64, 32] y) <float[64, 32] w> { y = MatMul (x, w) }
+    """
+    model = model_of(text)
+    w = model.graph.initializers["w"]
+    assert w.const_value is not None
+    kept = w.const_value.numpy() * (np.arange(64) % 4 < 2)[:, None]
+    w.const_value = ir.tensor(kept.astype(np.float32))
+    return model
+
+
+def test_without_a_gpu_a_pattern_is_used_and_one_guess_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: list[int] = []
+    real = compiling.compile_all
+
+    def compile_all(kernels: Any, capability: int, tell: Any = None) -> list[compiling.Code]:
+        counted.append(len(kernels))
+        return real(kernels, capability, tell)
+
+    monkeypatch.setattr(compiling, "compile_all", compile_all)
+    layer = build(_pruned(), target=SM90, fp16=True).plan.layers[-1]
+    assert layer.tactic == "2:4 wgmma.sp"
+    assert counted[0] == 2  # the conversion of x and the product
+    layer = build(_pruned(), target=SM90, fp16=True, sparsity="disable").plan.layers[-1]
+    assert layer.tactic == "conv"
+    assert any("--sparsity disable" in each.reason for each in layer.candidates)
+
+
+def test_what_cannot_be_compiled_is_followed_by_the_next_guess(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = compiling.compile_all
+
+    def compile_all(kernels: Any, capability: int, tell: Any = None) -> list[compiling.Code]:
+        made = real(kernels, capability, tell)
+        pairs = zip(kernels, made, strict=True)
+        return ["it cannot" if isinstance(k, NvidiaSource) else code for k, code in pairs]
+
+    monkeypatch.setattr(compiling, "compile_all", compile_all)
+    layer = build(_pruned(), target=SM90, fp16=True).plan.layers[-1]
+    assert layer.tactic == "conv"
+    refused = [each for each in layer.candidates if each.reason == "cannot be compiled: it cannot"]
+    assert len(refused) > 1
+    assert all(is_sparse(each.tactic) for each in refused)
 
 
 def test_without_a_gpu_one_has_to_be_named() -> None:

@@ -17,9 +17,11 @@ import onnx_ir as ir
 from twofour.compiler.assemble import Progress
 from twofour.compiler.cuda.assemble import Constants, code_of, program_of
 from twofour.compiler.cuda.choose import (
+    GUESS_EFFORT,
     Choice,
     Way,
     choose,
+    guesses_of,
     key_of,
     own_ways,
     ways_of,
@@ -184,12 +186,13 @@ class _Builder:
     def _choose(self, turns: Sequence[Turn]) -> None:
         """Takes a way for every different turn."""
         options, capability = self.options, self.target.capability
-        ways = ways_of(
-            turns, capability, options.tuning_effort, options.sparsity, self._tell("compiling")
-        )
-        timer = None
-        if self.device is not None:
-            timer = Bench(self.device, options.tuning_effort, self.cache, keyed_by(self.device))
+        tell, timer = self._tell("compiling"), None
+        effort = GUESS_EFFORT if self.device is None else options.tuning_effort
+        if self.device is None:
+            ways = guesses_of(turns, capability, options.sparsity, tell)
+        else:
+            ways = ways_of(turns, capability, effort, options.sparsity, tell)
+            timer = Bench(self.device, effort, self.cache, keyed_by(self.device))
         unique = list({key_of(turn): turn for turn in reversed(turns)}.items())
         choices: dict[tuple[Any, ...], Choice] = {}
         for index, (key, turn) in enumerate(unique):
@@ -198,12 +201,12 @@ class _Builder:
             found: list[Way | Candidate] = ways[key]
             if self.device is not None:
                 found = with_libraries(
-                    found, turn, self.device, options.tuning_effort, options.sparsity, capability
+                    found, turn, self.device, effort, options.sparsity, capability
                 )
             choices[key] = choose(turn, found, timer, options.sparsity)
         if timer is not None:
             timer.close()
-        own = own_ways(turns, choices, self.device, capability, options.tuning_effort)
+        own = own_ways(turns, choices, self.device, capability, effort)
         for turn, way in zip(turns, own, strict=True):
             self._chosen[id(turn)] = replace(choices[key_of(turn)], way=way)
 

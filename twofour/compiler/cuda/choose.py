@@ -1,7 +1,7 @@
 """Turns -> chosen recipes: what each tactic offers, compiled, compared, timed on the GPU.
 
-Equal turns are looked at once. Without a GPU the best guess of the first tactic that can be
-compiled is taken, and nothing has a time.
+Equal turns are looked at once. Without a GPU nothing has a time: the first guess that can be
+compiled is taken, a sparse one where there is one, and no other is compiled.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from twofour.runtime.cuda.device import Device
 Array = NDArray[Any]
 Call = Kernel | NvidiaSource | LibraryKernel
 _LINE = 16
+GUESS_EFFORT = 1
+"""Of what is offered where nothing can be timed: enough for a second guess."""
 _WRONG, _FAILS = "it is wrong", "it fails"
 _MOST_TOLD = 8
 _MOST_OFFERED = 1024
@@ -108,16 +110,46 @@ def ways_of(
     tell: compiling.Tell | None = None,
 ) -> dict[tuple[Any, ...], list[Way | Candidate]]:
     """All that can be done for each different turn: with its code, or refused."""
+    found = _recipes(turns, capability, effort)
+    made = _made([recipe for recipes in found.values() for recipe in recipes], capability, tell)
+    return {
+        key: [_way(recipe, made, sparsity) for recipe in recipes] for key, recipes in found.items()
+    }
+
+
+def guesses_of(
+    turns: Sequence[Turn], capability: int, sparsity: str, tell: compiling.Tell | None = None
+) -> dict[tuple[Any, ...], list[Way | Candidate]]:
+    """Of what can be done for each different turn the best guess, behind those refused for it.
+
+    A sparse kernel is the better guess: on the GPUs that were measured it is the faster one for
+    nearly every layer of a 2:4 network (benchmarks/cuda_networks.md).
+    """
+    left = _recipes(turns, capability, GUESS_EFFORT)
+    for recipes in left.values():
+        recipes.sort(key=lambda recipe: not is_sparse(recipe.tactic))
+    found: dict[tuple[Any, ...], list[Way | Candidate]] = {key: [] for key in left}
+    while open_ones := [key for key, recipes in left.items() if recipes]:
+        tried = {key: left[key].pop(0) for key in open_ones}
+        made = _made(tried.values(), capability, tell)
+        for key, recipe in tried.items():
+            found[key].append(way := _way(recipe, made, sparsity))
+            if isinstance(way, Way):
+                left[key].clear()
+    return found
+
+
+def _recipes(
+    turns: Sequence[Turn], capability: int, effort: int
+) -> dict[tuple[Any, ...], list[Recipe]]:
+    """What is offered for each different turn."""
     found: dict[tuple[Any, ...], list[Recipe]] = {}
     for turn in turns:
         key = key_of(turn)
         if key not in found:
             recipes = offered(turn.problem, turn.constants, capability, effort)
             found[key] = [_aligned(recipe, turn) for recipe in recipes]
-    made = _made([recipe for recipes in found.values() for recipe in recipes], capability, tell)
-    return {
-        key: [_way(recipe, made, sparsity) for recipe in recipes] for key, recipes in found.items()
-    }
+    return found
 
 
 def with_libraries(

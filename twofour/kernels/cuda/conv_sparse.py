@@ -146,7 +146,8 @@ def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
         if tile.shared_bytes(DTYPES[problem.x.dtype]) <= shared
         and _is_split_fit(problem, tile, split)
     ]
-    return sorted(found, key=lambda tile: cost(problem, tile))
+    # A weight that goes past shared memory comes from the same cache: it gains little if anything.
+    return sorted(found, key=lambda tile: (cost(problem, replace(tile, direct=False)), tile.direct))
 
 
 def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
