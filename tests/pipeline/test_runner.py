@@ -295,6 +295,21 @@ def test_killed_at_any_moment_it_goes_on(place: Place, tmp_path: Path, seed: int
     assert len(done) <= len(KINDS) + 8
 
 
+def test_scratch_of_a_finished_stage_goes_and_that_of_another_try_stays(place: Place) -> None:
+    place.run()
+    old, new = (place.record(kind) for kind in ("sparsify", "quantize"))
+    for record, later in ((old, -1), (new, 1)):
+        scratch = place.folder.scratch(record.parent.name)
+        scratch.mkdir()
+        (scratch / "checkpoint").write_text("half")
+        when = record.stat().st_mtime + later
+        for path in (scratch / "checkpoint", scratch):
+            os.utime(path, (when, when))
+    with place.folder.held("a test"):
+        assert not place.folder.scratch(old.parent.name).exists()
+        assert (place.folder.scratch(new.parent.name) / "checkpoint").exists()
+
+
 @pytest.fixture
 def modules(tmp_path: Path) -> Path:
     (tmp_path / "judge_of_test.py").write_text("import parts_of_test.more as more\n")

@@ -177,6 +177,11 @@ class RunFolder:
         for path in self.stages.iterdir():
             if path.name.startswith((_PART, _OLD)):
                 shutil.rmtree(path, ignore_errors=True)
+        for path in (self.path / "scratch").iterdir():
+            # Killed behind the result; what is newer is of a stage that was to be run again.
+            record = self.stages / path.name / RECORD
+            if record.is_file() and _newest_ns(path) <= record.stat().st_mtime_ns:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _folders(self) -> Iterator[Path]:
         if self.stages.is_dir():
@@ -189,6 +194,11 @@ class RunFolder:
             return _result(plain)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
+
+
+def _newest_ns(folder: Path) -> int:
+    """When anything in a folder was last changed."""
+    return max(path.lstat().st_mtime_ns for path in (folder, *folder.rglob("*")))
 
 
 def to_json(result: Result) -> bytes:
