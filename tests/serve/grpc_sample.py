@@ -31,6 +31,11 @@ class Running:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._server._shared.connections)
+
     def do(self, work: Awaitable[Any]) -> Any:
         """Awaits something in the server's loop."""
 

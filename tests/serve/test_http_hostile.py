@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.serve.dropped import assert_dropped
 from tests.serve.http_sample import Doubling, Running, infer_bytes, read_all, read_reply, serving
 from twofour.serve.http.timeouts import Timeouts
 from twofour.serve.limits import Limits
@@ -366,6 +367,7 @@ def test_one_who_does_not_read_is_closed() -> None:
         raw.sendall(infer_bytes(big))
         until(lambda: bool(running.server.shared.connections))
         until(lambda: not running.server.shared.connections, 8)
+        assert_dropped(raw)
         raw.close()
         healthy(running)
 

@@ -42,6 +42,7 @@ from twofour.serve.grpc.outbox import Outbox
 from twofour.serve.grpc.timeouts import Timeouts
 from twofour.serve.held import Held
 from twofour.serve.limits import Limits
+from twofour.serve.resets import reset
 
 FRAME_BYTES = 1 << 18
 DRAIN_S = 1.0
@@ -353,7 +354,7 @@ class Connection(asyncio.Protocol):
             if unsent < self.unsent_bytes:
                 self.unsent_bytes, self.written_since = unsent, now
             elif now - self.written_since > timeouts.write_s:
-                self.transport.abort()
+                reset(self.transport)
         elif self.state == "closing":
             if now - self.since > timeouts.linger_s:
                 self.transport.close()
@@ -373,7 +374,7 @@ class Connection(asyncio.Protocol):
                 call.abandon()
         if self.asked:
             if now - self.asked > timeouts.alive_s:
-                self.transport.abort()
+                reset(self.transport)
         elif now - self.heard > timeouts.quiet_s:
             self.asked = now
             self.outbox.write(frames.frame(PING, 0, 0, _ALIVE))

@@ -36,6 +36,7 @@ from twofour.serve.http.head import (
 from twofour.serve.http.messages import Reply, Request, error_reply, written
 from twofour.serve.http.timeouts import Timeouts
 from twofour.serve.limits import Limits
+from twofour.serve.resets import reset
 
 SLICE_BYTES = 1 << 16
 """The parser gets at most so many bytes at once, so that few requests can wait for their turn."""
@@ -406,15 +407,13 @@ class Connection(asyncio.Protocol):
             if unsent < self.unsent_bytes:
                 self.unsent_bytes, self.written_since = unsent, now
             elif now - self.written_since > timeouts.write_s:
-                self.transport.abort()
-            return
-        if self.active is not None or self.waiting:
-            return
-        most_s = {
-            "idle": timeouts.idle_s,
-            "head": timeouts.head_s,
-            "body": self.limits.body_s,
-            "closing": timeouts.linger_s,
-        }
-        if now - self.since > most_s[self.state]:
-            self.transport.close()
+                reset(self.transport)
+        elif self.active is None and not self.waiting:
+            most_s = {
+                "idle": timeouts.idle_s,
+                "head": timeouts.head_s,
+                "body": self.limits.body_s,
+                "closing": timeouts.linger_s,
+            }
+            if now - self.since > most_s[self.state]:
+                self.transport.close()
