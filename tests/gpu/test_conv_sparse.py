@@ -257,6 +257,17 @@ def test_tiles(dtype: str, tile: Tile) -> None:
     check(tile_problem(dtype), tile)
 
 
+@pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{'w' * t.wgmma}{t.channels}x{t.pixels}")
+@pytest.mark.parametrize("images", [2, 7])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_products(dtype: str, images: int, tile: Tile) -> None:
+    """Pixels side by side: 512, which fill all blocks, or 1575, which do not."""
+    if not is_here(tile, dtype):
+        pytest.skip(f"not for this GPU: {dtype}, {tile}")
+    size = 16 if images == 2 else 15
+    check(problem_of(dtype, 256, 200, 1, size=size, batch=images), tile)
+
+
 SOME = [TILES[0], TILES[2], TILES[8], TILES[-1]]
 
 

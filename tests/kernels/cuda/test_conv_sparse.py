@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +30,7 @@ from twofour.kernels.cuda.conv_sparse import (
     recipes,
     refusals,
 )
-from twofour.kernels.cuda.conv_sparse_text import Tile, taps_inside
+from twofour.kernels.cuda.conv_sparse_text import Tile, conv_text, taps_inside
 from twofour.kernels.cuda.kernel import NvidiaSource
 from twofour.kernels.cuda.nvrtc import compile_source, cubin_of
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
@@ -253,7 +256,7 @@ def test_order_of_k(c: int, kernel: int) -> None:
 
 def test_lanes_hold_neighbours() -> None:
     """Rows g and g + 8 of all tiles of a warp are one run of channels."""
-    for tile in candidates(problem_of(), 90):
+    for tile in candidates(problem_of(kernel=1), 90):
         assert sorted(tile.order) == list(range(tile.channels))
         rows = tile.order.reshape(-1, 2, 8)  # record, half, g
         warps = tile.threads // 32 if tile.wgmma else tile.warps_m
@@ -267,10 +270,31 @@ def test_lanes_hold_neighbours() -> None:
 
 def test_tiles_fit() -> None:
     for capability in (80, 90):
-        for tile in candidates(problem_of(), capability):
-            assert tile.pixels * 8 % tile.threads == 0
+        for tile in candidates(problem_of(kernel=1), capability):
+            assert tile.threads % 64 == 0
             assert tile.threads % (tile.channels // 4) == 0
             assert tile.shared_bytes(1) <= (163 if capability == 80 else 227) * 1024
+
+
+def stack_bytes(text: str, folder: Path) -> int:
+    """What a kernel keeps in memory for want of registers."""
+    binaries = pytest.importorskip("triton.backends.nvidia").__path__[0]
+    made = folder / "kernel.cubin"
+    made.write_bytes(cubin_of(text, 90))
+    command = [Path(binaries, "bin", "cuobjdump"), "-res-usage", made]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (found,) = re.findall(r"STACK:(\d+)", told)
+    return int(found)
+
+
+def test_three_groups_are_for_products_and_their_sums_stay_in_registers(tmp_path: Path) -> None:
+    three = {tile for tile in candidates(problem_of(kernel=1), 90) if tile.threads == 384}
+    assert len(three) == 1
+    assert not three & {*candidates(problem_of(kernel=3), 90)}
+    for dtype, y in (("int8", "int8"), ("float16", "float16"), ("float8e4m3fn", "bfloat16")):
+        x = View.dense(dtype, 1, 1, 768)
+        problem = ConvProblem(4000, 1, 1, 768, 768, x, View.dense(y, 1, 1, 768), Window((1, 1)))
+        assert stack_bytes(conv_text(problem, *three, "k"), tmp_path) == 0
 
 
 def test_the_compilers_log_is_in_the_error() -> None:

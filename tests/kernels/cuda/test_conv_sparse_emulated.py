@@ -14,7 +14,7 @@ from tests.kernels.cuda.test_conv_sparse import GROUPS, NARROW, WIDE, weight_of
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
 from twofour.kernels.cuda.conv_sparse import compressed_weight, pack, recipe
-from twofour.kernels.cuda.conv_sparse_text import Tile
+from twofour.kernels.cuda.conv_sparse_text import Tile, is_flat
 from twofour.kernels.cuda.kernel import NvidiaSource, Recipe
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
 from twofour.kernels.cuda.reference import conv_reference
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compil
 Array = np.ndarray[Any, np.dtype[Any]]
 ONE_GROUP = Tile(64, 64, 128, 4, wgmma=True)
 DIRECT = Tile(128, 64, 128, 6, wgmma=True, direct=True)
+THREE_GROUPS = Tile(192, 256, 384, 4, wgmma=True)
 TWO_DIRECT = Tile(256, 32, 256, 4, wgmma=True, direct=True)
 SAME = Window((3, 3), pads=(1, 1, 1, 1))
 STRANGE = Window((3, 2), (2, 1), (1, 2), (0, 2, 1, 0))
@@ -90,13 +91,23 @@ def changed(made: Recipe, old: str, new: str) -> Recipe:
         (NARROW, STRANGE),
         (DIRECT, STRANGE),
         (TWO_DIRECT, SAME),
+        (THREE_GROUPS, STRANGE),
     ],
-    ids=["wide", "groups", "one group", "narrow", "direct", "two direct"],
+    ids=["wide", "groups", "one group", "narrow", "direct", "two direct", "three groups"],
 )
 def test_convolutions(tile: Tile, window: Window, tmp_path: Path) -> None:
     """Padding, strides, dilation; ends of channels, pixels and K that fill nothing."""
     problem = problem_of(window, 48, 72, gap=8 if window is STRANGE else 0)
     assert np.abs(run(problem, tile, tmp_path)).max() <= 1
+
+
+@pytest.mark.parametrize("tile", [THREE_GROUPS, GROUPS, NARROW, DIRECT], ids=str)
+@pytest.mark.parametrize(("channels", "split", "zero"), [(48, 1, 7), (256, 1, 0), (256, 2, 0)])
+def test_products(tile: Tile, channels: int, split: int, zero: int, tmp_path: Path) -> None:
+    """Pixels that lie side by side, fewer than a block has; K ends within a step, or not."""
+    problem = replace(problem_of(Window((1, 1)), channels, 200), x_zero=zero)
+    assert is_flat(problem)
+    assert np.abs(run(problem, replace(tile, split=split), tmp_path)).max() <= 1
 
 
 @pytest.mark.parametrize("tile", [NARROW, ONE_GROUP, DIRECT], ids=str)

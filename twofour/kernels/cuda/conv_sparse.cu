@@ -26,8 +26,10 @@
 
 // ---- x: what a thread copies ------------------------------------------------------------------
 
-constexpr int COPIES = BN * 8 / THREADS;  // pieces of x a thread copies in a step
-static_assert(BN * 8 % THREADS == 0 && THREADS % 64 == 0, "threads copy whole rows of pieces");
+constexpr int ROWS = THREADS / 8;                 // pixels that all threads copy together
+constexpr int COPIES = (BN + ROWS - 1) / ROWS;    // pieces of x a thread copies in a step
+constexpr int COLUMNS = X_FLAT ? 1 : COPIES;      // places in x that a thread remembers
+static_assert(THREADS % 64 == 0, "threads copy whole rows of pieces");
 
 constexpr int KH = TAPS / KW;
 static_assert(KH <= 16 && KW <= 16, "a bit for each row and each column of the window");
@@ -36,15 +38,17 @@ constexpr bool PADDED = PAD_TOP > 0 || PAD_LEFT > 0 ||
                         (OW - 1) * STRIDE_W + (KW - 1) * DILATION_W >= W;
 
 struct Feed {
-  const char* x[COPIES];  // the window's first tap; where all taps are in each piece, its own piece
-  u32 inside[COPIES];     // rows of the window that lie in the image: bits 0 to 15; columns: 16 to 31
-  const char* w;          // of the next step
+  const char* x[COLUMNS];  // the window's first tap; where all taps are in each piece, its own piece
+  u32 inside[COLUMNS];     // rows of the window that lie in the image: bits 0 to 15; columns: 16 to 31
+  int left;                // with X_FLAT, pixels from the thread's first to the last
+  const char* w;           // of the next step
 };
 
 __device__ __forceinline__ void begin(Feed& feed, const char* x, const char* w, int first) {
 #pragma unroll
-  for (int i = 0; i < COPIES; i++) {
-    int pixel = PIXEL_BLOCK * BN + (threadIdx.x >> 3) + i * (THREADS / 8);
+  for (int i = 0; i < COLUMNS; i++) {
+    int pixel = PIXEL_BLOCK * BN + (threadIdx.x >> 3) + i * ROWS;
+    feed.left = PIXELS - pixel;
     if (PIXELS % BN != 0 && pixel >= PIXELS) pixel = PIXELS - 1;  // computed once more, not stored
     int image = pixel / (OH * OW), rest = pixel % (OH * OW);
     int ih = rest / OW * STRIDE_H - PAD_TOP, iw = rest % OW * STRIDE_W - PAD_LEFT;
@@ -68,12 +72,16 @@ __device__ __forceinline__ void copy_step(Feed& feed, u32 stage, int step) {
   u32 wanted = 1u << kh | 1u << (16 + kw), to = stage + row * 128 + ((piece ^ (row & 7)) << 4);
 #pragma unroll
   for (int i = 0; i < COPIES; i++) {
-    bool inside = !PADDED || (feed.inside[i] & wanted) == wanted;
+    if (BN % ROWS != 0 && i == COPIES - 1 && row >= BN % ROWS) break;
+    bool inside = !PADDED || (feed.inside[i % COLUMNS] & wanted) == wanted;
+    if (X_FLAT && PIXELS % BN != 0) inside = i * ROWS < feed.left;
     if (!TAPS_INSIDE) inside = inside && tap < TAPS;  // not past the end of K
-    u32 place = to + i * (THREADS / 8) * 128;
-    if (PADDING != 0 && !inside) fill16(place, PADDING);
-    else if (TAPS > 1) copy16_again(place, feed.x[i] + delta, inside ? 16 : 0);
-    else copy16(place, feed.x[i] + delta, inside ? 16 : 0);
+    // Of flat pixels the places lie in the instructions.
+    const char* from = feed.x[i % COLUMNS] + delta + (X_FLAT ? i * ROWS * ES * X_PIXEL : 0);
+    u32 place = to + i * ROWS * 128;
+    if (PADDING != 0 && !X_FLAT && !inside) fill16(place, PADDING);
+    else if (TAPS > 1) copy16_again(place, from, inside ? 16 : 0);
+    else copy16(place, from, inside ? 16 : 0);
   }
   if (DIRECT) return;
   constexpr int PIECES = BM / 16 * RECORD / 16, REST = PIECES % THREADS;
@@ -128,6 +136,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   u32 stages = shared_address(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int first = blockIdx.z * STEPS / SPLIT, steps = (blockIdx.z + 1) * STEPS / SPLIT - first;
+  // Few steps would be unrolled, for which three warp groups have no registers; this is a zero.
+  if (THREADS > 256) steps += blockIdx.y;
   Feed feed;
   begin(feed, x, w, first);
 

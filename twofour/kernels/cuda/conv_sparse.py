@@ -29,6 +29,7 @@ from twofour.kernels.cuda.conv_sparse_text import (
     conv_text,
     end_roles,
     finish_text,
+    is_flat,
     sums_pitch,
     taps_inside,
 )
@@ -55,7 +56,10 @@ _MMA_TILES = (
     Tile(64, 64, 128, 4, warps_m=2, blocks=3),
     Tile(64, 32, 128, 4, warps_m=2, blocks=4),
 )
+_THREE_GROUPS = Tile(192, 256, 384, 4, wgmma=True)
+"""The most sums that registers hold, with no room for places in x: of flat pixels it needs one."""
 _WGMMA_TILES = (
+    _THREE_GROUPS,
     Tile(128, 256, 256, 4, wgmma=True),
     Tile(256, 128, 256, 4, wgmma=True),
     Tile(128, 128, 256, 4, wgmma=True, blocks=2),
@@ -152,9 +156,11 @@ def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
 
 def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
     """Tiles for a GPU. Hopper computes products of float8 with `wgmma` alone."""
-    wgmma = _WGMMA_TILES if capability == WGMMA_CAPABILITY else ()
+    wgmma = list(_WGMMA_TILES if capability == WGMMA_CAPABILITY else ())
+    if wgmma and not is_flat(problem):
+        wgmma.remove(_THREE_GROUPS)
     no_mma = capability == WGMMA_CAPABILITY and problem.x.dtype == "float8e4m3fn"
-    return wgmma + (() if no_mma else _MMA_TILES)
+    return (*wgmma, *(() if no_mma else _MMA_TILES))
 
 
 def _is_split_fit(problem: ConvProblem, tile: Tile, split: int) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.core.cuda_program import DTYPES
+from twofour.core.numerics import Window
 from twofour.kernels.cuda.kernel import divided
 from twofour.kernels.cuda.problem import ConvProblem, View
 from twofour.kernels.cuda.sparse_fragments import ROWS, STEP_BYTES, record_bytes, steps_of
@@ -78,7 +79,7 @@ class Tile:
     """How the work is cut.
 
     Attributes:
-        channels: out channels of a block: 64, 128 or 256.
+        channels: out channels of a block: 64, 128, 192 or 256.
         pixels: of a block.
         threads: of a block.
         stages: steps of 128 bytes along K that a block holds.
@@ -243,6 +244,7 @@ def _problem_constants(problem: ConvProblem) -> dict[str, object]:
         **_strides("X", problem.x),
         **_strides("Y", problem.y),
         **_strides("R", r),
+        "X_FLAT": int(is_flat(problem)),
         "Y_FLAT": int(problem.y.is_flat(*problem.out_size)),
         "R_FLAT": int(r.is_flat(*problem.out_size)),
         "Y_ALIGNED": aligned(problem.y, n),
@@ -262,6 +264,11 @@ def _problem_constants(problem: ConvProblem) -> dict[str, object]:
 def taps_inside(problem: ConvProblem) -> bool:
     """Whether K is in the order (128 bytes of channels, kh, kw, c of these)."""
     return problem.channels * DTYPES[problem.x.dtype] % STEP_BYTES == 0
+
+
+def is_flat(problem: ConvProblem) -> bool:
+    """Whether it is a product: pixels of x lie side by side, and each gives one of y."""
+    return problem.window == Window((1, 1)) and problem.x.is_flat(problem.height, problem.width)
 
 
 def aligned(view: View, channels: int) -> int:
