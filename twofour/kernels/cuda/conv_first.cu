@@ -35,7 +35,7 @@ __device__ __forceinline__ void copy_tile(const char* x, u32 input, int image, i
   const char* from = x + image * X_IMAGE;
   for (int i = threadIdx.x; i < IN_ROWS * IN_COLUMNS; i += THREADS) {
     int row = ih + i / IN_COLUMNS, column = iw + i % IN_COLUMNS;
-    u32 to = input + (i / IN_COLUMNS * PITCH + i % IN_COLUMNS) * 4;
+    u32 to = input + i * 4;
     if ((u32)row < H && (u32)column < W) copy4(to, from + row * X_ROW + column * X_PIXEL);
     else fill4(to, PADDING);
   }
@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       int tap = k * 8 + i * 4 + part;  // behind the last one the weight is 0
-      tap_at[k][i] = tap < TAPS ? (tap / KW * DILATION_H * PITCH + tap % KW * DILATION_W) * 4 : 0;
+      tap_at[k][i] = tap < TAPS ? (tap / KW * DILATION_H * IN_COLUMNS + tap % KW * DILATION_W) * 4 : 0;
     }
   }
 
@@ -79,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
       int row = n / (TC / 8), column = n % (TC / 8) * 8;
       if (top + row >= OH || left + column >= OW) continue;
       __syncwarp();  // lanes whose pixels are not stored may be ahead
-      u32 at = input + (row * STRIDE_H * PITCH + (column + group) * STRIDE_W) * 4;
+      u32 at = input + (row * STRIDE_H * IN_COLUMNS + (column + group) * STRIDE_W) * 4;
       int acc[TILES_M][4] = {};
 #pragma unroll
       for (int k = 0; k < K_BLOCKS; k++) {

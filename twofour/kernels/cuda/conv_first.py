@@ -209,7 +209,6 @@ def _text(problem: ConvProblem, tile: Tile, biased: bool) -> str:
         "K_BLOCKS": divided(kernel_h * kernel_w, LANE_TAPS),
         "IN_ROWS": rows,
         "IN_COLUMNS": columns,
-        "PITCH": columns,
         "AREAS_Y": down,
         "AREAS_X": across,
         "AREAS": problem.batch * down * across,
