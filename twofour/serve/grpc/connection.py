@@ -42,7 +42,7 @@ from twofour.serve.grpc.outbox import Outbox
 from twofour.serve.grpc.timeouts import Timeouts
 from twofour.serve.held import Held
 from twofour.serve.limits import Limits
-from twofour.serve.resets import reset
+from twofour.serve.resets import Unsent, reset
 
 FRAME_BYTES = 1 << 18
 DRAIN_S = 1.0
@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
         self.unread = bytearray()
         self.needed = len(PREFACE)
         self.settled = False
-        self.unsent_bytes, self.written_since = 0, 0.0
+        self.unsent = Unsent()
         self.drain_began: float | None = None
         self.idle = Allowance("frames that do nothing", IDLE_FRAMES, IDLE_FRAMES_PER_S)
         self.sent = 0
@@ -141,8 +141,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client reads its answers too slowly: what it sends waits too."""
         self.outbox.stuck = True
-        self.written_since = self.loop.time()
-        self.unsent_bytes = self.transport.get_write_buffer_size()
+        self.unsent.begin(self.transport, self.loop.time())
         if not self.transport.is_closing():
             self.transport.pause_reading()
 
@@ -350,11 +349,7 @@ class Connection(asyncio.Protocol):
         """
         timeouts = self.shared.timeouts
         if self.outbox.stuck:
-            unsent = self.transport.get_write_buffer_size()
-            if unsent < self.unsent_bytes:
-                self.unsent_bytes, self.written_since = unsent, now
-            elif now - self.written_since > timeouts.write_s:
-                reset(self.transport)
+            self.unsent.check(self.transport, now, timeouts.write_s)
         elif self.state == "closing":
             if now - self.since > timeouts.linger_s:
                 self.transport.close()

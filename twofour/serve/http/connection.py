@@ -36,7 +36,7 @@ from twofour.serve.http.head import (
 from twofour.serve.http.messages import Reply, Request, error_reply, written
 from twofour.serve.http.timeouts import Timeouts
 from twofour.serve.limits import Limits
-from twofour.serve.resets import reset
+from twofour.serve.resets import Unsent
 
 SLICE_BYTES = 1 << 16
 """The parser gets at most so many bytes at once, so that few requests can wait for their turn."""
@@ -95,8 +95,7 @@ class Connection(asyncio.Protocol):
         self.task: asyncio.Task[Reply] | None = None
         self.unread: memoryview | None = None
         self.paused = self.stuck = False
-        self.written_since = 0.0
-        self.unsent_bytes = 0
+        self.unsent = Unsent()
         self.begin_request()
 
     @property
@@ -151,8 +150,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client reads its replies too slowly."""
         self.stuck = True
-        self.written_since = self.loop.time()
-        self.unsent_bytes = self.transport.get_write_buffer_size()
+        self.unsent.begin(self.transport, self.loop.time())
 
     def resume_writing(self) -> None:
         """It has read enough."""
@@ -403,11 +401,7 @@ class Connection(asyncio.Protocol):
         """
         timeouts = self.shared.timeouts
         if self.stuck:
-            unsent = self.transport.get_write_buffer_size()
-            if unsent < self.unsent_bytes:
-                self.unsent_bytes, self.written_since = unsent, now
-            elif now - self.written_since > timeouts.write_s:
-                reset(self.transport)
+            self.unsent.check(self.transport, now, timeouts.write_s)
         elif self.active is None and not self.waiting:
             most_s = {
                 "idle": timeouts.idle_s,
