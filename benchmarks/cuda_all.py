@@ -35,6 +35,8 @@ from twofour.core.gpus import read_capabilities
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = "results.tar.gz"
 _KILL_S, _SHOWN, _CPUS = 5.0, 12, 2
+_THREADS = "8"
+"""Of a job without a GPU: with one for each core they would be in each other's way."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -114,6 +116,7 @@ class Run:
         limit = min(job.most_s, self.end - began - _KILL_S)
         others = [gpu for gpu in self.gpus if gpu not in gpus] if job.others else []
         environment = {VISIBLE: ",".join([*gpus, *others])}
+        environment |= {} if gpus else {"OMP_NUM_THREADS": _THREADS}
         command = job.command(self.places, limit)
         path = self.places.results / f"{job.name}.log"
         code = bounded(command, path, limit, environment)
