@@ -94,6 +94,18 @@ def square_tables(cells: list[Cell]) -> Iterator[str]:
     yield from (row(size, own_pair) for size in sizes)
     yield from ("", "10^12 operations a second, the zeros counted: dense / 2:4 / our 2:4.", "")
     yield from (*table(), *(row(size, rates) for size in sizes))
+    yield from own_tiles(cells)
+
+
+def own_tiles(cells: list[Cell]) -> Iterator[str]:
+    """What each tile of this package's kernel takes."""
+    if any(cell.own_tiles for cell in cells):
+        yield from ("", "Tiles of this package's kernel, microseconds.", "")
+    for cell in cells:
+        found = sorted(cell.own_tiles.items(), key=lambda each: each[1])
+        if found:
+            told = "; ".join(f"{tile} {us:.1f}" for tile, us in found)
+            yield f"- {cell.layer.name}, {cell.kind}: {told}"
 
 
 def layer_tables(cells: list[Cell]) -> Iterator[str]:

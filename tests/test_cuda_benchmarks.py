@@ -56,7 +56,8 @@ def test_random_metadata_names_two_places_of_each_four_in_order() -> None:
 
 
 def test_a_page_shows_all_that_was_measured_and_what_was_not(tmp_path: Path) -> None:
-    measured = Cell(SQUARE, "INT8", 80.0, 50.0, 40.0, own="128x256")
+    tiles = {"256x128": 44.0, "128x256": 39.0}
+    measured = Cell(SQUARE, "INT8", 80.0, 50.0, 40.0, own="128x256", own_tiles=tiles)
     failed = Cell(SQUARE, "fp16", problem="it broke")
     document = about(cuda_kernels.TITLE, cuda_kernels.NAME, ["--sizes", "4096"], ["a GPU"], ())
     document |= {"time_s": 3, "cells": [measured.to_json(), failed.to_json()]}
@@ -65,6 +66,7 @@ def test_a_page_shows_all_that_was_measured_and_what_was_not(tmp_path: Path) -> 
     write(tmp_path, cuda_kernels.NAME, document, page)
     assert "80.0 / 50.0, **1.60x**" in page
     assert "40.0, **2.00x**" in page
+    assert "- 4096, INT8: 128x256 39.0; 256x128 44.0\n" in page
     assert "| INT8 | 1800 | 2700 | 1.50x |" in page
     assert "it broke" in page
     held = json.loads((tmp_path / "cuda_kernels.json").read_text())

@@ -56,7 +56,7 @@ def _tests(places: Places, seconds: float) -> list[object]:
     found: list[object] = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "--tb=short"]
     found += ["-p", "no:cacheprovider", "--durations=8"]
     found += ["-n6"] if find_spec("xdist") else []
-    return found + (["--timeout=100"] if find_spec("pytest_timeout") else [])
+    return found + (["--timeout=200"] if find_spec("pytest_timeout") else [])
 
 
 def _kernels(places: Places, seconds: float) -> list[object]:

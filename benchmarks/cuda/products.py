@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -63,6 +63,7 @@ class Cell:
         dense: its algorithm, and how many were tried.
         sparse: likewise.
         own: its tile.
+        own_tiles: of each that was tried, before the turns with the others: microseconds.
         difference: largest of what the two wrote, in steps of int8, or in standard deviations of y.
         problem: why there is no figure; "" where there is.
     """
@@ -75,6 +76,7 @@ class Cell:
     dense: str = ""
     sparse: str = ""
     own: str = ""
+    own_tiles: dict[str, float] = field(default_factory=dict)
     difference: float = math.nan
     problem: str = ""
 
@@ -197,7 +199,7 @@ class Bench:
         cell = Cell(layer, kind)
         try:
             dense, sparse = self.fastest(layer, CUBLASLT), self.fastest(layer, CUSPARSELT)
-            own, tile = self.fastest_own(layer)
+            own, tiles = self.fastest_own(layer)
             runs = {CUBLASLT: self._library(dense[0], CUBLASLT)}
             runs |= {CUSPARSELT: self._library(sparse[0], CUSPARSELT)}
             if own is not None:
@@ -210,16 +212,17 @@ class Bench:
                 own_us=times.get("own", math.nan),
                 dense=dense[1],
                 sparse=sparse[1],
-                own=tile,
+                own=min(tiles, key=tiles.__getitem__, default=""),
+                own_tiles=tiles,
                 difference=self.difference(layer),
             )
         except Error as error:
             return replace(cell, problem=str(error).replace("\n", ";"))
 
-    def fastest_own(self, layer: Layer) -> tuple[Run | None, str]:
-        """This package's fastest kernel for a product of equal sizes, and its tile."""
+    def fastest_own(self, layer: Layer) -> tuple[Run | None, dict[str, float]]:
+        """This package's fastest kernel for a product of equal sizes; microseconds of each tile."""
         if layer.family != SQUARE:
-            return None, ""
+            return None, {}
         alpha = self.product(layer, CUBLASLT).alpha
         at = {role: self.at[f"own {role}"] for role in ("w", "y", "scale", "numbers")}
         at["x"] = self.at["x"]
@@ -228,13 +231,13 @@ class Bench:
             self.device.wait(self.stream)
         found = [Run(each, at) for each in self.own.of(layer)]
         if not found:
-            return None, ""
+            return None, {}
         times = self.in_turns({each.ready.tile: each for each in found}, close=False)
         best = min(found, key=lambda each: times[each.ready.tile])
         for each in found:
             if each is not best:
                 each.ready.close()
-        return best, best.ready.tile
+        return best, times
 
     def fastest(self, layer: Layer, library: str) -> tuple[Product, str]:
         """The product by its fastest algorithm, and that in words."""

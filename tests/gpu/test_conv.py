@@ -128,6 +128,8 @@ def rival_us(size: Size, dtype: str) -> float:
 @pytest.fixture(scope="module")
 def compiled() -> None:
     """The compiler's cache holds all kernels of the table: many processes fill it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("times need a GPU of their own: run without -n, with -s")
     tasks = [(layer, dtype, capability()) for layer in LAYERS for dtype in layer.dtypes]
     context = multiprocessing.get_context("spawn")
     workers = max(1, min(14, len(os.sched_getaffinity(0)) - 1))

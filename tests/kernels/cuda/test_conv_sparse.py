@@ -29,6 +29,7 @@ from twofour.kernels.cuda.conv_sparse import (
     pack,
     recipes,
     refusals,
+    tiles,
 )
 from twofour.kernels.cuda.conv_sparse_text import Tile, conv_text, taps_inside
 from twofour.kernels.cuda.kernel import NvidiaSource
@@ -295,6 +296,15 @@ def test_three_groups_are_for_products_and_their_sums_stay_in_registers(tmp_path
         x = View.dense(dtype, 1, 1, 768)
         problem = ConvProblem(4000, 1, 1, 768, 768, x, View.dense(y, 1, 1, 768), Window((1, 1)))
         assert stack_bytes(conv_text(problem, *three, "k"), tmp_path) == 0
+
+
+@pytest.mark.parametrize("side", [4096, 8192, 16384])
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_the_best_guess_is_the_tile_that_was_the_fastest(dtype: str, side: int) -> None:
+    """On an H200: benchmarks/cuda_kernels.json."""
+    ends = [View.dense(dtype, 1, 1, side)] * 2
+    guess = tiles(ConvProblem(side, 1, 1, side, side, *ends, pattern="2:4"), 90)[0]
+    assert str(guess) == "256x128, 256 threads, 4 stages"
 
 
 def test_the_compilers_log_is_in_the_error() -> None:
