@@ -12,6 +12,7 @@ import ctypes
 import enum
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -45,6 +46,17 @@ KERNELS: dict[str, tuple[int, Callable[..., None]]] = {"double": (2, _double), "
 """Object -> how many pointers its kernel takes besides the null pointers, and what it does."""
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """One start of a kernel."""
+
+    work: Callable[[], None]
+    early: bool = False
+
+    def __call__(self) -> None:
+        self.work()
+
+
 class FakeDriver(ModuleType):
     """The driver.
 
@@ -53,6 +65,8 @@ class FakeDriver(ModuleType):
         calls: names of the functions that were called.
         memory: blocks of the GPUs that are taken, by address.
         pinned: likewise of the CPU.
+        early_ms: what a kernel that is started early takes.
+        races: such a kernel does not wait for the one in front of it.
     """
 
     def __init__(self, gpus: tuple[tuple[str, tuple[int, int]], ...], total: int) -> None:
@@ -69,6 +83,7 @@ class FakeDriver(ModuleType):
         self.events: dict[int, float] = {}
         self.shared: dict[int, int] = {}
         self.clock = 0.0
+        self.early_ms, self.races = 1e-3, False
         self._next = 1000
         self._contexts = threading.local()
         attribute = "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_"
@@ -79,6 +94,10 @@ class FakeDriver(ModuleType):
         self.CUevent_record_flags = enum.IntEnum("CUevent_record_flags", external)
         mode = {"CU_STREAM_CAPTURE_MODE_RELAXED": 2}
         self.CUstreamCaptureMode = enum.IntEnum("CUstreamCaptureMode", mode)
+        self.CUlaunchConfig = self.CUlaunchAttribute = SimpleNamespace
+        self.CUlaunchAttributeValue = SimpleNamespace
+        early = {"CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION": 6}
+        self.CUlaunchAttributeID = enum.IntEnum("CUlaunchAttributeID", early)
         most = {"CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": 8}
         self.CUfunction_attribute = enum.IntEnum("CUfunction_attribute", most)
 
@@ -208,8 +227,11 @@ class FakeDriver(ModuleType):
     def cuStreamSynchronize(self, stream: int) -> tuple[int]:
         assert stream not in self.capturing, "waited for while it is recorded"
         work, self.streams[stream] = self.streams[stream], []
+        for index, each in enumerate(work):
+            if self.races and isinstance(each, Kernel) and each.early:
+                work[index - 1 : index + 1] = [each, work[index - 1]]
         for each in work:
-            self.clock += 1e-3
+            self.clock += self.early_ms if isinstance(each, Kernel) and each.early else 1e-3
             each()
         return (0,)
 
@@ -314,6 +336,29 @@ class FakeDriver(ModuleType):
 
     def cuLaunchKernel(self, function: int, *rest: int) -> tuple[int]:
         *_, shared, stream, where, extra = rest
+        return self._start(function, shared, stream, where, extra)
+
+    def cuLaunchKernelEx(self, config: Any, function: int, where: int, extra: int) -> tuple[int]:
+        assert min(config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX) > 0
+        assert (config.blockDimY, config.blockDimZ, config.numAttrs) == (1, 1, 1)
+        (attribute,) = config.attrs
+        assert attribute.id == 6
+        assert attribute.value.programmaticStreamSerializationAllowed == 1
+        before = self.streams[config.hStream][-1:]
+        assert not before or isinstance(before[0], Kernel), "not behind a kernel"
+        shared = config.sharedMemBytes
+        return self._start(function, shared, config.hStream, where, extra, early=True)
+
+    def _start(
+        self,
+        function: int,
+        shared: int,
+        stream: int,
+        where: int,
+        extra: int,
+        *,
+        early: bool = False,
+    ) -> tuple[int]:
         assert extra == 0
         if shared > self.shared.get(function, 48 << 10):
             return (1,)
@@ -321,7 +366,7 @@ class FakeDriver(ModuleType):
         table = (ctypes.c_uint64 * (count + 2)).from_address(where)
         values = [ctypes.c_uint64.from_address(each).value for each in table]
         assert values[count:] == [0, 0]
-        return self._put(stream, lambda: work(self.view, *values[:count]))
+        return self._put(stream, Kernel(lambda: work(self.view, *values[:count]), early))
 
 
 H200 = ("A GPU", (9, 0))

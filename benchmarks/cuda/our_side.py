@@ -89,7 +89,8 @@ class OurSide:
         seconds = time.perf_counter() - began
         session = twofour.load(path)
         self.sessions.append(session)
-        return [self._entry(kind, f"{_tactics(session)}; in {seconds:.0f} s", session, feeds)]
+        setting = f"{_tactics(session)}; in {seconds:.0f} s{_early(session)}"
+        return [self._entry(kind, setting, session, feeds)]
 
     def close(self) -> None:
         """Ends the sessions."""
@@ -106,6 +107,12 @@ class OurSide:
         outputs()
         run = started(session, feeds)
         return Entry(kind, setting, run.launch, run.wait, outputs, run.memory_bytes, run.note)
+
+
+def _early(session: twofour.Session) -> str:
+    """What came of starting kernels early: "; 56 kernels started early take ..."."""
+    found = [note for note in session.engine.plan.notes if "started early" in note]
+    return "".join(f"; {note.partition(': ')[2]}" for note in found)
 
 
 def _tactics(session: twofour.Session) -> str:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tests.compiler.cuda.test_interpreted import CASES, feeds_of, model_of, reference
+from tests.gpu.launch import capability
 from twofour.compiler.build import build
 from twofour.core.gpus import read_capabilities
 from twofour.core.plan import is_sparse
+from twofour.kernels.cuda.kernel import EARLY_LEAST
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
@@ -39,6 +41,9 @@ def test_an_engine_gives_what_the_model_means(case: str, sparse: bool) -> None:
     wrong = [note for note in engine.plan.notes if "it is wrong" in note]
     print(case, [(layer.name, layer.tactic, layer.time_us) for layer in engine.plan.layers])
     assert not [note for note in wrong if "cusparselt" not in note], wrong
+    early = [note for note in engine.plan.notes if "started early" in note]
+    assert early or capability() < EARLY_LEAST
+    assert not [note for note in early if "defect" in note or "refused" in note], early
     assert all(layer.time_us for layer in engine.plan.layers)
     assert sparse or not any(is_sparse(layer.tactic) for layer in engine.plan.layers)
     with Session(engine) as session:

@@ -7,8 +7,8 @@ the GPU's memory: the arena, whose contents change with every run, and the weigh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twofour.core.errors import EngineError
@@ -61,6 +61,8 @@ class Launch:
         places: what its pointers point to.
         layer: index into `Plan.layers` of what it belongs to.
         nulls: null pointers after the others, 2 for kernels of Triton.
+        early: it may be started before the kernel in front of it has ended, for which it waits
+            itself.
     """
 
     code: str
@@ -71,6 +73,7 @@ class Launch:
     places: tuple[Place, ...]
     layer: int
     nulls: int = 2
+    early: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,20 @@ class CudaProgram:
         for index in self.order:
             yield self.launches[index] if index >= 0 else self.calls[-1 - index]
 
+    def early(self, waiting: Collection[str]) -> CudaProgram:
+        """The same, every kernel that waits and stands behind another one started early.
+
+        Args:
+            waiting: names of the objects whose kernels wait for those in front of them.
+        """
+        found: list[Launch | LibraryCall] = []
+        for turn in self.turns:
+            behind = bool(found) and isinstance(found[-1], Launch)
+            if isinstance(turn, Launch):
+                turn = replace(turn, early=behind and turn.code in waiting)
+            found.append(turn)
+        return CudaProgram.of(found, self.inputs, self.outputs)
+
     def to_bytes(self) -> bytes:
         """JSON, as the engine holds it."""
         plain: dict[str, Any] = to_plain(self)
@@ -185,8 +202,17 @@ class CudaProgram:
                 yield f"{launch.symbol} cannot be started so: {launch.grid}, {launch.threads}"
             if not 0 <= launch.nulls <= 4:
                 yield f"{launch.symbol} takes {launch.nulls} null pointers"
+        yield from self._wrong_order()
+
+    def _wrong_order(self) -> Iterator[str]:
         if sorted(self.order) != list(range(-len(self.calls), len(self.launches))):
             yield "the order of the calls names some twice, or not at all"
+            return
+        before: Launch | LibraryCall | None = None
+        for turn in self.turns:
+            if isinstance(turn, Launch) and turn.early and not isinstance(before, Launch):
+                yield f"{turn.symbol} is to begin early, but not behind a kernel"
+            before = turn
 
     def turns_checked(self) -> Iterator[Launch | LibraryCall]:
         """Every call, whatever the order says."""

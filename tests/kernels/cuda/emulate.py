@@ -78,6 +78,8 @@ def source_of(call: NvidiaSource, dtype: str) -> str:
         + f"static void go(void** a) {{ {call.symbol}({given.replace('__restrict__', '')}); }}\n"
         'extern "C" const char* start(void** a, int blocks, int parts, int count, bool eager) {\n'
         "  return run_grid(go, a, blocks, parts, count, eager);\n}\n"
+        'extern "C" void others_wrote(const char* begin, long size) {\n'
+        "  others_begin = begin, others_end = begin + size;\n}\n"
     )
 
 
@@ -108,7 +110,9 @@ def emulate(
             command = [str(COMPILER), "-O1", "-w", "-std=c++17", "-shared", "-fPIC"]
             subprocess.run([*command, "-o", str(made), str(source)], check=True)
         addresses = (ctypes.c_void_p * len(call.roles))(*[held[r].ctypes.data for r in call.roles])
-        start = ctypes.CDLL(str(made)).start
+        library, x = ctypes.CDLL(str(made)), held["x"]
+        library.others_wrote(ctypes.c_void_p(x.ctypes.data), ctypes.c_long(x.nbytes))
+        start = library.start
         start.restype = ctypes.c_char_p
         failure = start(addresses, call.grid[0], call.grid[2], call.threads, eager)
         if failure:

@@ -33,7 +33,7 @@ struct Thread {
   ucontext_t context;
   std::vector<char> stack;
   Index index;
-  bool done;
+  bool done, waited;
   std::vector<Copy> copies;  // not yet committed
   std::deque<std::vector<Copy>> groups;
 };
@@ -77,12 +77,24 @@ inline void __syncthreads() { meet(everyone, (int)threads.size(), [] {}); }
 
 static bool at_once;
 
+// What another kernel wrote, which has ended when this one waited for it.
+static const char *others_begin, *others_end;
+
+inline void let_others_begin() {}
+inline void wait_for_others() { threads[current].waited = true; }
+
+static void require_waited(const char* from) {
+  if (from >= others_begin && from < others_end && !threads[current].waited)
+    stop("what another kernel writes is read before it was waited for");
+}
+
 inline u32 shared_address(const void* p) { return (u32)((const char*)p - memory); }
 
 inline void copy16(u32 to, const char* from, int size = 16) {
   if (to % 16 || (uintptr_t)from % 16) stop("a copy of 16 bytes is not aligned");
   static const char zeros[16] = {};
   if (size == 0) from = zeros;
+  require_waited(from);
   if (at_once) memcpy(memory + to, from, 16);
   else threads[current].copies.push_back({to, from});
 }
@@ -122,6 +134,7 @@ inline u32 load4(u32 from) {
 
 inline void copy4(u32 to, const char* from) {
   if (to % 4 || (uintptr_t)from % 4) stop("a copy of 4 bytes is not aligned");
+  require_waited(from);
   if (at_once) memcpy(memory + to, from, 4);
   else threads[current].copies.push_back({to, from, 4});
 }
@@ -352,7 +365,7 @@ static void run_block(int count, bool backwards) {
   for (int i = 0; i < count; i++) {
     Thread& t = threads[i];
     t.index = {(u32)i, 0, 0};
-    t.done = false;
+    t.done = t.waited = false;
     t.stack.resize(1 << 16);
     getcontext(&t.context);
     t.context.uc_stack.ss_sp = t.stack.data();

@@ -116,7 +116,10 @@ def test_activations(name: str, tmp_path: Path) -> None:
 @emulated
 @pytest.mark.parametrize(
     "change",
-    ["wait_copies<0>() -> (void)0", "+ part; -> + part ^ 1;", "column * X_PIXEL -> column"],
+    [
+        *("wait_copies<0>() -> (void)0", "+ part; -> + part ^ 1;", "column * X_PIXEL -> column"),
+        "  wait_for_others(); -> (void)0;",
+    ],
 )
 def test_the_emulator_finds_mistakes(change: str, tmp_path: Path) -> None:
     try:

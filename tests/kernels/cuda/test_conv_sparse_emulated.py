@@ -152,8 +152,13 @@ def test_half_precision(tile: Tile, tmp_path: Path) -> None:
         (ONE_GROUP, 'sync.aligned 1;" -> sync.aligned 3;"'),
         (DIRECT, "a[(i + 2) % 3] -> a[(i + 1) % 3]"),
         (NARROW, "half * 4 + (lane >> 3) -> half * 4 + (lane >> 4)"),
+        (NARROW, "  wait_for_others(); -> (void)0;"),
+        (ONE_GROUP, "  wait_for_others(); -> (void)0;"),
     ],
-    ids=["copies", "copies of groups", "products of groups", "registers", "pieces"],
+    ids=[
+        *("copies", "copies of groups", "products of groups", "registers", "pieces"),
+        *("others", "others of groups"),
+    ],
 )
 def test_the_emulator_finds_mistakes(tile: Tile, change: str, tmp_path: Path) -> None:
     problem = problem_of(SAME, 128, 64)

@@ -28,11 +28,12 @@ from twofour.compiler.cuda.choose import (
     with_libraries,
     wrong_ones,
 )
+from twofour.compiler.cuda.early import started_early
 from twofour.compiler.cuda.graphs import Network, Part, network_of
 from twofour.compiler.cuda.layers import layer_of
 from twofour.compiler.cuda.lower import Turn
 from twofour.compiler.cuda.record import Recorder
-from twofour.compiler.cuda.timing import Bench, keyed_by
+from twofour.compiler.cuda.timing import ROUNDS, Bench, keyed_by
 from twofour.compiler.cuda.types import Types
 from twofour.compiler.fallback import host_layer, subgraph
 from twofour.compiler.native_plugin import inlined_notes
@@ -108,7 +109,11 @@ def cuda_engine(
     notes += tuple(note for network in networks for note in inlined_notes(network.fused.model))
     cache_file = Path(options.timing_cache) if options.timing_cache is not None else None
     cache = TimingCache.load(cache_file)
-    engine = _Builder(options, found, device, cache, progress).engine(networks, notes)
+    builder = _Builder(options, found, device, cache, progress)
+    engine = builder.engine(networks, notes)
+    if device is not None:
+        rounds = ROUNDS[options.tuning_effort]
+        engine = started_early(engine, device, builder.waiting(), rounds)
     cache.save(cache_file)
     notes = engine.plan.notes + without_sparse(options, engine.plan.layers)
     return replace(engine, plan=replace(engine.plan, notes=notes))
@@ -166,6 +171,11 @@ class _Builder:
             free=networks[0].names.free(layer.source for layer in layers),
         )
         return Engine(plan, constants.block(), code, subgraphs)
+
+    def waiting(self) -> set[str]:
+        """Names of the objects whose kernels wait for those in front of them."""
+        codes = [code for choice in self._chosen.values() for code in choice.way.code]
+        return {code.name for code in codes if code is not None and code.waits}
 
     def _made_for(self) -> Target:
         """The target with what the engine depends on."""

@@ -36,7 +36,7 @@ from twofour.runtime.cuda.device import Device
 from twofour.runtime.cuda.prepared import Objects, Prepared, time_us
 
 Array = NDArray[Any]
-_ROUNDS = (5, 9, 15, 31)
+ROUNDS = (5, 9, 15, 31)
 """Samples for each tuning effort."""
 _GARBAGE = 0x5A
 _HELD = 1 << 30
@@ -98,7 +98,7 @@ class Bench:
         if self._stand is None or self._stand.turn is not turn:
             self.close()
             self._stand = _Stand(self.device, turn)
-        found = self._stand.time_us(way, _ROUNDS[self.effort])
+        found = self._stand.time_us(way, ROUNDS[self.effort])
         self.cache.times_us[key] = found
         return found
 

@@ -3,6 +3,20 @@
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+// A kernel may be started before the one in front of it has ended: what follows `let_others_begin` may
+// run beside what follows this kernel. Before `wait_for_others` it touches nothing but constants.
+__device__ __forceinline__ void let_others_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_others() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ u32 shared_address(const void* p) {
   return (u32)__cvta_generic_to_shared(p);
 }

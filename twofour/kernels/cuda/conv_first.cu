@@ -44,6 +44,7 @@ __device__ __forceinline__ void copy_tile(const char* x, u32 input, int image, i
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS) {
   extern __shared__ __align__(1024) char memory[];
+  let_others_begin();
   u32 input = shared_address(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
   int block = blockIdx.x % CHANNEL_BLOCKS;
@@ -69,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
     }
   }
 
+  wait_for_others();
   for (int tile = blockIdx.x / CHANNEL_BLOCKS; tile < AREAS; tile += WORKERS) {
     int image = tile / (AREAS_Y * AREAS_X), rest = tile % (AREAS_Y * AREAS_X);
     int top = rest / AREAS_X * TR, left = rest % AREAS_X * TC;

@@ -63,7 +63,7 @@ __device__ __forceinline__ void begin(Feed& feed, const char* x, const char* w, 
 
 // The steps are copied in their order. Copies stand side by side, each with few instructions of its
 // own: a multiprocessor has too few warps here to hide many.
-__device__ __forceinline__ void copy_step(Feed& feed, u32 stage, int step) {
+__device__ __forceinline__ void copy_x(const Feed& feed, u32 stage, int step) {
   int piece = threadIdx.x & 7, row = threadIdx.x >> 3;
   int tap = step % TAPS, channel = step / TAPS * 8;  // the same in all threads
   if (!TAPS_INSIDE) tap = (step * 8 + piece) / C_PIECES, channel = (step * 8 + piece) % C_PIECES;
@@ -83,6 +83,9 @@ __device__ __forceinline__ void copy_step(Feed& feed, u32 stage, int step) {
     else if (TAPS > 1) copy16_again(place, from, inside ? 16 : 0);
     else copy16(place, from, inside ? 16 : 0);
   }
+}
+
+__device__ __forceinline__ void copy_w(Feed& feed, u32 stage) {
   if (DIRECT) return;
   constexpr int PIECES = BM / 16 * RECORD / 16, REST = PIECES % THREADS;
   u32 place = stage + BN * 128 + threadIdx.x * 16;
@@ -90,6 +93,25 @@ __device__ __forceinline__ void copy_step(Feed& feed, u32 stage, int step) {
   for (int i = 0; i < PIECES / THREADS; i++) copy16(place + i * THREADS * 16, feed.w + i * THREADS * 16);
   if (threadIdx.x < REST) copy16(place + (PIECES - REST) * 16, feed.w + (PIECES - REST) * 16);
   feed.w += M_TILES * RECORD;
+}
+
+__device__ __forceinline__ void copy_step(Feed& feed, u32 stage, int step) {
+  copy_x(feed, stage, step);
+  copy_w(feed, stage);
+}
+
+// The first steps. The weight is on its way before x is there, where the kernel was started early.
+template <int COUNT>
+__device__ __forceinline__ void copy_first(Feed& feed, u32 stages, int first, int steps) {
+#pragma unroll
+  for (int s = 0; s < COUNT; s++)
+    if (s < steps) copy_w(feed, stages + s * STAGE_BYTES);
+  wait_for_others();
+#pragma unroll
+  for (int s = 0; s < COUNT; s++) {
+    if (s < steps) copy_x(feed, stages + s * STAGE_BYTES, first + s);
+    commit_copies();
+  }
 }
 
 static_assert(STAGE_BYTES % 1024 == 0, "a stage begins where the swizzle begins");
@@ -133,6 +155,7 @@ __device__ __forceinline__ void fetch_weight(uint4 (&a)[TILES][2], u32 (&e)[TILE
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS) {
   extern __shared__ __align__(1024) char memory[];
+  let_others_begin();
   u32 stages = shared_address(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int first = blockIdx.z * STEPS / SPLIT, steps = (blockIdx.z + 1) * STEPS / SPLIT - first;
@@ -153,16 +176,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   const Ends ends = ENDS;
   float scales[RUN], biases[RUN], five[5];  // read now: at the end all would wait for them
   if (SPLIT == 1) load_ends(scales, biases, five, channel, ends);
-  if (HAS_R && SPLIT == 1) prefetch_residual(ends);
 
 #if !WGMMA
   // A warp computes TILES_M * 16 channels of TILES_N * 8 pixels.
   SUM acc[TILES_M][TILES_N][4] = {};
-#pragma unroll
-  for (int s = 0; s < STAGES - 1; s++) {
-    if (s < steps) copy_step(feed, stages + s * STAGE_BYTES, first + s);
-    commit_copies();
-  }
+  copy_first<STAGES - 1>(feed, stages, first, steps);
+  if (HAS_R && SPLIT == 1) prefetch_residual(ends);
   for (int step = 0; step < steps; step++) {
     wait_copies<STAGES - 2>();
     __syncthreads();  // this step has arrived, and all are done with the one before
@@ -201,11 +220,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   // A warp group computes TILES_M * 64 channels of all pixels, each warp 16 of every 64.
   constexpr int TILES_N = BN / 8;
   SUM acc[TILES_M][TILES_N][4] = {};
-#pragma unroll
-  for (int s = 0; s < STAGES - 2; s++) {
-    if (s < steps) copy_step(feed, stages + s * STAGE_BYTES, first + s);
-    commit_copies();
-  }
+  copy_first<STAGES - 2>(feed, stages, first, steps);
+  if (HAS_R && SPLIT == 1) prefetch_residual(ends);
   int record = warp / 4 * TILES_M * 4 + warp % 4;
   u32 mine = BN * 128 + record * RECORD;
   auto start = [&](int step, uint4(&a)[TILES_M][2], u32(&e)[TILES_M][2]) {
@@ -298,11 +314,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
 #else  // the second kernel of a split sum: adds up the parts
 
 extern "C" __global__ void __launch_bounds__(THREADS) SYMBOL(PARAMETERS) {
+  let_others_begin();
   const Ends ends = ENDS;
   int at = blockIdx.x * THREADS + threadIdx.x, channel = at % (N_SUMS / 4) * 4, pixel = at / (N_SUMS / 4);
   if (pixel >= PIXELS || channel >= N) return;
   float scales[4], biases[4], five[5], v[4];
   load_ends(scales, biases, five, channel, ends);
+  wait_for_others();
   SUM total[4] = {};
 #pragma unroll
   for (int part = 0; part < SPLIT; part++) {

@@ -7,7 +7,9 @@ comes out takes addresses and nothing else, so a runtime starts it without Trito
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +41,12 @@ SHARED_BYTES = {
 """Shared memory that a block may use, by capability; the next lower one counts for others."""
 _LANES = 32
 _TRITON_POINTERS = 2
+EARLY_LEAST = 90
+"""The first capability whose kernels may be started before those in front of them have ended."""
+WAIT = "griddepcontrol.wait;"
+"""What such a kernel does before it touches what others write."""
+_BEGIN = f"\tgriddepcontrol.launch_dependents;\n\t{WAIT}\n"
+_ENTRY = re.compile(r"(\.visible \.entry [^{]*\{\n)")
 REFUSALS = (TritonError, RuntimeError, ValueError, TypeError, IndexError, KeyError)
 """What Triton raises of a kernel that it cannot compile: its passes have errors of their own."""
 
@@ -148,6 +156,7 @@ class Compiled:
         threads: of a block.
         shared_bytes: dynamic shared memory.
         nulls: null pointers that follow the others.
+        waits: it may be started early: it waits itself for the kernels in front of it.
     """
 
     cubin: bytes
@@ -155,6 +164,7 @@ class Compiled:
     threads: int
     shared_bytes: int
     nulls: int = 2
+    waits: bool = False
 
     @property
     def name(self) -> str:
@@ -189,7 +199,7 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
     source = ASTSource(kernel.function, signature, constants, aligned)
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": True}
     target = GPUTarget("cuda", capability, _LANES)
-    with triton.knobs.compilation.scope():
+    with triton.knobs.compilation.scope(), _waiting(capability):
         triton.knobs.compilation.disable_line_info = True  # which names files of this machine
         made = triton.compile(source, target=target, options=options)
     meta = made.metadata
@@ -200,7 +210,30 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
     if meta.global_scratch_size > own or meta.profile_scratch_size:
         raise ValueError(f"{meta.name} asks for scratch memory of its own")
     nulls = _TRITON_POINTERS - (kernel.own is not None)
-    return Compiled(made.asm["cubin"], meta.name, _LANES * meta.num_warps, meta.shared, nulls)
+    code, threads = made.asm["cubin"], _LANES * meta.num_warps
+    return Compiled(code, meta.name, threads, meta.shared, nulls, WAIT in made.asm["ptx"])
+
+
+@contextmanager
+def _waiting(capability: int) -> Iterator[None]:
+    """Kernels that are compiled meanwhile wait first of all, where the GPU and Triton allow it."""
+    runtime = triton.knobs.runtime
+    if capability < EARLY_LEAST or not hasattr(runtime, "add_stages_inspection_hook"):
+        yield
+        return
+    with runtime.scope():
+        runtime.add_stages_inspection_hook = _with_wait
+        yield
+
+
+def _with_wait(*given: Any) -> tuple[str, str] | None:
+    """A stage of Triton's compiler that adds the wait; without arguments what that does to keys."""
+    if not given:
+        return _BEGIN, hashlib.sha256(_BEGIN.encode()).hexdigest()
+    stages = given[1]
+    make = stages["ptx"]
+    stages["ptx"] = lambda source, metadata: _ENTRY.sub(rf"\1{_BEGIN}", make(source, metadata))
+    return None
 
 
 def of_capability(table: dict[int, int], capability: int) -> int:

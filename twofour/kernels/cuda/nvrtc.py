@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from twofour.core.errors import UnsupportedError
-from twofour.kernels.cuda.kernel import Compiled, NvidiaSource
+from twofour.kernels.cuda.kernel import EARLY_LEAST, WAIT, Compiled, NvidiaSource
 
 _FIX = "pip install 'twofour[cuda]', which brings nvidia-cuda-nvrtc"
 _PATTERNS = ("nvidia/*/lib/libnvrtc.so.*", "nvidia/*/bin/*/nvrtc64_*.dll", "nvidia/*/bin/nvrtc64_*")
@@ -53,7 +53,8 @@ def compile_source(source: NvidiaSource, capability: int) -> Compiled:
         UnsupportedError: it cannot be compiled; the message holds the compiler's log.
     """
     cubin = cubin_of(source.text, capability)
-    return Compiled(cubin, source.symbol, source.threads, source.shared_bytes, nulls=0)
+    waits = capability >= EARLY_LEAST and WAIT in source.text
+    return Compiled(cubin, source.symbol, source.threads, source.shared_bytes, nulls=0, waits=waits)
 
 
 def architecture(capability: int) -> str:

@@ -201,15 +201,47 @@ class Device:
         shared_bytes: int,
         addresses: Sequence[int],
         stream: int,
+        *,
+        early: bool = False,
     ) -> None:
-        """Starts a kernel whose parameters are addresses alone, 0 for a null pointer."""
+        """Starts a kernel whose parameters are addresses alone, 0 for a null pointer.
+
+        Args:
+            kernel: as `kernel` gave it.
+            grid: blocks along x, y and z.
+            threads: of a block.
+            shared_bytes: dynamic shared memory of a block.
+            addresses: the parameters.
+            stream: that it is put into.
+            early: it may be started before the kernel in front of it in the stream has ended, if
+                that allows it: programmatic dependent launch of CUDA.
+        """
         values = (ctypes.c_uint64 * len(addresses))(*addresses)
         begin = ctypes.addressof(values)
         table = (ctypes.c_uint64 * max(1, len(addresses)))(
             *(begin + 8 * index for index in range(len(addresses)))
         )
         where = ctypes.addressof(table)
+        if early:
+            config = self._early(grid, threads, shared_bytes, stream)
+            self._do("cuLaunchKernelEx", config, kernel, where, 0)
+            return
         self._do("cuLaunchKernel", kernel, *grid, threads, 1, 1, shared_bytes, stream, where, 0)
+
+    def _early(self, grid: Sequence[int], threads: int, shared_bytes: int, stream: int) -> Any:
+        """How a kernel is started early."""
+        functions = self.driver.functions
+        allowed, value = functions.CUlaunchAttribute(), functions.CUlaunchAttributeValue()
+        kinds = functions.CUlaunchAttributeID
+        allowed.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        value.programmaticStreamSerializationAllowed = 1
+        allowed.value = value
+        config = functions.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes, config.hStream = shared_bytes, stream
+        config.attrs, config.numAttrs = [allowed], 1
+        return config
 
     def event(self) -> int:
         """A mark in a stream, with the time."""

@@ -106,7 +106,7 @@ class CudaNetwork:
             self.stream = self._held.stream = self.device.stream()
             size = engine.plan.arena_bytes
             self._held.arena = self.device.take(size, "the arena of a session")
-            self.device.fill(self._held.arena, 0, size, self.stream)
+            self.wipe()
         except BaseException:
             self.close()
             raise
@@ -115,6 +115,10 @@ class CudaNetwork:
     def arena(self) -> int:
         """Its address."""
         return self._held.arena
+
+    def wipe(self) -> None:
+        """Makes every byte of the arena zero."""
+        self.device.fill(self.arena, 0, self._engine.plan.arena_bytes, self.stream)
 
     def enter(self, profile: Profile) -> None:
         """Writes the halos of a profile to the arena."""

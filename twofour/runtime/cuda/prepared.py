@@ -12,6 +12,7 @@ import operator
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Protocol
 
@@ -94,7 +95,7 @@ class _Turn:
     """A kernel or a library call, ready to be put into a stream."""
 
     layer: int
-    enqueue: Callable[[int], None]
+    enqueue: Callable[[int, bool], None]
 
 
 class Prepared:
@@ -150,13 +151,13 @@ class Prepared:
         """Puts all of it into a stream."""
         with self._device.current():
             for turn in self._turns:
-                turn.enqueue(stream)
+                turn.enqueue(stream, True)
 
     def enqueue_group(self, index: int, stream: int) -> None:
-        """Puts the calls of `layers[index]` into a stream."""
+        """Puts the calls of `layers[index]` into a stream, each behind what is there."""
         with self._device.current():
             for turn in self._groups[index][1]:
-                turn.enqueue(stream)
+                turn.enqueue(stream, False)
 
     def close(self) -> None:
         """Frees what library calls hold; the kernels are the objects'. Safe to call twice."""
@@ -170,10 +171,10 @@ class Prepared:
     def _launch(self, turn: Launch, objects: Objects) -> _Turn:
         kernel = objects.kernel(turn.code, turn.symbol, turn.shared_bytes)
         parameters = (*self._addresses(turn), *(0,) * turn.nulls)
-        device = self._device
+        start = partial(self._device.launch, kernel, turn.grid, turn.threads, turn.shared_bytes)
 
-        def enqueue(stream: int) -> None:
-            device.launch(kernel, turn.grid, turn.threads, turn.shared_bytes, parameters, stream)
+        def enqueue(stream: int, may_be_early: bool) -> None:
+            start(parameters, stream, early=turn.early and may_be_early)
 
         return _Turn(turn.layer, enqueue)
 
@@ -189,7 +190,7 @@ class Prepared:
                 [f"expected {made.sizes} bytes, got {places}", turn.settings[:400]],
                 "build the engine again on this machine",
             )
-        return _Turn(turn.layer, lambda stream: made.run(stream, addresses))
+        return _Turn(turn.layer, lambda stream, _: made.run(stream, addresses))
 
 
 def time_us(device: Device, prepared: Prepared, rounds: int, group: int | None = None) -> float:
