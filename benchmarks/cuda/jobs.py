@@ -52,11 +52,12 @@ class Job:
         return [sys.executable, *map(str, self.words(places, seconds))]
 
 
-def _tests(places: Places, seconds: float) -> list[object]:
-    found: list[object] = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "--tb=short"]
+def _tests(*paths: str) -> Callable[[Places, float], list[object]]:
+    found: list[object] = ["-m", "pytest", *paths, "-m", "gpu", "-q", "--tb=short"]
     found += ["-p", "no:cacheprovider", "--durations=8"]
     found += ["-n6"] if find_spec("xdist") else []
-    return found + (["--timeout=200"] if find_spec("pytest_timeout") else [])
+    found += ["--timeout=200"] if find_spec("pytest_timeout") else []
+    return lambda places, seconds: found
 
 
 def _kernels(places: Places, seconds: float) -> list[object]:
@@ -116,6 +117,7 @@ NETWORKS = ("bert", "resnet50", "llama_mlp", "resnet34")
 # a figure to reach for 2:4 over dense alone, so that nothing is compiled for it, which takes long.
 JOBS = (
     *map(_files, NETWORKS),
+    Job("tests_early", _tests("tests/gpu/test_early.py", "tests/gpu/test_engines.py"), 30.0, 120.0),
     Job("kernels", _kernels, 100.0, 260.0),
     Job("rows", _rows, 60.0, 150.0),
     _network("resnet50", 32, 560.0, 420.0),
@@ -130,7 +132,7 @@ JOBS = (
     _network("llama_mlp", 128, 180.0, 60.0),
     _network("llama_mlp", 1, 180.0, 60.0),
     _network("resnet50", 256, 560.0, 400.0),
-    Job("tests", _tests, 60.0, 300.0, others=True),
+    Job("tests", _tests("tests/gpu"), 60.0, 300.0, others=True),
     *(_network("llama_mlp", batch, 180.0, 60.0) for batch in (512, 16)),
     *(_network("resnet34", batch, 200.0, 0.0, "int8") for batch in (1, 256)),
 )
