@@ -26,20 +26,26 @@ def about(
     """
     return {
         "title": title,
-        "command": shlex.join(["python", "-m", f"benchmarks.{module}", *_told(arguments)]),
+        "command": command(module, arguments),
         "version": __version__,
         "device": list(device),
         "tools": installed(tools),
     }
 
 
-def _told(arguments: Sequence[str]) -> list[str]:
-    """What decides about the figures: not where they are written, nor the folders of a machine."""
+def command(module: str, arguments: Sequence[str]) -> str:
+    """What reproduces the figures: not where they are written, nor the folders of a machine.
+
+    Args:
+        module: of `benchmarks`, its name.
+        arguments: of its command line.
+    """
     found = [each for each in arguments if not each.startswith("--output=")]
     if "--output" in found:
         at = found.index("--output")
         del found[at : at + 2]
-    return [Path(each).name if each.startswith("/") else each for each in found]
+    told = [Path(each).name if each.startswith("/") else each for each in found]
+    return shlex.join(["python", "-m", f"benchmarks.{module}", *told])
 
 
 def installed(tools: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.document import command
 from tests.onnx_tools.any_file import feeds_of, joined
 from tests.onnx_tools.foreign_inputs import FILES, samples
 from twofour.bench import peers
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str]) -> int:
     document = {
         "title": "Files that others wrote",
         "version": __version__,
-        "command": shlex.join(["python", "-m", "benchmarks.foreign", *arguments]),
+        "command": command("foreign", arguments),
         "cpu": detect_host().model,
         "target": str(host_target()),
         "onnxruntime": version("onnxruntime"),
