@@ -12,7 +12,6 @@ accuracy), and runs in turns beside ONNX Runtime on the same file.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.document import command
+from benchmarks.document import command, write
 from tests.onnx_tools.any_file import feeds_of, joined
 from tests.onnx_tools.foreign_inputs import FILES, samples
 from twofour.bench import peers
@@ -199,14 +198,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     data = Path(os.environ.get("TWOFOUR_DATA", "../shared/data"))
     only = set(filter(None, options.only.split(","))) or set(FILES)
-    rows, failed = [], []
-    for name in FILES:
-        if name in only:
-            print(name, file=sys.stderr)
-            try:
-                rows.append(measured(data / "onnx" / f"{name}.onnx", data, options.duration))
-            except Error as error:
-                failed.append(f"{name}: {error}")
+    rows: list[Row] = []
+    failed: list[str] = []
     document = {
         "title": "Files that others wrote",
         "version": __version__,
@@ -216,8 +209,14 @@ def main(arguments: Sequence[str]) -> int:
         "onnxruntime": version("onnxruntime"),
         "rows": rows,
     }
-    (options.output / "foreign.json").write_text(json.dumps(document, indent=2) + "\n")
-    (options.output / "foreign.md").write_text(page(document))
+    for name in FILES:
+        if name in only:
+            print(name, file=sys.stderr)
+            try:
+                rows.append(measured(data / "onnx" / f"{name}.onnx", data, options.duration))
+            except Error as error:
+                failed.append(f"{name}: {error}")
+            write(options.output, "foreign", document, page(document))
     slow = [
         f"{row['name']}: {key} is {each:.2f} times as fast as ONNX Runtime"
         for row in rows
