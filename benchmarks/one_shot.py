@@ -217,6 +217,8 @@ def main() -> int:
         rows = [{**row, "peak_mb": _peak_bytes() / 1e6} for row in PARTS[args.part]()]
         print(json.dumps(rows))
         return 0
+    if args.table is not None:
+        args.table.parent.mkdir(parents=True, exist_ok=True)
     summary = document(tuple(PARTS))
     if args.table is not None:
         args.table.write_text(page(summary))

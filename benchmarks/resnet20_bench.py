@@ -102,6 +102,7 @@ def main() -> int:
     if missing:
         print(f"no {args.folder / missing[0].engine}: run the example first", file=sys.stderr)
         return 2
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     try:
         sections = [measured(duel, args.folder, args.duration) for duel in DUELS]
     except subprocess.CalledProcessError as e:
