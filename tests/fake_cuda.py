@@ -67,6 +67,7 @@ class FakeDriver(ModuleType):
         pinned: likewise of the CPU.
         early_ms: what a kernel that is started early takes.
         races: such a kernel does not wait for the one in front of it.
+        version: of CUDA, as the driver has it.
     """
 
     def __init__(self, gpus: tuple[tuple[str, tuple[int, int]], ...], total: int) -> None:
@@ -84,6 +85,7 @@ class FakeDriver(ModuleType):
         self.shared: dict[int, int] = {}
         self.clock = 0.0
         self.early_ms, self.races = 1e-3, False
+        self.version = 13020
         self._next = 1000
         self._contexts = threading.local()
         attribute = "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_"
@@ -123,7 +125,7 @@ class FakeDriver(ModuleType):
         return (0, ERRORS[status][1]) if status in ERRORS else (1, None)
 
     def cuDriverGetVersion(self) -> tuple[int, int]:
-        return 0, 13020
+        return 0, self.version
 
     def cuDeviceGetCount(self) -> tuple[int, int]:
         return 0, len(self.gpus)

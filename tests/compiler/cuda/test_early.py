@@ -70,6 +70,21 @@ def test_what_the_driver_refuses_is_told(fake: FakeDriver) -> None:
     assert "are refused: CUDA refuses cuLaunchKernelEx; CUDA_ERROR_INVALID_VALUE" in note
 
 
+def test_a_driver_that_cannot_starts_one_after_the_other(
+    fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.early_ms = 0.5e-3
+    engine, early, _ = tried()
+    assert early
+    assert "cuLaunchKernelEx" in fake.calls
+    old = plant_driver(monkeypatch, (H200,))
+    old.version = 12020
+    with Session(engine) as session:
+        np.testing.assert_array_equal(session.run({"x": VALUES})["y"], 2 * VALUES + W)
+    assert "cuLaunchKernel" in old.calls
+    assert "cuLaunchKernelEx" not in old.calls
+
+
 def test_where_there_is_no_room_for_all_it_is_told(fake: FakeDriver) -> None:
     fake.total = 512
     engine = started_early(cuda_engine(), open_device(), {"add"}, 3)

@@ -18,6 +18,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from twofour.core.memory import Bytes, address
 from twofour.runtime.cuda.driver import Driver, Gpu, OutOfMemoryError
 
 Array = NDArray[Any]
+_EARLY_SINCE = (12, 3)
+"""The first CUDA whose graphs know kernels that are started early."""
 _MOST_USUAL_SHARED = 48 << 10
 """Bytes of shared memory that a kernel may have without having been asked for."""
 _opened: dict[tuple[Any, int], Device] = {}
@@ -54,6 +57,11 @@ class Device:
     def capability(self) -> int:
         """90 for a GPU of compute capability 9.0."""
         return int(gpu_name(self.gpu.capability).removeprefix("sm"))
+
+    @cached_property
+    def starts_early(self) -> bool:
+        """Whether its driver can start kernels of a graph early."""
+        return tuple(map(int, self.driver.version.split("."))) >= _EARLY_SINCE
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -214,7 +222,7 @@ class Device:
             addresses: the parameters.
             stream: that it is put into.
             early: it may be started before the kernel in front of it in the stream has ended, if
-                that allows it: programmatic dependent launch of CUDA.
+                that and the driver allow it: programmatic dependent launch of CUDA.
         """
         values = (ctypes.c_uint64 * len(addresses))(*addresses)
         begin = ctypes.addressof(values)
@@ -222,7 +230,7 @@ class Device:
             *(begin + 8 * index for index in range(len(addresses)))
         )
         where = ctypes.addressof(table)
-        if early:
+        if early and self.starts_early:
             config = self._early(grid, threads, shared_bytes, stream)
             self._do("cuLaunchKernelEx", config, kernel, where, 0)
             return
