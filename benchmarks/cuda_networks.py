@@ -54,7 +54,7 @@ class Table:
         self.torch = Process(
             partial(torch_side.TorchSide, args.device, folder, args.autotune_from), "PyTorch", log
         )
-        ours = partial(our_side.OurSide, args.device, folder, args.effort)
+        ours = partial(our_side.OurSide, args.device, folder, args.effort, args.plans)
         self.ours = Process(ours, "our engines", log)
         kinds = our_side.ON_GPU if args.device == "cuda" else our_side.ON_CPU
         self.kinds = [k for k in kinds if not args.kinds or any(w in k for w in args.kinds)]
@@ -281,6 +281,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=15, help="turns of each contestant")
     add("--slice-s", type=float, default=0.02, help="of one turn")
     add("--effort", type=int, default=2, help="of tuning")
+    add("--plans", type=Path, help="folder for the engines' plans: the times of all candidates")
     add("--compile-cache", type=Path, help="archive that torch.compile's results are kept in")
     return made
 

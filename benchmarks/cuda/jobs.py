@@ -101,7 +101,7 @@ def _network(network: str, batch: int, most_s: float, compile_s: float, kinds: s
     def words(places: Places, seconds: float) -> list[object]:
         return [
             *("-m", "benchmarks.cuda_networks", "--output", places.results / name),
-            *("--files", places.kept / "networks"),
+            *("--files", places.kept / "networks", "--plans", places.results / "plans"),
             *("--compile-cache", places.kept / f"{name}.tar.gz"),
             *("--networks", network, "--batches", batch, "--seconds", round(seconds - _END_S)),
             *("--compile-seconds", round(compile_s), "--build-seconds", 90, *chosen),

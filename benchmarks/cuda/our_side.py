@@ -6,6 +6,7 @@ leaves the dense ones. All kinds of a network share one file of timings.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import twofour
 from benchmarks.cuda.cases import F32, INT8, WORKS, Array, Feeds, write_files
 from benchmarks.cuda.started import started
 from benchmarks.cuda.turns import Entry
+from twofour.core.records import to_plain
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,12 @@ class OurSide:
         device: "cuda" or "cpu".
         folder: of ONNX files and timings.
         effort: of tuning.
+        plans: folder for the plan of each engine, JSON with the times of all candidates; or None.
     """
 
-    def __init__(self, device: str, folder: Path, effort: int) -> None:
+    def __init__(self, device: str, folder: Path, effort: int, plans: Path | None = None) -> None:
         """Nothing yet."""
-        self.device, self.folder, self.effort = device, folder, effort
+        self.device, self.folder, self.effort, self.plans = device, folder, effort, plans
         self.sessions: list[twofour.Session] = []
 
     def files(self, network: str) -> None:
@@ -89,6 +92,10 @@ class OurSide:
         seconds = time.perf_counter() - began
         session = twofour.load(path)
         self.sessions.append(session)
+        if self.plans is not None:
+            self.plans.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(to_plain(session.engine.plan))
+            (self.plans / f"{network}-{name}.json").write_text(text)
         setting = f"{_tactics(session)}; in {seconds:.0f} s{_early(session)}"
         return [self._entry(kind, setting, session, feeds)]
 

@@ -147,6 +147,7 @@ def test_everybody_runs_the_same_sparse_weights():
 def test_a_small_table_on_the_cpu_and_rows_that_are_kept(tmp_path, capsys):
     words = ["--output", str(tmp_path), "--device", "cpu", "--effort", "0", "--rounds", "3"]
     words += ["--networks", "small_mlp", "--energy-seconds", "0", "--kinds", "2:4"]
+    words += ["--plans", str(tmp_path / "plans")]
     for batch in ("4", "2"):
         assert cuda_networks.main([*words, "--batches", batch]) == 0
     document = json.loads((tmp_path / "cuda_networks.json").read_text())
@@ -158,6 +159,8 @@ def test_a_small_table_on_the_cpu_and_rows_that_are_kept(tmp_path, capsys):
         assert found["twofour f32 2:4"]["cosine"] > 0.99999
         assert found["twofour int8 2:4"]["cosine"] > 0.99
         assert {"eager", "latency"} <= set(each["figures"])
+    plan = json.loads((tmp_path / "plans" / "small_mlp-twofour-int8-24-4.json").read_text())
+    assert {layer["tactic"] for layer in plan["layers"]} > {"pointwise"}
     text = (tmp_path / "cuda_networks.md").read_text()
     assert "## small_mlp, batch 4 (tokens)" in text
     assert "goal 4.3" in capsys.readouterr().out
