@@ -49,7 +49,7 @@ class Table:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         """Starts both processes."""
         self.args, self.folder = args, folder
-        self.end = time.monotonic() + args.seconds
+        self.end = time.monotonic() + args.seconds - _MEASURE_S
         log = args.output / f"{NAME}.log"
         self.torch = Process(
             partial(torch_side.TorchSide, args.device, folder, args.autotune_from), "PyTorch", log
@@ -62,7 +62,7 @@ class Table:
 
     @property
     def left_s(self) -> float:
-        """Of the time that was given."""
+        """Of the time that was given, without what measuring takes."""
         return self.end - time.monotonic()
 
     def row(self, network: str, batch: int) -> Row:
@@ -106,7 +106,7 @@ class Table:
         found: list[Row] = []
         for kind in kinds:
             starts = process.starts
-            if self.left_s < _LEAST_S + _MEASURE_S:
+            if self.left_s < _LEAST_S:
                 found.append({"name": kind, "reason": "no time was left"})
                 continue
             began = time.monotonic()
@@ -121,7 +121,7 @@ class Table:
 
     def _open(self, process: Process, kind: str, case: tuple[str, int]) -> list[Row] | Lost:
         limit = self.args.compile_seconds if "compile" in kind else self.args.build_seconds
-        timeout_s = max(1.0, min(limit, self.left_s - _MEASURE_S))
+        timeout_s = max(1.0, min(limit, self.left_s))
         answer: list[Row] | Lost = process.ask("open", *case, kind, timeout_s=timeout_s)
         return answer
 
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> int:
         say(f"what torch.compile keeps: {unpacked}")
         table = Table(args, folder)
         try:
-            while left and table.left_s > _LEAST_S + _MEASURE_S:
+            while left and table.left_s > _LEAST_S:
                 network, batch = left.pop(0)
                 say(f"{network}, batch {batch}, {table.left_s:.0f} s left")
                 put(args, table.row(network, batch))

@@ -217,10 +217,9 @@ def main() -> int:
         rows = [{**row, "peak_mb": _peak_bytes() / 1e6} for row in PARTS[args.part]()]
         print(json.dumps(rows))
         return 0
-    if args.table is not None:
-        args.table.parent.mkdir(parents=True, exist_ok=True)
     summary = document(tuple(PARTS))
     if args.table is not None:
+        args.table.parent.mkdir(parents=True, exist_ok=True)
         args.table.write_text(page(summary))
         args.table.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
     print(page(summary))

@@ -212,7 +212,7 @@ class Bench:
                 own_us=times.get("own", math.nan),
                 dense=dense[1],
                 sparse=sparse[1],
-                own=min(tiles, key=tiles.__getitem__, default=""),
+                own="" if own is None else own.ready.tile,
                 own_tiles=tiles,
                 difference=self.difference(layer),
             )

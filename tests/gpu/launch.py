@@ -8,12 +8,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from cuda.bindings import driver
 
@@ -25,6 +27,12 @@ def capability() -> int:
     """Of the GPU, 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
+
+
+def require_alone() -> None:
+    """Skips what takes times where other processes of the tests are on the GPU as well."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("times need a GPU of their own: run without -n, with -s")
 
 
 def checked(answer: tuple[Any, ...]) -> Any:

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
 ]
 if torch.cuda.is_available():
-    from tests.gpu.launch import capability, launch, median_us, prepared
+    from tests.gpu.launch import capability, launch, median_us, prepared, require_alone
 
 TYPES = ["int8", "float8e4m3fn", "float16", "bfloat16", "float32"]
 
@@ -128,8 +128,7 @@ def rival_us(size: Size, dtype: str) -> float:
 @pytest.fixture(scope="module")
 def compiled() -> None:
     """The compiler's cache holds all kernels of the table: many processes fill it."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("times need a GPU of their own: run without -n, with -s")
+    require_alone()
     tasks = [(layer, dtype, capability()) for layer in LAYERS for dtype in layer.dtypes]
     context = multiprocessing.get_context("spawn")
     workers = max(1, min(14, len(os.sched_getaffinity(0)) - 1))

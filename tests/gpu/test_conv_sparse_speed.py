@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
 
-from tests.gpu.launch import capability, compile_all, median_us, prepared
+from tests.gpu.launch import capability, compile_all, median_us, prepared, require_alone
 from tests.gpu.test_conv_sparse import NETWORK_TYPES, problem_of
 from tests.kernels.cuda.interpret import tensor_of
 from twofour.kernels.cuda.conv_sparse import MMA, WGMMA, recipes
@@ -60,8 +58,7 @@ def speed_problems(dtype: str) -> list[ConvProblem]:
 @pytest.mark.parametrize("dtype", NETWORK_TYPES)
 def test_speed(dtype: str) -> None:
     """Prints microseconds of each candidate beside torch's dense convolution and product."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("times need a GPU of their own: run without -n, with -s")
+    require_alone()
     found = [(problem, speed_recipes(problem)) for problem in speed_problems(dtype)]
     compile_all([made for _, some in found for made in some], capability())
     for problem, some in found:

@@ -85,6 +85,12 @@ def test_a_driver_that_cannot_starts_one_after_the_other(
     assert "cuLaunchKernelEx" not in old.calls
 
 
+def test_with_such_a_driver_nothing_is_tried(fake: FakeDriver) -> None:
+    fake.version = 12020
+    engine = cuda_engine()
+    assert started_early(engine, open_device(), {"add"}, 3) is engine
+
+
 def test_where_there_is_no_room_for_all_it_is_told(fake: FakeDriver) -> None:
     fake.total = 512
     engine = started_early(cuda_engine(), open_device(), {"add"}, 3)

@@ -9,6 +9,7 @@ the plan says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.compiler.cuda.choose import random_operand
 from twofour.core.cuda_program import CudaProgram
 from twofour.core.errors import UnsupportedError
 from twofour.engine import Engine, Profile, Step
@@ -44,7 +46,7 @@ def started_early(engine: Engine, device: Device, waiting: Collection[str], roun
     """
     found = {step.symbol: _early(engine, step, waiting) for _, step in _steps(engine)}
     early = {name: each for name, each in found.items() if _early_count(each)}
-    if not early:
+    if not early or not device.starts_early:
         return engine
     both = engine.subgraphs | {name + _EARLY: _bytes(program) for name, program in early.items()}
     taken: dict[str, NDArray[np.uint8]] = {}
@@ -85,7 +87,11 @@ def _bytes(program: CudaProgram) -> NDArray[np.uint8]:
 
 def _tried(network: CudaNetwork, profile: Profile, step: Step, rounds: int) -> tuple[bool, str]:
     """Whether to start kernels of a step early, and what came of it in words."""
-    inputs = _made_up(profile, step)
+    infos = {info.name: info for info in profile.tensors}
+    inputs = {
+        name: random_operand(info.dtype, math.prod(info.shape), seed).reshape(info.shape)
+        for seed, (name, info) in enumerate((name, infos[name]) for name in step.inputs)
+    }
     try:
         ways = [
             network.step(replace(step, symbol=step.symbol + end), profile) for end in ("", _EARLY)
@@ -107,18 +113,6 @@ def _tried(network: CudaNetwork, profile: Profile, step: Step, rounds: int) -> t
 
 def _said(error: UnsupportedError) -> str:
     return "; ".join([error.what, *error.reasons])
-
-
-def _made_up(profile: Profile, step: Step) -> dict[str, Array]:
-    """Inputs of a step: random numbers, but zeros where they may be places in tables."""
-    random = np.random.default_rng(0)
-    infos = {info.name: info for info in profile.tensors}
-    return {
-        name: random.standard_normal(infos[name].shape).astype(infos[name].dtype)
-        if np.dtype(infos[name].dtype).kind == "f"
-        else np.zeros(infos[name].shape, infos[name].dtype)
-        for name in step.inputs
-    }
 
 
 def _outputs(

@@ -196,7 +196,7 @@ def cost(problem: ConvProblem, tile: Tile) -> float:
     rounds = divided(blocks, _MULTIPROCESSORS * tile.blocks) * tile.blocks
     held = min(rounds, divided(blocks, _MULTIPROCESSORS))
     whole = block * held + _START_CYCLES * (2 if tile.split > 1 else 1)
-    return whole * (_THREE_GROUPS_COST if replace(tile, split=1) == _THREE_GROUPS else 1)
+    return whole * (_THREE_GROUPS_COST if tile.threads == _THREE_GROUPS.threads else 1)
 
 
 def compressed_weight(problem: ConvProblem, w: Array) -> tuple[Array, Array]:
