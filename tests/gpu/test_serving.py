@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from tests.cuda_engines import W, mixed_engine
 from tests.gpu.served import VALUES, served
+from tests.sample_models import conv_model
 from twofour.core.gpus import read_capabilities
 from twofour.core.nvml import Nvml, energy_counter
 from twofour.engine import Engine
@@ -85,6 +87,30 @@ def test_steps_on_onnx_runtime_stand_between(engine: Engine) -> None:
         (tap,) = session.walk({"x": VALUES})
         np.testing.assert_array_equal(tap.value, -2 * VALUES)
         print("steps, us:", session.step_times_us({"x": VALUES}, 20))
+
+
+def test_a_server_builds_for_the_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("pydantic")
+    opening = pytest.importorskip("twofour.serve.repository.opening")
+    store_module = pytest.importorskip("twofour.serve.repository.store")
+    made = pytest.importorskip("twofour.serve.repository.config").Build
+    builds = pytest.importorskip("twofour.serve.repository.rebuild").Builds(tmp_path / "cache")
+    (tmp_path / "models" / "m" / "1").mkdir(parents=True)
+    onnx = conv_model(tmp_path / "models" / "m" / "1" / "m.onnx")
+    store = store_module.Store(str(tmp_path / "models"), tmp_path / "cache")
+    version = store.snapshot().models["m"].versions[1]
+    arguments = ("--target", "cuda", "--tuning-effort", "0", "--shapes", "x:2x4x8x8")
+    build = made(arguments=arguments)
+    assert opening.needs_build(store, version, build, builds)
+    opened = opening.open_engine(store, version, build, builds)
+    assert not opening.needs_build(store, version, build, builds)
+    x = np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)
+    (wanted,) = pytest.importorskip("onnx.reference").ReferenceEvaluator(onnx).run(None, {"x": x})
+    with Session(opened.engine) as session:
+        assert {step.kind for each in opened.engine.plan.profiles for step in each.steps} == {
+            "cuda"
+        }
+        np.testing.assert_allclose(session.run({"x": x})["y"], wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_ranges_are_pushed_where_there_is_a_library(engine: Engine) -> None:
