@@ -48,13 +48,24 @@ KERNELS: dict[str, tuple[int, Callable[..., None]]] = {"double": (2, _double), "
 
 @dataclass(frozen=True)
 class Kernel:
-    """One start of a kernel."""
+    """One start of a kernel, named as its object."""
 
     work: Callable[[], None]
-    early: bool = False
+    name: str
+    early: bool
+    shared_bytes: int
 
     def __call__(self) -> None:
         self.work()
+
+
+CAPABILITY = ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR")
+ROOM = {
+    "MULTIPROCESSOR_COUNT": 4,
+    "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": 233472,
+    "RESERVED_SHARED_MEMORY_PER_BLOCK": 1024,
+}
+"""What each GPU has for blocks."""
 
 
 class FakeDriver(ModuleType):
@@ -65,8 +76,8 @@ class FakeDriver(ModuleType):
         calls: names of the functions that were called.
         memory: blocks of the GPUs that are taken, by address.
         pinned: likewise of the CPU.
-        early_ms: what a kernel that is started early takes.
-        races: such a kernel does not wait for the one in front of it.
+        takes: how many ms a kernel takes.
+        races: one that is started early does not wait for the one in front of it.
         version: of CUDA, as the driver has it.
     """
 
@@ -84,12 +95,12 @@ class FakeDriver(ModuleType):
         self.events: dict[int, float] = {}
         self.shared: dict[int, int] = {}
         self.clock = 0.0
-        self.early_ms, self.races = 1e-3, False
+        self.takes: Callable[[Kernel], float] = lambda kernel: 1e-3
+        self.races = False
         self.version = 13020
         self._next = 1000
         self._contexts = threading.local()
-        attribute = "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_"
-        names = [attribute + each for each in ("MAJOR", "MINOR")]
+        names = [f"CU_DEVICE_ATTRIBUTE_{name}" for name in (*CAPABILITY, *ROOM)]
         self.CUdevice_attribute = enum.Enum("CUdevice_attribute", names)
         self.CUstream_flags = enum.IntEnum("CUstream_flags", {"CU_STREAM_NON_BLOCKING": 1})
         external = {"CU_EVENT_RECORD_EXTERNAL": 1}
@@ -137,7 +148,8 @@ class FakeDriver(ModuleType):
         return 0, self.gpus[device.index][0].encode().ljust(length, b"\0")
 
     def cuDeviceGetAttribute(self, kind: enum.Enum, device: Any) -> tuple[int, int]:
-        return 0, self.gpus[device.index][1][kind.value - 1]
+        values = (*self.gpus[device.index][1], *ROOM.values())
+        return 0, values[kind.value - 1]
 
     def cuDeviceGetUuid(self, device: Any) -> tuple[int, Any]:
         return 0, SimpleNamespace(bytes=UUIDS[device.index])
@@ -233,7 +245,7 @@ class FakeDriver(ModuleType):
             if self.races and isinstance(each, Kernel) and each.early:
                 work[index - 1 : index + 1] = [each, work[index - 1]]
         for each in work:
-            self.clock += self.early_ms if isinstance(each, Kernel) and each.early else 1e-3
+            self.clock += self.takes(each) if isinstance(each, Kernel) else 1e-3
             each()
         return (0,)
 
@@ -364,11 +376,13 @@ class FakeDriver(ModuleType):
         assert extra == 0
         if shared > self.shared.get(function, 48 << 10):
             return (1,)
-        count, work = KERNELS[self.modules[function]]
+        name = self.modules[function]
+        count, work = KERNELS[name]
         table = (ctypes.c_uint64 * (count + 2)).from_address(where)
         values = [ctypes.c_uint64.from_address(each).value for each in table]
         assert values[count:] == [0, 0]
-        return self._put(stream, Kernel(lambda: work(self.view, *values[:count]), early))
+        started = Kernel(lambda: work(self.view, *values[:count]), name, early, shared)
+        return self._put(stream, started)
 
 
 H200 = ("A GPU", (9, 0))

@@ -12,6 +12,7 @@ import triton
 
 from tests.compiler.cuda.test_interpreted import CASES, feeds_of, model_of
 from twofour.compiler.build import build
+from twofour.compiler.cuda.early import EARLY, EVEN, with_ways
 from twofour.core.cuda_program import CudaProgram
 from twofour.core.gpus import read_capabilities
 from twofour.engine import Engine
@@ -19,6 +20,7 @@ from twofour.kernels.cuda.kernel import EARLY_LEAST
 from twofour.onnx_tools.options import QuantizeOptions
 from twofour.onnx_tools.prune import prune
 from twofour.onnx_tools.quantize import quantize
+from twofour.runtime.cuda.device import open_device
 from twofour.runtime.cuda.network import CudaNetwork
 from twofour.runtime.shapes import Bound
 
@@ -33,12 +35,16 @@ pytestmark = [
 ]
 
 
-def all_early(engine: Engine, early: bool) -> tuple[Engine, int]:
-    """The engine with every kernel that may be started early started so, or none; and how many."""
+def all_early(engine: Engine, way: str) -> tuple[Engine, int]:
+    """The engine with every kernel that may be started early started so, and how many."""
     held, count = {}, 0
     for step in engine.plan.steps:
         program = CudaProgram.from_bytes(engine.subgraphs[step.symbol].tobytes())
-        program = program.early({launch.code for launch in program.launches} if early else ())
+        codes = {launch.code for launch in program.launches} if way else ()
+        plain = replace(
+            program, launches=tuple(replace(each, early=False) for each in program.launches)
+        )
+        program = with_ways(plain, dict.fromkeys(codes, way), open_device(0).room)
         held[step.symbol] = np.frombuffer(program.to_bytes(), np.uint8)
         count += sum(launch.early for launch in program.launches)
     return replace(engine, subgraphs=engine.subgraphs | held), count
@@ -73,9 +79,11 @@ def test_the_same_bytes(case: str) -> None:
         pytest.skip("kernels of this Triton do not wait")
     if len(engine.plan.steps) != 1:
         pytest.skip(f"{len(engine.plan.steps)} steps")
-    (plain, none), (early, count) = (all_early(engine, each) for each in (False, True))
+    plain, none = all_early(engine, "")
     assert none == 0
-    assert count > 0
     (wanted,) = runs(plain, feeds, 1)
-    wrong = [i for i, got in enumerate(runs(early, feeds, RUNS)) if got != wanted]
-    assert not wrong, f"{len(wrong)} of {RUNS} runs, the first is {wrong[0]}"
+    for way in (EARLY, EVEN):
+        early, count = all_early(engine, way)
+        assert count > 0
+        wrong = [i for i, got in enumerate(runs(early, feeds, RUNS)) if got != wanted]
+        assert not wrong, f"{way}: {len(wrong)} of {RUNS} runs, the first is {wrong[0]}"

@@ -28,7 +28,7 @@ from twofour.compiler.cuda.choose import (
     with_libraries,
     wrong_ones,
 )
-from twofour.compiler.cuda.early import started_early
+from twofour.compiler.cuda.early import EARLY_SECONDS, started_early
 from twofour.compiler.cuda.graphs import Network, Part, network_of
 from twofour.compiler.cuda.layers import layer_of
 from twofour.compiler.cuda.lower import Turn
@@ -112,8 +112,8 @@ def cuda_engine(
     builder = _Builder(options, found, device, cache, progress)
     engine = builder.engine(networks, notes)
     if device is not None:
-        rounds = ROUNDS[options.tuning_effort]
-        engine = started_early(engine, device, builder.waiting(), rounds)
+        rounds, seconds = ROUNDS[options.tuning_effort], EARLY_SECONDS[options.tuning_effort]
+        engine = started_early(engine, device, builder.waiting(), rounds, seconds)
     cache.save(cache_file)
     notes = engine.plan.notes + without_sparse(options, engine.plan.layers)
     return replace(engine, plan=replace(engine.plan, notes=notes))

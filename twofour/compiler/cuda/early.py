@@ -3,16 +3,23 @@
 From Hopper on a kernel may lie in wait while the one in front of it still runs: its blocks are
 placed as room comes free, they find their numbers and fetch what does not depend on anything, and
 then wait for the memory that others write (programmatic dependent launch, CUDA Programming Guide).
-A program runs both ways here, its results are compared byte by byte, and the faster way is kept;
-the plan says so.
+
+Blocks that come early crowd where room came free first: two share a multiprocessor while another
+has none, and the kernel takes twice as long. With an even share of the shared memory asked for, no
+more of them fit one multiprocessor than each would get, and the others wait for their place.
+
+A program runs each way here, with all kernels and then kernel by kernel; its results are compared
+byte by byte, and the fastest way is kept; the plan says so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -20,49 +27,169 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofour.compiler.cuda.choose import random_operand
-from twofour.core.cuda_program import CudaProgram
+from twofour.core.cuda_program import CudaProgram, Launch
 from twofour.core.errors import UnsupportedError
 from twofour.engine import Engine, Profile, Step
-from twofour.runtime.cuda.device import Device
+from twofour.runtime.cuda.device import Device, Room
 from twofour.runtime.cuda.network import CudaNetwork, CudaStep
 from twofour.runtime.cuda.prepared import time_us
 from twofour.runtime.shapes import Bound
 
 Array = NDArray[Any]
+EARLY, EVEN = "early", "early, evenly"
+"""How the kernels of an object start; those that stand in no table begin one after the other."""
+EARLY_SECONDS = (0.0, 2.0, 6.0, 20.0)
+"""For each tuning effort: how long ways are tried kernel by kernel."""
+Ways = dict[str, str]
 _TIMES = 3
-"""Each way runs so often, in turns: to be compared, and to be timed."""
+"""Ways are timed so often, in turns; and compared."""
 _LEAST_GAIN = 0.005
-_EARLY = " early"
+_LEAST_KERNEL_GAIN = 0.001
+_GRAIN_BYTES, _MOST_SHARES = 128, 16
 
 
-def started_early(engine: Engine, device: Device, waiting: Collection[str], rounds: int) -> Engine:
-    """The engine with the faster way for each of its programs, and a note of each that was tried.
+def started_early(
+    engine: Engine, device: Device, waiting: Collection[str], rounds: int, seconds: float = 0.0
+) -> Engine:
+    """The engine with the fastest way for each of its programs, and a note of each that was tried.
 
     Args:
         engine: whose kernels start one after the other.
         device: the GPU that it is for.
         waiting: names of the objects whose kernels wait for those in front of them.
         rounds: how often a graph of a program is replayed each time it is timed.
+        seconds: for trying kernel by kernel, for each program; what was begun is ended.
     """
-    found = {step.symbol: _early(engine, step, waiting) for _, step in _steps(engine)}
-    early = {name: each for name, each in found.items() if _early_count(each)}
-    if not early or not device.starts_early:
+    found = [(profile, step, _program(engine, step)) for profile, step in _steps(engine)]
+    tried = [each for each in found if _count(each[2].early(waiting))]
+    if not tried or not device.starts_early:
         return engine
-    both = engine.subgraphs | {name + _EARLY: _bytes(program) for name, program in early.items()}
     taken: dict[str, NDArray[np.uint8]] = {}
     notes = []
     try:
-        with closing(CudaNetwork(replace(engine, subgraphs=both), device.gpu.index)) as network:
-            for profile, step in _steps(engine):
-                if step.symbol in early:
-                    pays, said = _tried(network, profile, step, rounds)
-                    count = _early_count(early[step.symbol])
-                    notes.append(f"{step.symbol}: {count} kernels started early {said}")
-                    taken |= {step.symbol: both[step.symbol + _EARLY]} if pays else {}
+        with closing(CudaNetwork(engine, device.gpu.index)) as network:
+            for profile, step, program in tried:
+                trial = _Trial(network, profile, step, program, rounds)
+                fastest, said = trial.result(waiting, seconds)
+                notes.append(f"{step.symbol}: {said}")
+                if fastest is not None:
+                    taken[step.symbol] = np.frombuffer(fastest.to_bytes(), np.uint8)
     except UnsupportedError as error:  # there may be room for each layer, and not for all
         notes.append(f"kernels were not started early to try it: {_said(error)}")
     plan = replace(engine.plan, notes=(*engine.plan.notes, *notes))
     return replace(engine, plan=plan, subgraphs=engine.subgraphs | taken)
+
+
+def with_ways(program: CudaProgram, ways: Ways, room: Room) -> CudaProgram:
+    """A program whose kernels start so, where they stand behind another.
+
+    Args:
+        program: its kernels start one after the other.
+        ways: name of an object -> how its kernels start.
+        room: of the GPU.
+    """
+    early = program.early(ways)
+    launches = tuple(
+        replace(launch, shared_bytes=even_shared_bytes(launch, room))
+        if launch.early and ways[launch.code] == EVEN
+        else launch
+        for launch in early.launches
+    )
+    return replace(early, launches=launches)
+
+
+def even_shared_bytes(launch: Launch, room: Room) -> int:
+    """With so much shared memory no more blocks fit a multiprocessor than an even share of them."""
+    share = -(-math.prod(launch.grid) // room.multiprocessors)
+    if share > _MOST_SHARES:
+        return launch.shared_bytes
+    too_much = room.shared_bytes // (share + 1) - room.reserved_bytes + 1
+    return max(launch.shared_bytes, -(-too_much // _GRAIN_BYTES) * _GRAIN_BYTES)
+
+
+@dataclass
+class _Trial:
+    """Ways of a program of one step."""
+
+    network: CudaNetwork
+    profile: Profile
+    step: Step
+    program: CudaProgram
+    rounds: int
+
+    def result(self, waiting: Collection[str], seconds: float) -> tuple[CudaProgram | None, str]:
+        """The fastest that is right, None for one kernel after the other; and what to say."""
+        early = [launch.code for launch in self.program.early(waiting).launches if launch.early]
+        codes, best = Counter(early), dict[str, str]()
+        try:
+            plain = self.network.step(self.step, self.profile, self.program)
+            wanted = self._outputs(plain)  # all that is timed runs on what this left
+            for way in (EARLY, EVEN):
+                best = self._faster(best, dict.fromkeys(codes, way), _LEAST_GAIN)
+            best = self._by_kernels(best, codes, seconds)
+            ways = best or dict.fromkeys(codes, EVEN)
+            made = with_ways(self.program, ways, self.network.device.room)
+            step = self.network.step(self.step, self.profile, made)
+            if any(self._outputs(step) != wanted for _ in range(_TIMES)):
+                lost = "start early and give other results, and do not: a defect, report it"
+                return None, f"{_count(made)} kernels {lost}"
+            plain_us, early_us = self._times_us({}, ways)
+        except UnsupportedError as error:
+            return None, f"kernels that start early are refused: {_said(error)}"
+        times = f"{early_us:.1f} us instead of {plain_us:.1f} us"
+        if not best or early_us > plain_us * (1 - _LEAST_GAIN):
+            return None, f"{_count(made)} kernels started early would take {times}, and are not"
+        return made, f"{_count(made)} kernels started early take {times}"
+
+    def _by_kernels(self, best: Ways, codes: Counter[str], seconds: float) -> Ways:
+        """Each object's kernels in the other ways, those that stand most often first."""
+        end = time.monotonic() + seconds
+        for code, _ in codes.most_common():
+            others = {None, EARLY, EVEN} - {best.get(code)}
+            for way in sorted(others, key=str):
+                if time.monotonic() > end:
+                    return best
+                changed = {**best, code: way or ""}
+                candidate = {each: how for each, how in changed.items() if how}
+                best = self._faster(best, candidate, _LEAST_KERNEL_GAIN)
+        return best
+
+    def _faster(self, best: Ways, other: Ways, least_gain: float) -> Ways:
+        room = self.network.device.room
+        if with_ways(self.program, best, room) == with_ways(self.program, other, room):
+            return best
+        best_us, other_us = self._times_us(best, other)
+        return other if other_us < best_us * (1 - least_gain) else best
+
+    def _times_us(self, *ways: Ways) -> list[float]:
+        """Medians of some ways, timed in turns."""
+        device, times = self.network.device, [[0.0] * _TIMES for _ in ways]
+        made = [with_ways(self.program, each, device.room) for each in ways]
+        ready = []
+        try:
+            for program in made:
+                ready.append(self.network.prepared(program))
+            for turn in range(_TIMES):
+                for prepared, found in zip(ready, times, strict=True):
+                    found[turn] = time_us(device, prepared, self.rounds)
+        finally:
+            for prepared in ready:
+                prepared.close()
+        return [median(found) for found in times]
+
+    def _outputs(self, way: CudaStep) -> dict[str, bytes]:
+        """What a run writes; what one before left, the same, would hide that none waited."""
+        infos = {info.name: info for info in self.profile.tensors}
+        tensors: dict[str, Array] = {
+            name: random_operand(infos[name].dtype, math.prod(infos[name].shape), seed)
+            for seed, name in enumerate(self.step.inputs)
+        }
+        for name, array in tensors.items():
+            tensors[name] = array.reshape(infos[name].shape)
+        self.network.wipe()
+        self.network.enter(self.profile)
+        way.run(tensors, Bound(0, (), {}))
+        return {name: tensors[name].tobytes() for name in self.step.outputs}
 
 
 def _steps(engine: Engine) -> Iterator[tuple[Profile, Step]]:
@@ -73,54 +200,13 @@ def _steps(engine: Engine) -> Iterator[tuple[Profile, Step]]:
                 yield profile, step
 
 
-def _early(engine: Engine, step: Step, waiting: Collection[str]) -> CudaProgram:
-    return CudaProgram.from_bytes(engine.subgraphs[step.symbol].tobytes()).early(waiting)
+def _program(engine: Engine, step: Step) -> CudaProgram:
+    return CudaProgram.from_bytes(engine.subgraphs[step.symbol].tobytes())
 
 
-def _early_count(program: CudaProgram) -> int:
+def _count(program: CudaProgram) -> int:
     return sum(launch.early for launch in program.launches)
-
-
-def _bytes(program: CudaProgram) -> NDArray[np.uint8]:
-    return np.frombuffer(program.to_bytes(), np.uint8)
-
-
-def _tried(network: CudaNetwork, profile: Profile, step: Step, rounds: int) -> tuple[bool, str]:
-    """Whether to start kernels of a step early, and what came of it in words."""
-    infos = {info.name: info for info in profile.tensors}
-    inputs = {
-        name: random_operand(info.dtype, math.prod(info.shape), seed).reshape(info.shape)
-        for seed, (name, info) in enumerate((name, infos[name]) for name in step.inputs)
-    }
-    try:
-        ways = [
-            network.step(replace(step, symbol=step.symbol + end), profile) for end in ("", _EARLY)
-        ]
-        times: list[list[float]] = [[], []]
-        for _ in range(_TIMES):
-            wanted, got = (_outputs(network, profile, way, inputs) for way in ways)
-            if wanted != got:
-                return False, "give other results, and are not: this is a defect, report it"
-            for way, found in zip(ways, times, strict=True):
-                found.append(time_us(network.device, way.prepared, rounds))
-    except UnsupportedError as error:
-        return False, f"are refused: {_said(error)}"
-    plain_us, early_us = map(median, times)
-    pays = early_us < plain_us * (1 - _LEAST_GAIN)
-    said = f"{early_us:.1f} us instead of {plain_us:.1f} us"
-    return pays, f"take {said}" if pays else f"would take {said}, and are not"
 
 
 def _said(error: UnsupportedError) -> str:
     return "; ".join([error.what, *error.reasons])
-
-
-def _outputs(
-    network: CudaNetwork, profile: Profile, way: CudaStep, inputs: Mapping[str, Array]
-) -> dict[str, bytes]:
-    """What a run writes. What one before it left, the same values, would hide that none waited."""
-    network.wipe()
-    network.enter(profile)
-    tensors = dict(inputs)
-    way.run(tensors, Bound(0, (), {}))
-    return {name: array.tobytes() for name, array in tensors.items() if name not in inputs}

@@ -18,6 +18,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +37,21 @@ _MOST_USUAL_SHARED = 48 << 10
 """Bytes of shared memory that a kernel may have without having been asked for."""
 _opened: dict[tuple[Any, int], Device] = {}
 _lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a GPU has for blocks.
+
+    Attributes:
+        multiprocessors: how many.
+        shared_bytes: shared memory of each of them.
+        reserved_bytes: what a block takes of that beside what it asks for.
+    """
+
+    multiprocessors: int
+    shared_bytes: int
+    reserved_bytes: int
 
 
 class Device:
@@ -62,6 +78,22 @@ class Device:
     def starts_early(self) -> bool:
         """Whether its driver can start kernels of a graph early."""
         return tuple(map(int, self.driver.version.split("."))) >= _EARLY_SINCE
+
+    @cached_property
+    def room(self) -> Room:
+        """What it has for blocks."""
+        device = self.driver.call("cuDeviceGet", self.gpu.index)
+        kinds = self.driver.functions.CUdevice_attribute
+
+        def read(name: str) -> int:
+            kind = getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}")
+            return int(self.driver.call("cuDeviceGetAttribute", kind, device))
+
+        return Room(
+            read("MULTIPROCESSOR_COUNT"),
+            read("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
+            read("RESERVED_SHARED_MEMORY_PER_BLOCK"),
+        )
 
     @contextmanager
     def current(self) -> Iterator[None]:

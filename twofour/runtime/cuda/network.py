@@ -125,24 +125,38 @@ class CudaNetwork:
         for fill in profile.fills:
             self.device.fill(self.arena + fill.offset, fill.value, fill.size_bytes, self.stream)
 
-    def step(self, step: Step, profile: Profile) -> CudaStep:
+    def step(self, step: Step, profile: Profile, program: CudaProgram | None = None) -> CudaStep:
         """A step of a profile, captured.
+
+        Args:
+            step: of the engine.
+            profile: that it belongs to.
+            program: runs in place of the engine's.
 
         Raises:
             EngineError: its program lies, or its code cannot be loaded.
             UnsupportedError: CUDA or a library refuses.
         """
         engine = self._engine
-        program = CudaProgram.from_bytes(engine.subgraphs[step.symbol].tobytes())
+        if program is None:
+            program = CudaProgram.from_bytes(engine.subgraphs[step.symbol].tobytes())
         wrong = wrong_program(program, step, profile, engine.plan, engine.weights.nbytes)
         if reasons := [*wrong][:10]:
             raise EngineError(f"the program of step {step.symbol!r} lies", reasons, REBUILD)
-        shared = self._held.shared
-        blocks = {ARENA: self.arena, WEIGHTS: shared.weights}
-        prepared = Prepared(self.device, program, shared.objects, blocks, self._libraries)
+        prepared = self.prepared(program)
         self._held.prepared.append(prepared)
         self.enter(profile)
         return CudaStep(step, profile, self, prepared, self._held)
+
+    def prepared(self, program: CudaProgram) -> Prepared:
+        """A program that is known to be sound, ready to run here; its owner closes it.
+
+        Raises:
+            EngineError, UnsupportedError: as of `step`.
+        """
+        shared = self._held.shared
+        blocks = {ARENA: self.arena, WEIGHTS: shared.weights}
+        return Prepared(self.device, program, shared.objects, blocks, self._libraries)
 
     def close(self) -> None:
         """Frees what it took; safe to call twice."""
