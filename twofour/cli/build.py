@@ -76,9 +76,11 @@ def build(
     target: Annotated[
         str,
         typer.Option(
+            "--target",
             metavar="TARGET",
-            help="cpu: this machine; cpu:NAME: another, by a cost model; tensorrt: this GPU; "
-            "tensorrt:sm89: one of that compute capability; tensorrt:ampere+: any from 8.0 on.",
+            help="cpu: this machine; cpu:NAME: another, by a cost model; cuda: this GPU; cuda:sm90: "
+            "one of that compute capability, nothing timed; tensorrt, tensorrt:sm89: likewise, by "
+            "TensorRT; tensorrt:ampere+: any from 8.0 on.",
         ),
     ] = "cpu",
     no_race: Annotated[
