@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 
 import twofour
 from benchmarks.cuda.machine import TOOLS, device, say
-from benchmarks.document import about, head, write
+from benchmarks.document import about, head, noted, write
 from tests.onnx_tools.foreign_inputs import FILES, cifar10, samples
 from twofour.bench.suite.text import (
     WEIGHTS_PACKAGE,
@@ -270,6 +270,7 @@ def page(document: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
         *head(document),
+        *noted(document),
         "| network | precision | top-1 or Spearman | cosine | built in s | |",
         "| --- | --- | --: | --: | --: | --- |",
     ]

@@ -80,7 +80,7 @@ def _train(places: Places, seconds: float) -> list[object]:
 def _accuracy(places: Places, seconds: float) -> list[object]:
     return [
         *("-m", "benchmarks.cuda_accuracy", "--output", places.results / "accuracy"),
-        *("--seconds", round(seconds - _END_S)),
+        *("--seconds", round(seconds - 3 * _END_S)),
     ]
 
 
