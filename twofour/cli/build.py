@@ -78,9 +78,9 @@ def build(
         typer.Option(
             "--target",
             metavar="TARGET",
-            help="cpu: this machine; cpu:NAME: another, by a cost model; cuda: this GPU; cuda:sm90: "
-            "one of that compute capability, nothing timed; tensorrt, tensorrt:sm89: likewise, by "
-            "TensorRT; tensorrt:ampere+: any from 8.0 on.",
+            help="cpu: this machine; cpu:NAME: another, by a cost model; cuda: this GPU; "
+            "cuda:sm90: one of that compute capability, untimed if it is not here; tensorrt: this "
+            "GPU, by TensorRT; tensorrt:sm89: another; tensorrt:ampere+: any from 8.0 on.",
         ),
     ] = "cpu",
     no_race: Annotated[

@@ -40,7 +40,8 @@ Keys = Annotated[
     Path | None, typer.Option(help="PEM file of public keys, one of which must have signed.")
 ]
 Mlflow = Annotated[
-    str | None, typer.Option(metavar="URI", help="Tell this MLflow too: sqlite:///mlflow.db.")
+    str | None,
+    typer.Option("--mlflow", metavar="URI", help="Tell this MLflow too: sqlite:///mlflow.db."),
 ]
 
 
@@ -69,9 +70,7 @@ def keygen(
 def publish(
     repository: Repository,
     name: Name,
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="FILE, or NAME=FILE to call it NAME.")
-    ],
+    files: Annotated[list[str], typer.Argument(help="FILE, or NAME=FILE to call it NAME.")],
     key: Annotated[Path | None, typer.Option(help="PEM file of the key to sign with.")] = None,
     metric: Annotated[
         list[str] | None,

@@ -45,7 +45,9 @@ def search(
     ] = None,
     max_latency: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="The best network within it: 250us, 1.5ms."),
+        typer.Option(
+            "--max-latency", metavar="TIME", help="The best network within it: 250us, 1.5ms."
+        ),
     ] = None,
     output: Annotated[
         Path | None,

@@ -58,6 +58,7 @@ def sensitivity(
     forecast: Annotated[
         str | None,
         typer.Option(
+            "--forecast",
             metavar="FILE|measure|none",
             help="Gains: of twofour forecast --json, or measured now. By default measured if the "
             "model is small.",
