@@ -77,6 +77,7 @@ class FakeDriver(ModuleType):
         memory: blocks of the GPUs that are taken, by address.
         pinned: likewise of the CPU.
         takes: how many ms a kernel takes.
+        most_shared: bytes that a block may have.
         races: one that is started early does not wait for the one in front of it.
         version: of CUDA, as the driver has it.
     """
@@ -96,7 +97,7 @@ class FakeDriver(ModuleType):
         self.shared: dict[int, int] = {}
         self.clock = 0.0
         self.takes: Callable[[Kernel], float] = lambda kernel: 1e-3
-        self.races = False
+        self.races, self.most_shared = False, 232448
         self.version = 13020
         self._next = 1000
         self._contexts = threading.local()
@@ -343,7 +344,7 @@ class FakeDriver(ModuleType):
         return (0, module) if symbol.decode() == f"{name}_kernel" else (500, None)
 
     def cuFuncSetAttribute(self, function: int, kind: int, value: int) -> tuple[int]:
-        if value > 232448:
+        if value > self.most_shared:
             return (1,)
         self.shared[function] = value
         return (0,)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from twofour.compiler.cuda.choose import random_operand
 from twofour.core.cuda_program import CudaProgram, Launch
-from twofour.core.errors import UnsupportedError
+from twofour.core.errors import Error, UnsupportedError
 from twofour.engine import Engine, Profile, Step
 from twofour.runtime.cuda.device import Device, Room
 from twofour.runtime.cuda.network import CudaNetwork, CudaStep
@@ -134,7 +134,7 @@ class _Trial:
                 lost = "start early and give other results, and do not: a defect, report it"
                 return None, f"{_count(made)} kernels {lost}"
             plain_us, early_us = self._times_us({}, ways)
-        except UnsupportedError as error:
+        except Error as error:
             return None, f"kernels that start early are refused: {_said(error)}"
         times = f"{early_us:.1f} us instead of {plain_us:.1f} us"
         if not best or early_us > plain_us * (1 - _LEAST_GAIN):
@@ -208,5 +208,5 @@ def _count(program: CudaProgram) -> int:
     return sum(launch.early for launch in program.launches)
 
 
-def _said(error: UnsupportedError) -> str:
+def _said(error: Error) -> str:
     return "; ".join([error.what, *error.reasons])
