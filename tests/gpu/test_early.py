@@ -41,10 +41,7 @@ def all_early(engine: Engine, way: str) -> tuple[Engine, int]:
     for step in engine.plan.steps:
         program = CudaProgram.from_bytes(engine.subgraphs[step.symbol].tobytes())
         codes = {launch.code for launch in program.launches} if way else ()
-        plain = replace(
-            program, launches=tuple(replace(each, early=False) for each in program.launches)
-        )
-        program = with_ways(plain, dict.fromkeys(codes, way), open_device(0).room)
+        program = with_ways(program, dict.fromkeys(codes, way), open_device(0).room)
         held[step.symbol] = np.frombuffer(program.to_bytes(), np.uint8)
         count += sum(launch.early for launch in program.launches)
     return replace(engine, subgraphs=engine.subgraphs | held), count

@@ -84,7 +84,7 @@ def with_ways(program: CudaProgram, ways: Ways, room: Room) -> CudaProgram:
     """A program whose kernels start so, where they stand behind another.
 
     Args:
-        program: its kernels start one after the other.
+        program: which of its kernels start early now does not matter.
         ways: name of an object -> how its kernels start.
         room: of the GPU.
     """
@@ -128,12 +128,12 @@ class _Trial:
                 best = self._faster(best, dict.fromkeys(codes, way), _LEAST_GAIN)
             best = self._by_kernels(best, codes, seconds)
             ways = best or dict.fromkeys(codes, EVEN)
-            made = with_ways(self.program, ways, self.network.device.room)
+            made = self._made(ways)
             step = self.network.step(self.step, self.profile, made)
             if any(self._outputs(step) != wanted for _ in range(_TIMES)):
                 lost = "start early and give other results, and do not: a defect, report it"
                 return None, f"{_count(made)} kernels {lost}"
-            plain_us, early_us = self._times_us({}, ways)
+            plain_us, early_us = self._times_us(self.program, made)
         except Error as error:
             return None, f"kernels that start early are refused: {_said(error)}"
         times = f"{early_us:.1f} us instead of {plain_us:.1f} us"
@@ -145,29 +145,29 @@ class _Trial:
         """Each object's kernels in the other ways, those that stand most often first."""
         end = time.monotonic() + seconds
         for code, _ in codes.most_common():
-            others = {None, EARLY, EVEN} - {best.get(code)}
-            for way in sorted(others, key=str):
+            rest = {each: way for each, way in best.items() if each != code}
+            for other in (rest, rest | {code: EARLY}, rest | {code: EVEN}):
                 if time.monotonic() > end:
                     return best
-                changed = {**best, code: way or ""}
-                candidate = {each: how for each, how in changed.items() if how}
-                best = self._faster(best, candidate, _LEAST_KERNEL_GAIN)
+                best = self._faster(best, other, _LEAST_KERNEL_GAIN)
         return best
 
     def _faster(self, best: Ways, other: Ways, least_gain: float) -> Ways:
-        room = self.network.device.room
-        if with_ways(self.program, best, room) == with_ways(self.program, other, room):
+        made = self._made(best), self._made(other)
+        if made[0] == made[1]:
             return best
-        best_us, other_us = self._times_us(best, other)
+        best_us, other_us = self._times_us(*made)
         return other if other_us < best_us * (1 - least_gain) else best
 
-    def _times_us(self, *ways: Ways) -> list[float]:
-        """Medians of some ways, timed in turns."""
-        device, times = self.network.device, [[0.0] * _TIMES for _ in ways]
-        made = [with_ways(self.program, each, device.room) for each in ways]
+    def _made(self, ways: Ways) -> CudaProgram:
+        return with_ways(self.program, ways, self.network.device.room)
+
+    def _times_us(self, *programs: CudaProgram) -> list[float]:
+        """Medians of some, timed in turns."""
+        device, times = self.network.device, [[0.0] * _TIMES for _ in programs]
         ready = []
         try:
-            for program in made:
+            for program in programs:
                 ready.append(self.network.prepared(program))
             for turn in range(_TIMES):
                 for prepared, found in zip(ready, times, strict=True):

@@ -83,16 +83,10 @@ class Device:
     def room(self) -> Room:
         """What it has for blocks."""
         device = self.driver.call("cuDeviceGet", self.gpu.index)
-        kinds = self.driver.functions.CUdevice_attribute
-
-        def read(name: str) -> int:
-            kind = getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}")
-            return int(self.driver.call("cuDeviceGetAttribute", kind, device))
-
         return Room(
-            read("MULTIPROCESSOR_COUNT"),
-            read("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
-            read("RESERVED_SHARED_MEMORY_PER_BLOCK"),
+            self.driver.attribute(device, "MULTIPROCESSOR_COUNT"),
+            self.driver.attribute(device, "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
+            self.driver.attribute(device, "RESERVED_SHARED_MEMORY_PER_BLOCK"),
         )
 
     @contextmanager

@@ -113,18 +113,23 @@ class Driver:
         """One of them."""
         device = self.call("cuDeviceGet", index)
         name = _text(self.call("cuDeviceGetName", 256, device))
-        attributes = self.functions.CUdevice_attribute
         major, minor = (
-            int(self.call("cuDeviceGetAttribute", getattr(attributes, each), device))
-            for each in (
-                "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR",
-                "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR",
-            )
+            self.attribute(device, f"COMPUTE_CAPABILITY_{each}") for each in ("MAJOR", "MINOR")
         )
         newer = "cuDeviceGetUuid_v2"  # which names slices too; later versions lack the suffix
         asked = newer if hasattr(self.functions, newer) else "cuDeviceGetUuid"
         uuid = uuid_text(bytes(self.call(asked, device).bytes), " MIG " in name)
         return Gpu(index, uuid, name, (major, minor))
+
+    def attribute(self, device: Any, name: str) -> int:
+        """A figure of one.
+
+        Args:
+            device: as `cuDeviceGet` gave it.
+            name: "MULTIPROCESSOR_COUNT", as CUDA calls it behind `CU_DEVICE_ATTRIBUTE_`.
+        """
+        kind = getattr(self.functions.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(self.call("cuDeviceGetAttribute", kind, device))
 
     def find(self, which: int | str) -> Gpu:
         """A GPU by its index or UUID.
