@@ -123,12 +123,13 @@ def test_what_the_driver_refuses_is_told(fake: FakeDriver) -> None:
     assert "early are refused: CUDA refuses cuLaunchKernelEx; CUDA_ERROR_INVALID_VALUE" in note
 
 
-def test_what_has_no_room_for_its_even_share_is_told(fake: FakeDriver) -> None:
-    """A driver that gives kernels no more shared memory than 112 KiB: that ends no build."""
+def test_what_has_no_room_for_its_even_share_starts_without(fake: FakeDriver) -> None:
+    """A driver that gives kernels no more shared memory than 112 KiB: that ends no trial."""
     fake.takes, fake.most_shared = quick, 112 << 10
     _, early, note = tried()
-    assert not early
-    assert "early are refused: the kernel 'add_kernel' with 115840 bytes of shared memory" in note
+    assert early
+    assert note.startswith("net: 1 kernels started early take 1.5 us instead of 2.0 us (1 ways to ")
+    assert "are refused: the kernel 'add_kernel' with 115840 bytes of shared memory" in note
 
 
 def test_a_driver_that_cannot_starts_one_after_the_other(

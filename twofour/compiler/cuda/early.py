@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -116,6 +116,7 @@ class _Trial:
     step: Step
     program: CudaProgram
     rounds: int
+    refused: list[Error] = field(default_factory=list)
 
     def result(self, waiting: Collection[str], seconds: float) -> tuple[CudaProgram | None, str]:
         """The fastest that is right, None for one kernel after the other; and what to say."""
@@ -137,6 +138,8 @@ class _Trial:
         except Error as error:
             return None, f"kernels that start early are refused: {_said(error)}"
         times = f"{early_us:.1f} us instead of {plain_us:.1f} us"
+        if self.refused:
+            times += f" ({len(self.refused)} ways to start are refused: {_said(self.refused[0])})"
         if not best or early_us > plain_us * (1 - _LEAST_GAIN):
             return None, f"{_count(made)} kernels started early would take {times}, and are not"
         return made, f"{_count(made)} kernels started early take {times}"
@@ -156,7 +159,11 @@ class _Trial:
         made = self._made(best), self._made(other)
         if made[0] == made[1]:
             return best
-        best_us, other_us = self._times_us(*made)
+        try:
+            best_us, other_us = self._times_us(*made)
+        except Error as error:  # other ways may go
+            self.refused.append(error)
+            return best
         return other if other_us < best_us * (1 - least_gain) else best
 
     def _made(self, ways: Ways) -> CudaProgram:
