@@ -64,8 +64,9 @@ ROOM = {
     "MULTIPROCESSOR_COUNT": 4,
     "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": 233472,
     "RESERVED_SHARED_MEMORY_PER_BLOCK": 1024,
+    "L2_CACHE_SIZE": 1 << 20,
 }
-"""What each GPU has for blocks."""
+"""What each GPU has for blocks, and its cache."""
 
 
 class FakeDriver(ModuleType):

@@ -407,7 +407,7 @@ def test_a_program_is_timed_as_one_of_many_in_a_graph(fake: FakeDriver) -> None:
     objects = Objects(device, cuda_engine().code)
     ready = Prepared(device, sample_program(), objects, blocks)
     fake.calls.clear()
-    assert time_us(device, ready, 5) == pytest.approx(2.0, rel=0.1), "two launches of 1 us"
+    assert time_us(device, ready.enqueue, 5) == pytest.approx(2.0, rel=0.1), "two launches of 1 us"
     assert fake.calls.count("cuGraphInstantiate") == 2
     assert fake.calls.count("cuLaunchKernel") > 100
     ready.close()

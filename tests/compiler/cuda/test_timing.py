@@ -47,6 +47,8 @@ def test_each_operand_has_the_bytes_it_spans() -> None:
 class Memory:
     """What a room asks of a device; addresses are counted."""
 
+    cache_bytes = 1 << 20
+
     def __init__(self) -> None:
         self.held: dict[int, int] = {}
         self.copied: list[bytes] = []
@@ -100,6 +102,41 @@ def test_constants_that_ways_share_are_read_and_copied_once(
     assert len(memory.copied) == 3  # the second is equal to the first
     room.close()
     assert set(memory.held.values()) == {-1}
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "copies"), [(1 << 17, 1), ((1 << 17) + 256, 16), (1 << 20, 2), (3 << 20, 1)]
+)
+def test_large_constants_come_from_memory(size_bytes: int, copies: int) -> None:
+    """As they do in a network whose weights are more than the cache holds."""
+    memory = Space()
+    room = _Room(memory, 64)  # type: ignore[arg-type]
+    for _ in range(2):
+        constants = Constants()
+        constants.keep(np.arange(size_bytes, dtype=np.uint8))
+        room.put_weights(constants)
+        found = [blocks[WEIGHTS] for blocks in room.copies]
+        assert found[0] == room.blocks[WEIGHTS]
+        assert np.diff(found).tolist() == [size_bytes] * (copies - 1)
+        assert sorted(memory.written) == [(at, size_bytes) for at in found]
+    assert memory.held[found[0]] == copies * size_bytes
+    room.close()
+
+
+class Space(Memory):
+    """Addresses have room between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[int, int]] = []
+
+    def take(self, size_bytes: int, what: str) -> int:
+        address = (len(self.held) + 1) << 40
+        self.held[address] = size_bytes
+        return address
+
+    def to_gpu(self, at: int, array: np.ndarray, stream: int) -> None:
+        self.written.append((at, array.nbytes))
 
 
 def test_constants_that_leave_too_little_room_go(monkeypatch: pytest.MonkeyPatch) -> None:

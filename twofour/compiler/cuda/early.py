@@ -178,7 +178,7 @@ class _Trial:
                 ready.append(self.network.prepared(program))
             for turn in range(_TIMES):
                 for prepared, found in zip(ready, times, strict=True):
-                    found[turn] = time_us(device, prepared, self.rounds)
+                    found[turn] = time_us(device, prepared.enqueue, self.rounds)
         finally:
             for prepared in ready:
                 prepared.close()

@@ -11,7 +11,8 @@ import onnx
 import onnx_ir as ir
 
 from twofour.compiler import schedule as scheduling
-from twofour.compiler.cuda.lower import Lowering, Stretch, without_waste
+from twofour.compiler.cuda.joins import without_waste
+from twofour.compiler.cuda.lower import Lowering, Stretch
 from twofour.compiler.cuda.reader import read
 from twofour.compiler.cuda.types import Types
 from twofour.compiler.importer import import_graph

@@ -9,7 +9,7 @@ reshapes cost nothing where the elements lie evenly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Turn:
         operands: role -> where it lies; what is read and what is written.
         writes: roles that are written.
         constants: role -> array that kernels may pack as they like.
+        also: operators whose results only this one reads, and which it computes itself.
     """
 
     op: NativeOp
@@ -59,6 +60,7 @@ class Turn:
     operands: Mapping[str, Tensor]
     writes: tuple[str, ...]
     constants: Mapping[str, Array] = field(default_factory=dict)
+    also: tuple[NativeOp, ...] = ()
 
 
 @dataclass
@@ -378,34 +380,3 @@ def input_buffer(name: str) -> str:
 def output_buffer(name: str) -> str:
     """The buffer that a value leaves to the host from."""
     return f"out:{name}"
-
-
-def without_waste(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns; one that only moves what the one before wrote to nobody else is joined with it.
-
-    A value that is written for the host alone is written where the host takes it from, if it is of
-    that type and form.
-    """
-    kept = list(turns)
-    for index, turn in enumerate(kept):
-        if turn.op.op_type != "Copy" or not turn.operands["y"].buffer.startswith("out:"):
-            continue
-        x, y = turn.operands["in0"], turn.operands["y"]
-        readers = [t for t in kept if t is not turn and _touches(t, x.buffer)]
-        writer = readers[0] if len(readers) == 1 else None
-        if writer is None or x.dtype != y.dtype or not x.is_plain or x.offset:
-            continue
-        if x.span_bytes != y.span_bytes:
-            continue
-        at = kept.index(writer)
-        moved = {
-            role: replace(tensor, buffer=y.buffer) if tensor.buffer == x.buffer else tensor
-            for role, tensor in writer.operands.items()
-        }
-        kept[at] = replace(writer, operands=moved)
-        kept[index] = replace(turn, operands={})
-    return [turn for turn in kept if turn.operands]
-
-
-def _touches(turn: Turn, buffer: str) -> bool:
-    return any(tensor.buffer == buffer for tensor in turn.operands.values())

@@ -41,10 +41,13 @@ class Recorder:
 
     def nodes(self, turn: Turn) -> tuple[str, ...]:
         """The nodes of the source model that a turn computes; one that moves computes none."""
-        if turn.op.op_type in _NO_VALUES:
-            return ()
-        node = self._values[turn.op.y].producer() if turn.op.y in self._values else None
-        return () if node is None else self.nodes_of(node)
+        found: list[str] = []
+        for op in (*turn.also, turn.op):
+            if op.op_type in _NO_VALUES or op.y not in self._values:
+                continue
+            node = self._values[op.y].producer()
+            found += () if node is None else self.nodes_of(node)
+        return tuple(dict.fromkeys(found))
 
     def nodes_of(self, node: ir.Node) -> tuple[str, ...]:
         """The nodes of the source model that a node of the fused graph computes."""

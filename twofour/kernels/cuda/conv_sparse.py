@@ -55,6 +55,7 @@ _MMA_TILES = (
     Tile(64, 128, 256, 4, warps_m=2, blocks=2),
     Tile(64, 64, 128, 4, warps_m=2, blocks=3),
     Tile(64, 32, 128, 4, warps_m=2, blocks=4),
+    Tile(64, 8, 128, 8, warps_m=4, blocks=4),
 )
 _THREE_GROUPS = Tile(192, 256, 384, 4, wgmma=True)
 """The most sums that registers hold, with no room for places in x: of flat pixels it needs one."""
@@ -74,6 +75,12 @@ _WGMMA_TILES = (
     Tile(128, 64, 256, 4, wgmma=True, blocks=2),
     Tile(64, 64, 128, 4, wgmma=True, blocks=4),
     Tile(64, 32, 128, 4, wgmma=True, blocks=4),
+    # Few pixels leave the tensor cores idle: the weight decides, and how much of it is on its way.
+    Tile(64, 64, 128, 8, wgmma=True, blocks=2),
+    Tile(64, 32, 128, 8, wgmma=True, blocks=3),
+    Tile(64, 16, 128, 8, wgmma=True, blocks=3),
+    Tile(64, 8, 128, 8, wgmma=True, blocks=4),
+    Tile(64, 8, 128, 16, wgmma=True, blocks=2),
     Tile(128, 256, 256, 4, wgmma=True, direct=True),
     Tile(256, 128, 256, 8, wgmma=True, direct=True),
     Tile(128, 128, 256, 4, wgmma=True, blocks=2, direct=True),
@@ -155,7 +162,7 @@ def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
         and _is_split_fit(problem, tile, split)
     ]
     # A weight that goes past shared memory comes from the same cache: it gains little if anything.
-    return sorted(found, key=lambda tile: (cost(problem, replace(tile, direct=False)), tile.direct))
+    return sorted(found, key=lambda tile: (cost(problem, _shared(tile)), tile.direct))
 
 
 def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
@@ -165,6 +172,11 @@ def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
         wgmma.remove(_THREE_GROUPS)
     no_mma = capability == WGMMA_CAPABILITY and problem.x.dtype == "float8e4m3fn"
     return (*wgmma, *(() if no_mma else _MMA_TILES))
+
+
+def _shared(tile: Tile) -> Tile:
+    """The same tile with its weight in shared memory: past it, two steps are on their way."""
+    return replace(tile, direct=False, stages=4) if tile.direct else tile
 
 
 def _is_split_fit(problem: ConvProblem, tile: Tile, split: int) -> bool:
@@ -190,7 +202,8 @@ def cost(problem: ConvProblem, tile: Tile) -> float:
     steps = divided(steps_of(problem.k, size), tile.split)
     area = tile.channels * tile.pixels
     products = area / (64 if tile.wgmma else 32)
-    step = max(products, tile.stage_bytes(size) / _BYTES_CYCLE, _STEP_CYCLES / tile.blocks)
+    wait = _STEP_CYCLES * 2 / max(tile.stages - 2, 2) / tile.blocks
+    step = max(products, tile.stage_bytes(size) / _BYTES_CYCLE, wait)
     block = steps * step + area / 8
     blocks = _blocks(problem, tile) * tile.split
     rounds = divided(blocks, _MULTIPROCESSORS * tile.blocks) * tile.blocks

@@ -89,6 +89,12 @@ class Device:
             self.driver.attribute(device, "RESERVED_SHARED_MEMORY_PER_BLOCK"),
         )
 
+    @cached_property
+    def cache_bytes(self) -> int:
+        """Of its L2 cache."""
+        device = self.driver.call("cuDeviceGet", self.gpu.index)
+        return self.driver.attribute(device, "L2_CACHE_SIZE")
+
     @contextmanager
     def current(self) -> Iterator[None]:
         """This GPU is the one that libraries called inside use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -146,7 +147,8 @@ def layer_times_us(
         if isinstance(runnable, CudaStep):
             for group in runnable.groups(tensors):
                 layer = runnable.prepared.layers[group]
-                took = time_us(network.device, runnable.prepared, rounds, group)
+                calls = partial(runnable.prepared.enqueue_group, group)
+                took = time_us(network.device, calls, rounds)
                 times[layer] = times.get(layer, 0.0) + took
         else:
             with named_range(step.symbol):

@@ -3,7 +3,7 @@
 objects = Objects(device, engine.code)
 prepared = Prepared(device, program, objects, {"arena": arena, "weights": weights})
 prepared.enqueue(stream)
-time_us(device, prepared, rounds=5)
+time_us(device, prepared.enqueue, rounds=5)
 """
 
 from __future__ import annotations
@@ -193,34 +193,27 @@ class Prepared:
         return _Turn(turn.layer, lambda stream, _: made.run(stream, addresses))
 
 
-def time_us(device: Device, prepared: Prepared, rounds: int, group: int | None = None) -> float:
+def time_us(device: Device, enqueue: Callable[[int], None], rounds: int) -> float:
     """Median time of one run on the GPU in microseconds, as one of many in a graph.
 
     Many runs follow each other within a graph, so that no gap between starts counts.
 
     Args:
         device: the GPU.
-        prepared: what is timed; it runs on whatever lies in its memory, which must be valid.
+        enqueue: puts what is timed into a stream; it runs on whatever lies in its memory, which
+            must be valid.
         rounds: how often such a graph is replayed.
-        group: only the calls of `prepared.layers[group]`.
 
     Raises:
         UnsupportedError: CUDA refuses it.
     """
-
-    def work(stream: int) -> None:
-        if group is None:
-            prepared.enqueue(stream)
-        else:
-            prepared.enqueue_group(group, stream)
-
     stream = device.stream()
     try:
-        work(stream)  # what is loaded at first use is no part of it
+        enqueue(stream)  # what is loaded at first use is no part of it
         device.wait(stream)
-        once = _replayed_us(device, stream, work, 1, 2)
+        once = _replayed_us(device, stream, enqueue, 1, 2)
         repeats = min(_MOST_REPEATS, max(1, round(_LEAST_US / max(once, 0.5))))
-        return _replayed_us(device, stream, work, repeats, rounds) / repeats
+        return _replayed_us(device, stream, enqueue, repeats, rounds) / repeats
     finally:
         device.drop_stream(stream)
 
