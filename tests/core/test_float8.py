@@ -2,6 +2,9 @@
 
 import ml_dtypes
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twofour.core.float8 import LARGEST, SMALLEST, from_fp8, round_fp8, to_fp8
 
@@ -30,3 +33,18 @@ def test_what_is_too_large_saturates_and_nan_stays() -> None:
     np.testing.assert_array_equal(round_fp8(large), np.sign(large) * np.float32(LARGEST))
     assert np.isnan(round_fp8(np.array([np.nan, -np.nan], np.float32))).all()
     assert round_fp8(np.array([SMALLEST / 2], np.float32)) == 0
+
+
+@given(st.lists(st.floats(-LARGEST, LARGEST, width=32), min_size=1, max_size=20))
+def test_any_numbers_are_rounded_as_others_round_them(numbers: list[float]) -> None:
+    x = np.array(numbers, np.float32)
+    np.testing.assert_array_equal(to_fp8(x), x.astype(ml_dtypes.float8_e4m3fn).view(np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3), (5, (1 << 15) + 1)])
+def test_any_shape(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x = np.asarray(x).T
+    bits = to_fp8(x)
+    assert bits.shape == x.shape
+    np.testing.assert_array_equal(bits, x.astype(ml_dtypes.float8_e4m3fn).view(np.uint8))
