@@ -12,7 +12,7 @@ from tests.kernels.cuda.attention_cases import Case, flat
 from tests.kernels.cuda.interpret import interpret
 from twofour.core.sparse_attention import Pattern, additive
 from twofour.kernels.cuda.attention import Tiles
-from twofour.kernels.cuda.kernel import compile_kernel
+from twofour.kernels.cuda.kernel import Kernel, compile_kernel
 from twofour.kernels.cuda.sparse_attention import (
     WORD,
     Lists,
@@ -33,6 +33,8 @@ PATTERNS = {
     "bigbird": Pattern(90, window=8, global_tokens=1, block=8, blocks=TABLE),
     "nothing": Pattern(20),
     "one token": Pattern(1, window=0),
+    "in pieces": Pattern(600, window=10, global_tokens=20),
+    "in pieces, causal": Pattern(500, window=-1, global_tokens=3, causal=True),
 }
 
 
@@ -83,7 +85,7 @@ def test_lists_are_the_pattern(name: str) -> None:
         lists = Lists.of(pattern, queries, keys)
         rounded = -(-pattern.length // queries) * queries
         seen = np.zeros((rounded, pattern.length + keys), bool)
-        for tile, begin, middle, end in lists.tiles:
+        for tile, begin, middle, end, _ in lists.tiles:
             rows = slice(tile * queries, (tile + 1) * queries)
             for place in range(begin, end):
                 block, mask = lists.blocks[place]
@@ -96,16 +98,41 @@ def test_lists_are_the_pattern(name: str) -> None:
         assert not seen[: pattern.length, pattern.length :].any()
 
 
+@pytest.mark.parametrize("name", ["in pieces", "longformer", "nothing"])
+def test_long_lists_go_in_even_pieces(name: str) -> None:
+    lists = Lists.of(PATTERNS[name], 16, 32)
+    lengths = lists.tiles[:, 3] - lists.tiles[:, 1]
+    slots = np.sort(lists.tiles[lists.tiles[:, 4] >= 0][:, 4])
+    assert slots.tolist() == list(range(lists.slots))
+    for tile, first, count in lists.joins:
+        mine = np.flatnonzero(lists.tiles[:, 0] == tile)
+        assert sorted(lists.tiles[mine, 4]) == list(range(first, first + count))
+        assert np.ptp(lengths[mine]) <= 1
+    assert lengths.max() <= max(8, 2 * np.median(lengths))
+    assert bool(lists.slots) == (name == "in pieces")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_pieces_of_other_types_and_masks(dtype: str) -> None:
+    keep = torch.rand((2, 600), generator=torch.Generator().manual_seed(2)) < 0.7
+    check(PATTERNS["in pieces"], dtype, keep)
+
+
 def test_lists_of_a_band_grow_with_the_length_alone() -> None:
     short, long = (Lists.of(Pattern(n, window=64), 64, WORD) for n in (2048, 4096))
     assert long.visited < 2.1 * short.visited
     assert len(long.masks) == len(short.masks)
 
 
-def test_it_compiles_without_a_gpu() -> None:
-    _, problem = case_of(PATTERNS["longformer"], "float16", torch.ones(2, 75, dtype=bool), 64)
+@pytest.mark.parametrize("name", ["longformer", "in pieces"])
+def test_it_compiles_without_a_gpu(name: str) -> None:
+    keep = torch.ones(2, PATTERNS[name].length, dtype=torch.bool)
+    _, problem = case_of(PATTERNS[name], "float16", keep, 64)
     (recipe,) = recipes(problem, {}, 90, effort=0)
-    assert compile_kernel(recipe.calls[0], 90).cubin[:4] == b"\x7fELF"
+    assert len(recipe.calls) == (2 if name == "in pieces" else 1)
+    for call in recipe.calls:
+        assert isinstance(call, Kernel)
+        assert compile_kernel(call, 90).cubin[:4] == b"\x7fELF"
 
 
 def test_a_pattern_of_another_length_is_refused() -> None:
