@@ -275,7 +275,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--seconds", type=float, default=400.0, help="of the whole")
     add("--compile-seconds", type=float, default=120.0, help="of one torch.compile; 0 for none")
-    add("--autotune-from", type=int, default=32, help="batch that torch.compile tunes itself for")
+    add("--autotune-from", type=int, default=1, help="batch that torch.compile tunes itself for")
     add("--build-seconds", type=float, default=150.0, help="of one engine")
     add("--energy-seconds", type=float, default=1.0, help="of one contestant; 0 for none")
     add("--rounds", type=int, default=15, help="turns of each contestant")

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.document import about, head, write
+from benchmarks.document import about, head, noted, write
 from tests.gpu.launch import capability, median_us, prepared
 from tests.kernels.cuda.attention_cases import flat
 from tests.kernels.cuda.experts_cases import Layer
@@ -256,7 +256,7 @@ def measured(case: Case) -> Row:
 
 def page(document: dict[str, Any], rows: list[Row]) -> str:
     """The tables as Markdown."""
-    lines = head(document)
+    lines = [*head(document), *noted(document)]
     lines += ["Microseconds; see the head of benchmarks/cuda_rows.py for how they are taken.", ""]
     for group in dict.fromkeys(row.group for row in rows):
         lines += [f"## {group}", "", "| | twofour | PyTorch | ratio | TFLOP/s | configuration |"]

@@ -140,7 +140,7 @@ JOBS = (
     Job("train", _train, 120.0, 240.0),
     Job("accuracy_trained", _trained, 100.0, 240.0, ("train",)),
     _network("bert", 1, 240.0, 120.0, "int8,fp8"),
-    _network("resnet50", 1, 160.0, 0.0, "int8,fp8"),
+    _network("resnet50", 1, 560.0, 400.0, "int8,fp8"),
     _network("llama_mlp", 128, 160.0, 60.0, "int8,fp8"),
     _network("llama_mlp", 1, 160.0, 60.0, "int8,fp8"),
     _network("resnet50", 256, 560.0, 400.0, "int8"),
