@@ -255,20 +255,18 @@ def measured(case: Case) -> Row:
 
 
 def page(document: dict[str, Any], rows: list[Row]) -> str:
-    """The tables as Markdown."""
+    """Markdown."""
     lines = [*head(document), *noted(document)]
     lines += ["Microseconds; see the head of benchmarks/cuda_rows.py for how they are taken.", ""]
-    for group in dict.fromkeys(row.group for row in rows):
-        lines += [f"## {group}", "", "| | twofour | PyTorch | ratio | TFLOP/s | configuration |"]
-        lines += ["|---|---:|---:|---:|---:|---|"]
-        for row in (row for row in rows if row.group == group):
-            ratio = "" if row.torch_us is None else f"{row.torch_us / row.ours_us:.2f}"
-            other = "" if row.torch_us is None else f"{row.torch_us:.1f}"
-            speed = "" if row.tflops is None else f"{row.tflops:.0f}"
-            cells = (row.name, f"{row.ours_us:.1f}", other, ratio, speed, row.config)
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+    lines += ["| | | twofour | PyTorch | ratio | TFLOP/s | configuration |"]
+    lines += ["|---|---|---:|---:|---:|---:|---|"]
+    for row in rows:
+        ratio = "" if row.torch_us is None else f"{row.torch_us / row.ours_us:.2f}"
+        other = "" if row.torch_us is None else f"{row.torch_us:.1f}"
+        speed = "" if row.tflops is None else f"{row.tflops:.0f}"
+        cells = (row.group, row.name, f"{row.ours_us:.1f}", other, ratio, speed, row.config)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def parser() -> argparse.ArgumentParser:
