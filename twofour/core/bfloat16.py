@@ -27,6 +27,8 @@ ROUNDING = 2.0**-8
 TINY = 2.0**-126
 """The smallest normal number; smaller ones may be taken for zero."""
 _ONE_MORE = np.uint32(0x7FFF)
+_MAGNITUDE, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+_RUN = 1 << 15
 
 
 def to_bf16(x: Array) -> NDArray[np.uint16]:
@@ -38,11 +40,19 @@ def to_bf16(x: Array) -> NDArray[np.uint16]:
     Returns:
         uint16 bits, the shape of `x`.
     """
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).reshape(np.shape(x))
-    even = (bits >> np.uint32(16)) & np.uint32(1)
-    rounded = (bits + _ONE_MORE + even) >> np.uint32(16)
-    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
-    return np.where(np.isnan(x), quiet, rounded).astype(np.uint16)
+    flat = np.ascontiguousarray(x, np.float32).reshape(-1).view(np.uint32)
+    found = np.empty(flat.size, np.uint16)
+    for first in range(0, flat.size, _RUN):  # what lies between stays in the cache
+        run = slice(first, first + _RUN)
+        found[run] = _rounded(flat[run])
+    return found.reshape(np.shape(x))
+
+
+def _rounded(bits: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The upper halves of float32 [count]."""
+    upper = bits >> np.uint32(16)
+    rounded = (bits + _ONE_MORE + (upper & np.uint32(1))) >> np.uint32(16)
+    return np.where(bits & _MAGNITUDE > _INFINITE, upper | np.uint32(0x40), rounded)
 
 
 def from_bf16(bits: Array) -> NDArray[np.float32]:
