@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures import TimeoutError as TooSlow
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import twofour
+from benchmarks.cuda.bounded import TOO_LONG, bounded
 from benchmarks.cuda.machine import TOOLS, device, say
 from benchmarks.document import about, head, noted, write
 from tests.onnx_tools.foreign_inputs import FILES, cifar10, samples
@@ -58,6 +57,7 @@ Row = dict[str, Any]
 
 NAME, TITLE = "cuda_accuracy", "What engines on a GPU say, beside ONNX Runtime in float32"
 BATCH, CALIBRATION, CIFAR_TEST = 250, 512, 10_000
+_ROWS, _LEAST_S = "rows.jsonl", 5.0
 TOKENS, TEXTS, SENTENCES = 48, 100, 64
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 TRAINED = {"2:4 trained": "24.onnx", "2:4 INT8 trained": "qat.onnx"}
@@ -299,43 +299,44 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     args.output.mkdir(parents=True, exist_ok=True)
+    known = subjects(args.trained)
+    if args.one:
+        asked = (args.data, args.images, args.device, args.effort)
+        measured(known[args.one], *asked, args.output / _ROWS)
+        return 0
     end = time.monotonic() + args.seconds
     document = about(TITLE, NAME, words, device(args.device), (*TOOLS, "onnxruntime"))
-    document["networks"] = {}
-    for name, make in subjects(args.trained).items():
-        if args.only and not any(word in name for word in args.only.split(",")):
-            continue
-        left = end - time.monotonic()
-        if left < 5:
-            document["networks"][name] = [{"kind": "-", "reason": "no time was left"}]
-            continue
-        asked = (make, args.data, args.images, args.device, args.effort)
-        rows = _alone(min(left, args.each_seconds), *asked)
-        document["networks"][name] = rows
-        write(args.output, NAME, document, page(document))
-        say("\n".join(_rows_of(name, rows)))
+    only = args.only.split(",") if args.only else [""]
+    names = [name for name in known if any(word in name for word in only)]
+    found: dict[str, list[Row]] = {}
+    with ThreadPoolExecutor(args.at_once) as pool:
+        turns = {pool.submit(_alone, args, name, end): name for name in names}
+        for turn in as_completed(turns):
+            found[turns[turn]] = turn.result()
+            document["networks"] = {name: found[name] for name in names if name in found}
+            write(args.output, NAME, document, page(document))
+            say("\n".join(_rows_of(turns[turn], turn.result())))
     return 0
 
 
-def _alone(timeout_s: float, *asked: Any) -> list[Row]:
+def _alone(args: argparse.Namespace, name: str, end: float) -> list[Row]:
     """`measured` in a process of its own: a fault on the GPU ends that alone."""
-    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    with tempfile.TemporaryDirectory() as folder:
-        path, reason = Path(folder) / "rows.jsonl", ""
-        future = pool.submit(measured, *asked, path)
-        try:
-            future.result(timeout_s)
-        except TooSlow:
-            reason = f"not done within {timeout_s:.0f} s"
-        except Exception as error:  # noqa: BLE001  # the table says what went wrong, and goes on
-            reason = f"{type(error).__name__}: {error}"[:400]
-        finally:
-            for process in (pool._processes or {}).values():
-                process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
-        lines = path.read_text().splitlines() if path.is_file() else []
-    rows: list[Row] = [json.loads(line) for line in lines]
-    return [*rows, {"kind": "-", "reason": reason}] if reason else rows
+    timeout_s = min(end - time.monotonic(), args.each_seconds)
+    if timeout_s < _LEAST_S:
+        return [{"kind": "-", "reason": "no time was left"}]
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        command = [sys.executable, "-m", "benchmarks.cuda_accuracy", "--one", name]
+        command += ["--output", made, "--data", str(args.data.absolute())]
+        command += ["--images", str(args.images), "--device", args.device]
+        command += ["--effort", str(args.effort)]
+        command += ["--trained", str(args.trained.absolute())] if args.trained else []
+        code = bounded(command, folder / "log", timeout_s, {})
+        path, told = folder / _ROWS, (folder / "log").read_text(errors="replace")
+        rows = path.read_text().splitlines() if path.is_file() else []
+    reason = f"not done within {timeout_s:.0f} s" if code == TOO_LONG else told.splitlines()[-1]
+    held: list[Row] = [json.loads(row) for row in rows]
+    return [*held, {"kind": "-", "reason": reason[:400]}] if code else held
 
 
 def parser() -> argparse.ArgumentParser:
@@ -349,6 +350,8 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=Path, default=default, help="folder of real data")
     add("--trained", type=Path, help="what examples/cifar10_gpu.py left")
     add("--only", help="words in the names of networks")
+    add("--one", help="this network alone, into a file of rows and not a table")
+    add("--at-once", type=int, default=4, help="networks: what takes long is compiling")
     add("--images", type=int, default=5000, help="of CIFAR-10's test images")
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--effort", type=int, default=1, help="of tuning")

@@ -17,24 +17,21 @@ trained or judged.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import signal
-import subprocess
 import sys
 import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.cuda.bounded import KILL_S, bounded
 from benchmarks.cuda.jobs import JOBS, Job, Places, chosen
 from twofour.core.gpus import read_capabilities
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKED = "results.tar.gz"
-_KILL_S, _SHOWN, _CPUS = 5.0, 12, 2
+_SHOWN, _CPUS = 12, 2
 _THREADS = "8"
 """Of a job without a GPU: with one for each core they would be in each other's way."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -113,7 +110,7 @@ class Run:
 
     def _run(self, job: Job, gpus: tuple[str, ...]) -> int:
         began = time.monotonic()
-        limit = min(job.most_s, self.end - began - _KILL_S)
+        limit = min(job.most_s, self.end - began - KILL_S)
         others = [gpu for gpu in self.gpus if gpu not in gpus] if job.others else []
         environment = {VISIBLE: ",".join([*gpus, *others])}
         environment |= {} if gpus else {"OMP_NUM_THREADS": _THREADS}
@@ -140,36 +137,6 @@ class Run:
                 if path not in (made, part):
                     packed.add(path, path.name)
         part.replace(made)
-
-
-def bounded(command: Sequence[str], log: Path, seconds: float, more: Mapping[str, str]) -> int:
-    """The exit code of a command, which is ended after so long with all that it started.
-
-    Args:
-        command: is run in the checkout.
-        log: gets what it prints.
-        seconds: then it is told to end, and ended.
-        more: variables of its environment beside those of this process.
-    """
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
-    with log.open("w") as file:
-        file.write(f"{' '.join(command)}\n")
-        file.flush()
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
-        )
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_KILL_S)
-            return 124
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def visible() -> list[str]:

@@ -135,7 +135,7 @@ JOBS = (
     _network("resnet34", 32, 200.0, 0.0, "int8"),
     _network("bert", 256, 300.0, 120.0, "int8"),
     _network("bert", 32, 320.0, 120.0),
-    Job("accuracy", _published, 80.0, 150.0),
+    Job("accuracy", _published, 80.0, 300.0),
     _network("llama_mlp", 2048, 240.0, 60.0, "int8,fp8"),
     Job("train", _train, 120.0, 240.0),
     Job("accuracy_trained", _trained, 100.0, 240.0, ("train",)),

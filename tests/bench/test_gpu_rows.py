@@ -28,9 +28,8 @@ def test_the_page() -> None:
     text = page(document, rows)
     assert "python -m benchmarks.cuda_rows --effort 1" in text
     assert "Run on: a GPU." in text
-    assert "## Attention" in text
-    assert "| a | 10.0 | 25.0 | 2.50 | 3 | 64x64 |" in text
-    assert "| b | 4.0 |  |  |  |  |" in text
+    assert "| Attention | a | 10.0 | 25.0 | 2.50 | 3 | 64x64 |" in text
+    assert "| Experts | b | 4.0 |  |  |  |  |" in text
 
 
 def test_it_says_that_there_is_no_gpu() -> None:

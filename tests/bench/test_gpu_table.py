@@ -174,6 +174,15 @@ def test_the_page_of_accuracy_has_what_was_refused():
     assert "| net | fp8 |  |  |  | no / such |" in text
 
 
+def test_a_network_that_cannot_be_judged_says_why(tmp_path):
+    words = ["--output", str(tmp_path / "out"), "--data", str(tmp_path), "--device", "cpu"]
+    for seconds, reason in (("60", "FileNotFoundError"), ("4", "no time was left")):
+        assert cuda_accuracy.main([*words, "--only", "resnet8", "--seconds", seconds]) == 0
+        document = json.loads((tmp_path / "out" / "cuda_accuracy.json").read_text())
+        (row,) = document["networks"]["resnet8"]
+        assert reason in row["reason"]
+
+
 def test_tables_of_several_gpus_are_joined(tmp_path):
     head = {"title": "T", "command": "python", "version": "0", "device": ["A"], "tools": {}}
     parts = {"a": [row("bert"), row("bert", 1)], "b": [row("resnet50"), row("bert", 1)]}
