@@ -76,6 +76,7 @@ _WGMMA_TILES = (
     Tile(64, 64, 128, 4, wgmma=True, blocks=4),
     Tile(64, 32, 128, 4, wgmma=True, blocks=4),
     # Few pixels leave the tensor cores idle: the weight decides, and how much of it is on its way.
+    Tile(128, 128, 256, 8, wgmma=True),
     Tile(64, 64, 128, 8, wgmma=True, blocks=2),
     Tile(64, 32, 128, 8, wgmma=True, blocks=3),
     Tile(64, 16, 128, 8, wgmma=True, blocks=3),

@@ -112,27 +112,27 @@ def expert_product(
     inside = row < tl.sum(tl.where(number == expert, rows, 0), axis=0)
     slot = tl.sum(tl.where(before, rows, 0), axis=0) + row
     owner = tl.load(owners + slot, mask=inside, other=0)
-    source, target = slot, owner
+    source, target = tl.where(inside, slot, 0), owner  # rows beyond the last are read, and not kept
     if PRODUCT.number == 1:
         source, target = owner // CHOICES, slot
 
     n = tl.program_id(0) // TILES * BLOCK_N + tl.arange(0, BLOCK_N)
     n_inside = n < PRODUCT.n
+    n_there = tl.minimum(n, PRODUCT.n - 1)
     height: tl.constexpr = PRODUCT.n * 2 if PRODUCT.gated else PRODUCT.n
     k = tl.arange(0, BLOCK_K)
     x_rows = x + source.to(tl.int64)[:, None] * PRODUCT.k + k[None, :]
-    w_rows = w + expert.to(tl.int64) * (height * PRODUCT.k) + n[:, None] * PRODUCT.k + k[None, :]
+    w_rows = w + expert.to(tl.int64) * (height * PRODUCT.k)
+    w_rows += n_there[:, None] * PRODUCT.k + k[None, :]
     kind: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
     sums = tl.zeros([BLOCK, BLOCK_N], kind)
     others = tl.zeros([BLOCK, BLOCK_N], kind)
     for first in range(0, PRODUCT.k, BLOCK_K):
-        k_inside = (first + k)[None, :] < PRODUCT.k
-        values = tl.load(x_rows + first, mask=inside[:, None] & k_inside, other=0)
-        there = n_inside[:, None] & k_inside
-        weights = tl.load(w_rows + first, mask=there, other=0)
+        values = _columns(x_rows, first, k, PRODUCT.k, BLOCK_K)
+        weights = _columns(w_rows, first, k, PRODUCT.k, BLOCK_K)
         sums = tl.dot(values, tl.trans(weights), sums, PRECISION, out_dtype=kind)
         if PRODUCT.gated:
-            weights = tl.load(w_rows + PRODUCT.n * PRODUCT.k + first, mask=there, other=0)
+            weights = _columns(w_rows + PRODUCT.n * PRODUCT.k, first, k, PRODUCT.k, BLOCK_K)
             others = tl.dot(values, tl.trans(weights), others, PRECISION, out_dtype=kind)
 
     at = expert * height + n
@@ -147,6 +147,16 @@ def expert_product(
         v = activate(v, name)
     place = y + target.to(tl.int64)[:, None] * PRODUCT.n + n[None, :]
     tl.store(place, v.to(y.dtype.element_ty), mask=inside[:, None] & n_inside[None, :])
+
+
+@triton.jit
+def _columns(rows, first, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Some columns of rows that are all there; zeros behind the last column."""
+    if K % BLOCK_K == 0:
+        found = tl.load(rows + first)
+    else:
+        found = tl.load(rows + first, mask=(first + k)[None, :] < K, other=0)
+    return found
 
 
 @triton.jit
@@ -214,12 +224,13 @@ def _tiles(problem: ExpertsProblem, capability: int) -> list[Tile]:
     size = DTYPES[problem.weights]
     step = 64 if size == 2 else 128 if size == 1 else 32
     shapes = [(128, 128, 8, 3), (64, 128, 4, 3), (64, 64, 4, 4), (32, 64, 4, 4), (16, 64, 4, 5)]
+    shapes += [(128, 256, 8, 3)] if size <= 2 else []
     shapes += [(32, 128, 4, 3), (16, 128, 4, 4), (128, 64, 4, 3)]
     usual = min(128, max(16, triton.next_power_of_2(problem.usual_rows)))
     order = sorted(shapes, key=lambda shape: abs(np.log2(shape[0] / usual)))
     gated = problem.activation == SWIGLU
     if gated:  # twice as many sums
-        order = [shape for shape in order if shape[:2] != (128, 128)]
+        order = [shape for shape in order if shape[0] * shape[1] < 128 * 128]
     room = of_capability(SHARED_BYTES, capability)
     precisions = ("tf32x3", "ieee") if problem.weights == "float32" else ("",)
     found = []
