@@ -18,6 +18,7 @@ from tests.kernels.cuda.test_conv_sparse import weight_of
 from twofour.core.cuda_program import DTYPES
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
+from twofour.kernels.cuda import conv_sparse_text
 from twofour.kernels.cuda.conv_sparse import (
     candidates,
     compressed_weight,
@@ -266,6 +267,24 @@ def test_products(dtype: str, images: int, tile: Tile) -> None:
         pytest.skip(f"not for this GPU: {dtype}, {tile}")
     size = 16 if images == 2 else 15
     check(problem_of(dtype, 256, 200, 1, size=size, batch=images), tile)
+
+
+STAYING = [tile for tile in TILES if tile.persistent]
+
+
+@pytest.mark.parametrize("tile", STAYING, ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_blocks_that_stay(
+    dtype: str, kernel: int, tile: Tile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU of two multiprocessors: each block has many parts of y."""
+    if not is_here(tile, dtype):
+        pytest.skip(f"not for this GPU: {dtype}, {tile}")
+    monkeypatch.setattr(conv_sparse_text, "MULTIPROCESSORS", 2)
+    problem = problem_of(dtype, 64, 200, kernel, size=30, batch=3)
+    r = View.dense("int8" if dtype == "int8" else "float16", 30, 30, 200)
+    check(replace(problem, r=r), tile)
 
 
 SOME = [TILES[0], TILES[2], TILES[8], TILES[-1]]

@@ -53,10 +53,12 @@ static void stop(const char* why) {
 
 // All of `size` threads come here; the last does the work of all before any goes on.
 struct Meeting { int count = 0; unsigned generation = 0; };
+static unsigned progress;  // of all threads: how often one came to a meeting, or went on
 
 template <class Work>
 static void meet(Meeting& meeting, int size, Work work) {
   unsigned generation = meeting.generation;
+  progress++;
   if (++meeting.count == size) {
     work();
     meeting.count = 0;
@@ -66,6 +68,7 @@ static void meet(Meeting& meeting, int size, Work work) {
       int me = current;
       swapcontext(&threads[me].context, &scheduler);
     }
+    progress++;
   }
 }
 
@@ -355,7 +358,19 @@ static void run_thread() {
   swapcontext(&threads[current].context, &scheduler);
 }
 
-static void run_block(int count, bool backwards) {
+// What is left of a warp, after one turn of each of its threads.
+static int run_warp(int first, int count) {
+  int left = 0;
+  for (int i = first; i < first + 32 && i < count && !*failure; i++) {
+    current = i;
+    if (!threads[i].done) swapcontext(&scheduler, &threads[i].context);
+    left += !threads[i].done;
+  }
+  return left;
+}
+
+// Warps take turns; hasty ones go on as far as they can without the others.
+static void run_block(int count, bool backwards, bool hasty) {
   memset(memory, 0x55, sizeof memory);
   everyone = Meeting();
   for (Warp& warp : warps) warp.meeting = Meeting();
@@ -376,13 +391,16 @@ static void run_block(int count, bool backwards) {
   int left = count;
   for (int rounds = 0; left && rounds < 1000000; rounds++) {
     left = 0;
-    for (int i = 0; i < count; i++) {
-      current = backwards ? count - 1 - i : i;
-      if (!threads[current].done) {
-        swapcontext(&scheduler, &threads[current].context);
+    int warps = (count + 31) / 32;
+    for (int i = 0; i < warps; i++) {
+      int first = (backwards ? warps - 1 - i : i) * 32, rest;
+      unsigned before;
+      do {
+        before = progress;
+        rest = run_warp(first, count);
         if (*failure) return;
-        left += !threads[current].done;
-      }
+      } while (hasty && rest && progress != before);
+      left += rest;
     }
   }
   if (left) snprintf(failure, sizeof failure, "threads wait for others that never come");
@@ -397,7 +415,7 @@ static const char* run_grid(void (*function)(void**), void** given, int blocks, 
   for (int part = 0; part < parts; part++)
     for (int block = 0; block < blocks && !*failure; block++) {
       blockIdx = {(u32)block, 0, (u32)part};
-      run_block(count, block % 2);
+      run_block(count, block % 2, eager);
     }
   return failure;
 }

@@ -197,7 +197,7 @@ def test_a_dense_weight_is_refused() -> None:
 def test_recipes() -> None:
     problem = problem_of(c=256, n=96)
     found = recipes(problem, constants_of(problem), 90)
-    assert 6 < len(found) <= 18
+    assert 6 < len(found) <= 20
     assert {recipe.tactic for recipe in found} == {MMA, WGMMA}
     assert len({(recipe.tactic, recipe.config) for recipe in found}) == len(found)
     assert any(recipe.scratch for recipe in found), "so few pixels ask for split sums"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.kernels.cuda.emulate import COMPILER, EmulatorError, emulate
 from tests.kernels.cuda.test_conv_sparse import GROUPS, NARROW, WIDE, weight_of
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
+from twofour.kernels.cuda import conv_sparse_text
 from twofour.kernels.cuda.conv_sparse import compressed_weight, pack, recipe
 from twofour.kernels.cuda.conv_sparse_text import Tile, is_flat
 from twofour.kernels.cuda.kernel import NvidiaSource, Recipe
@@ -119,6 +121,33 @@ def test_split_sums_and_residuals(tile: Tile, tmp_path: Path) -> None:
     assert np.abs(run(problem, replace(tile, split=4), tmp_path)).max() <= 1
 
 
+STAYING = [
+    Tile(64, 8, 128, 8, wgmma=True, blocks=2, persistent=True),
+    Tile(64, 16, 128, 4, wgmma=True, blocks=3, direct=True, persistent=True),
+    Tile(128, 32, 256, 4, wgmma=True, persistent=True),
+    Tile(64, 16, 128, 3, warps_m=2, persistent=True),
+]
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of one multiprocessor: blocks that stay have many parts of y."""
+    monkeypatch.setattr(conv_sparse_text, "MULTIPROCESSORS", 1)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("tile", STAYING, ids=str)
+@pytest.mark.parametrize("window", [SAME, STRANGE, Window((1, 1))], ids=["same", "strange", "flat"])
+def test_blocks_that_stay(tile: Tile, window: Window, tmp_path: Path) -> None:
+    """The next part of y is copied for while one is finished; channels end within a block."""
+    problem = problem_of(window, 48, 200)
+    residual = View.dense("int8", *problem.out_size, 200)
+    problem = replace(problem, r=residual, finish=replace(problem.finish, residual_scale=0.3))
+    parts = -(-200 // tile.channels) * -(-problem.rows // tile.pixels)
+    assert conv_sparse_text.workers(tile, parts, 1) < parts
+    assert np.abs(run(problem, tile, tmp_path)).max() <= 1
+
+
 def test_bounds_between_steps(tmp_path: Path) -> None:
     """What bounds a result in steps is rounded as the result is."""
     problem = problem_of(SAME, 128, 70)
@@ -167,3 +196,12 @@ def test_the_emulator_finds_mistakes(tile: Tile, change: str, tmp_path: Path) ->
     except EmulatorError:
         return
     assert worst > 1
+
+
+@pytest.mark.usefixtures("few")
+def test_copies_that_come_too_early_are_found(tmp_path: Path) -> None:
+    """Those for the next part replace the last step, which others still read."""
+    change = "__syncthreads();  // all have read the last steps -> (void)0;"
+    problem = problem_of(Window((1, 1)), 7 * 128, 64)
+    with contextlib.suppress(EmulatorError):
+        assert np.abs(run(problem, STAYING[-1], tmp_path, change=change)).max() > 1

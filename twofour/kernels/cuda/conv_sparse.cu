@@ -20,9 +20,9 @@
 
 #if IS_CONV
 
-// Channels go fastest, so that blocks that run together read the same pixels.
-#define CHANNEL_BLOCK (blockIdx.x % CHANNEL_BLOCKS)
-#define PIXEL_BLOCK (blockIdx.x / CHANNEL_BLOCKS)
+// Of the part of y at hand. Channels go fastest, so that blocks that run together read the same pixels.
+#define CHANNEL_BLOCK (part % CHANNEL_BLOCKS)
+#define PIXEL_BLOCK (part / CHANNEL_BLOCKS)
 
 // ---- x: what a thread copies ------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ struct Feed {
   const char* w;           // of the next step
 };
 
-__device__ __forceinline__ void begin(Feed& feed, const char* x, const char* w, int first) {
+__device__ __forceinline__ void begin(Feed& feed, const char* x, const char* w, int first, int part) {
 #pragma unroll
   for (int i = 0; i < COLUMNS; i++) {
     int pixel = PIXEL_BLOCK * BN + (threadIdx.x >> 3) + i * ROWS;
@@ -119,7 +119,7 @@ static_assert(STAGE_BYTES % 1024 == 0, "a stage begins where the swizzle begins"
 // ---- the block ----------------------------------------------------------------------------------
 
 // Brings the block's part of the residual nearer, into the L2 cache.
-__device__ __forceinline__ void prefetch_residual(const Ends& ends) {
+__device__ __forceinline__ void prefetch_residual(const Ends& ends, int part) {
   constexpr int LINE = 128 / sizeof(R_TYPE), LINES = (BM + LINE - 1) / LINE;
   for (int i = threadIdx.x; i < BN * LINES; i += THREADS) {
     int pixel = PIXEL_BLOCK * BN + i / LINES, channel = CHANNEL_BLOCK * BM + i % LINES * LINE;
@@ -161,9 +161,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   int first = blockIdx.z * STEPS / SPLIT, steps = (blockIdx.z + 1) * STEPS / SPLIT - first;
   // Few steps would be unrolled, for which three warp groups have no registers; this is a zero.
   if (THREADS > 256) steps += blockIdx.y;
+  constexpr int AHEAD = STAGES - (WGMMA ? 2 : 1);
+  int part = blockIdx.x;
   Feed feed;
-  begin(feed, x, w, first);
-
+  begin(feed, x, w, first, part);
+#if PERSISTENT
+  // A block has WORKERS others beside it, and copies for its next part while it finishes this one.
+  copy_first<AHEAD>(feed, stages, first, steps);
+  for (; part < PARTS; part += WORKERS) {
+#endif
   // Channels are shared out so that a thread's lie side by side: RUN of them, of all its tiles.
   constexpr int RUN = 2 * TILES_M;
 #if WGMMA
@@ -180,8 +186,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
 #if !WGMMA
   // A warp computes TILES_M * 16 channels of TILES_N * 8 pixels.
   SUM acc[TILES_M][TILES_N][4] = {};
-  copy_first<STAGES - 1>(feed, stages, first, steps);
-  if (HAS_R && SPLIT == 1) prefetch_residual(ends);
+  if (!PERSISTENT) copy_first<AHEAD>(feed, stages, first, steps);
+  if (HAS_R && SPLIT == 1) prefetch_residual(ends, part);
   for (int step = 0; step < steps; step++) {
     wait_copies<STAGES - 2>();
     __syncthreads();  // this step has arrived, and all are done with the one before
@@ -220,8 +226,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   // A warp group computes TILES_M * 64 channels of all pixels, each warp 16 of every 64.
   constexpr int TILES_N = BN / 8;
   SUM acc[TILES_M][TILES_N][4] = {};
-  copy_first<STAGES - 2>(feed, stages, first, steps);
-  if (HAS_R && SPLIT == 1) prefetch_residual(ends);
+  if (!PERSISTENT) copy_first<AHEAD>(feed, stages, first, steps);
+  if (HAS_R && SPLIT == 1) prefetch_residual(ends, part);
   int record = warp / 4 * TILES_M * 4 + warp % 4;
   u32 mine = BN * 128 + record * RECORD;
   auto start = [&](int step, uint4(&a)[TILES_M][2], u32(&e)[TILES_M][2]) {
@@ -277,7 +283,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
 #endif
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #endif
+#if PERSISTENT
+  __syncthreads();  // all have read the last steps
+  if (part + WORKERS < PARTS) {
+    begin(feed, x, w, first, part + WORKERS);
+    copy_first<AHEAD>(feed, stages, first, steps);
+  }
+  if (channel >= N) continue;
+#else
   if (channel >= N) return;
+#endif
   // Of the residual many runs are on their way at once, or each would take the time of all.
   constexpr int WANTED = HAS_R ? 32 / ((int)sizeof(R_TYPE) * RUN) : 1;
   constexpr int TOGETHER = WANTED < 1 ? 1 : WANTED > TILES_N ? TILES_N : WANTED;
@@ -299,8 +314,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
         run.v[2 * m] = acc[m][n][i], run.v[2 * m + 1] = acc[m][n][2 + i];
       if (PIXELS % BN != 0 && pixel >= PIXELS) continue;
       if (SPLIT > 1) {
-        long long part = ((long long)blockIdx.z * PIXELS + pixel) * N_SUMS;
-        *(Run<SUM, RUN>*)(SUMS + part + channel) = run;
+        long long begin = ((long long)blockIdx.z * PIXELS + pixel) * N_SUMS;
+        *(Run<SUM, RUN>*)(SUMS + begin + channel) = run;
       } else {
         float v[RUN];
 #pragma unroll
@@ -309,6 +324,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
       }
     }
   }
+#if PERSISTENT
+  }
+#endif
 }
 
 #else  // the second kernel of a split sum: adds up the parts

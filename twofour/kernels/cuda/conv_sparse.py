@@ -25,6 +25,7 @@ from twofour.core.float8 import to_fp8
 from twofour.kernels.cuda.conv_sparse_text import (
     C_TYPES,
     INSTRUCTION_TYPES,
+    MULTIPROCESSORS,
     Tile,
     conv_text,
     end_roles,
@@ -32,6 +33,7 @@ from twofour.kernels.cuda.conv_sparse_text import (
     is_flat,
     sums_pitch,
     taps_inside,
+    workers,
 )
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import Array, NvidiaSource, Recipe, divided
@@ -89,9 +91,17 @@ _WGMMA_TILES = (
     Tile(128, 64, 128, 8, wgmma=True, blocks=3, direct=True),
     Tile(64, 128, 128, 4, wgmma=True, blocks=3, direct=True),
     Tile(64, 64, 128, 4, wgmma=True, blocks=4, direct=True),
+    # Short sums are over before the next copies come: they begin earlier.
+    Tile(256, 128, 256, 4, wgmma=True, persistent=True),
+    Tile(128, 256, 256, 4, wgmma=True, persistent=True),
+    Tile(128, 128, 256, 4, wgmma=True, blocks=2, persistent=True),
+    Tile(128, 128, 128, 4, wgmma=True, blocks=2, persistent=True),
+    Tile(64, 128, 128, 4, wgmma=True, blocks=3, persistent=True),
+    Tile(64, 128, 128, 4, wgmma=True, blocks=3, direct=True, persistent=True),
+    Tile(128, 64, 128, 4, wgmma=True, blocks=3, persistent=True),
 )
+_SHORT_STEPS = 12
 _SPLITS = (1, 2, 4, 8)
-_MULTIPROCESSORS = 132
 _STEP_CYCLES, _START_CYCLES, _BYTES_CYCLE = 700.0, 3000.0, 36.0
 _FINISH_THREADS = 256
 _MAX_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 120: 99 * 1024}
@@ -136,12 +146,12 @@ def recipes(
         constants: "w" [N, C, KH, KW], int8 or float32; "scale" and "bias" float32 [N], where the
             problem has such.
         capability: of the GPU, 90 for 9.0.
-        effort: 0 for the best guess alone, 2 for up to 18.
+        effort: 0 for the best guess alone, 2 for up to 20.
     """
     if refusals(problem, constants["w"], capability):
         return ()
     compressed = compressed_weight(problem, constants["w"])
-    chosen = tiles(problem, capability)[: (1, 8, 18)[min(effort, 2)]]
+    chosen = tiles(problem, capability)[: (1, 8, 20)[min(effort, 2)]]
     packed: dict[bytes, Array] = {}  # many tiles want the weight in the same order
     found = []
     for tile in chosen:
@@ -182,10 +192,13 @@ def _shared(tile: Tile) -> Tile:
 
 def _is_split_fit(problem: ConvProblem, tile: Tile, split: int) -> bool:
     """Sums are split where there are too few blocks, and each part is some steps long."""
+    steps = steps_of(problem.k, DTYPES[problem.x.dtype])
+    if tile.persistent:
+        parts, size = _blocks(problem, tile), DTYPES[problem.x.dtype]
+        return split == 1 and steps <= _SHORT_STEPS and parts > workers(tile, parts, size)
     if split == 1:
         return True
-    steps = steps_of(problem.k, DTYPES[problem.x.dtype])
-    return _blocks(problem, tile) * split <= 2 * _MULTIPROCESSORS and steps >= 4 * split
+    return _blocks(problem, tile) * split <= 2 * MULTIPROCESSORS and steps >= 4 * split
 
 
 def _blocks(problem: ConvProblem, tile: Tile) -> int:
@@ -207,8 +220,8 @@ def cost(problem: ConvProblem, tile: Tile) -> float:
     step = max(products, tile.stage_bytes(size) / _BYTES_CYCLE, wait)
     block = steps * step + area / 8
     blocks = _blocks(problem, tile) * tile.split
-    rounds = divided(blocks, _MULTIPROCESSORS * tile.blocks) * tile.blocks
-    held = min(rounds, divided(blocks, _MULTIPROCESSORS))
+    rounds = divided(blocks, MULTIPROCESSORS * tile.blocks) * tile.blocks
+    held = min(rounds, divided(blocks, MULTIPROCESSORS))
     whole = block * held + _START_CYCLES * (2 if tile.split > 1 else 1)
     return whole * (_THREE_GROUPS_COST if tile.threads == _THREE_GROUPS.threads else 1)
 
@@ -296,7 +309,7 @@ def sources(
         conv_text(problem, tile, "conv_sparse", biased=biased),
         "conv_sparse",
         tuple(inputs + ([sums] if tile.split > 1 else ends)),
-        (_blocks(problem, tile), 1, tile.split),
+        (workers(tile, _blocks(problem, tile), DTYPES[x.dtype]), 1, tile.split),
         tile.threads,
         tile.shared_bytes(DTYPES[x.dtype]),
     )

@@ -39,6 +39,9 @@ C_TYPES = {
     "bfloat16": "bf16",
     "float32": "float",
 }
+MULTIPROCESSORS = 132
+_SHARED, _RESERVED = 228 * 1024, 1024
+"""Of an H200: shared memory of each, and what a block takes beside what it asks for."""
 ACTIVATIONS = ("Sigmoid", "Silu", "Gelu", "GeluTanh", "Tanh", "HardSigmoid", "HardSwish")
 """Those that the kernel knows besides the ones that only clamp."""
 _VALUES = """
@@ -89,6 +92,8 @@ class Tile:
         blocks: of a multiprocessor, which the registers are shared out to.
         direct: whether the weight goes from global memory to registers, not by shared memory;
             with `wgmma` alone.
+        persistent: whether blocks stay, as many as there is room for, and go from one part of y to
+            the next, whose first steps they copy while they finish the one before; without split.
     """
 
     channels: int
@@ -100,12 +105,14 @@ class Tile:
     split: int = 1
     blocks: int = 1
     direct: bool = False
+    persistent: bool = False
 
     def __str__(self) -> str:
         """Such as 128x64 channels x pixels, 4 stages."""
         cut = f"{self.channels}x{self.pixels}, {self.threads} threads, {self.stages} stages"
-        direct = ", weight direct" if self.direct else ""
-        return cut + direct + (f", split {self.split}" if self.split > 1 else "")
+        cut += ", weight direct" if self.direct else ""
+        cut += ", persistent" if self.persistent else ""
+        return cut + (f", split {self.split}" if self.split > 1 else "")
 
     def stage_bytes(self, element_bytes: int) -> int:
         """Shared memory of one step; a multiple of 1024, where the swizzle begins."""
@@ -295,8 +302,12 @@ def _tile_constants(problem: ConvProblem, tile: Tile) -> dict[str, object]:
     """Of how the work is cut."""
     size = DTYPES[problem.x.dtype]
     blocks = divided(problem.out_channels, tile.channels)
+    parts = blocks * divided(problem.rows, tile.pixels)
     return {
         "IS_CONV": 1,
+        "PERSISTENT": int(tile.persistent),
+        "PARTS": parts,
+        "WORKERS": workers(tile, parts, size),
         "BM": tile.channels,
         "BN": tile.pixels,
         "THREADS": tile.threads,
@@ -314,6 +325,14 @@ def _tile_constants(problem: ConvProblem, tile: Tile) -> dict[str, object]:
         "RECORD": record_bytes(size),
         "META_HALF": 128 if size == 1 else 0,
     }
+
+
+def workers(tile: Tile, parts: int, element_bytes: int) -> int:
+    """Blocks for so many parts of y: of a tile that stays, no more than there is room for."""
+    if not tile.persistent:
+        return parts
+    fit = _SHARED // (tile.shared_bytes(element_bytes) + _RESERVED)
+    return min(parts, MULTIPROCESSORS * min(tile.blocks, fit))
 
 
 def _mma(problem: ConvProblem) -> str:
