@@ -19,7 +19,7 @@ from benchmarks.document import about, write
 from benchmarks.update_readme import section
 from twofour.core.float8 import to_fp8
 from twofour.kernels.cuda.conv_sparse import compressed_weight, pack
-from twofour.kernels.cuda.conv_sparse_text import Tile
+from twofour.kernels.cuda.conv_sparse_tiles import Tile
 from twofour.kernels.cuda.nvrtc import cubin_of
 from twofour.kernels.cuda.problem import ConvProblem, View
 from twofour.kernels.cuda.sparse_fragments import record_bytes

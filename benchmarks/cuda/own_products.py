@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from twofour.compiler.cuda.compiling import compile_all
 from twofour.core.cuda_program import DTYPES
-from twofour.kernels.cuda.conv_sparse import sources, tiles
-from twofour.kernels.cuda.conv_sparse_text import C_TYPES, Tile
+from twofour.kernels.cuda.conv_sparse import sources
+from twofour.kernels.cuda.conv_sparse_text import C_TYPES
+from twofour.kernels.cuda.conv_sparse_tiles import Tile, tiles
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import Compiled, NvidiaSource
 from twofour.kernels.cuda.problem import ConvProblem, View

@@ -22,16 +22,15 @@ from twofour.core.numerics import Window, patches
 from twofour.kernels.cuda.conv_sparse import (
     MMA,
     WGMMA,
-    candidates,
     compressed_weight,
     converted,
     in_order,
     pack,
     recipes,
     refusals,
-    tiles,
 )
-from twofour.kernels.cuda.conv_sparse_text import Tile, conv_text, taps_inside
+from twofour.kernels.cuda.conv_sparse_text import conv_text, taps_inside
+from twofour.kernels.cuda.conv_sparse_tiles import Tile, candidates, tiles
 from twofour.kernels.cuda.kernel import NvidiaSource
 from twofour.kernels.cuda.nvrtc import compile_source, cubin_of
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
@@ -274,7 +273,7 @@ def test_tiles_fit() -> None:
         for tile in candidates(problem_of(kernel=1), capability):
             assert tile.threads % 64 == 0
             assert tile.threads % (tile.channels // 4) == 0
-            assert tile.shared_bytes(1) <= (163 if capability == 80 else 227) * 1024
+            assert tile.shared_bytes(1, 3) <= (163 if capability == 80 else 227) * 1024
 
 
 def stack_bytes(text: str, folder: Path) -> int:

@@ -14,9 +14,9 @@ from tests.kernels.cuda.emulate import COMPILER, EmulatorError, emulate
 from tests.kernels.cuda.test_conv_sparse import GROUPS, NARROW, WIDE, weight_of
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
-from twofour.kernels.cuda import conv_sparse_text
+from twofour.kernels.cuda import conv_sparse_tiles
 from twofour.kernels.cuda.conv_sparse import compressed_weight, pack, recipe
-from twofour.kernels.cuda.conv_sparse_text import Tile, is_flat
+from twofour.kernels.cuda.conv_sparse_tiles import Tile, blocks_of, is_flat, workers
 from twofour.kernels.cuda.kernel import NvidiaSource, Recipe
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
 from twofour.kernels.cuda.reference import conv_reference
@@ -125,6 +125,8 @@ STAYING = [
     Tile(64, 8, 128, 8, wgmma=True, blocks=2, persistent=True),
     Tile(64, 16, 128, 4, wgmma=True, blocks=3, direct=True, persistent=True),
     Tile(128, 32, 256, 4, wgmma=True, persistent=True),
+    Tile(128, 8, 128, 4, wgmma=True, blocks=2, persistent=True, held=True),
+    Tile(64, 16, 128, 3, wgmma=True, blocks=4, persistent=True, held=True),
     Tile(64, 16, 128, 3, warps_m=2, persistent=True),
 ]
 
@@ -132,7 +134,7 @@ STAYING = [
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU of one multiprocessor: blocks that stay have many parts of y."""
-    monkeypatch.setattr(conv_sparse_text, "MULTIPROCESSORS", 1)
+    monkeypatch.setattr(conv_sparse_tiles, "MULTIPROCESSORS", 1)
 
 
 @pytest.mark.usefixtures("few")
@@ -143,8 +145,7 @@ def test_blocks_that_stay(tile: Tile, window: Window, tmp_path: Path) -> None:
     problem = problem_of(window, 48, 200)
     residual = View.dense("int8", *problem.out_size, 200)
     problem = replace(problem, r=residual, finish=replace(problem.finish, residual_scale=0.3))
-    parts = -(-200 // tile.channels) * -(-problem.rows // tile.pixels)
-    assert conv_sparse_text.workers(tile, parts, 1) < parts
+    assert 0 < workers(problem, tile) < blocks_of(problem, tile)
     assert np.abs(run(problem, tile, tmp_path)).max() <= 1
 
 

@@ -86,13 +86,22 @@ __device__ __forceinline__ void copy_x(const Feed& feed, u32 stage, int step) {
 }
 
 __device__ __forceinline__ void copy_w(Feed& feed, u32 stage) {
-  if (DIRECT) return;
+  if (DIRECT || HELD) return;
   constexpr int PIECES = BM / 16 * RECORD / 16, REST = PIECES % THREADS;
   u32 place = stage + BN * 128 + threadIdx.x * 16;
 #pragma unroll
   for (int i = 0; i < PIECES / THREADS; i++) copy16(place + i * THREADS * 16, feed.w + i * THREADS * 16);
   if (threadIdx.x < REST) copy16(place + (PIECES - REST) * 16, feed.w + (PIECES - REST) * 16);
   feed.w += M_TILES * RECORD;
+}
+
+// All of the weight of the block's channels, behind the stages.
+__device__ __forceinline__ void hold_w(const char* w, u32 held, int part) {
+  constexpr int PIECES = BM / 16 * RECORD / 16;
+  for (int step = 0; step < STEPS; step++) {
+    const char* from = w + ((long long)step * M_TILES + CHANNEL_BLOCK * (BM / 16)) * RECORD;
+    for (int i = threadIdx.x; i < PIECES; i += THREADS) copy16(held + (step * PIECES + i) * 16, from + i * 16);
+  }
 }
 
 __device__ __forceinline__ void copy_step(Feed& feed, u32 stage, int step) {
@@ -166,7 +175,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   Feed feed;
   begin(feed, x, w, first, part);
 #if PERSISTENT
-  // A block has WORKERS others beside it, and copies for its next part while it finishes this one.
+  // One of WORKERS blocks, which copies for its next part while it finishes this one. Where it holds the
+  // weight, all its parts have the same channels: WORKERS is a multiple of CHANNEL_BLOCKS.
+  if (HELD) hold_w(w, stages + STAGES * STAGE_BYTES, part);
   copy_first<AHEAD>(feed, stages, first, steps);
   for (; part < PARTS; part += WORKERS) {
 #endif
@@ -236,7 +247,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
     __syncthreads();  // this step has arrived, and all are done with the one before the last
     u32 stage = stages + step % STAGES * STAGE_BYTES;
     u64 x_tile = descriptor(stage);
-    if (!DIRECT) load_weight(a, e, stage + mine);
+    if (HELD) load_weight(a, e, stages + STAGES * STAGE_BYTES + (step * (BM / 16) + record) * RECORD);
+    else if (!DIRECT) load_weight(a, e, stage + mine);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
     for (int m = 0; m < TILES_M; m++) {

@@ -15,7 +15,6 @@ in the order (step along K, 16 channels, record): see sparse_fragments.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -25,16 +24,13 @@ from twofour.core.float8 import to_fp8
 from twofour.kernels.cuda.conv_sparse_text import (
     C_TYPES,
     INSTRUCTION_TYPES,
-    MULTIPROCESSORS,
-    Tile,
     conv_text,
     end_roles,
     finish_text,
-    is_flat,
     sums_pitch,
     taps_inside,
-    workers,
 )
+from twofour.kernels.cuda.conv_sparse_tiles import Tile, tiles, workers
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import Array, NvidiaSource, Recipe, divided
 from twofour.kernels.cuda.problem import ConvProblem
@@ -49,63 +45,8 @@ from twofour.kernels.cuda.sparse_fragments import (
 )
 
 MMA, WGMMA = "2:4 mma.sp", "2:4 wgmma.sp"
-WGMMA_CAPABILITY = 90
 _LEAST_CAPABILITY = {"float8e4m3fn": 89}
-_MMA_TILES = (
-    Tile(128, 128, 256, 3, warps_m=2),
-    Tile(128, 64, 256, 4, warps_m=4, blocks=2),
-    Tile(64, 128, 256, 4, warps_m=2, blocks=2),
-    Tile(64, 64, 128, 4, warps_m=2, blocks=3),
-    Tile(64, 32, 128, 4, warps_m=2, blocks=4),
-    Tile(64, 8, 128, 8, warps_m=4, blocks=4),
-)
-_THREE_GROUPS = Tile(192, 256, 384, 4, wgmma=True)
-"""The most sums that registers hold, with no room for places in x: of flat pixels it needs one."""
-_THREE_GROUPS_COST = 1.15
-"""It reads the least, and was yet the fastest of hardly any product (on an H200 of none of equal
-sizes, and of one of BERT's layers, in fp8, by 3 %): where nothing is timed, it is not the guess.
-"""
-_WGMMA_TILES = (
-    _THREE_GROUPS,
-    Tile(128, 256, 256, 4, wgmma=True),
-    Tile(256, 128, 256, 4, wgmma=True),
-    Tile(128, 128, 256, 4, wgmma=True, blocks=2),
-    Tile(128, 128, 128, 4, wgmma=True, blocks=2),
-    Tile(128, 64, 128, 4, wgmma=True, blocks=3),
-    Tile(64, 256, 128, 4, wgmma=True),
-    Tile(64, 128, 128, 4, wgmma=True, blocks=3),
-    Tile(128, 64, 256, 4, wgmma=True, blocks=2),
-    Tile(64, 64, 128, 4, wgmma=True, blocks=4),
-    Tile(64, 32, 128, 4, wgmma=True, blocks=4),
-    # Few pixels leave the tensor cores idle: the weight decides, and how much of it is on its way.
-    Tile(128, 128, 256, 8, wgmma=True),
-    Tile(64, 64, 128, 8, wgmma=True, blocks=2),
-    Tile(64, 32, 128, 8, wgmma=True, blocks=3),
-    Tile(64, 16, 128, 8, wgmma=True, blocks=3),
-    Tile(64, 8, 128, 8, wgmma=True, blocks=4),
-    Tile(64, 8, 128, 16, wgmma=True, blocks=2),
-    Tile(128, 256, 256, 4, wgmma=True, direct=True),
-    Tile(256, 128, 256, 8, wgmma=True, direct=True),
-    Tile(128, 128, 256, 4, wgmma=True, blocks=2, direct=True),
-    Tile(128, 128, 128, 4, wgmma=True, blocks=2, direct=True),
-    Tile(128, 64, 128, 8, wgmma=True, blocks=3, direct=True),
-    Tile(64, 128, 128, 4, wgmma=True, blocks=3, direct=True),
-    Tile(64, 64, 128, 4, wgmma=True, blocks=4, direct=True),
-    # Short sums are over before the next copies come: they begin earlier.
-    Tile(256, 128, 256, 4, wgmma=True, persistent=True),
-    Tile(128, 256, 256, 4, wgmma=True, persistent=True),
-    Tile(128, 128, 256, 4, wgmma=True, blocks=2, persistent=True),
-    Tile(128, 128, 128, 4, wgmma=True, blocks=2, persistent=True),
-    Tile(64, 128, 128, 4, wgmma=True, blocks=3, persistent=True),
-    Tile(64, 128, 128, 4, wgmma=True, blocks=3, direct=True, persistent=True),
-    Tile(128, 64, 128, 4, wgmma=True, blocks=3, persistent=True),
-)
-_SHORT_STEPS = 12
-_SPLITS = (1, 2, 4, 8)
-_STEP_CYCLES, _START_CYCLES, _BYTES_CYCLE = 700.0, 3000.0, 36.0
 _FINISH_THREADS = 256
-_MAX_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 120: 99 * 1024}
-_HOPPER_SHARED = 227 * 1024
 
 
 def refusals(problem: ConvProblem, w: Array, capability: int) -> tuple[str, ...]:
@@ -160,70 +101,6 @@ def recipes(
             packed[order] = pack(compressed, tile)
         found.append(recipe(problem, constants, tile, packed[order]))
     return tuple(found)
-
-
-def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
-    """All that fit the GPU, the best guess first."""
-    shared = _MAX_SHARED.get(capability, _HOPPER_SHARED if capability >= 90 else 99 * 1024)
-    found = [
-        replace(tile, split=split)
-        for tile in candidates(problem, capability)
-        for split in _SPLITS
-        if tile.shared_bytes(DTYPES[problem.x.dtype]) <= shared
-        and _is_split_fit(problem, tile, split)
-    ]
-    # A weight that goes past shared memory comes from the same cache: it gains little if anything.
-    return sorted(found, key=lambda tile: (cost(problem, _shared(tile)), tile.direct))
-
-
-def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
-    """Tiles for a GPU. Hopper computes products of float8 with `wgmma` alone."""
-    wgmma = list(_WGMMA_TILES if capability == WGMMA_CAPABILITY else ())
-    if wgmma and not is_flat(problem):
-        wgmma.remove(_THREE_GROUPS)
-    no_mma = capability == WGMMA_CAPABILITY and problem.x.dtype == "float8e4m3fn"
-    return (*wgmma, *(() if no_mma else _MMA_TILES))
-
-
-def _shared(tile: Tile) -> Tile:
-    """The same tile with its weight in shared memory: past it, two steps are on their way."""
-    return replace(tile, direct=False, stages=4) if tile.direct else tile
-
-
-def _is_split_fit(problem: ConvProblem, tile: Tile, split: int) -> bool:
-    """Sums are split where there are too few blocks, and each part is some steps long."""
-    steps = steps_of(problem.k, DTYPES[problem.x.dtype])
-    if tile.persistent:
-        parts, size = _blocks(problem, tile), DTYPES[problem.x.dtype]
-        return split == 1 and steps <= _SHORT_STEPS and parts > workers(tile, parts, size)
-    if split == 1:
-        return True
-    return _blocks(problem, tile) * split <= 2 * MULTIPROCESSORS and steps >= 4 * split
-
-
-def _blocks(problem: ConvProblem, tile: Tile) -> int:
-    """How many cover the result."""
-    return divided(problem.out_channels, tile.channels) * divided(problem.rows, tile.pixels)
-
-
-def cost(problem: ConvProblem, tile: Tile) -> float:
-    """A guess of the time in cycles, by which candidates are put in order.
-
-    A step is bound by the tensor cores, by what comes from the L2 cache, or, where few blocks share
-    a multiprocessor, by how long that takes to come.
-    """
-    size = DTYPES[problem.x.dtype]
-    steps = divided(steps_of(problem.k, size), tile.split)
-    area = tile.channels * tile.pixels
-    products = area / (64 if tile.wgmma else 32)
-    wait = _STEP_CYCLES * 2 / max(tile.stages - 2, 2) / tile.blocks
-    step = max(products, tile.stage_bytes(size) / _BYTES_CYCLE, wait)
-    block = steps * step + area / 8
-    blocks = _blocks(problem, tile) * tile.split
-    rounds = divided(blocks, MULTIPROCESSORS * tile.blocks) * tile.blocks
-    held = min(rounds, divided(blocks, MULTIPROCESSORS))
-    whole = block * held + _START_CYCLES * (2 if tile.split > 1 else 1)
-    return whole * (_THREE_GROUPS_COST if tile.threads == _THREE_GROUPS.threads else 1)
 
 
 def compressed_weight(problem: ConvProblem, w: Array) -> tuple[Array, Array]:
@@ -309,9 +186,9 @@ def sources(
         conv_text(problem, tile, "conv_sparse", biased=biased),
         "conv_sparse",
         tuple(inputs + ([sums] if tile.split > 1 else ends)),
-        (workers(tile, _blocks(problem, tile), DTYPES[x.dtype]), 1, tile.split),
+        (workers(problem, tile), 1, tile.split),
         tile.threads,
-        tile.shared_bytes(DTYPES[x.dtype]),
+        tile.shared_bytes(DTYPES[x.dtype], steps_of(problem.k, DTYPES[x.dtype])),
     )
     calls, scratch = [conv], {}
     if tile.split > 1:

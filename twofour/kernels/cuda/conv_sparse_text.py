@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from twofour.core.cuda_program import DTYPES
-from twofour.core.numerics import Window
+from twofour.kernels.cuda.conv_sparse_tiles import Tile, blocks_of, is_flat, workers
 from twofour.kernels.cuda.kernel import divided
 from twofour.kernels.cuda.problem import ConvProblem, View
 from twofour.kernels.cuda.sparse_fragments import ROWS, STEP_BYTES, record_bytes, steps_of
@@ -39,9 +35,6 @@ C_TYPES = {
     "bfloat16": "bf16",
     "float32": "float",
 }
-MULTIPROCESSORS = 132
-_SHARED, _RESERVED = 228 * 1024, 1024
-"""Of an H200: shared memory of each, and what a block takes beside what it asks for."""
 ACTIVATIONS = ("Sigmoid", "Silu", "Gelu", "GeluTanh", "Tanh", "HardSigmoid", "HardSwish")
 """Those that the kernel knows besides the ones that only clamp."""
 _VALUES = """
@@ -75,75 +68,6 @@ _TO_Y = {
     "bfloat16": 'bf16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h.bits) : "f"(v)); return h;',
     "float32": "return v;",
 }
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How the work is cut.
-
-    Attributes:
-        channels: out channels of a block: 64, 128, 192 or 256.
-        pixels: of a block.
-        threads: of a block.
-        stages: steps of 128 bytes along K that a block holds.
-        warps_m: of `mma.sp`, warps that share the channels; the others share the pixels.
-        wgmma: whether warp groups use Hopper's `wgmma.sp`.
-        split: blocks that share a sum; a second kernel adds up their parts.
-        blocks: of a multiprocessor, which the registers are shared out to.
-        direct: whether the weight goes from global memory to registers, not by shared memory;
-            with `wgmma` alone.
-        persistent: whether blocks stay, as many as there is room for, and go from one part of y to
-            the next, whose first steps they copy while they finish the one before; without split.
-    """
-
-    channels: int
-    pixels: int
-    threads: int
-    stages: int
-    warps_m: int = 2
-    wgmma: bool = False
-    split: int = 1
-    blocks: int = 1
-    direct: bool = False
-    persistent: bool = False
-
-    def __str__(self) -> str:
-        """Such as 128x64 channels x pixels, 4 stages."""
-        cut = f"{self.channels}x{self.pixels}, {self.threads} threads, {self.stages} stages"
-        cut += ", weight direct" if self.direct else ""
-        cut += ", persistent" if self.persistent else ""
-        return cut + (f", split {self.split}" if self.split > 1 else "")
-
-    def stage_bytes(self, element_bytes: int) -> int:
-        """Shared memory of one step; a multiple of 1024, where the swizzle begins."""
-        weight = 0 if self.direct else self.channels // ROWS * record_bytes(element_bytes)
-        whole = self.pixels * STEP_BYTES + weight
-        return divided(whole, 1024) * 1024
-
-    def shared_bytes(self, element_bytes: int) -> int:
-        """Shared memory of a block."""
-        return self.stages * self.stage_bytes(element_bytes)
-
-    @property
-    def tiles_m(self) -> int:
-        """Tiles of 16 channels that a warp has."""
-        return self.channels // ROWS // (self.threads // 32 if self.wgmma else self.warps_m)
-
-    @property
-    def order(self) -> NDArray[np.intp]:
-        """Which channel of a block each row of its records is: [channels].
-
-        A lane holds rows g and g + 8 of each of its warp's tiles: they are neighbours in y.
-        """
-        record, row = np.divmod(np.arange(self.channels), ROWS)
-        if self.wgmma:
-            warp = record // (4 * self.tiles_m) * 4 + record % 4
-            tile = record // 4 % self.tiles_m
-        else:
-            warp, tile = np.divmod(record, self.tiles_m)
-        run = 2 * self.tiles_m
-        found = warp * self.tiles_m * ROWS + row % 8 * run + 2 * tile + row // 8
-        return np.asarray(found, np.intp)
 
 
 def conv_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = True) -> str:
@@ -273,11 +197,6 @@ def taps_inside(problem: ConvProblem) -> bool:
     return problem.channels * DTYPES[problem.x.dtype] % STEP_BYTES == 0
 
 
-def is_flat(problem: ConvProblem) -> bool:
-    """Whether it is a product: pixels of x lie side by side, and each gives one of y."""
-    return problem.window == Window((1, 1)) and problem.x.is_flat(problem.height, problem.width)
-
-
 def aligned(view: View, channels: int) -> int:
     """How many channels may be moved at once: 16, 8, 4, 2 or 1.
 
@@ -302,12 +221,12 @@ def _tile_constants(problem: ConvProblem, tile: Tile) -> dict[str, object]:
     """Of how the work is cut."""
     size = DTYPES[problem.x.dtype]
     blocks = divided(problem.out_channels, tile.channels)
-    parts = blocks * divided(problem.rows, tile.pixels)
     return {
         "IS_CONV": 1,
         "PERSISTENT": int(tile.persistent),
-        "PARTS": parts,
-        "WORKERS": workers(tile, parts, size),
+        "HELD": int(tile.held),
+        "PARTS": blocks_of(problem, tile),
+        "WORKERS": workers(problem, tile),
         "BM": tile.channels,
         "BN": tile.pixels,
         "THREADS": tile.threads,
@@ -325,14 +244,6 @@ def _tile_constants(problem: ConvProblem, tile: Tile) -> dict[str, object]:
         "RECORD": record_bytes(size),
         "META_HALF": 128 if size == 1 else 0,
     }
-
-
-def workers(tile: Tile, parts: int, element_bytes: int) -> int:
-    """Blocks for so many parts of y: of a tile that stays, no more than there is room for."""
-    if not tile.persistent:
-        return parts
-    fit = _SHARED // (tile.shared_bytes(element_bytes) + _RESERVED)
-    return min(parts, MULTIPROCESSORS * min(tile.blocks, fit))
 
 
 def _mma(problem: ConvProblem) -> str:
