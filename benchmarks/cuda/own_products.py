@@ -24,7 +24,7 @@ from twofour.kernels.cuda.sparse_fragments import record_bytes
 from twofour.runtime.cuda.device import Device
 
 Array = NDArray[Any]
-_TILES = 8
+_TILES = 10
 _FILLED = 1024
 """Random records, which are repeated."""
 _PAIRS = np.array([4, 8, 9, 12, 13, 14])
