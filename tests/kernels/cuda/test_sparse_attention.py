@@ -135,6 +135,17 @@ def test_it_compiles_without_a_gpu(name: str) -> None:
         assert compile_kernel(call, 90).cubin[:4] == b"\x7fELF"
 
 
+def test_wide_bands_get_large_tiles_and_short_sequences_small_ones() -> None:
+    guesses = []
+    for pattern in (Pattern(4096, window=256), Pattern(512, window=64)):
+        _, small = case_of(PATTERNS["one token"], "float16", d=64)
+        dense = replace(small.dense, q_len=pattern.length, k_len=pattern.length, heads=12)
+        found = recipes(SparseAttentionProblem(dense, pattern), {}, 90, effort=2)
+        assert len({recipe.config for recipe in found}) == 4
+        guesses.append(int(found[0].config.partition("x")[0]))
+    assert guesses[0] == 128 > guesses[1]
+
+
 def test_a_pattern_of_another_length_is_refused() -> None:
     _, problem = case_of(PATTERNS["band"], "float32")
     wrong = replace(problem, pattern=PATTERNS["table"])

@@ -44,6 +44,8 @@ Array = NDArray[Any]
 WORD = 32
 """Keys of a word of a mask."""
 _CONFIGS = {0: 1, 1: 2, 2: 4, 3: 8}
+_BLOCK, _PROGRAMS = 6144, 264
+"""Scores that take as long as all else of a block; programs that an H200 has room for, at least."""
 _SHORT, _MUCH = 8, 2
 """A list stays whole up to 8 blocks, and up to twice the median."""
 
@@ -337,18 +339,25 @@ def recipes(
     """
     if why_not(problem, capability):
         return ()
-    found = []
-    for tiles in _candidates(problem, capability)[: _CONFIGS[effort]]:
-        lists = Lists.of(problem.pattern, tiles.queries, tiles.keys)
-        found.append(recipe_of(problem, tiles, lists))
-    return tuple(found)
+    return tuple(
+        recipe_of(problem, tiles, lists)
+        for tiles, lists in _candidates(problem, capability)[: _CONFIGS[effort]]
+    )
 
 
-def _candidates(problem: SparseAttentionProblem, capability: int) -> list[Tiles]:
-    """Small tiles first: a band's edge costs less of them."""
-    dense = problem.dense
-    shapes = [t for t in tile_shapes(dense, capability) if t.keys % WORD == 0]
-    return sorted(shapes, key=lambda t: (t.precision == "ieee", abs(t.queries * t.keys - 4096)))
+def _candidates(problem: SparseAttentionProblem, capability: int) -> list[tuple[Tiles, Lists]]:
+    """All tiles that fit, in order of a guess: what is computed in vain, and idle processors."""
+    shapes = [t for t in tile_shapes(problem.dense, capability) if t.keys % WORD == 0]
+    found = [(t, Lists.of(problem.pattern, t.queries, t.keys)) for t in shapes]
+    heads = problem.dense.batch * problem.dense.heads
+
+    def guess(candidate: tuple[Tiles, Lists]) -> tuple[bool, float]:
+        tiles, lists = candidate
+        work = lists.visited * (tiles.queries * tiles.keys + _BLOCK)
+        idle = max(1.0, _PROGRAMS / (heads * len(lists.tiles)))
+        return tiles.precision == "ieee", work * idle
+
+    return sorted(found, key=guess)
 
 
 def recipe_of(problem: SparseAttentionProblem, tiles: Tiles, lists: Lists) -> Recipe:
