@@ -41,7 +41,7 @@ from twofour.kernels.cuda.problem import REAL, RowsProblem
 Array = NDArray[Any]
 
 MOST_EXPERTS = 1024
-_CONFIGS = {0: 1, 1: 2, 2: 5, 3: 8}
+_CONFIGS = {0: 1, 1: 2, 2: 7, 3: 11}
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,11 @@ def _tiles(problem: ExpertsProblem, capability: int) -> list[Tile]:
     """Rows near those that an expert usually has first."""
     size = DTYPES[problem.weights]
     step = 64 if size == 2 else 128 if size == 1 else 32
-    shapes = [(128, 128, 8, 3), (64, 128, 4, 3), (64, 64, 4, 4), (32, 64, 4, 4), (16, 64, 4, 5)]
-    shapes += [(128, 256, 8, 3)] if size <= 2 else []
-    shapes += [(32, 128, 4, 3), (16, 128, 4, 4), (128, 64, 4, 3)]
+    shapes = [(128, 128, 8, 3, 1), (64, 128, 4, 3, 1), (64, 64, 4, 4, 1), (32, 64, 4, 4, 1)]
+    shapes += [(16, 64, 4, 5, 1), (128, 256, 8, 3, 1), (64, 64, 4, 3, 2), (16, 64, 4, 4, 2)]
+    shapes += [(32, 128, 4, 3, 1), (16, 128, 4, 4, 1), (128, 64, 4, 3, 1)]
+    if size > 2:  # too many registers, or too few warps for so long a step
+        shapes = [shape for shape in shapes if shape[1] <= 128 and shape[4] == 1]
     usual = min(128, max(16, triton.next_power_of_2(problem.usual_rows)))
     order = sorted(shapes, key=lambda shape: abs(np.log2(shape[0] / usual)))
     gated = problem.activation == SWIGLU
@@ -235,9 +237,9 @@ def _tiles(problem: ExpertsProblem, capability: int) -> list[Tile]:
     precisions = ("tf32x3", "ieee") if problem.weights == "float32" else ("",)
     found = []
     for precision in precisions:
-        for rows, n, warps, stages in order:
-            if (rows + n * (1 + gated)) * step * size * stages <= room:
-                found.append(Tile(rows, n, step, warps, stages, precision))
+        for rows, n, warps, stages, steps in order:
+            if (rows + n * (1 + gated)) * step * steps * size * stages <= room:
+                found.append(Tile(rows, n, step * steps, warps, stages, precision))
     return found
 
 
