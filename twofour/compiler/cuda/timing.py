@@ -169,11 +169,11 @@ class _Stand:
         self, way: Way, room: _Room, program: CudaProgram, objects: Objects, rounds: int
     ) -> float:
         with ExitStack() as stack:
-            stack.callback(self._device.wait, room.stream)
             prepared = [
                 stack.enter_context(closing(Prepared(self._device, program, objects, blocks)))
                 for blocks in room.copies
             ]
+            stack.callback(self._device.wait, room.stream)  # before they are closed
             prepared[0].enqueue(room.stream)
             if self._plugin is not None:
                 self._plugin.compare(way.recipe, room.read)

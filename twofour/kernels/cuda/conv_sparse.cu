@@ -326,8 +326,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
         run.v[2 * m] = acc[m][n][i], run.v[2 * m + 1] = acc[m][n][2 + i];
       if (PIXELS % BN != 0 && pixel >= PIXELS) continue;
       if (SPLIT > 1) {
-        long long begin = ((long long)blockIdx.z * PIXELS + pixel) * N_SUMS;
-        *(Run<SUM, RUN>*)(SUMS + begin + channel) = run;
+        long long row = ((long long)blockIdx.z * PIXELS + pixel) * N_SUMS;
+        *(Run<SUM, RUN>*)(SUMS + row + channel) = run;
       } else {
         float v[RUN];
 #pragma unroll
