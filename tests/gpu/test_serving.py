@@ -57,6 +57,29 @@ def test_nvml_tells_of_the_gpu() -> None:
     print(f"{(counter.read_uj() - before) / 0.3e6:.0f} W by the energy counter, idle")
 
 
+def test_nvml_tells_of_a_gpu_at_work() -> None:
+    """Large products for three seconds; at the limit of its power the GPU says that it is there."""
+    pytest.importorskip("pynvml")
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch has no GPU here")
+    nvml, uuid, found = Nvml(), open_device(0).gpu.uuid, []
+    x = torch.randn(8192, 8192, dtype=torch.float16, device="cuda")
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        for _ in range(50):
+            torch.mm(x, x)
+        found.append(next(each for each in nvml.states() if each.uuid == uuid))
+        torch.cuda.synchronize()
+    limit = max(each.power_limit_watts or 0 for each in found)
+    power = max(each.power_watts or 0 for each in found)
+    reasons = {reason for each in found for reason in each.throttles or ()}
+    print(f"{power:.0f} of {limit:.0f} W, clocks lowered for {sorted(reasons) or 'nothing'}")
+    assert max(each.utilization or 0 for each in found) > 0.5
+    if limit and power > 0.99 * limit:
+        assert any("power" in reason for reason in reasons)
+
+
 def test_instances_serve_from_the_gpu_that_they_name(engine: Engine) -> None:
     place = {"gpu": open_device(0).gpu.uuid, "gpu_memory_mb": 1}
     for factor, answer in enumerate(served(engine, {"instances": [place, place, {"gpu": 0}]}, 30)):
