@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -19,7 +20,8 @@ ROWS = ("softmax", "expect")
 """Walks over whole rows, which may read through copies."""
 TAKING = frozenset((*ROWS, "copy", "chain", *ELEMENTWISE))
 """Walks that may compute what they read."""
-_MOST_STEPS = 24
+MOST_STEPS = 24
+"""Of a walk."""
 _MOST_RUNS = 8
 
 
@@ -115,8 +117,8 @@ def _computing(
         looks = [found.look(each) for each in looks]
         part = found.part(part)
         looks.append(Look(index, found.axes, found.start))
-    steps = _substituted(part, which, producer, held.kind)
-    if len(steps) > _MOST_STEPS:
+    steps = substituted(part, which, producer, held.kind)
+    if len(steps) > MOST_STEPS:
         return None
     inputs = (*part.inputs[:which], *looks, *part.inputs[which + 1 :])
     if part.op in ROWS or (part.op == "copy" and producer.op == "copy"):
@@ -133,7 +135,27 @@ def _index(values: list[NdValue], value: NdValue) -> int:
     return len(values) - 1
 
 
-def _steps(part: Part, kind: str) -> tuple[Expression, ...]:
+class Computed(Protocol):
+    """What of a walk says what it computes, whatever it reads and wherever."""
+
+    @property
+    def op(self) -> str:
+        """Of `Part`."""
+
+    @property
+    def inputs(self) -> Sized:
+        """Of `Part`."""
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """Of `Part`."""
+
+    @property
+    def steps(self) -> tuple[Expression, ...]:
+        """Of `Part`."""
+
+
+def computed(part: Computed, kind: str) -> tuple[Expression, ...]:
     """What a walk computes of its inputs; nothing for a copy."""
     if part.op == "copy":
         return ()
@@ -142,10 +164,19 @@ def _steps(part: Part, kind: str) -> tuple[Expression, ...]:
     return (Expression(part.op, tuple(range(len(part.inputs))), kind, part.scalars),)
 
 
-def _substituted(part: Part, which: int, producer: Part, kind: str) -> tuple[Expression, ...]:
-    """The steps of a walk with those of a producer in the place of one input."""
-    own = _steps(part, "")
-    theirs = _steps(producer, kind)
+def substituted(
+    part: Computed, which: int, producer: Computed, kind: str
+) -> tuple[Expression, ...]:
+    """The steps of a walk with those of a producer in the place of one input.
+
+    Args:
+        part: the walk.
+        which: its input.
+        producer: computes the input.
+        kind: of the input.
+    """
+    own = computed(part, "")
+    theirs = computed(producer, kind)
     count, theirs_inputs = len(part.inputs), len(producer.inputs)
     total = count - 1 + theirs_inputs
 

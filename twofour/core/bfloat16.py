@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.float_bits import INFINITE, MAGNITUDE, Bits, narrowed
+
 Array = NDArray[Any]
 
 ROUNDING = 2.0**-8
@@ -27,8 +29,6 @@ ROUNDING = 2.0**-8
 TINY = 2.0**-126
 """The smallest normal number; smaller ones may be taken for zero."""
 _ONE_MORE = np.uint32(0x7FFF)
-_MAGNITUDE, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
-_RUN = 1 << 15
 
 
 def to_bf16(x: Array) -> NDArray[np.uint16]:
@@ -40,19 +40,14 @@ def to_bf16(x: Array) -> NDArray[np.uint16]:
     Returns:
         uint16 bits, the shape of `x`.
     """
-    flat = np.ascontiguousarray(x, np.float32).reshape(-1).view(np.uint32)
-    found = np.empty(flat.size, np.uint16)
-    for first in range(0, flat.size, _RUN):  # what lies between stays in the cache
-        run = slice(first, first + _RUN)
-        found[run] = _rounded(flat[run])
-    return found.reshape(np.shape(x))
+    return narrowed(x, np.uint16, _rounded)
 
 
-def _rounded(bits: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _rounded(bits: Bits) -> Bits:
     """The upper halves of float32 [count]."""
     upper = bits >> np.uint32(16)
     rounded = (bits + _ONE_MORE + (upper & np.uint32(1))) >> np.uint32(16)
-    return np.where(bits & _MAGNITUDE > _INFINITE, upper | np.uint32(0x40), rounded)
+    return np.where(bits & MAGNITUDE > INFINITE, upper | np.uint32(0x40), rounded)
 
 
 def from_bf16(bits: Array) -> NDArray[np.float32]:

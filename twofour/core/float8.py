@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twofour.core.float_bits import INFINITE, MAGNITUDE, Bits, narrowed
+
 Array = NDArray[Any]
 
 LARGEST = 448.0
@@ -33,12 +35,10 @@ def _values() -> NDArray[np.float32]:
 
 
 _VALUES = _values()
-_RUN = 1 << 15
 _CUT = np.uint32(20)
 """Bits of a float32's significand that float8 lacks."""
 _BELOW_HALF = np.uint32((1 << 19) - 1)
 _BIAS = np.uint32(127 - 7 << 3)
-_MAGNITUDE, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 _NORMAL = np.float32(2.0**-6).view(np.uint32)
 _WHOLE = np.float32(2.0**14)
 """The last place of sums with it is 2**-9, the unit of numbers below 2**-6."""
@@ -53,24 +53,18 @@ def to_fp8(x: Array) -> NDArray[np.uint8]:
     Returns:
         uint8 bits, the shape of `x`.
     """
-    flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-    found = np.empty(flat.size, np.uint8)
-    for first in range(0, flat.size, _RUN):  # what lies between stays in the cache
-        run = slice(first, first + _RUN)
-        found[run] = _codes(flat[run])
-    return found.reshape(np.shape(x))
+    return narrowed(x, np.uint8, _codes)
 
 
-def _codes(x: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """The bits of numbers [count]: rounded as integers, those below 2**-6 by an addition."""
-    bits = x.view(np.uint32)
-    size = bits & _MAGNITUDE
+def _codes(bits: Bits) -> Bits:
+    """Those of float32 [count], rounded as integers, below 2**-6 by an addition."""
+    size = bits & MAGNITUDE
     even = (size >> _CUT) & np.uint32(1)
     code = (size + _BELOW_HALF + even) >> _CUT
     code = np.minimum(np.maximum(code, _BIAS) - _BIAS, np.uint32(_NAN - 1))
     small = (size.view(np.float32) + _WHOLE).view(np.uint32) - _WHOLE.view(np.uint32)
     code = np.where(size < _NORMAL, small, code)
-    code = np.where(size > _INFINITE, np.uint32(_NAN), code)
+    code = np.where(size > INFINITE, np.uint32(_NAN), code)
     return code | bits >> np.uint32(24) & np.uint32(_SIGN)
 
 

@@ -53,11 +53,6 @@ class Constants:
         """What tells one block from another."""
         return tuple(self._known)
 
-    @property
-    def size_bytes(self) -> int:
-        """Of all of them."""
-        return self._size
-
     def block(self) -> Bytes:
         """All of them."""
         found = np.zeros(self._size, np.uint8)

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from twofour.compiler.cuda.lower import Turn
+from twofour.compiler.cuda.lower import Turn, input_buffer, output_buffer
+from twofour.compiler.walk_inputs import MOST_STEPS, computed, substituted
 from twofour.kernels.cpu.nd_scalar import ELEMENTWISE, Expression
 from twofour.kernels.cuda.problem import REAL, Walk
 
 _REAL = "float32"
-_MOST_STEPS = 24
-_OF_THE_HOST = ("in:", "out:")
+_OF_THE_HOST = (input_buffer(""), output_buffer(""))
 
 
 def without_waste(turns: Sequence[Turn]) -> list[Turn]:
@@ -30,7 +30,7 @@ def without_waste(turns: Sequence[Turn]) -> list[Turn]:
     """
     kept = list(turns)
     for index, turn in enumerate(kept):
-        if turn.op.op_type != "Copy" or not turn.operands["y"].buffer.startswith("out:"):
+        if turn.op.op_type != "Copy" or not turn.operands["y"].buffer.startswith(output_buffer("")):
             continue
         x, y = turn.operands["in0"], turn.operands["y"]
         readers = [t for t in kept if t is not turn and _touches(t, x.buffer)]
@@ -83,15 +83,10 @@ def _both(before: Turn, turn: Turn) -> Walk | None:
         return None
     same = (first.dims, first.y) == (last.dims, last.inputs[0])
     steps = _steps(first)
-    if not same or steps is None or len(steps) + len(last.steps) > _MOST_STEPS:
+    if not same or steps is None or len(steps) + len(last.steps) > MOST_STEPS:
         return None
-    count, inputs = len(steps), len(first.inputs)
-
-    def moved(index: int) -> int:
-        return inputs + count + index - 1  # the last of the steps before is what was read
-
-    rest = tuple(replace(step, args=tuple(map(moved, step.args))) for step in last.steps)
-    return Walk("chain", last.dims, last.y, first.inputs, steps=(*steps, *rest))
+    both = substituted(last, 0, replace(first, op="chain", steps=steps), _REAL)
+    return Walk("chain", last.dims, last.y, first.inputs, steps=both)
 
 
 def _steps(walk: Walk) -> tuple[Expression, ...] | None:
@@ -101,10 +96,7 @@ def _steps(walk: Walk) -> tuple[Expression, ...] | None:
     """
     if walk.y.dtype not in REAL or (walk.op not in ELEMENTWISE and walk.op != "chain"):
         return None
-    steps = walk.steps
-    if walk.op != "chain":
-        every = tuple(range(len(walk.inputs)))
-        steps = (Expression(walk.op, every, _REAL, walk.scalars),)
+    steps = computed(walk, _REAL)
     if steps and steps[-1].op == "cast":
         before = len(walk.inputs) + len(steps) - 2
         real = len(steps) > 1 or walk.inputs[0].dtype in REAL

@@ -208,8 +208,8 @@ class _Room:
         self._device, self.size_bytes = device, size_bytes
         self.stream = device.stream()
         self.blocks: dict[str, int] = {}
-        self._weights: dict[tuple[bytes, ...], tuple[int, int]] = {}  # address and bytes
-        self._copies: tuple[int, ...] = ()
+        self._weights: dict[tuple[bytes, ...], range] = {}  # addresses of copies
+        self._copies = range(0)
         self.places: Mapping[str, Place] = {}
         try:
             self.blocks[ARENA] = device.take(size_bytes, "operands to time a kernel with")
@@ -224,17 +224,16 @@ class _Room:
         found = self._weights.get(constants.contents)
         if found is None:
             block = constants.block()
-            taken = block.nbytes * self._count(block.nbytes)
+            step = max(block.nbytes, 1)
+            taken = step * self._count(step)
             self._forget(taken)
-            address = self._device.take(max(taken, 1), "weights to time a kernel with")
-            found = self._weights[constants.contents] = (address, taken)
-            for offset in range(0, taken, max(block.nbytes, 1)):
-                self._device.to_gpu(address + offset, block, self.stream)
+            address = self._device.take(taken, "weights to time a kernel with")
+            found = self._weights[constants.contents] = range(address, address + taken, step)
+            for copy in found:
+                self._device.to_gpu(copy, block, self.stream)
             self._device.wait(self.stream)
-        address, taken = found
-        self.blocks[WEIGHTS] = address
-        step = constants.size_bytes
-        self._copies = tuple(range(address, address + taken, step)) if step else (address,)
+        self._copies = found
+        self.blocks[WEIGHTS] = found[0]
 
     @property
     def copies(self) -> list[dict[str, int]]:
@@ -248,9 +247,12 @@ class _Room:
 
     def _forget(self, more_bytes: int) -> None:
         """Gives the oldest constants back, as far as more of them leave too little room."""
-        while self._weights and more_bytes + sum(n for _, n in self._weights.values()) > _HELD:
-            address, _ = self._weights.pop(next(iter(self._weights)))
-            self._device.give_back(address)
+        while (
+            self._weights
+            and more_bytes + sum(c.stop - c[0] for c in self._weights.values()) > _HELD
+        ):
+            copies = self._weights.pop(next(iter(self._weights)))
+            self._device.give_back(copies[0])
 
     def put(self, where: Place, array: Array) -> None:
         """Puts what is read in its place."""
@@ -276,7 +278,7 @@ class _Room:
     def close(self) -> None:
         """Gives all back."""
         self.blocks.pop(WEIGHTS, None)
-        for address in (*self.blocks.values(), *(at for at, _ in self._weights.values())):
+        for address in (*self.blocks.values(), *(copies[0] for copies in self._weights.values())):
             self._device.give_back(address)
         self.blocks, self._weights = {}, {}
         self._device.drop_stream(self.stream)

@@ -129,6 +129,22 @@ def attention_rows(
             state, queries, keys, values, bias, seen, SCALE, P.q_zero, PRECISION
         )
 
+    store_tile(y, sums, total, query, head, sequence, P, FACTOR, BLOCK_DV)
+
+
+@triton.jit
+def store_tile(
+    y,
+    sums,
+    total,
+    query,
+    head,
+    sequence,
+    P: tl.constexpr,
+    FACTOR: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+):
+    """The results of a tile of queries."""
     channel = tl.arange(0, BLOCK_DV)
     there = (query[:, None] < P.q_len) & (channel[None, :] < P.value_dim)
     place = y + sequence * P.y.sequence + head * P.value_dim

@@ -85,23 +85,19 @@ __device__ __forceinline__ void copy_x(const Feed& feed, u32 stage, int step) {
   }
 }
 
-__device__ __forceinline__ void copy_w(Feed& feed, u32 stage) {
-  if (DIRECT || HELD) return;
-  constexpr int PIECES = BM / 16 * RECORD / 16, REST = PIECES % THREADS;
-  u32 place = stage + BN * 128 + threadIdx.x * 16;
+constexpr int WEIGHT = BM / 16 * RECORD;  // bytes of a step
+
+__device__ __forceinline__ void copy_weight(Feed& feed, u32 to) {
+  constexpr int PIECES = WEIGHT / 16, REST = PIECES % THREADS;
+  u32 place = to + threadIdx.x * 16;
 #pragma unroll
   for (int i = 0; i < PIECES / THREADS; i++) copy16(place + i * THREADS * 16, feed.w + i * THREADS * 16);
   if (threadIdx.x < REST) copy16(place + (PIECES - REST) * 16, feed.w + (PIECES - REST) * 16);
   feed.w += M_TILES * RECORD;
 }
 
-// All of the weight of the block's channels, behind the stages.
-__device__ __forceinline__ void hold_w(const char* w, u32 held, int part) {
-  constexpr int PIECES = BM / 16 * RECORD / 16;
-  for (int step = 0; step < STEPS; step++) {
-    const char* from = w + ((long long)step * M_TILES + CHANNEL_BLOCK * (BM / 16)) * RECORD;
-    for (int i = threadIdx.x; i < PIECES; i += THREADS) copy16(held + (step * PIECES + i) * 16, from + i * 16);
-  }
+__device__ __forceinline__ void copy_w(Feed& feed, u32 stage) {
+  if (!DIRECT && !HELD) copy_weight(feed, stage + BN * 128);
 }
 
 __device__ __forceinline__ void copy_step(Feed& feed, u32 stage, int step) {
@@ -177,7 +173,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
 #if PERSISTENT
   // One of WORKERS blocks, which copies for its next part while it finishes this one. Where it holds the
   // weight, all its parts have the same channels: WORKERS is a multiple of CHANNEL_BLOCKS.
-  if (HELD) hold_w(w, stages + STAGES * STAGE_BYTES, part);
+  if (HELD)
+    for (int step = 0; step < STEPS; step++) copy_weight(feed, stages + STAGES * STAGE_BYTES + step * WEIGHT);
   copy_first<AHEAD>(feed, stages, first, steps);
   for (; part < PARTS; part += WORKERS) {
 #endif
@@ -194,11 +191,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   float scales[RUN], biases[RUN], five[5];  // read now: at the end all would wait for them
   if (SPLIT == 1) load_ends(scales, biases, five, channel, ends);
 
+  if (!PERSISTENT) copy_first<AHEAD>(feed, stages, first, steps);
+  if (HAS_R && SPLIT == 1) prefetch_residual(ends, part);
 #if !WGMMA
   // A warp computes TILES_M * 16 channels of TILES_N * 8 pixels.
   SUM acc[TILES_M][TILES_N][4] = {};
-  if (!PERSISTENT) copy_first<AHEAD>(feed, stages, first, steps);
-  if (HAS_R && SPLIT == 1) prefetch_residual(ends, part);
   for (int step = 0; step < steps; step++) {
     wait_copies<STAGES - 2>();
     __syncthreads();  // this step has arrived, and all are done with the one before
@@ -237,8 +234,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   // A warp group computes TILES_M * 64 channels of all pixels, each warp 16 of every 64.
   constexpr int TILES_N = BN / 8;
   SUM acc[TILES_M][TILES_N][4] = {};
-  if (!PERSISTENT) copy_first<AHEAD>(feed, stages, first, steps);
-  if (HAS_R && SPLIT == 1) prefetch_residual(ends, part);
   int record = warp / 4 * TILES_M * 4 + warp % 4;
   u32 mine = BN * 128 + record * RECORD;
   auto start = [&](int step, uint4(&a)[TILES_M][2], u32(&e)[TILES_M][2]) {
@@ -247,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
     __syncthreads();  // this step has arrived, and all are done with the one before the last
     u32 stage = stages + step % STAGES * STAGE_BYTES;
     u64 x_tile = descriptor(stage);
-    if (HELD) load_weight(a, e, stages + STAGES * STAGE_BYTES + (step * (BM / 16) + record) * RECORD);
+    if (HELD) load_weight(a, e, stages + STAGES * STAGE_BYTES + step * WEIGHT + record * RECORD);
     else if (!DIRECT) load_weight(a, e, stage + mine);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll

@@ -30,7 +30,7 @@ from twofour.kernels.cuda.conv_sparse_text import (
     sums_pitch,
     taps_inside,
 )
-from twofour.kernels.cuda.conv_sparse_tiles import Tile, tiles, workers
+from twofour.kernels.cuda.conv_sparse_tiles import Tile, shared_bytes, tiles, workers
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import Array, NvidiaSource, Recipe, divided
 from twofour.kernels.cuda.problem import ConvProblem
@@ -41,7 +41,6 @@ from twofour.kernels.cuda.sparse_fragments import (
     is_two_four,
     padded,
     records,
-    steps_of,
 )
 
 MMA, WGMMA = "2:4 mma.sp", "2:4 wgmma.sp"
@@ -188,7 +187,7 @@ def sources(
         tuple(inputs + ([sums] if tile.split > 1 else ends)),
         (workers(problem, tile), 1, tile.split),
         tile.threads,
-        tile.shared_bytes(DTYPES[x.dtype], steps_of(problem.k, DTYPES[x.dtype])),
+        shared_bytes(problem, tile),
     )
     calls, scratch = [conv], {}
     if tile.split > 1:

@@ -139,14 +139,15 @@ _WGMMA_TILES = (
     Tile(64, 64, 128, 4, wgmma=True, blocks=4, direct=True),
 )
 _STAYING = (
-    Tile(256, 128, 256, 4, wgmma=True, persistent=True),
-    Tile(128, 256, 256, 4, wgmma=True, persistent=True),
-    Tile(128, 128, 256, 4, wgmma=True, blocks=2, persistent=True),
-    Tile(128, 128, 128, 3, wgmma=True, blocks=2, persistent=True),
-    Tile(64, 128, 128, 4, wgmma=True, blocks=3, persistent=True),
-    Tile(128, 64, 128, 4, wgmma=True, blocks=3, persistent=True),
+    Tile(256, 128, 256, 4, wgmma=True, persistent=True, held=True),
+    Tile(128, 256, 256, 4, wgmma=True, persistent=True, held=True),
+    Tile(128, 128, 256, 4, wgmma=True, blocks=2, persistent=True, held=True),
+    Tile(128, 128, 128, 3, wgmma=True, blocks=2, persistent=True, held=True),
+    Tile(64, 128, 128, 4, wgmma=True, blocks=3, persistent=True, held=True),
+    Tile(128, 64, 128, 4, wgmma=True, blocks=3, persistent=True, held=True),
 )
-"""For short sums, which are over before the next copies come: they begin earlier."""
+"""For short sums, which are over before the next copies come: they begin earlier. Weights are held
+where there is room for them."""
 _SHORT_STEPS = 12
 _SPLITS = (1, 2, 4, 8)
 _STEP_CYCLES, _START_CYCLES, _BYTES_CYCLE = 700.0, 3000.0, 36.0
@@ -159,7 +160,7 @@ def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
         replace(tile, split=split)
         for tile in candidates(problem, capability)
         for split in _SPLITS
-        if _bytes(problem, tile) <= shared and _is_split_fit(problem, tile, split)
+        if shared_bytes(problem, tile) <= shared and _is_split_fit(problem, tile, split)
     ]
     # A weight that goes past shared memory comes from the same cache: it gains little if anything.
     return sorted(found, key=lambda tile: (cost(problem, _plain(tile)), tile.direct))
@@ -169,17 +170,16 @@ def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
     """Tiles for a GPU. Hopper computes products of float8 with `wgmma` alone."""
     wgmma: list[Tile] = []
     if capability == WGMMA_CAPABILITY:
-        held = [replace(tile, held=True) for tile in _STAYING]
-        fits = [_bytes(problem, tile) <= _HOPPER_SHARED for tile in held]
+        fits = [shared_bytes(problem, tile) <= _HOPPER_SHARED for tile in _STAYING]
         wgmma += _WGMMA_TILES
-        wgmma += (h if fit else tile for h, tile, fit in zip(held, _STAYING, fits, strict=True))
+        wgmma += (replace(t, held=fit) for t, fit in zip(_STAYING, fits, strict=True))
     if wgmma and not is_flat(problem):
         wgmma.remove(_THREE_GROUPS)
     no_mma = capability == WGMMA_CAPABILITY and problem.x.dtype == "float8e4m3fn"
     return (*wgmma, *(() if no_mma else _MMA_TILES))
 
 
-def _bytes(problem: ConvProblem, tile: Tile) -> int:
+def shared_bytes(problem: ConvProblem, tile: Tile) -> int:
     """Shared memory of a block."""
     size = DTYPES[problem.x.dtype]
     return tile.shared_bytes(size, steps_of(problem.k, size))
@@ -211,7 +211,7 @@ def workers(problem: ConvProblem, tile: Tile) -> int:
     parts = blocks_of(problem, tile)
     if not tile.persistent:
         return parts
-    fit = min(tile.blocks, _SHARED // (_bytes(problem, tile) + _RESERVED))
+    fit = min(tile.blocks, _SHARED // (shared_bytes(problem, tile) + _RESERVED))
     most = MULTIPROCESSORS * fit
     if tile.held:
         most -= most % divided(problem.out_channels, tile.channels)

@@ -33,11 +33,10 @@ from numpy.typing import NDArray
 
 from twofour.core.sparse_attention import Pattern
 from twofour.kernels.cuda import attention
-from twofour.kernels.cuda.attention import Tiles, load_block, operands_of, tile_shapes
+from twofour.kernels.cuda.attention import Tiles, load_block, operands_of, store_tile, tile_shapes
 from twofour.kernels.cuda.kernel import Kernel, Recipe, divided
-from twofour.kernels.cuda.online_softmax import NOTHING, attend, load_rows, shares
+from twofour.kernels.cuda.online_softmax import NOTHING, attend, load_rows
 from twofour.kernels.cuda.problem import AttentionProblem
-from twofour.kernels.cuda.rounding import scaled
 
 Array = NDArray[Any]
 
@@ -234,7 +233,7 @@ def sparse_attention_rows(
 
     slot = tl.load(record + 4)
     if slot < 0:
-        _store(y, sums, total, query, head, sequence, P, FACTOR, BLOCK_DV)
+        store_tile(y, sums, total, query, head, sequence, P, FACTOR, BLOCK_DV)
     elif parts is not None:
         part = parts + _slot(slot, head, sequence, P, BLOCK_Q, BLOCK_DV)
         element = row[:, None] * BLOCK_DV + tl.arange(0, BLOCK_DV)[None, :]
@@ -274,7 +273,7 @@ def sparse_attention_joined(
         sums = sums * fade[:, None] + tl.load(part + place) * share[:, None]
         top = high
     query = tl.load(record) * BLOCK_Q + row
-    _store(y, sums, total, query, head, sequence, P, FACTOR, BLOCK_DV)
+    store_tile(y, sums, total, query, head, sequence, P, FACTOR, BLOCK_DV)
 
 
 @triton.jit
@@ -290,27 +289,6 @@ def _bits(words, row, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
 def _slot(slot, head, sequence, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_DV: tl.constexpr):
     """Where a slot begins: sums, totals, and the highest scores."""
     return ((slot * P.batch + sequence) * P.heads + head) * (BLOCK_Q * (BLOCK_DV + 2))
-
-
-@triton.jit
-def _store(
-    y,
-    sums,
-    total,
-    query,
-    head,
-    sequence,
-    P: tl.constexpr,
-    FACTOR: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-):
-    """The results of a tile."""
-    channel = tl.arange(0, BLOCK_DV)
-    there = (query[:, None] < P.q_len) & (channel[None, :] < P.value_dim)
-    place = y + sequence * P.y.sequence + head * P.value_dim
-    place += query[:, None] * P.y.token + channel[None, :]
-    kind: tl.constexpr = y.dtype.element_ty
-    tl.store(place, scaled(shares(sums, total, FACTOR), 1.0, kind, P.y_zero), mask=there)
 
 
 def why_not(problem: SparseAttentionProblem, capability: int) -> str:
