@@ -20,7 +20,7 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 _HEADER = Path(__file__).with_name("emulator.h")
 _INSTRUCTIONS = {
     r'asm volatile\("ldmatrix.*?\);': "ldmatrix(b[n], from);",
-    r'asm volatile\("wgmma\.commit.*?\);': "wgmma_commit();",
+    r'asm volatile\("wgmma\.commit.*?\);': "wgmma_commit<ES, SUM>();",
     r'asm volatile\("wgmma\.wait_group\.sync\.aligned (\d).*?\);': r"wgmma_wait<ES, SUM>(\1);",
     r'asm volatile\("(?:wgmma\.)?fence.*?\);': "",
     r'float f;\s*asm\("cvt\.f32\.f16.*?\)\);\s*return f;': "return half_value(v.bits);",

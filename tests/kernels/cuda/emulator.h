@@ -1,6 +1,6 @@
 // A GPU for one kernel, in C++ on the CPU: blocks run one after the other, the threads of a block
 // as coroutines. Products of warp groups are computed as late as the kernel allows, when they are
-// waited for, copies likewise or at once. So a wait that is missing gives a wrong result.
+// waited for, or at once, copies likewise. So a wait that is missing gives a wrong result.
 //
 // emulate.py puts this in front of a kernel and the functions below in the place of its assembly.
 
@@ -297,20 +297,21 @@ inline u64 descriptor(u32 address) {
   return (u64)((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
-// x by a descriptor: 8 rows of 128 bytes together, swizzled by bits of the address.
+// x by a descriptor: 8 rows of 128 or 64 bytes together, swizzled by bits of the address.
 template <int SIZE, class SUM>
 static void multiply(const Product& p) {
   static double rows[64][64], columns[256][64];
   u32 start = (p.x & 0x3fff) << 4, further = (p.x >> 32 & 0x3fff) << 4;
   for (int t = 0; t < 128; t++)
     if (memcmp(p.a_at[t], p.a + t, 16) || *p.e_at[t] != p.e[t]) stop("a register changed too early");
-  if (p.x >> 62 != 1) stop("a descriptor without the 128-byte swizzle");
+  u32 row_bytes = p.x >> 62 == 1 ? 128 : 64;
+  if (p.x >> 62 != 1 && p.x >> 62 != 2) stop("a descriptor without a swizzle of 128 or 64 bytes");
   for (int warp = 0; warp < 4; warp++)
     expand<SIZE>(p.a + 32 * warp, p.e + 32 * warp, p.selector, rows + 16 * warp);
   for (int n = 0; n < p.pixels; n++)
     for (int k = 0; k < 64 / SIZE; k++) {
-      u32 at = start + n / 8 * further + n % 8 * 128 + k * SIZE;
-      columns[n][k] = element<SIZE>(memory + (at ^ (at >> 7 & 7) << 4));
+      u32 at = start + n / 8 * further + n % 8 * row_bytes + k * SIZE;
+      columns[n][k] = element<SIZE>(memory + (at ^ (at >> 7 & row_bytes / 16 - 1) << 4));
     }
   for (int t = 0; t < 128; t++)
     for (int i = 0; i < p.pixels / 2; i++) {
@@ -330,10 +331,15 @@ inline void wgmma_sparse(SUM (&d)[TILES][4], const uint4& a, const u32& e, u64 x
   meet(group.meeting, 128, [&] { group.products.push_back(group.next); });
 }
 
+static bool at_commit;  // when products are computed, if not when they are waited for
+
+template <int SIZE, class SUM>
 inline void wgmma_commit() {
   WarpGroup& group = warp_groups[threadIdx.x / 128];
   meet(group.meeting, 128, [&] {
-    group.groups.push_back(group.products);
+    if (at_commit)
+      for (const Product& p : group.products) multiply<SIZE, SUM>(p);
+    else group.groups.push_back(group.products);
     group.products.clear();
   });
 }
@@ -369,8 +375,8 @@ static int run_warp(int first, int count) {
   return left;
 }
 
-// Warps take turns; hasty ones go on as far as they can without the others.
-static void run_block(int count, bool backwards, bool hasty) {
+// Warps take turns. With `together`, so many go on as far as they can without the others.
+static void run_block(int count, bool backwards, int together) {
   memset(memory, 0x55, sizeof memory);
   everyone = Meeting();
   for (Warp& warp : warps) warp.meeting = Meeting();
@@ -391,15 +397,17 @@ static void run_block(int count, bool backwards, bool hasty) {
   int left = count;
   for (int rounds = 0; left && rounds < 1000000; rounds++) {
     left = 0;
-    int warps = (count + 31) / 32;
-    for (int i = 0; i < warps; i++) {
-      int first = (backwards ? warps - 1 - i : i) * 32, rest;
+    int some = together ? 32 * together : 32, turns = (count + some - 1) / some;
+    for (int i = 0; i < turns; i++) {
+      int first = (backwards ? turns - 1 - i : i) * some, rest;
       unsigned before;
       do {
-        before = progress;
-        rest = run_warp(first, count);
-        if (*failure) return;
-      } while (hasty && rest && progress != before);
+        before = progress, rest = 0;
+        for (int warp = first; warp < first + some && warp < count; warp += 32) {
+          rest += run_warp(warp, count);
+          if (*failure) return;
+        }
+      } while (together && rest && progress != before);
       left += rest;
     }
   }
@@ -415,7 +423,8 @@ static const char* run_grid(void (*function)(void**), void** given, int blocks, 
   for (int part = 0; part < parts; part++)
     for (int block = 0; block < blocks && !*failure; block++) {
       blockIdx = {(u32)block, 0, (u32)part};
-      run_block(count, block % 2, eager);
+      at_commit = !eager && block % 2;
+      run_block(count, block % 2, eager ? 1 : block % 2 * 4);  // a warp, or a warp group
     }
   return failure;
 }

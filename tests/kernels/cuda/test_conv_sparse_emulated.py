@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,14 @@ def problem_of(window: Window, c: int, n: int, *, y: str = "int8", gap: int = 0)
     return ConvProblem(2, 5, 6, c, n, x, out, window, finish=finish, x_zero=7)
 
 
-def run(problem: ConvProblem, tile: Tile, folder: Path, *, change: str = "") -> Array:
+def run(
+    problem: ConvProblem,
+    tile: Tile,
+    folder: Path,
+    *,
+    change: str = "",
+    recipe: Callable[..., Recipe] = recipe,
+) -> Array:
     """The result, less what is expected; `change` is OLD -> NEW in the kernel's text."""
     rng, kind = np.random.default_rng(problem.k), problem.x.dtype
     n = problem.out_channels
@@ -54,7 +62,9 @@ def run(problem: ConvProblem, tile: Tile, folder: Path, *, change: str = "") -> 
         "bias": rng.uniform(-20, 20, n).astype(np.float32),
     }
     if problem.r is not None:
-        arrays["r"] = rng.integers(-60, 60, (2, *problem.out_size, n)).astype(np.int8)
+        r = rng.integers(-60, 60, (2, *problem.out_size, n))
+        arrays["r"] = r.astype(problem.r.dtype)
+    arrays["row_scale"] = rng.uniform(0.5, 1, problem.rows).astype(np.float32)
     made = recipe(problem, arrays, tile, pack(compressed_weight(problem, arrays["w"]), tile))
     if change:
         old, new = change.split(" -> ")

@@ -98,19 +98,27 @@ __device__ __forceinline__ Run<R_TYPE, COUNT> residual(const Ends& ends, int pix
   return run;
 }
 
-// COUNT channels of one pixel: sums -> y. They are stored at once where all runs are inside N.
+// COUNT channels of one pixel: sums -> y.
 template <int COUNT>
-__device__ __forceinline__ void finish_run(const float (&sums)[COUNT], const float (&scale)[COUNT],
-                                           const float (&bias)[COUNT], const float (&numbers)[5],
-                                           const Run<R_TYPE, COUNT>& r, const Ends& ends, int pixel,
-                                           int channel) {
-  float row_scale = BY_ROWS ? ends.row_scales[pixel] : 1.0f;
+__device__ __forceinline__ Run<Y_TYPE, COUNT> finished(const float (&sums)[COUNT], const float (&scale)[COUNT],
+                                                       const float (&bias)[COUNT], const float (&numbers)[5],
+                                                       const Run<R_TYPE, COUNT>& r, float row_scale) {
   Run<Y_TYPE, COUNT> run;
 #pragma unroll
   for (int i = 0; i < COUNT; i++) {
     float v = finish(sums[i] * row_scale, scale[i], bias[i], HAS_R ? r_value(r.v[i]) : 0.0f, numbers);
     run.v[i] = y_value(v);
   }
+  return run;
+}
+
+// The same, stored: at once where all runs are inside N.
+template <int COUNT>
+__device__ __forceinline__ void finish_run(const float (&sums)[COUNT], const float (&scale)[COUNT],
+                                           const float (&bias)[COUNT], const float (&numbers)[5],
+                                           const Run<R_TYPE, COUNT>& r, const Ends& ends, int pixel,
+                                           int channel) {
+  Run<Y_TYPE, COUNT> run = finished(sums, scale, bias, numbers, r, BY_ROWS ? ends.row_scales[pixel] : 1.0f);
   Y_TYPE* to = ends.y + offset(pixel, Y_IMAGE, Y_ROW, Y_PIXEL, Y_FLAT) + channel;
   if (Y_ALIGNED % COUNT == 0) {
     *(Run<Y_TYPE, COUNT>*)to = run;

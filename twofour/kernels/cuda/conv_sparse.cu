@@ -20,6 +20,8 @@
 
 #if IS_CONV
 
+#include "conv_weight.cu"
+
 // Of the part of y at hand. Channels go fastest, so that blocks that run together read the same pixels.
 #define CHANNEL_BLOCK (part % CHANNEL_BLOCKS)
 #define PIXEL_BLOCK (part / CHANNEL_BLOCKS)
@@ -131,31 +133,6 @@ __device__ __forceinline__ void prefetch_residual(const Ends& ends, int part) {
     if (pixel < PIXELS && channel < N)
       prefetch(ends.r + offset(pixel, R_IMAGE, R_ROW, R_PIXEL, R_FLAT) + channel);
   }
-}
-
-template <int TILES>
-__device__ __forceinline__ void load_weight(uint4 (&a)[TILES][2], u32 (&e)[TILES][2], u32 record) {
-#pragma unroll
-  for (int m = 0; m < TILES; m++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      a[m][half] = load16(record + m * 4 * RECORD + half * 512 + threadIdx.x % 32 * 16);
-      e[m][half] = load4(record + m * 4 * RECORD + 1024 + half * META_HALF + threadIdx.x % 32 * 4);
-    }
-}
-
-// The same from global memory.
-template <int TILES>
-__device__ __forceinline__ void fetch_weight(uint4 (&a)[TILES][2], u32 (&e)[TILES][2], const char*& records) {
-  const char *values = records + threadIdx.x % 32 * 16, *metadata = records + 1024 + threadIdx.x % 32 * 4;
-#pragma unroll
-  for (int m = 0; m < TILES; m++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      a[m][half] = fetch16(values + m * 4 * RECORD + half * 512);
-      e[m][half] = fetch4(metadata + m * 4 * RECORD + half * META_HALF);
-    }
-  records += M_TILES * RECORD;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS) {

@@ -176,9 +176,7 @@ def sources(
     problem: ConvProblem, tile: Tile, *, biased: bool
 ) -> tuple[tuple[NvidiaSource, ...], dict[str, int]]:
     """The kernels with one tile, and the bytes they need in between, by role."""
-    x, y = problem.x, problem.y
-    kinds = {"r": problem.r.dtype if problem.r is not None else "", "y": y.dtype}
-    ends = [(role, kinds.get(role, "float32")) for role in end_roles(problem, biased)]
+    x, ends = problem.x, end_operands(problem, biased)
     sums = ("sums", "int32" if x.dtype == "int8" else "float32")
     inputs = [("x", x.dtype), ("w", "uint8")]
     conv = NvidiaSource(
@@ -197,3 +195,9 @@ def sources(
         calls.append(NvidiaSource(text, "conv_finish", (sums, *ends), grid, _FINISH_THREADS))
         scratch["sums"] = tile.split * problem.rows * pitch * 4
     return tuple(calls), scratch
+
+
+def end_operands(problem: ConvProblem, biased: bool) -> list[tuple[str, str]]:
+    """Roles of what follows the sums, and the types of their elements."""
+    kinds = {"r": problem.r.dtype if problem.r is not None else "", "y": problem.y.dtype}
+    return [(role, kinds.get(role, "float32")) for role in end_roles(problem, biased)]

@@ -83,7 +83,7 @@ def conv_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = T
         parameters += end_parameters(problem, biased)
         ends, sums = ends_of(problem, biased), "(SUM*)nullptr"
     texts = {"SYMBOL": symbol, "PARAMETERS": ", ".join(parameters), "ENDS": ends, "SUMS": sums}
-    emitted = _wgmma(problem, tile) if tile.wgmma else _mma(problem)
+    emitted = wgmma_text(problem, tile.pixels) if tile.wgmma else _mma(problem)
     return joined(texts | _tile_constants(problem, tile), problem, biased, emitted, BODY)
 
 
@@ -262,20 +262,20 @@ def _mma(problem: ConvProblem) -> str:
     )
 
 
-def _wgmma(problem: ConvProblem, tile: Tile) -> str:
+def wgmma_text(problem: ConvProblem, pixels: int) -> str:
     """wgmma_sparse_0 and _1: the two instructions of a step, 64 channels by all pixels."""
     types, k = INSTRUCTION_TYPES[problem.x.dtype]
-    count = tile.pixels // 2
+    count = pixels // 2
     sums = [f"d[{i // 4}][{i % 4}]" for i in range(count)]
     places = ", ".join(f"%{i}" for i in range(count))
     a = ", ".join(f"%{count + i}" for i in range(4))
     # Neither operand is negated; fp16 and bf16 have B along K already.
     flags = {"int8": "", "float8e4m3fn": ", 1, 1"}.get(problem.x.dtype, ", 1, 1, 0")
     return _DESCRIPTOR + "".join(
-        f"__device__ __forceinline__ void wgmma_sparse_{half}(SUM (&d)[{tile.pixels // 8}][4],"
+        f"__device__ __forceinline__ void wgmma_sparse_{half}(SUM (&d)[{pixels // 8}][4],"
         " const uint4& a, unsigned e, unsigned long long x) {\n"
         '  asm volatile("{\\n.reg .pred p;\\nsetp.ne.b32 p, 1, 0;\\n"\n'
-        f'    "wgmma.mma_async.sp.sync.aligned.m64n{tile.pixels}k{k}.{types} "\n'
+        f'    "wgmma.mma_async.sp.sync.aligned.m64n{pixels}k{k}.{types} "\n'
         f'    "{{{places}}}, {{{a}}}, %{count + 5}, %{count + 4}, {_selector(problem, half)}, '
         f'p{flags};\\n}}"\n'
         f"    : {_outputs(problem, sums)}\n"

@@ -14,7 +14,7 @@ from twofour.kernels.cuda.problem import ConvProblem
 from twofour.kernels.cuda.sparse_fragments import ROWS, STEP_BYTES, record_bytes, steps_of
 
 MULTIPROCESSORS = 132
-_SHARED, _RESERVED = 228 * 1024, 1024
+SHARED, RESERVED = 228 * 1024, 1024
 """Of an H200: shared memory of each, and what a block takes beside what it asks for."""
 WGMMA_CAPABILITY = 90
 _MAX_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 120: 99 * 1024}
@@ -38,7 +38,8 @@ class Tile:
             with `wgmma` alone.
         persistent: whether blocks stay, as many as there is room for, and go from one part of y to
             the next, whose first steps they copy while they finish the one before; without split.
-        held: whether the whole weight of a block's channels stays in shared memory meanwhile.
+        held: whether the whole weight of a block's channels stays in shared memory meanwhile; in
+            registers, if it is direct, too.
     """
 
     channels: int
@@ -56,8 +57,11 @@ class Tile:
     def __str__(self) -> str:
         """Such as 128x64 channels x pixels, 4 stages."""
         cut = f"{self.channels}x{self.pixels}, {self.threads} threads, {self.stages} stages"
-        cut += ", weight direct" if self.direct else ""
-        cut += ", weight held" if self.held else ", persistent" if self.persistent else ""
+        if self.direct:
+            cut += ", weight in registers" if self.held else ", weight direct"
+        elif self.held:
+            cut += ", weight held"
+        cut += ", persistent" if self.persistent and not self.held else ""
         return cut + (f", split {self.split}" if self.split > 1 else "")
 
     def stage_bytes(self, element_bytes: int) -> int:
@@ -211,7 +215,7 @@ def workers(problem: ConvProblem, tile: Tile) -> int:
     parts = blocks_of(problem, tile)
     if not tile.persistent:
         return parts
-    fit = min(tile.blocks, _SHARED // (shared_bytes(problem, tile) + _RESERVED))
+    fit = min(tile.blocks, SHARED // (shared_bytes(problem, tile) + RESERVED))
     most = MULTIPROCESSORS * fit
     if tile.held:
         most -= most % divided(problem.out_channels, tile.channels)

@@ -1,0 +1,258 @@
+"""2:4 convolutions that step by one pixel, on Hopper's sparse tensor cores: x is read once for all taps.
+
+What bounds a 3x3 convolution on sparse tensor cores is how many bytes its blocks fetch: as an
+implicit product it reads x nine times. Here a block copies its pixels and those around them, their
+halo, once, and takes each tap from the same place in shared memory. See conv_halo.cu; the weight is
+packed as for conv_sparse.py.
+
+What it takes: windows of 3, 6 or 9 taps with strides of 1 over channels of 64 bytes, or of a multiple
+of 128.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from twofour.core.cuda_program import DTYPES
+from twofour.kernels.cuda import conv_sparse_tiles
+from twofour.kernels.cuda.conv_sparse import (
+    WGMMA,
+    compressed_weight,
+    end_operands,
+    pack,
+    refusals,
+)
+from twofour.kernels.cuda.conv_sparse_text import (
+    end_parameters,
+    ends_of,
+    joined,
+    source_of,
+    wgmma_text,
+)
+from twofour.kernels.cuda.conv_sparse_tiles import Tile
+from twofour.kernels.cuda.finish import finish_constants
+from twofour.kernels.cuda.kernel import (
+    SHARED_BYTES,
+    Array,
+    NvidiaSource,
+    Recipe,
+    divided,
+    of_capability,
+)
+from twofour.kernels.cuda.problem import ConvProblem
+from twofour.kernels.cuda.sparse_fragments import ROWS, STEP_BYTES, record_bytes, steps_of
+
+BODY = source_of("conv_halo.cu")
+_TAPS = (3, 6, 9)
+_SHAPES = (
+    (128, 256, 256, 1),
+    (128, 128, 128, 2),
+    (256, 128, 256, 1),
+    (64, 256, 128, 2),
+    (64, 192, 128, 2),
+    (64, 128, 128, 3),
+    (64, 64, 128, 4),
+)
+"""(channels, most pixels, threads, blocks of a multiprocessor)."""
+_MOST_SETS = 5
+"""Steps of a weight that registers hold, 16 channels of it for each warp."""
+_PIXELS_MULTIPLE, _LEAST_SHARE = 16, 0.75
+_SLOWER, _FINISH_CYCLES, _PART_CYCLES = 1.35, 0.12, 1500.0
+"""Measured on an H200: over the time of the tensor cores; of a value of y; of a part."""
+
+
+def takes(problem: ConvProblem) -> bool:
+    """Whether its window and channels are such as this file takes."""
+    window, size = problem.window, problem.channels * DTYPES[problem.x.dtype]
+    taps = window.kernel[0] * window.kernel[1]
+    channels = size == STEP_BYTES // 2 or size % STEP_BYTES == 0
+    return taps in _TAPS and window.stride == (1, 1) and channels and cells_of(problem) < 2**31
+
+
+def lines_of(problem: ConvProblem) -> tuple[int, int]:
+    """Rows of cells of an image, and cells of a row.
+
+    So many that what a window reads behind a row is the padding in front of the next one.
+    """
+    sizes = (problem.height, problem.width)
+    window, outs = problem.window, problem.out_size
+    found = []
+    for size, out, kernel, dilation, pad in zip(
+        sizes, outs, window.kernel, window.dilation, window.pads[:2], strict=True
+    ):
+        reach = (kernel - 1) * dilation
+        found.append(max(pad + size, out + reach - pad, out))
+    return found[0], found[1]
+
+
+def cells_of(problem: ConvProblem) -> int:
+    """From the first cell that a pixel of y begins at to behind the last."""
+    lines, pitch = lines_of(problem)
+    out_h, out_w = problem.out_size
+    return ((problem.batch - 1) * lines + out_h - 1) * pitch + out_w
+
+
+def parts_of(problem: ConvProblem, tile: Tile) -> int:
+    """Parts of y, as blocks compute them."""
+    channels = divided(problem.out_channels, tile.channels)
+    return channels * divided(cells_of(problem), tile.pixels)
+
+
+def chunk_bytes(problem: ConvProblem) -> int:
+    """Of the channels that a block copies at once."""
+    return min(STEP_BYTES, problem.channels * DTYPES[problem.x.dtype])
+
+
+def shared_bytes(problem: ConvProblem, tile: Tile) -> int:
+    """Of a block: two chunks of x, a weight that it holds there, rows of y, each column's pixel."""
+    window, size = problem.window, DTYPES[problem.x.dtype]
+    _, pitch = lines_of(problem)
+    down, right = ((k - 1) * d for k, d in zip(window.kernel, window.dilation, strict=True))
+    chunk = (tile.pixels + down * pitch + right) * chunk_bytes(problem)
+    in_shared = tile.held and not tile.direct
+    held = steps_of(problem.k, size) * tile.weight_bytes(size) if in_shared else 0
+    sizes = {DTYPES[view.dtype] for view in (problem.y, problem.r) if view is not None}
+    rows = sum(tile.channels * each + 16 for each in sizes)
+    return 2 * divided(chunk, 1024) * 1024 + held + tile.pixels * (rows + 4)
+
+
+def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
+    """All that fit the GPU, the best guess first."""
+    room = of_capability(SHARED_BYTES, capability)
+    steps = steps_of(problem.k, DTYPES[problem.x.dtype])
+    found = []
+    for channels, pixels, threads, blocks in _SHAPES:
+        shape = Tile(channels, pixels, threads, 2, wgmma=True, blocks=blocks)
+        ways = [replace(shape, held=True), replace(shape, direct=True)]
+        if steps <= _MOST_SETS and shape.tiles_m == 1:
+            ways = [replace(shape, held=True, direct=True)]
+        for way in ways:
+            fitting = [
+                tile
+                for tile in _narrower(way)
+                if shared_bytes(problem, tile) <= room and workers(problem, tile)
+            ]
+            if fitting:
+                found.append(min(fitting, key=lambda tile: cost(problem, tile)))
+    return sorted(found, key=lambda tile: cost(problem, tile))
+
+
+def _narrower(tile: Tile) -> list[Tile]:
+    """The tile, and with fewer pixels: of some all multiprocessors get as many parts."""
+    least = int(tile.pixels * _LEAST_SHARE)
+    return [
+        replace(tile, pixels=pixels) for pixels in range(tile.pixels, least - 1, -_PIXELS_MULTIPLE)
+    ]
+
+
+def resident(problem: ConvProblem, tile: Tile) -> int:
+    """Blocks that a multiprocessor has room for."""
+    each = shared_bytes(problem, tile) + conv_sparse_tiles.RESERVED
+    return min(tile.blocks, conv_sparse_tiles.SHARED // each)
+
+
+def workers(problem: ConvProblem, tile: Tile) -> int:
+    """Blocks that are started: as many as there is room for, if there are so many parts.
+
+    Where each holds its weight, all of its parts have the same channels: 0 where there is no room
+    for a block of each.
+    """
+    parts = parts_of(problem, tile)
+    most = conv_sparse_tiles.MULTIPROCESSORS * resident(problem, tile)
+    if tile.held:
+        most -= most % divided(problem.out_channels, tile.channels)
+    return min(parts, most)
+
+
+def cost(problem: ConvProblem, tile: Tile) -> float:
+    """A guess of the time in cycles, by which candidates are put in order.
+
+    Blocks beside each other finish their parts while tensor cores work for the others.
+    """
+    size = DTYPES[problem.x.dtype]
+    beside, area = resident(problem, tile), tile.channels * tile.pixels
+    rounds = divided(parts_of(problem, tile), conv_sparse_tiles.MULTIPROCESSORS * beside)
+    products = _SLOWER * area / 64 * steps_of(problem.k, size)
+    part = products + _FINISH_CYCLES * area / beside + _PART_CYCLES / beside
+    return rounds * beside * part
+
+
+def recipes(
+    problem: ConvProblem, constants: Mapping[str, Array], capability: int, *, effort: int = 2
+) -> tuple[Recipe, ...]:
+    """The candidates, the best guess first; none where a kernel would not be right.
+
+    Roles and constants: as of `conv_sparse.recipes`.
+
+    Args:
+        problem: the convolution.
+        constants: "w" [N, C, KH, KW], int8 or float32; "scale" and "bias" float32 [N], where the
+            problem has such.
+        capability: of the GPU, 90 for 9.0.
+        effort: 0 for the best guess alone, 2 for up to 8.
+    """
+    if capability != conv_sparse_tiles.WGMMA_CAPABILITY or not takes(problem):
+        return ()
+    if refusals(problem, constants["w"], capability):
+        return ()
+    compressed = compressed_weight(problem, constants["w"])
+    chosen = tiles(problem, capability)[: (1, 4, 8)[min(effort, 2)]]
+    return tuple(recipe(problem, constants, tile, pack(compressed, tile)) for tile in chosen)
+
+
+def recipe(
+    problem: ConvProblem, constants: Mapping[str, Array], tile: Tile, packed: Array
+) -> Recipe:
+    """The kernel with one tile.
+
+    Args:
+        problem: the convolution.
+        constants: as of `recipes`.
+        tile: how the work is cut.
+        packed: the weight, of `conv_sparse.pack`.
+    """
+    biased = "bias" in constants
+    call = NvidiaSource(
+        halo_text(problem, tile, "conv_halo", biased=biased),
+        "conv_halo",
+        (("x", problem.x.dtype), ("w", "uint8"), *end_operands(problem, biased)),
+        (workers(problem, tile), 1, 1),
+        tile.threads,
+        shared_bytes(problem, tile),
+    )
+    held = {**finish_constants(problem, constants), "w": packed}
+    return Recipe(WGMMA, f"{tile}, halo", (call,), held)
+
+
+def halo_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = True) -> str:
+    """The CUDA C++. Parameters: x, w (records), then `end_roles`."""
+    parameters = ["const char* __restrict__ x", "const char* __restrict__ w"]
+    size = DTYPES[problem.x.dtype]
+    lines, pitch = lines_of(problem)
+    channel_blocks = divided(problem.out_channels, tile.channels)
+    constants = {
+        "SYMBOL": symbol,
+        "PARAMETERS": ", ".join(parameters + end_parameters(problem, biased)),
+        "ENDS": ends_of(problem, biased),
+        "DIRECT": int(tile.direct),
+        "BM": tile.channels,
+        "BN": tile.pixels,
+        "THREADS": tile.threads,
+        "BLOCKS": tile.blocks,
+        "TILES_M": tile.tiles_m,
+        "HELD": int(tile.held),
+        "IMAGES": problem.batch,
+        "IMAGE_LINES": lines,
+        "PITCH": pitch,
+        "CHUNK": chunk_bytes(problem),
+        "STEPS": steps_of(problem.k, size),
+        "PARTS": parts_of(problem, tile),
+        "WORKERS": workers(problem, tile),
+        "CHANNEL_BLOCKS": channel_blocks,
+        "M_TILES": channel_blocks * tile.channels // ROWS,
+        "RECORD": record_bytes(size),
+        "META_HALF": 128 if size == 1 else 0,
+    }
+    emitted = wgmma_text(problem, tile.pixels)
+    return joined(constants, problem, biased, emitted, BODY)
