@@ -1,36 +1,40 @@
-"""2:4 convolutions that read x with its halo: run on the CPU by the emulator; what they take."""
+"""2:4 convolutions that read x with its halo: what they take; run on the CPU by the emulator."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from tests.kernels.cuda.emulate import COMPILER, EmulatorError
+from tests.kernels.cuda.test_conv_sparse import weight_of
 from tests.kernels.cuda.test_conv_sparse_emulated import SAME, problem_of, run
-from twofour.core.numerics import Window
+from twofour.core.numerics import Window, patches
 from twofour.kernels.cuda import conv_sparse_tiles
 from twofour.kernels.cuda.conv_halo import (
     cells_of,
-    chunk_bytes,
     halo_text,
     lines_of,
     parts_of,
     recipe,
     recipes,
+    resident,
+    shared_bytes,
     takes,
     tiles,
     workers,
 )
 from twofour.kernels.cuda.conv_sparse_tiles import Tile
+from twofour.kernels.cuda.kernel import divided
 from twofour.kernels.cuda.nvrtc import cubin_of
 from twofour.kernels.cuda.problem import ConvProblem, View
 
-emulated = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+EMULATED = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 WINDOWS = {
     "same": SAME,
     "far": Window((3, 3), dilation=(1, 2), pads=(1, 2, 1, 2)),
@@ -47,14 +51,105 @@ TILES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A GPU of one multiprocessor: blocks that stay have several parts of y."""
+@pytest.fixture
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of two multiprocessors: blocks stay for several parts of y."""
     monkeypatch.setattr(conv_sparse_tiles, "MULTIPROCESSORS", 2)
-    yield
 
 
-@emulated
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    pads=st.tuples(*[st.integers(0, 4)] * 4),
+)
+def test_cells(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    pads: tuple[int, int, int, int],
+) -> None:
+    """A tap lies as many cells further for every pixel of y, in what an image is around it."""
+    window = Window(kernel, dilation=dilation, pads=pads)
+    out_h, out_w = window.output_size(*size)
+    assume(out_h > 0 and out_w > 0)
+    problem = replace(problem_of(SAME, 64, 64), height=size[0], width=size[1], window=window)
+    lines, pitch = lines_of(problem)
+    x = np.arange(1, 1 + 2 * size[0] * size[1]).reshape(2, *size, 1)
+    cells = np.zeros((2, lines, pitch), int)
+    cells[:, pads[0] : pads[0] + size[0], pads[1] : pads[1] + size[1]] = x[..., 0]
+    flat = np.append(cells.reshape(-1), np.zeros(20 * pitch, int))
+    wanted = patches(x, window, 0)[..., 0]
+    image, oh, ow, kh, kw = np.indices(wanted.shape)
+    first = (image * lines + oh) * pitch + ow
+    assert first.max() < cells_of(problem)
+    assert len(np.unique(first)) == 2 * out_h * out_w
+    found = flat[first + kh * dilation[0] * pitch + kw * dilation[1]]
+    assert (found == wanted).all()
+
+
+LAYERS = [(64, 56), (128, 28), (256, 14), (512, 7)]
+
+
+@pytest.mark.parametrize(("channels", "size"), LAYERS)
+@pytest.mark.parametrize("batch", [1, 32, 256])
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_tiles_of_resnet(channels: int, size: int, batch: int, dtype: str) -> None:
+    """They fit the GPU, and all parts of y have a block; the weight is held where it is short."""
+    problem = layer(channels, size, batch, dtype)
+    found = tiles(problem, 90)
+    assert found
+    for tile in found:
+        assert shared_bytes(problem, tile) <= 227 * 1024
+        assert 1 <= resident(problem, tile) <= tile.blocks
+        started = workers(problem, tile)
+        assert 0 < started <= parts_of(problem, tile)
+        if tile.held:
+            assert started % divided(channels, tile.channels) == 0
+    if (channels, dtype) == (64, "int8"):
+        assert any(tile.held and tile.direct for tile in found)
+
+
+def layer(channels: int, size: int, batch: int, dtype: str) -> ConvProblem:
+    """3x3 of ResNet."""
+    view = View.dense(dtype, size, size, channels)
+    return ConvProblem(batch, size, size, channels, channels, view, view, SAME)
+
+
+def test_fewer_pixels_give_all_multiprocessors_as_much() -> None:
+    """256 images of 14 x 14: with 224 pixels 516 parts are four rounds of 132; with 256 just so."""
+    found = tiles(layer(256, 14, 256, "int8"), 90)
+    assert any((tile.channels, tile.pixels) == (128, 224) for tile in found)
+
+
+def test_what_is_not_taken() -> None:
+    """Strides, other windows and channels, other GPUs, a weight that is not 2:4."""
+    plain = problem_of(SAME, 64, 64)
+    constants = {"w": weight_of(64, 64, 3), "scale": np.ones(64, np.float32)}
+    assert recipes(plain, constants, 90)
+    assert not recipes(plain, constants, 80)
+    assert not recipes(plain, constants, 100)
+    assert not recipes(plain, {**constants, "w": np.ones((64, 64, 3, 3), np.int8)}, 90)
+    assert not takes(problem_of(Window((3, 3), (2, 2), pads=(1, 1, 1, 1)), 64, 64))
+    assert not takes(problem_of(Window((1, 1)), 64, 64))
+    assert not takes(problem_of(Window((2, 2)), 64, 64))
+    assert not takes(problem_of(SAME, 96, 64))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "bfloat16", "float8e4m3fn"])
+def test_it_compiles(dtype: str) -> None:
+    """For all types: two chunks of channels, or one of 64 bytes whose weight registers hold."""
+    size = 2 if "16" in dtype else 1
+    for channels in (64 // size, 256 // size):
+        view = View.dense(dtype, 14, 14, channels)
+        problem = ConvProblem(2, 14, 14, channels, channels, view, view, SAME, r=view)
+        chosen = tiles(problem, 90)
+        for tile in {(t.held, t.direct): t for t in chosen}.values():
+            assert cubin_of(halo_text(problem, tile, "conv_halo"), 90)
+
+
+@EMULATED
+@pytest.mark.usefixtures("_few")
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 def test_windows(window: Window, tile: Tile, tmp_path: Path) -> None:
@@ -66,7 +161,8 @@ def test_windows(window: Window, tile: Tile, tmp_path: Path) -> None:
     assert np.abs(run(problem, tile, tmp_path, recipe=recipe)).max() <= 1
 
 
-@emulated
+@EMULATED
+@pytest.mark.usefixtures("_few")
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("channels", [128, 384])
 def test_chunks(channels: int, tile: Tile, tmp_path: Path) -> None:
@@ -77,7 +173,8 @@ def test_chunks(channels: int, tile: Tile, tmp_path: Path) -> None:
     assert np.abs(run(problem, tile, tmp_path, recipe=recipe)).max() <= 1
 
 
-@emulated
+@EMULATED
+@pytest.mark.usefixtures("_few")
 @pytest.mark.parametrize("r", ["int8", "float16", "float32"])
 @pytest.mark.parametrize("y", ["int8", "float32"])
 def test_residuals(y: str, r: str, tmp_path: Path) -> None:
@@ -89,7 +186,8 @@ def test_residuals(y: str, r: str, tmp_path: Path) -> None:
     assert worst <= (1 if y == "int8" else 1e-3)
 
 
-@emulated
+@EMULATED
+@pytest.mark.usefixtures("_few")
 @pytest.mark.parametrize("channels", [32, 128])
 def test_half_precision(channels: int, tmp_path: Path) -> None:
     problem = problem_of(SAME, channels, 24, y="float32")
@@ -102,7 +200,8 @@ def test_half_precision(channels: int, tmp_path: Path) -> None:
 TWO_GROUPS = Tile(128, 16, 256, 2, wgmma=True, direct=True)
 
 
-@emulated
+@EMULATED
+@pytest.mark.usefixtures("_few")
 @pytest.mark.parametrize(
     ("tile", "change"),
     [

@@ -1,12 +1,12 @@
-"""2:4 convolutions that step by one pixel, on Hopper's sparse tensor cores: x is read once for all taps.
+"""2:4 convolutions that step by one pixel, on Hopper: x is read with its halo, once for all taps.
 
 What bounds a 3x3 convolution on sparse tensor cores is how many bytes its blocks fetch: as an
 implicit product it reads x nine times. Here a block copies its pixels and those around them, their
 halo, once, and takes each tap from the same place in shared memory. See conv_halo.cu; the weight is
 packed as for conv_sparse.py.
 
-What it takes: windows of 3, 6 or 9 taps with strides of 1 over channels of 64 bytes, or of a multiple
-of 128.
+What it takes: windows of 3, 6 or 9 taps with strides of 1, over channels of 64 bytes or of a
+multiple of 128.
 """
 
 from __future__ import annotations
