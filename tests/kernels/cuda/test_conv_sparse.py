@@ -30,7 +30,7 @@ from twofour.kernels.cuda.conv_sparse import (
     refusals,
 )
 from twofour.kernels.cuda.conv_sparse_text import conv_text, taps_inside
-from twofour.kernels.cuda.conv_sparse_tiles import Tile, candidates, tiles
+from twofour.kernels.cuda.conv_sparse_tiles import Tile, candidates, shared_bytes, tiles
 from twofour.kernels.cuda.kernel import NvidiaSource
 from twofour.kernels.cuda.nvrtc import compile_source, cubin_of
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
@@ -309,3 +309,14 @@ def test_the_best_guess_is_the_tile_that_was_the_fastest(dtype: str, side: int) 
 def test_the_compilers_log_is_in_the_error() -> None:
     with pytest.raises(UnsupportedError, match=r"sm_90a(?s:.)*identifier \"no_such\" is undefined"):
         cubin_of("__global__ void k() { no_such(); }", 90)
+
+
+@pytest.mark.parametrize(
+    ("capability", "kilobytes"), [(80, 163), (86, 99), (87, 163), (89, 99), (90, 227), (121, 99)]
+)
+def test_tiles_fit_shared_memory(capability: int, kilobytes: int) -> None:
+    """Of each GPU there is: a block of 121 has as much as one of 120."""
+    problem = problem_of("int8", c=256, n=256)
+    found = tiles(problem, capability)
+    assert found
+    assert all(shared_bytes(problem, tile) <= kilobytes * 1024 for tile in found)

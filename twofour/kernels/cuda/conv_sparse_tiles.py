@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from twofour.core.cuda_program import DTYPES
 from twofour.core.numerics import Window
-from twofour.kernels.cuda.kernel import divided
+from twofour.kernels.cuda.kernel import SHARED_BYTES, divided, of_capability
 from twofour.kernels.cuda.problem import ConvProblem
 from twofour.kernels.cuda.sparse_fragments import ROWS, STEP_BYTES, record_bytes, steps_of
 
@@ -17,8 +17,6 @@ MULTIPROCESSORS = 132
 SHARED, RESERVED = 228 * 1024, 1024
 """Of an H200: shared memory of each, and what a block takes beside what it asks for."""
 WGMMA_CAPABILITY = 90
-_MAX_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 120: 99 * 1024}
-_HOPPER_SHARED = 227 * 1024
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ _STEP_CYCLES, _START_CYCLES, _BYTES_CYCLE = 700.0, 3000.0, 36.0
 
 def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
     """All that fit the GPU, the best guess first."""
-    shared = _MAX_SHARED.get(capability, _HOPPER_SHARED if capability >= 90 else 99 * 1024)
+    shared = of_capability(SHARED_BYTES, capability)
     found = [
         replace(tile, split=split)
         for tile in candidates(problem, capability)
@@ -174,7 +172,8 @@ def candidates(problem: ConvProblem, capability: int) -> tuple[Tile, ...]:
     """Tiles for a GPU. Hopper computes products of float8 with `wgmma` alone."""
     wgmma: list[Tile] = []
     if capability == WGMMA_CAPABILITY:
-        fits = [shared_bytes(problem, tile) <= _HOPPER_SHARED for tile in _STAYING]
+        room = of_capability(SHARED_BYTES, capability)
+        fits = [shared_bytes(problem, tile) <= room for tile in _STAYING]
         wgmma += _WGMMA_TILES
         wgmma += (replace(t, held=fit) for t, fit in zip(_STAYING, fits, strict=True))
     if wgmma and not is_flat(problem):
