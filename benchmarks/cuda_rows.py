@@ -11,7 +11,6 @@ slices of one projection, as ours does. Numbers are random.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from benchmarks.cuda.compiled import compile_all
 from benchmarks.document import about, head, noted, write
 from tests.gpu.launch import capability, median_us, prepared
 from tests.kernels.cuda.attention_cases import flat
@@ -30,13 +30,12 @@ from tests.kernels.cuda.interpret import TORCH
 from twofour.core.sparse_attention import Pattern
 from twofour.kernels.cuda import attention, experts, norm, sparse_attention
 from twofour.kernels.cuda.experts_route import ExpertsProblem
-from twofour.kernels.cuda.kernel import REFUSALS, Kernel, Recipe, compile_kernel
+from twofour.kernels.cuda.kernel import REFUSALS, Recipe
 from twofour.kernels.cuda.problem import QUANTIZED, AttentionProblem, NormProblem, Rows
 from twofour.kernels.cuda.sparse_attention import SparseAttentionProblem
 
 ROOT = Path(__file__).resolve().parent
 EPS = 1e-5
-_PROCESSES = 12
 _EFFORT = 2
 
 
@@ -217,28 +216,6 @@ def layers_of_experts(capability: int) -> Iterator[Case]:
         yield Case("Experts", name, found, tensors, theirs, work)
 
 
-_WAITING: list[tuple[Kernel, int]] = []
-
-
-def _compile(index: int) -> None:
-    """In a process of its own: the machine code is kept in Triton's cache on disk."""
-    kernel, number = _WAITING[index]
-    try:
-        compile_kernel(kernel, number)
-    except REFUSALS:
-        pass  # said when its turn comes
-
-
-def compile_all(cases: list[Case], number: int) -> None:
-    """Everything side by side, before anything is timed."""
-    calls = [call for case in cases for recipe in case.recipes for call in recipe.calls]
-    kernels = [call for call in calls if isinstance(call, Kernel)]
-    different = {repr((k.function, k.operands, k.constants, k.warps, k.stages)): k for k in kernels}
-    _WAITING[:] = [(kernel, number) for kernel in different.values()]
-    with multiprocessing.get_context("fork").Pool(_PROCESSES) as pool:
-        pool.map(_compile, range(len(_WAITING)), chunksize=1)
-
-
 def measured(case: Case) -> Row:
     """The fastest recipe of a case, and PyTorch."""
     tensors, found = case.tensors(), []
@@ -290,7 +267,7 @@ def main() -> None:
     cases = [c for make in makers for c in make(number) if word in f"{c.group} {c.name}".lower()]
     if not cases:
         sys.exit(f"no row has {given.only!r} in its name")
-    compile_all(cases, number)
+    compile_all((recipe for case in cases for recipe in case.recipes), number)
     title = "Norms, attention and experts on a GPU"
     device, tools = [torch.cuda.get_device_name()], ("torch", "triton")
     document, rows = about(title, "cuda_rows", sys.argv[1:], device, tools), []

@@ -68,8 +68,8 @@ def _kernels(places: Places, seconds: float) -> list[object]:
     ]
 
 
-def _rows(places: Places, seconds: float) -> list[object]:
-    return ["-m", "benchmarks.cuda_rows", "--output", places.results / "rows"]
+def _table(module: str, places: Places, seconds: float) -> list[object]:
+    return ["-m", f"benchmarks.{module}", "--output", places.results / module]
 
 
 def _train(places: Places, seconds: float) -> list[object]:
@@ -127,7 +127,8 @@ JOBS = (
     *map(_files, NETWORKS),
     Job("tests_early", _tests(*_NEWEST), 30.0, 150.0),
     Job("kernels", _kernels, 100.0, 260.0),
-    Job("rows", _rows, 60.0, 150.0),
+    Job("rows", partial(_table, "cuda_rows"), 60.0, 150.0),
+    Job("convolutions", partial(_table, "cuda_convolutions"), 120.0, 260.0),
     _network("resnet50", 32, 560.0, 420.0),
     _network("resnet34", 32, 200.0, 0.0, "int8"),
     _network("bert", 256, 300.0, 120.0, "int8"),

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cuda_accuracy, cuda_all, cuda_kernels, cuda_networks, cuda_rows
+from benchmarks import (
+    cuda_accuracy,
+    cuda_all,
+    cuda_convolutions,
+    cuda_kernels,
+    cuda_networks,
+    cuda_rows,
+)
 from benchmarks.cuda.jobs import JOBS, NETWORKS, Job, Places, chosen
 from tests.examples.test_recovery import script
 
@@ -119,6 +126,7 @@ def test_the_command_lines_are_those_of_the_benchmarks(places: Places) -> None:
         "benchmarks.cuda_accuracy": cuda_accuracy.parser,
         "benchmarks.cuda_kernels": cuda_kernels.parser,
         "benchmarks.cuda_rows": cuda_rows.parser,
+        "benchmarks.cuda_convolutions": cuda_convolutions.parser,
         "examples/cifar10_gpu.py": script("cifar10_gpu").parser,
     }
     read = set()

@@ -1,0 +1,80 @@
+"""The table of convolutions on a GPU: what it would time, what it refuses, and its page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.cuda_convolutions import BATCHES, LAYERS, Case, Row, cases, check, page, problem_of
+from benchmarks.document import about
+from twofour.kernels.cuda.reference import conv_reference
+
+
+def test_all_layers_have_their_ways() -> None:
+    """Dense and 2:4 kernels each; with halo where the window steps by one."""
+    found = list(cases(90, BATCHES))
+    assert len({case.name for case in found}) == len(found) > len(BATCHES) * len(LAYERS)
+    for case in found[: len(LAYERS)]:
+        offered = {way for way, recipes in case.recipes.items() if recipes}
+        window = case.problem.window
+        halo = window.kernel == (3, 3) and window.stride == (1, 1)
+        assert offered == {"dense", "2:4"} | ({"2:4 with halo"} if halo else set()), case.name
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_results_fill_their_type(dtype: str) -> None:
+    """Neither all at the ends of int8 nor near zero: a wrong sum would be seen."""
+    case = Case(problem_of(dtype, 1, LAYERS[3]), 90)
+    p, held = case.problem, case.recipes["2:4"][0].constants
+    x = np.maximum(np.random.default_rng(0).integers(-100, 100, (1, 28, 28, 128)), 0)
+    values = x if dtype == "int8" else (x / 64).astype(np.float32)
+    given = {"scale": held["scale"], "bias": held["bias"], "w": case.weight, "x": values}
+    y = conv_reference(p, given)
+    assert (y == 127).mean() < 0.05
+    assert y.std() > 10
+    assert 0.01 < (y <= 0).mean() < 0.7
+
+
+def test_wrong_results_end_it() -> None:
+    right = torch.tensor([100, -50, 3], dtype=torch.int8)
+    check("a", "int8", right + 1, right)
+    with pytest.raises(SystemExit, match="a: its results are 2 away"):
+        check("a", "int8", right + 2, right)
+    real = torch.tensor([100.0, 1.0])
+    check("b", "float16", real + 1, real)
+    with pytest.raises(SystemExit, match="b: its results are 3 away"):
+        check("b", "float16", real + 3, real)
+    with pytest.raises(SystemExit, match="nan away"):
+        check("b", "float16", real * float("nan"), real)
+
+
+def test_the_page() -> None:
+    rows = [
+        Row("a", {"dense": 30.0, "2:4": 20.0, "2:4 with halo": 15.0}, {"2:4 with halo": "w"}, 60.0),
+        Row("b", {"dense": 30.0, "2:4": 40.0}, {"2:4": "v"}, None),
+        Row("c", {"dense": 30.0}, {}, None),
+    ]
+    document = about("Convolutions", "cuda_convolutions", ["--only", "int8"], ["a GPU"], ["numpy"])
+    text = page(document, rows)
+    assert "python -m benchmarks.cuda_convolutions --only int8" in text
+    assert "| layer | dense | 2:4 | 2:4 with halo | gain | cuDNN, float16 | fastest 2:4 |" in text
+    assert "| a | 30.0 | 20.0 | 15.0 | 2.00 | 60.0 | w |" in text
+    assert "| b | 30.0 | 40.0 |  | 0.75 |  | v |" in text
+    assert "| c | 30.0 |  |  |  |  |  |" in text
+
+
+def test_it_says_that_there_is_no_gpu() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.cuda_convolutions"],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "there is no GPU here" in done.stderr
