@@ -59,7 +59,7 @@ _MOST_SETS = 5
 """Steps of a weight that registers hold, 16 channels of it for each warp."""
 _PIXELS_MULTIPLE, _LEAST_SHARE = 16, 0.75
 _SLOWER, _FINISH_CYCLES, _PART_CYCLES = 1.35, 0.12, 1500.0
-"""Fitted to times of an H200: over the time of the tensor cores; cycles of a value of y; of a part."""
+"""Fitted to times of an H200: times that of the tensor cores; cycles of a value of y, of a part."""
 
 
 def takes(problem: ConvProblem) -> bool:
