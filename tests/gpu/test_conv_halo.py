@@ -39,8 +39,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU of four multiprocessors: each block has many parts of y."""
-    monkeypatch.setattr(conv_sparse_tiles, "MULTIPROCESSORS", 4)
+    """As on a GPU of five multiprocessors: each block has many parts of y."""
+    monkeypatch.setattr(conv_sparse_tiles, "MULTIPROCESSORS", 5)
 
 
 def check(problem: ConvProblem, arrays: dict[str, Array], most: int = 20) -> None:
@@ -64,6 +64,15 @@ def test_tiles(dtype: str, channel_bytes: int) -> None:
     problem = problem_of(dtype, channel_bytes // DTYPES[dtype], 200, 3, size=19, batch=3)
     r = View.dense("int8" if dtype == "int8" else "float16", 19, 19, 200)
     problem = replace(problem, r=r)
+    check(problem, arrays_of(problem))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("channel_bytes", [64, 128, 256, 512])
+def test_products(dtype: str, channel_bytes: int) -> None:
+    """Every tile: pixels and channels that fill no block, a residual of y's type."""
+    problem = problem_of(dtype, channel_bytes // DTYPES[dtype], 200, 1, size=19, batch=3)
+    problem = replace(problem, r=View.dense(dtype, 19, 19, 200))
     check(problem, arrays_of(problem))
 
 

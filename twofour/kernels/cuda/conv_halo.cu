@@ -8,10 +8,10 @@
 // a tap lies the same number of cells further for each pixel. A block computes BM channels of BN cells
 // that follow each other; of those that no pixel of y belongs to, nothing is stored.
 //
-// A block goes along the channels in chunks of CHUNK bytes, with all taps of each, while the next chunk
-// is copied. A chunk lies in shared memory as rows of CHUNK bytes, one for each cell, 16-byte pieces
-// swizzled by bits of the address as Hopper's tensor cores want it: a tap is the same operand some rows
-// further. The weight comes in records, see conv_sparse.py: from global memory, or it is HELD by the block
+// A block goes along the channels in chunks, with all taps of each, while the next chunk is copied. A
+// chunk lies in shared memory as PLANES of ROW bytes for each cell, 16-byte pieces swizzled by bits of the
+// address as Hopper's tensor cores want it: a tap is the same operand some rows further. A product has
+// one tap, its cells are the pixels, and all channels are one chunk. The weight comes in records, see conv_sparse.py: from global memory, or it is HELD by the block
 // for all its parts of y, in shared memory or, if it is DIRECT, too, in registers. The residual comes by
 // shared memory, and y goes by it, so that they move in pieces of 16 bytes.
 //
@@ -29,45 +29,54 @@
 
 constexpr int KH = TAPS / KW;
 constexpr int CELLS = BN + (KH - 1) * DILATION_H * PITCH + (KW - 1) * DILATION_W;
-constexpr int BUFFER = (CELLS * CHUNK + 1023) / 1024 * 1024;
-constexpr int HALVES = TAPS * CHUNK / 64, CHUNK_STEPS = (HALVES + 1) / 2;
+constexpr int PLANE = (CELLS * ROW + 1023) / 1024 * 1024, BUFFER = PLANES * PLANE;
+constexpr int TAP_HALVES = ROW / 64, HALVES = PLANES * TAPS * TAP_HALVES, CHUNK_STEPS = (HALVES + 1) / 2;
 constexpr int WEIGHT = BM / 16 * RECORD;  // bytes of a step
-static_assert(CHUNK == 128 || STEPS == CHUNK_STEPS, "a chunk of 64 bytes is the only one");
+static_assert(ROW == 128 || STEPS == CHUNK_STEPS, "a chunk of 64 bytes is the only one");
 static_assert(CHUNK_STEPS % 3 == 0 || STEPS == CHUNK_STEPS, "registers go round in a chunk");
+static_assert(!X_FLAT || CELLS == BN, "cells are pixels");
 
 // The pixel of y that a cell is the first of, PIXELS for none.
 __device__ __forceinline__ int pixel_at(int cell) {
+  if (X_FLAT) return cell < PIXELS ? cell : PIXELS;
   int image = cell / (IMAGE_LINES * PITCH), rest = cell % (IMAGE_LINES * PITCH), oh = rest / PITCH, ow = rest % PITCH;
   bool is_one = image < IMAGES && oh < OH && ow < OW;
   return is_one ? (image * OH + oh) * OW + ow : PIXELS;
 }
 
+// Bytes from x to the first channel of a cell, -1 for padding.
+__device__ __forceinline__ long long place_of(u32 cell) {
+  if (X_FLAT) return cell < PIXELS ? cell * (ES * X_PIXEL) : -1;
+  u32 image = cell / (IMAGE_LINES * PITCH), rest = cell % (IMAGE_LINES * PITCH);
+  int ih = (int)(rest / PITCH) - PAD_TOP, iw = (int)(rest % PITCH) - PAD_LEFT;
+  if (image >= IMAGES || (u32)ih >= H || (u32)iw >= W) return -1;
+  return ES * ((long long)image * X_IMAGE + (long long)ih * X_ROW + (long long)iw * X_PIXEL);
+}
+
 __device__ __forceinline__ void copy_chunk(const char* x, u32 buffer, int part, int chunk) {
-  constexpr int PIECES = CHUNK / 16, TOGETHER = THREADS / PIECES;
+  constexpr int PIECES = PLANES * ROW / 16, TOGETHER = THREADS / PIECES;
+  static_assert(THREADS % PIECES == 0, "threads copy whole cells");
   int piece = threadIdx.x % PIECES;
-  x += chunk * CHUNK + piece * 16;
+  x += (chunk * PIECES + piece) * 16;
+  buffer += piece / 8 * PLANE;
 #pragma unroll 4
   for (int row = threadIdx.x / PIECES; row < CELLS; row += TOGETHER) {
-    u32 cell = CELL_BLOCK * BN + row, image = cell / (IMAGE_LINES * PITCH), rest = cell % (IMAGE_LINES * PITCH);
-    int ih = (int)(rest / PITCH) - PAD_TOP, iw = (int)(rest % PITCH) - PAD_LEFT;
-    bool inside = image < IMAGES && (u32)ih < H && (u32)iw < W;
-    long long at = ES * ((long long)image * X_IMAGE + (long long)ih * X_ROW + (long long)iw * X_PIXEL);
-    u32 swizzle = CHUNK == 128 ? row & 7 : row >> 1 & 3, to = buffer + row * CHUNK + ((piece ^ swizzle) << 4);
-    if (PADDING != 0 && !inside) fill16(to, PADDING);
-    else copy16(to, inside ? x + at : x, inside ? 16 : 0);
+    long long place = place_of(CELL_BLOCK * BN + row);
+    u32 to = buffer + row * ROW + (((piece & 7) ^ (ROW == 128 ? row & 7 : row >> 1 & 3)) << 4);
+    if (PADDING != 0 && place < 0) fill16(to, PADDING);
+    else copy16(to, place < 0 ? x : x + place, place < 0 ? 0 : 16);
   }
 }
 
-// Eight rows of CHUNK bytes, then the next eight.
+// Eight rows, then the next eight.
 __device__ __forceinline__ u64 rows_from(u32 address) {
-  return (u64)((address & 0x3ffff) >> 4) | 1ull << 16 | (u64)(CHUNK * 8 >> 4) << 32 |
-         (CHUNK == 128 ? 1ull : 2ull) << 62;
+  return (u64)((address & 0x3ffff) >> 4) | 1ull << 16 | (u64)(ROW * 8 >> 4) << 32 | (ROW == 128 ? 1ull : 2ull) << 62;
 }
 
 // x as the product of a chunk with that number takes it, from the chunk's first cell.
 __device__ __forceinline__ constexpr int half_at(int half) {
-  int tap = half / (CHUNK / 64);
-  return (tap / KW * DILATION_H * PITCH + tap % KW * DILATION_W) * CHUNK + half % (CHUNK / 64) * 64;
+  int tap = half / TAP_HALVES % TAPS, plane = half / TAP_HALVES / TAPS;
+  return plane * PLANE + (tap / KW * DILATION_H * PITCH + tap % KW * DILATION_W) * ROW + half % TAP_HALVES * 64;
 }
 
 // ---- y and its residual ---------------------------------------------------------------------------
@@ -87,6 +96,16 @@ __device__ __forceinline__ void copy_residual(const Ends& ends, char* rows, cons
     if (R_ALIGNED % WIDE == 0) copy16(shared_address(to), (const char*)from);
     else
       for (int j = 0; j < WIDE && channel + j < N; j++) ((R_TYPE*)to)[j] = from[j];
+  }
+}
+
+// Brings the residual of a part nearer, into the L2 cache.
+__device__ __forceinline__ void prefetch_residual(const Ends& ends, int part) {
+  constexpr int LINE = 128 / sizeof(R_TYPE), LINES = (BM + LINE - 1) / LINE;
+  for (int i = threadIdx.x; i < BN * LINES; i += THREADS) {
+    int pixel = pixel_at(CELL_BLOCK * BN + i / LINES), channel = CHANNEL_BLOCK * BM + i % LINES * LINE;
+    if (pixel < PIXELS && channel < N)
+      prefetch(ends.r + offset(pixel, R_IMAGE, R_ROW, R_PIXEL, R_FLAT) + channel);
   }
 }
 
@@ -196,6 +215,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
         if ((chunk + 1) * CHUNK_STEPS < STEPS) copy_chunk(x, other, part, chunk + 1);
         else if (part + WORKERS < PARTS) copy_chunk(x, other, part + WORKERS, 0);
         commit_copies();
+        if (HAS_R && chunk == 0 && part + WORKERS < PARTS) prefetch_residual(ends, part + WORKERS);
       }
       u32 last = buffer;
       buffer = other, other = last;

@@ -2,11 +2,12 @@
 
 What bounds a 3x3 convolution on sparse tensor cores is how many bytes its blocks fetch: as an
 implicit product it reads x nine times. Here a block copies its pixels and those around them, their
-halo, once, and takes each tap from the same place in shared memory. See conv_halo.cu; the weight is
-packed as for conv_sparse.py.
+halo, once, and takes each tap from the same place in shared memory. Products of few channels are
+bound by y and its residual, which here go by shared memory, in pieces of 16 bytes: a product is a
+window without a halo. See conv_halo.cu; the weight is packed as for conv_sparse.py.
 
 What it takes: windows of 3, 6 or 9 taps with strides of 1, over channels of 64 bytes or of a
-multiple of 128.
+multiple of 128; products over 64, 128, 256 or 512 bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from twofour.kernels.cuda.conv_sparse_text import (
     source_of,
     wgmma_text,
 )
-from twofour.kernels.cuda.conv_sparse_tiles import Tile
+from twofour.kernels.cuda.conv_sparse_tiles import Tile, is_flat
 from twofour.kernels.cuda.finish import finish_constants
 from twofour.kernels.cuda.kernel import (
     SHARED_BYTES,
@@ -45,6 +46,7 @@ from twofour.kernels.cuda.sparse_fragments import ROWS, STEP_BYTES, record_bytes
 
 BODY = source_of("conv_halo.cu")
 _TAPS = (3, 6, 9)
+_PRODUCT_BYTES = (64, 128, 256, 512)
 _SHAPES = (
     (128, 256, 256, 1),
     (128, 128, 128, 2),
@@ -52,11 +54,12 @@ _SHAPES = (
     (64, 256, 128, 2),
     (64, 192, 128, 2),
     (64, 128, 128, 3),
-    (64, 64, 128, 4),
+    (128, 64, 128, 3),
+    (64, 64, 128, 3),
 )
 """(channels, most pixels, threads, blocks of a multiprocessor)."""
 _MOST_SETS = 5
-"""Steps of a weight that registers hold, 16 channels of it for each warp."""
+"""Steps of a weight, of 16 channels for each warp, that registers hold."""
 _PIXELS_MULTIPLE, _LEAST_SHARE = 16, 0.75
 _SLOWER, _FINISH_CYCLES, _PART_CYCLES = 1.35, 0.12, 1500.0
 """Fitted to times of an H200: times that of the tensor cores; cycles of a value of y, of a part."""
@@ -65,6 +68,8 @@ _SLOWER, _FINISH_CYCLES, _PART_CYCLES = 1.35, 0.12, 1500.0
 def takes(problem: ConvProblem) -> bool:
     """Whether its window and channels are such as this file takes."""
     window, size = problem.window, problem.channels * DTYPES[problem.x.dtype]
+    if is_flat(problem):
+        return size in _PRODUCT_BYTES
     taps = window.kernel[0] * window.kernel[1]
     channels = size == STEP_BYTES // 2 or size % STEP_BYTES == 0
     return taps in _TAPS and window.stride == (1, 1) and channels and cells_of(problem) < 2**31
@@ -88,6 +93,8 @@ def lines_of(problem: ConvProblem) -> tuple[int, int]:
 
 def cells_of(problem: ConvProblem) -> int:
     """From the first cell that a pixel of y begins at to behind the last."""
+    if is_flat(problem):
+        return problem.rows
     lines, pitch = lines_of(problem)
     out_h, out_w = problem.out_size
     return ((problem.batch - 1) * lines + out_h - 1) * pitch + out_w
@@ -99,9 +106,15 @@ def parts_of(problem: ConvProblem, tile: Tile) -> int:
     return channels * divided(cells_of(problem), tile.pixels)
 
 
-def chunk_bytes(problem: ConvProblem) -> int:
-    """Of the channels that a block copies at once."""
+def row_bytes(problem: ConvProblem) -> int:
+    """Of the channels of a cell that lie side by side in shared memory."""
     return min(STEP_BYTES, problem.channels * DTYPES[problem.x.dtype])
+
+
+def planes_of(problem: ConvProblem) -> int:
+    """Rows that a block copies of each cell at once."""
+    size = problem.channels * DTYPES[problem.x.dtype]
+    return size // row_bytes(problem) if is_flat(problem) else 1
 
 
 def shared_bytes(problem: ConvProblem, tile: Tile) -> int:
@@ -109,33 +122,34 @@ def shared_bytes(problem: ConvProblem, tile: Tile) -> int:
     window, size = problem.window, DTYPES[problem.x.dtype]
     _, pitch = lines_of(problem)
     down, right = ((k - 1) * d for k, d in zip(window.kernel, window.dilation, strict=True))
-    chunk = (tile.pixels + down * pitch + right) * chunk_bytes(problem)
+    plane = divided((tile.pixels + down * pitch + right) * row_bytes(problem), 1024) * 1024
     in_shared = tile.held and not tile.direct
     held = steps_of(problem.k, size) * tile.weight_bytes(size) if in_shared else 0
     sizes = {DTYPES[view.dtype] for view in (problem.y, problem.r) if view is not None}
     rows = sum(tile.channels * each + 16 for each in sizes)
-    return 2 * divided(chunk, 1024) * 1024 + held + tile.pixels * (rows + 4)
+    return 2 * planes_of(problem) * plane + held + tile.pixels * (rows + 4)
 
 
 def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
     """All that fit the GPU, the best guess first."""
     room = of_capability(SHARED_BYTES, capability)
     steps = steps_of(problem.k, DTYPES[problem.x.dtype])
-    found = []
+    found: dict[Tile, float] = {}
     for channels, pixels, threads, blocks in _SHAPES:
         shape = Tile(channels, pixels, threads, 2, wgmma=True, blocks=blocks)
         ways = [replace(shape, held=True), replace(shape, direct=True)]
-        if steps <= _MOST_SETS and shape.tiles_m == 1:
+        if steps * shape.tiles_m <= _MOST_SETS:
             ways = [replace(shape, held=True, direct=True)]
         for way in ways:
-            fitting = [
-                tile
+            fitting = {
+                tile: cost(problem, tile)
                 for tile in _narrower(way)
                 if shared_bytes(problem, tile) <= room and workers(problem, tile)
-            ]
+            }
             if fitting:
-                found.append(min(fitting, key=lambda tile: cost(problem, tile)))
-    return sorted(found, key=lambda tile: cost(problem, tile))
+                best = min(fitting, key=fitting.__getitem__)
+                found[best] = fitting[best]
+    return sorted(found, key=found.__getitem__)
 
 
 def _narrower(tile: Tile) -> list[Tile]:
@@ -222,7 +236,8 @@ def recipe(
         shared_bytes(problem, tile),
     )
     held = {**finish_constants(problem, constants), "w": packed}
-    return Recipe(WGMMA, f"{tile}, halo", (call,), held)
+    way = "y staged" if is_flat(problem) else "halo"
+    return Recipe(WGMMA, f"{tile}, {way}", (call,), held)
 
 
 def halo_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = True) -> str:
@@ -245,7 +260,8 @@ def halo_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = T
         "IMAGES": problem.batch,
         "IMAGE_LINES": lines,
         "PITCH": pitch,
-        "CHUNK": chunk_bytes(problem),
+        "ROW": row_bytes(problem),
+        "PLANES": planes_of(problem),
         "STEPS": steps_of(problem.k, size),
         "PARTS": parts_of(problem, tile),
         "WORKERS": workers(problem, tile),
