@@ -216,19 +216,29 @@ TWO_GROUPS = Tile(128, 16, 256, 2, wgmma=True, direct=True)
 @EMULATED
 @pytest.mark.usefixtures("_few")
 @pytest.mark.parametrize(
-    ("tile", "change"),
+    ("tile", "channels", "change"),
     [
-        (TILES[1], "wait_copies<0>() -> wait_copies<1>()"),
-        (TWO_GROUPS, "__syncthreads();  // this chunk -> (void)0;  //"),
-        (TWO_GROUPS, "__syncthreads();  // all are done with the chunk -> (void)0;  //"),
-        (TILES[1], 'sync.aligned 0;" -> sync.aligned 1;"'),
-        (TILES[1], "a[(step + 2) % 3] -> a[(step + 1) % 3]"),
-        (TILES[1], "? row & 7 -> ? row & 3"),
-        (TILES[1], "  wait_for_others(); -> (void)0;"),
+        (TILES[1], 256, "wait_copies<0>() -> wait_copies<1>()"),
+        (TWO_GROUPS, 256, "__syncthreads();  // this chunk -> (void)0;  //"),
+        (TWO_GROUPS, 256, "__syncthreads();  // all are done with the chunk -> (void)0;  //"),
+        (TILES[1], 256, 'sync.aligned 0;" -> sync.aligned 1;"'),
+        (TILES[1], 256, "a[(step + 2) % 3] -> a[(step + 1) % 3]"),
+        (TILES[1], 256, "? row & 7 -> ? row & 3"),
+        (TILES[1], 256, "  wait_for_others(); -> (void)0;"),
+        (TILES[1], 128, "wait_copies<1>() -> wait_copies<2>()"),
+        (TWO_GROUPS, 128, "__syncthreads();  // the residual -> (void)0;  //"),
     ],
-    ids=["copies", "arrival", "room", "products", "registers", "swizzle", "others"],
+    ids=[
+        *("copies", "arrival", "room", "products", "registers", "swizzle", "others"),
+        *("residual", "residual of others"),
+    ],
 )
-def test_the_emulator_finds_mistakes(tile: Tile, change: str, tmp_path: Path) -> None:
-    problem = problem_of(SAME, 256, 128)
+def test_the_emulator_finds_mistakes(
+    tile: Tile, channels: int, change: str, tmp_path: Path
+) -> None:
+    """With one chunk the residual's copies are the last but one."""
+    problem = problem_of(SAME, channels, 128)
+    r = View.dense("int8", 5, 6, 128)
+    problem = replace(problem, r=r, finish=replace(problem.finish, residual_scale=0.9))
     with contextlib.suppress(EmulatorError):
         assert np.abs(run(problem, tile, tmp_path, change=change, recipe=recipe)).max() > 1

@@ -183,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
     if (!HELD) {
       records = w + ((long long)CHANNEL_BLOCK * (BM / 16) + record) * RECORD;
       fetch_weight(a[0], e[0], records);
-      fetch_weight(a[1], e[1], records);
+      if (STEPS > 1) fetch_weight(a[1], e[1], records);
     }
     for (int chunk = 0; chunk < STEPS / CHUNK_STEPS; chunk++) {
       wait_copies<0>();
@@ -211,7 +211,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
           fetch_weight(a[(step + 2) % 3], e[(step + 2) % 3], records);
         if (step != 0) continue;
         __syncthreads();  // all are done with the chunk before this one: its room is free
-        if (HAS_R && chunk == 0) copy_residual(ends, r_rows, pixels, first);
+        if (HAS_R && chunk == 0) {
+          copy_residual(ends, r_rows, pixels, first);
+          commit_copies();
+        }
         if ((chunk + 1) * CHUNK_STEPS < STEPS) copy_chunk(x, other, part, chunk + 1);
         else if (part + WORKERS < PARTS) copy_chunk(x, other, part + WORKERS, 0);
         commit_copies();
@@ -222,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
     }
     float scales[2 * TILES_M], biases[2 * TILES_M], five[5];
     load_ends(scales, biases, five, first + channel, ends);
-    if (HAS_R) wait_copies<0>();
+    if (HAS_R) wait_copies<1>();  // but for the next part's x
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     if (HAS_R) __syncthreads();  // the residual has arrived
     finish_tile(acc, ends, scales, biases, five, pixels, y_rows, r_rows, channel, column);
