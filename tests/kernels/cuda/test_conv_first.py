@@ -11,6 +11,7 @@ import pytest
 from tests.kernels.cuda.emulate import COMPILER, EmulatorError, emulate
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
+from twofour.kernels.cuda import conv_first
 from twofour.kernels.cuda.conv_first import Tile, pack, recipe, recipes, refusals, tiles
 from twofour.kernels.cuda.kernel import Array, NvidiaSource
 from twofour.kernels.cuda.nvrtc import cubin_of
@@ -22,6 +23,7 @@ STEM = Window((7, 7), (2, 2), pads=(3, 3, 3, 3))
 SMALL = Window((3, 3), (2, 2), pads=(1, 1, 1, 1))
 STRANGE = Window((3, 2), (1, 3), (2, 1), (0, 2, 1, 0))
 ONE, TWO = Tile(4, 8, 64, 128, 1), Tile(2, 16, 32, 64, 1)
+PAIRS = Tile(4, 32, 64, 128, 2, together=2)
 
 
 def problem_of(
@@ -86,7 +88,7 @@ def away(problem: ConvProblem, tile: Tile, folder: Path, *, change: str = "") ->
 
 
 @emulated
-@pytest.mark.parametrize("tile", [ONE, TWO], ids=str)
+@pytest.mark.parametrize("tile", [ONE, TWO, PAIRS], ids=str)
 @pytest.mark.parametrize(
     "window", [STEM, SMALL, STRANGE, Window((1, 1))], ids=["7x7", "3x3", "strange", "1x1"]
 )
@@ -111,6 +113,26 @@ def test_activations(name: str, tmp_path: Path) -> None:
     if name == "Relu":
         problem = replace(problem, finish=replace(problem.finish, low=0.0))
     assert away(problem, TWO, tmp_path).max() <= 1e-3
+
+
+@emulated
+@pytest.mark.parametrize("tile", [ONE, TWO, PAIRS], ids=str)
+@pytest.mark.parametrize("window", [STEM, STRANGE], ids=["7x7", "strange"])
+def test_blocks_that_stay(
+    window: Window, tile: Tile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next part of x is copied while one is computed."""
+    monkeypatch.setattr(conv_first, "_MULTIPROCESSORS", 1)
+    assert away(problem_of(window), tile, tmp_path).max() <= 1
+
+
+@emulated
+def test_a_part_that_comes_too_early_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv_first, "_MULTIPROCESSORS", 1)
+    change = "__syncthreads();  // this tile -> (void)0;  //"
+    assert away(problem_of(STEM), ONE, tmp_path, change=change).max() > 1
 
 
 @emulated

@@ -4,8 +4,9 @@
 //
 // Other kernels gather the taps of each pixel of y anew, and of so few channels that takes longer than
 // the products. Here a block brings the part of x that TR rows of TC pixels of y look at to shared
-// memory once, as it lies. Each operand of the tensor core is one word a lane: the word of one tap at
-// one pixel, read where it is. A warp keeps its weights in registers for all tiles of the block.
+// memory once, as it lies, while it computes the part before. Each operand of the tensor core is one word a
+// lane: the word of one tap at one pixel, read where it is. A warp keeps its weights in registers for all
+// tiles of the block, and goes on with 8 * TOGETHER pixels at once: products wait for those before them.
 //
 // The weight comes as what the lanes hold: see conv_first.py. Constants in capitals are written there.
 
@@ -29,9 +30,13 @@ __device__ __forceinline__ void mma_words(int (&d)[4], const uint4& a, u32 b0, u
 
 #include "conv_ends.cu"
 
-// The part of x below the tile whose first pixel of y is (top, left), padding included.
-__device__ __forceinline__ void copy_tile(const char* x, u32 input, int image, int top, int left) {
-  int ih = top * STRIDE_H - PAD_TOP, iw = left * STRIDE_W - PAD_LEFT;
+static_assert(TC / 8 % TOGETHER == 0, "pixels that go on together lie in a row");
+constexpr u32 INPUT = (IN_ROWS * IN_COLUMNS * 4 + 15) / 16 * 16;
+
+// The part of x below a tile, padding included.
+__device__ __forceinline__ void copy_tile(const char* x, u32 input, int tile) {
+  int image = tile / (AREAS_Y * AREAS_X), rest = tile % (AREAS_Y * AREAS_X);
+  int ih = rest / AREAS_X * TR * STRIDE_H - PAD_TOP, iw = rest % AREAS_X * TC * STRIDE_W - PAD_LEFT;
   const char* from = x + image * X_IMAGE;
   for (int i = threadIdx.x; i < IN_ROWS * IN_COLUMNS; i += THREADS) {
     int row = ih + i / IN_COLUMNS, column = iw + i % IN_COLUMNS;
@@ -45,7 +50,7 @@ __device__ __forceinline__ void copy_tile(const char* x, u32 input, int image, i
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS) {
   extern __shared__ __align__(1024) char memory[];
   let_others_begin();
-  u32 input = shared_address(memory);
+  u32 input = shared_address(memory), other = input + INPUT;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
   int block = blockIdx.x % CHANNEL_BLOCKS;
 
@@ -71,34 +76,40 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   }
 
   wait_for_others();
-  for (int tile = blockIdx.x / CHANNEL_BLOCKS; tile < AREAS; tile += WORKERS) {
+  int tile = blockIdx.x / CHANNEL_BLOCKS;
+  copy_tile(x, input, tile);
+  for (; tile < AREAS; tile += WORKERS) {
     int image = tile / (AREAS_Y * AREAS_X), rest = tile % (AREAS_Y * AREAS_X);
     int top = rest / AREAS_X * TR, left = rest % AREAS_X * TC;
-    copy_tile(x, input, image, top, left);
     wait_copies<0>();
-    __syncthreads();
-    for (int n = warp; n < TR * TC / 8; n += THREADS / 32) {
+    __syncthreads();  // this tile has arrived, and all are done with the one before
+    if (tile + WORKERS < AREAS) copy_tile(x, other, tile + WORKERS);
+    for (int n = warp * TOGETHER; n < TR * TC / 8; n += THREADS / 32 * TOGETHER) {
       int row = n / (TC / 8), column = n % (TC / 8) * 8;
       if (top + row >= OH || left + column >= OW) continue;
       __syncwarp();  // lanes whose pixels are not stored may be ahead
       u32 at = input + (row * STRIDE_H * IN_COLUMNS + (column + group) * STRIDE_W) * 4;
-      int acc[TILES_M][4] = {};
+      int acc[TOGETHER][TILES_M][4] = {};
 #pragma unroll
-      for (int k = 0; k < K_BLOCKS; k++) {
-        u32 b0 = load4(at + tap_at[k][0]), b1 = load4(at + tap_at[k][1]);
+      for (int k = 0; k < K_BLOCKS; k++)
 #pragma unroll
-        for (int m = 0; m < TILES_M; m++) mma_words(acc[m], a[k][m], b0, b1);
-      }
+        for (int j = 0; j < TOGETHER; j++) {
+          u32 from = at + j * 8 * STRIDE_W * 4, b0 = load4(from + tap_at[k][0]), b1 = load4(from + tap_at[k][1]);
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        int ow = left + column + part * 2 + i;
+          for (int m = 0; m < TILES_M; m++) mma_words(acc[j][m], a[k][m], b0, b1);
+        }
+#pragma unroll
+      for (int j = 0; j < 2 * TOGETHER; j++) {
+        int i = j % 2, ow = left + column + j / 2 * 8 + part * 2 + i;
         if (ow >= OW || channel >= N) continue;
         float v[RUN];
 #pragma unroll
-        for (int m = 0; m < TILES_M; m++) v[2 * m] = (float)acc[m][i], v[2 * m + 1] = (float)acc[m][2 + i];
+        for (int m = 0; m < TILES_M; m++)
+          v[2 * m] = (float)acc[j / 2][m][i], v[2 * m + 1] = (float)acc[j / 2][m][2 + i];
         finish_run(v, scales, biases, five, Run<R_TYPE, RUN>{}, ends, (image * OH + top + row) * OW + ow, channel);
       }
     }
-    __syncthreads();  // all have read what the next tile replaces
+    u32 last = input;
+    input = other, other = last;
   }
 }

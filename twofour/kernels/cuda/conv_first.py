@@ -41,6 +41,7 @@ class Tile:
         channels: of a block, a multiple of 16.
         threads: of a block.
         blocks: of a multiprocessor.
+        together: times 8 pixels that a warp goes on with at once.
     """
 
     rows: int
@@ -48,15 +49,24 @@ class Tile:
     channels: int
     threads: int
     blocks: int
+    together: int = 1
 
     def __str__(self) -> str:
-        """Such as 8x32 pixels, 64 channels, 128 threads."""
-        return (
-            f"{self.rows}x{self.columns} pixels, {self.channels} channels, {self.threads} threads"
-        )
+        """Such as 8x32 pixels, 16 at once, 64 channels, 128 threads."""
+        pixels = f"{self.rows}x{self.columns} pixels, {8 * self.together} at once"
+        return f"{pixels}, {self.channels} channels, {self.threads} threads"
 
 
-_SHAPES = ((8, 32, 128, 2), (4, 32, 128, 2), (8, 16, 128, 2), (4, 64, 256, 1), (16, 32, 256, 1))
+_SHAPES = (
+    (8, 32, 128, 2, 2),
+    (8, 32, 128, 2, 1),
+    (8, 16, 128, 2, 2),
+    (8, 16, 128, 2, 1),
+    (16, 32, 256, 1, 2),
+    (4, 32, 128, 2, 2),
+    (4, 64, 256, 1, 2),
+)
+"""(rows, columns, threads, blocks, together)."""
 
 
 def refusals(problem: ConvProblem, capability: int) -> tuple[str, ...]:
@@ -104,9 +114,9 @@ def tiles(problem: ConvProblem) -> list[Tile]:
     """Those that fit, the best guess first; many channels are shared out to several blocks."""
     wide = 64 if problem.out_channels > 32 else 32 if problem.out_channels > 16 else 16
     found = [
-        Tile(rows, columns, channels, threads, blocks * (64 // channels))
+        Tile(rows, columns, channels, threads, blocks * (64 // channels), together)
         for channels in dict.fromkeys((wide, min(wide, 32)))
-        for rows, columns, threads, blocks in _SHAPES
+        for rows, columns, threads, blocks, together in _SHAPES
     ]
     return [tile for tile in found if shared_bytes(problem, tile) <= _MOST_SHARED]
 
@@ -158,9 +168,9 @@ def pack(w: Array, tile: Tile) -> Array:
 
 
 def shared_bytes(problem: ConvProblem, tile: Tile) -> int:
-    """Shared memory of a block."""
+    """Shared memory of a block: a part of x, and the next one."""
     rows, columns = _input_size(problem, tile)
-    return rows * columns * WORD
+    return 2 * divided(rows * columns * WORD, 16) * 16
 
 
 def _input_size(problem: ConvProblem, tile: Tile) -> tuple[int, int]:
@@ -203,6 +213,7 @@ def _text(problem: ConvProblem, tile: Tile, biased: bool) -> str:
         "BLOCKS": tile.blocks,
         "TR": tile.rows,
         "TC": tile.columns,
+        "TOGETHER": tile.together,
         "BM": tile.channels,
         "TILES_M": tile.channels // 16,
         "CHANNEL_BLOCKS": _channel_blocks(problem, tile),
