@@ -142,7 +142,7 @@ JOBS = (
     _network("llama_mlp", 128, 160.0, 60.0, "int8,fp8"),
     _network("llama_mlp", 1, 160.0, 60.0, "int8,fp8"),
     _network("resnet50", 256, 560.0, 400.0, "int8"),
-    Job("tests", _tests("tests/gpu"), 60.0, 300.0, others=True),
+    Job("tests", _tests("tests/gpu"), 60.0, 360.0, others=True),
     *(_network("llama_mlp", batch, 160.0, 60.0, "int8,fp8") for batch in (512, 16)),
     *(_network("resnet34", batch, 200.0, 0.0, "int8") for batch in (1, 256)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -35,6 +36,7 @@ pytestmark = [
         torch.cuda.is_available() and capability() != WGMMA_CAPABILITY, reason="not for this GPU"
     ),
 ]
+ALL = 99
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +45,15 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv_sparse_tiles, "MULTIPROCESSORS", 5)
 
 
-def check(problem: ConvProblem, arrays: dict[str, Array], most: int = 20) -> None:
-    """All tiles against the definition."""
+def check(problem: ConvProblem, arrays: dict[str, Array], most: int) -> None:
+    """So many tiles, the best guesses, against the definition."""
     expected, constants = conv_reference(problem, arrays), constants_of(arrays)
     compressed = compressed_weight(problem, arrays["w"])
     chosen = tiles(problem, capability())[:most]
     found = [recipe(problem, constants, tile, pack(compressed, tile)) for tile in chosen]
     assert found
-    compile_all(found, capability())
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        compile_all(found, capability())
     for made in found:
         tensors = tensors_of(problem, arrays)
         launch(made, tensors, capability())
@@ -60,20 +63,20 @@ def check(problem: ConvProblem, arrays: dict[str, Array], most: int = 20) -> Non
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("channel_bytes", [64, 128, 256])
 def test_tiles(dtype: str, channel_bytes: int) -> None:
-    """Every tile: one chunk of channels or two; channels and cells that fill no block."""
+    """One chunk of channels or two; channels and cells that fill no block, a residual."""
     problem = problem_of(dtype, channel_bytes // DTYPES[dtype], 200, 3, size=19, batch=3)
     r = View.dense("int8" if dtype == "int8" else "float16", 19, 19, 200)
     problem = replace(problem, r=r)
-    check(problem, arrays_of(problem))
+    check(problem, arrays_of(problem), ALL if dtype == "int8" else 5)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("channel_bytes", [64, 128, 256, 512])
 def test_products(dtype: str, channel_bytes: int) -> None:
-    """Every tile: pixels and channels that fill no block, a residual of y's type."""
+    """Pixels and channels that fill no block, a residual of y's type."""
     problem = problem_of(dtype, channel_bytes // DTYPES[dtype], 200, 1, size=19, batch=3)
     problem = replace(problem, r=View.dense(dtype, 19, 19, 200))
-    check(problem, arrays_of(problem))
+    check(problem, arrays_of(problem), ALL if dtype == "int8" else 3)
 
 
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
@@ -96,4 +99,4 @@ def test_residuals(y: str, r: str) -> None:
     finish = replace(plain.finish, residual_scale=0.3, by_rows=True)
     finish = finish if y == "int8" else replace(finish, y_zero=0)
     problem = replace(plain, r=View.dense(r, 9, 9, 80), y=View.dense(y, 9, 9, 80), finish=finish)
-    check(problem, arrays_of(problem), 3)
+    check(problem, arrays_of(problem), 2)
