@@ -3,9 +3,10 @@
     python -m benchmarks.cuda_convolutions --output benchmarks
     python -m benchmarks.cuda_convolutions --only "int8" --batches 256 --output try
 
-Layers of ResNet-34 and products of ResNet-50, by our dense kernels, by 2:4 ones that read x once
-for each tap, and by staged 2:4 ones, which read x with its halo and move y by shared memory; of
-each the fastest of the recipes that a build of effort 2 tries. cuDNN is PyTorch's convolution in
+Layers of ResNet-34 and products of ResNet-50, by our dense kernels and by 2:4 ones that read x once
+for each tap, as those do, and by staged 2:4 ones, which read x with its halo and move y by shared
+memory: there is no dense one like these, so not all of their gain is that of 2:4. Of each the
+fastest of the recipes that a build of effort 2 tries. cuDNN is PyTorch's convolution in
 float16, channels last, as it finds it fastest. All are recorded in CUDA graphs, 20 runs in each,
 and replayed; the times are medians of 7. A kernel whose results are not those of the others is no
 figure: it ends the run. Half of x is zero, as behind a ReLU; weights are random and 2:4.
