@@ -79,7 +79,9 @@ def source_of(call: NvidiaSource, dtype: str) -> str:
         'extern "C" const char* start(void** a, int blocks, int parts, int count, bool eager) {\n'
         "  return run_grid(go, a, blocks, parts, count, eager);\n}\n"
         'extern "C" void others_wrote(const char* begin, long size) {\n'
-        "  others_begin = begin, others_end = begin + size;\n}\n"
+        "  others_begin = begin, others_end = begin + size;\n  operands.clear();\n}\n"
+        'extern "C" void operand(const char* begin, long size) {\n'
+        "  operands.emplace_back(begin, begin + size);\n}\n"
     )
 
 
@@ -112,6 +114,9 @@ def emulate(
         addresses = (ctypes.c_void_p * len(call.roles))(*[held[r].ctypes.data for r in call.roles])
         library, x = ctypes.CDLL(str(made)), held["x"]
         library.others_wrote(ctypes.c_void_p(x.ctypes.data), ctypes.c_long(x.nbytes))
+        for role in call.roles:
+            array = held[role]
+            library.operand(ctypes.c_void_p(array.ctypes.data), ctypes.c_long(array.nbytes))
         start = library.start
         start.restype = ctypes.c_char_p
         failure = start(addresses, call.grid[0], call.grid[2], call.threads, eager)

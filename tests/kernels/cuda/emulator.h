@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstring>
 #include <deque>
+#include <utility>
 #include <vector>
 
 #define __device__
@@ -91,12 +92,22 @@ static void require_waited(const char* from) {
     stop("what another kernel writes is read before it was waited for");
 }
 
+// The operands of the kernel; nothing else is read.
+static std::vector<std::pair<const char*, const char*>> operands;
+
+static void require_inside(const char* from, int size) {
+  for (const auto& [begin, end] : operands)
+    if (from >= begin && from + size <= end) return;
+  stop("what is read belongs to no operand");
+}
+
 inline u32 shared_address(const void* p) { return (u32)((const char*)p - memory); }
 
 inline void copy16(u32 to, const char* from, int size = 16) {
   if (to % 16 || (uintptr_t)from % 16) stop("a copy of 16 bytes is not aligned");
   static const char zeros[16] = {};
   if (size == 0) from = zeros;
+  else require_inside(from, size);
   require_waited(from);
   if (at_once) memcpy(memory + to, from, 16);
   else threads[current].copies.push_back({to, from});
@@ -137,6 +148,7 @@ inline u32 load4(u32 from) {
 
 inline void copy4(u32 to, const char* from) {
   if (to % 4 || (uintptr_t)from % 4) stop("a copy of 4 bytes is not aligned");
+  require_inside(from, 4);
   require_waited(from);
   if (at_once) memcpy(memory + to, from, 4);
   else threads[current].copies.push_back({to, from, 4});
@@ -147,12 +159,14 @@ inline void fill4(u32 to, u32 value) { memcpy(memory + to, &value, 4); }
 inline uint4 fetch16(const char* from) {
   uint4 v;
   if ((uintptr_t)from % 16) stop("a fetch of 16 bytes is not aligned");
+  require_inside(from, 16);
   memcpy(&v, from, 16);
   return v;
 }
 
 inline u32 fetch4(const char* from) {
   u32 v;
+  require_inside(from, 4);
   memcpy(&v, from, 4);
   return v;
 }

@@ -242,3 +242,14 @@ def test_the_emulator_finds_mistakes(
     problem = replace(problem, r=r, finish=replace(problem.finish, residual_scale=0.9))
     with contextlib.suppress(EmulatorError):
         assert np.abs(run(problem, tile, tmp_path, change=change, recipe=recipe)).max() > 1
+
+
+@EMULATED
+@pytest.mark.usefixtures("_few")
+def test_what_is_read_behind_the_weight_is_found(tmp_path: Path) -> None:
+    """A weight of one step has no second one to be fetched."""
+    problem, change = problem_of(Window((1, 1)), 64, 64), "if (STEPS > 1)  -> "
+    assert np.abs(run(problem, TILES[1], tmp_path, recipe=recipe)).max() <= 1
+    (other := tmp_path / "other").mkdir()
+    with pytest.raises(EmulatorError, match="belongs to no operand"):
+        run(problem, TILES[1], other, change=change, recipe=recipe)
