@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,6 +137,17 @@ def counts(server: Triton, model: str) -> tuple[int, int]:
     )
 
 
+def added(server: Triton, model: str, before: tuple[int, int], asked: int) -> tuple[int, int]:
+    """What was added when so many requests were answered: Triton answers first, then it counts."""
+    end = time.monotonic() + 30
+    while True:
+        after = counts(server, model)
+        requests, runs = after[0] - before[0], after[1] - before[1]
+        if requests >= asked or time.monotonic() > end:
+            return requests, runs
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("ask", [ask_http, ask_grpc])
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_answers_are_those_of_the_engine(
@@ -190,19 +202,19 @@ def test_requests_that_come_together_are_one_run(server: Triton, engines: dict[s
     before = counts(server, "image")
     parts = [X[:1], X[1:3], X[3:4], X[4:8]]
     got = at_once([lambda x=x: ask_grpc(server, "image", {"x": x})["y"] for x in parts])
-    after = counts(server, "image")
+    requests, runs = added(server, "image", before, 4)
     with Session(Engine.load(engines["image"])) as session:
         for x, y in zip(parts, got, strict=True):
             assert np.array_equal(y, session.run({"x": x})["y"])
-    assert after[0] - before[0] == 4
-    assert after[1] - before[1] < 4  # a batch of Triton's is one run of the engine: see model.py
+    assert requests >= 4
+    assert runs < requests  # a batch of Triton's is one run of the engine: see model.py
 
 
 def test_ragged_lengths_share_a_run(server: Triton, engines: dict[str, Path]) -> None:
     before = counts(server, "text")
     parts = [text(1, n, seed=n) for n in (3, 5, 8, 1, 11, 16)]
     got = at_once([lambda feeds=feeds: ask_grpc(server, "text", feeds) for feeds in parts])
-    after = counts(server, "text")
+    requests, runs = added(server, "text", before, 6)
     with Session(Engine.load(engines["text"])) as session:
         for feeds, answer in zip(parts, got, strict=True):
             expected = session.run(feeds)
@@ -210,8 +222,8 @@ def test_ragged_lengths_share_a_run(server: Triton, engines: dict[str, Path]) ->
             # Zeros of the padding are added, in another order: 16 sums round otherwise.
             bound = 16 * np.finfo(np.float32).eps * np.abs(expected["tokens"]).mean(axis=1)
             assert np.all(np.abs(answer["mean"] - expected["mean"]) <= bound)
-    assert after[0] - before[0] == 6
-    assert after[1] - before[1] < 6
+    assert requests >= 6
+    assert runs < requests
 
 
 def test_a_wrong_request_fails_alone(server: Triton) -> None:
@@ -224,7 +236,9 @@ def test_a_wrong_request_fails_alone(server: Triton) -> None:
     assert np.array_equal(got[0], x[:, [0, 7]])
     assert np.array_equal(got[2], x[:, [3, 3]])
     assert got[1].status() == "StatusCode.INVALID_ARGUMENT"
-    assert counts(server, "refusing")[1] - before[1] < 4
+    requests, runs = added(server, "refusing", before, 2)
+    assert requests >= 2  # those that fail alone are counted, too
+    assert runs < 4
 
 
 def test_only_wanted_outputs_versions_and_labels(server: Triton) -> None:
