@@ -42,6 +42,10 @@ template <int TILES>
 ONCE void wgmma_sparse_1(SUM (&d)[TILES][4], const uint4& a, const u32& e, u64 x) {{
   wgmma_sparse<ES>(d, a, e, x, {second});
 }}
+template <int TILES>
+ONCE void wgmma_dense(SUM (&d)[TILES][4], const uint4& a, u64 x) {{
+  wgmma_sparse<ES>(d, a, a.x, x, -1);
+}}
 """
 
 

@@ -226,6 +226,16 @@ static void expand(const uint4* a, const u32* e, int selector, double (*rows)[64
       }
 }
 
+// The 16 rows that a warp holds of a dense A, 32 bytes of each.
+template <int SIZE>
+static void spread(const uint4* a, double (*rows)[64]) {
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 4; i++)
+      for (int j = 0; j < 4 / SIZE; j++)
+        rows[lane / 4 + 8 * (i % 2)][(16 * (i / 2) + lane % 4 * 4) / SIZE + j] =
+            element<SIZE>((const char*)(&a[lane].x + i) + j * SIZE);
+}
+
 struct Warp {
   Meeting meeting;
   u32 address[32], e[32];
@@ -296,7 +306,7 @@ struct Product {
   const uint4* a_at[128];  // the registers, which have to hold the same when the product is done
   const u32* e_at[128];
   void* d[128];
-  int selector, pixels;
+  int selector, pixels;  // -1: A is dense
 };
 
 struct WarpGroup {
@@ -317,13 +327,16 @@ static void multiply(const Product& p) {
   static double rows[64][64], columns[256][64];
   u32 start = (p.x & 0x3fff) << 4, further = (p.x >> 32 & 0x3fff) << 4;
   for (int t = 0; t < 128; t++)
-    if (memcmp(p.a_at[t], p.a + t, 16) || *p.e_at[t] != p.e[t]) stop("a register changed too early");
+    if (memcmp(p.a_at[t], p.a + t, 16) || (p.selector >= 0 && *p.e_at[t] != p.e[t]))
+      stop("a register changed too early");
+  int bytes = p.selector < 0 ? 32 : 64;  // along K
   u32 row_bytes = p.x >> 62 == 1 ? 128 : 64;
   if (p.x >> 62 != 1 && p.x >> 62 != 2) stop("a descriptor without a swizzle of 128 or 64 bytes");
   for (int warp = 0; warp < 4; warp++)
-    expand<SIZE>(p.a + 32 * warp, p.e + 32 * warp, p.selector, rows + 16 * warp);
+    if (p.selector < 0) spread<SIZE>(p.a + 32 * warp, rows + 16 * warp);
+    else expand<SIZE>(p.a + 32 * warp, p.e + 32 * warp, p.selector, rows + 16 * warp);
   for (int n = 0; n < p.pixels; n++)
-    for (int k = 0; k < 64 / SIZE; k++) {
+    for (int k = 0; k < bytes / SIZE; k++) {
       u32 at = start + n / 8 * further + n % 8 * row_bytes + k * SIZE;
       columns[n][k] = element<SIZE>(memory + (at ^ (at >> 7 & row_bytes / 16 - 1) << 4));
     }
@@ -331,7 +344,7 @@ static void multiply(const Product& p) {
     for (int i = 0; i < p.pixels / 2; i++) {
       int row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, n = i / 4 * 8 + t % 4 * 2 + i % 2;
       double sum = 0;
-      for (int k = 0; k < 64 / SIZE; k++) sum += rows[row][k] * columns[n][k];
+      for (int k = 0; k < bytes / SIZE; k++) sum += rows[row][k] * columns[n][k];
       ((SUM*)p.d[t])[i] += (SUM)sum;
     }
 }

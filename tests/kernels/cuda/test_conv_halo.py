@@ -1,4 +1,4 @@
-"""2:4 convolutions that read x with its halo: what they take; run on the CPU by the emulator."""
+"""Convolutions that read x with its halo: what they take; run on the CPU by the emulator."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from twofour.core.numerics import Window, patches
 from twofour.kernels.cuda import conv_sparse_tiles
 from twofour.kernels.cuda.conv_halo import (
     cells_of,
+    dense_recipes,
     halo_text,
     lines_of,
     parts_of,
@@ -49,6 +50,12 @@ TILES = [
     Tile(128, 64, 128, 2, wgmma=True, direct=True),
     Tile(64, 32, 128, 2, wgmma=True, held=True, direct=True),
 ]
+DENSE = [replace(tile, dense=True) for tile in TILES]
+
+
+def name_of(tile: Tile) -> str:
+    """Of a test."""
+    return f"{tile}, dense" if tile.dense else str(tile)
 
 
 @pytest.fixture
@@ -94,10 +101,11 @@ LAYERS = [(64, 56), (128, 28), (256, 14), (512, 7)]
 @pytest.mark.parametrize(("channels", "size"), LAYERS)
 @pytest.mark.parametrize("batch", [1, 32, 256])
 @pytest.mark.parametrize("dtype", ["int8", "float16"])
-def test_tiles_of_resnet(channels: int, size: int, batch: int, dtype: str) -> None:
+@pytest.mark.parametrize("dense", [False, True])
+def test_tiles_of_resnet(channels: int, size: int, batch: int, dtype: str, dense: bool) -> None:
     """They fit the GPU, and all parts of y have a block; the weight is held where it is short."""
     problem = layer(channels, size, batch, dtype)
-    found = tiles(problem, 90)
+    found = tiles(problem, 90, dense=dense)
     assert found
     for tile in found:
         assert shared_bytes(problem, tile) <= 227 * 1024
@@ -130,6 +138,8 @@ def test_what_is_not_taken() -> None:
     assert not recipes(plain, constants, 80)
     assert not recipes(plain, constants, 100)
     assert not recipes(plain, {**constants, "w": np.ones((64, 64, 3, 3), np.int8)}, 90)
+    assert dense_recipes(plain, {**constants, "w": np.ones((64, 64, 3, 3), np.int8)}, 90)
+    assert not dense_recipes(plain, constants, 80)
     assert not takes(problem_of(Window((3, 3), (2, 2), pads=(1, 1, 1, 1)), 64, 64))
     assert not takes(problem_of(Window((1, 1), (2, 2)), 64, 64))
     assert not takes(problem_of(Window((1, 1)), 1024, 64))
@@ -144,14 +154,14 @@ def test_it_compiles(dtype: str) -> None:
     for channels in (64 // size, 256 // size):
         view = View.dense(dtype, 14, 14, channels)
         problem = ConvProblem(2, 14, 14, channels, channels, view, view, SAME, r=view)
-        chosen = tiles(problem, 90)
-        for tile in {(t.held, t.direct): t for t in chosen}.values():
+        chosen = tiles(problem, 90) + tiles(problem, 90, dense=True)
+        for tile in {(t.held, t.direct, t.dense): t for t in chosen}.values():
             assert cubin_of(halo_text(problem, tile, "conv_halo"), 90)
 
 
 @EMULATED
 @pytest.mark.usefixtures("_few")
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("tile", TILES + DENSE, ids=name_of)
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 def test_windows(window: Window, tile: Tile, tmp_path: Path) -> None:
     """Padding on any side or none, dilation; channels that end within a block; a residual."""
@@ -164,7 +174,7 @@ def test_windows(window: Window, tile: Tile, tmp_path: Path) -> None:
 
 @EMULATED
 @pytest.mark.usefixtures("_few")
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("tile", TILES + DENSE, ids=name_of)
 @pytest.mark.parametrize("channels", [128, 384])
 def test_chunks(channels: int, tile: Tile, tmp_path: Path) -> None:
     """Channels of one chunk of 128 bytes, or of three, the next one copied meanwhile."""
@@ -176,7 +186,7 @@ def test_chunks(channels: int, tile: Tile, tmp_path: Path) -> None:
 
 @EMULATED
 @pytest.mark.usefixtures("_few")
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("tile", TILES + DENSE, ids=name_of)
 @pytest.mark.parametrize("channels", [64, 128, 256, 512])
 def test_products(channels: int, tile: Tile, tmp_path: Path) -> None:
     """All channels in one chunk, of up to four planes; pixels and channels that end in a block."""
@@ -205,7 +215,7 @@ def test_residuals(y: str, r: str, tmp_path: Path) -> None:
 def test_half_precision(channels: int, tmp_path: Path) -> None:
     problem = problem_of(SAME, channels, 24, y="float32")
     problem = replace(problem, x=View.dense("float16", 5, 6, channels), x_zero=0)
-    for number, tile in enumerate(TILES[:2]):
+    for number, tile in enumerate(TILES[:2] + DENSE[:2]):
         (folder := tmp_path / str(number)).mkdir()
         assert np.abs(run(problem, tile, folder, recipe=recipe)).max() <= 1e-3
 
@@ -219,6 +229,8 @@ TWO_GROUPS = Tile(128, 16, 256, 2, wgmma=True, direct=True)
     ("tile", "channels", "change"),
     [
         (TILES[1], 256, "wait_copies<0>() -> wait_copies<1>()"),
+        (DENSE[1], 256, "rows + (32 >> 4) -> rows + (64 >> 4)"),
+        (DENSE[1], 256, "a[(step + 2) % 3] -> a[(step + 1) % 3]"),
         (TWO_GROUPS, 256, "__syncthreads();  // this chunk -> (void)0;  //"),
         (TWO_GROUPS, 256, "__syncthreads();  // all are done with the chunk -> (void)0;  //"),
         (TILES[1], 256, 'sync.aligned 0;" -> sync.aligned 1;"'),
@@ -229,7 +241,8 @@ TWO_GROUPS = Tile(128, 16, 256, 2, wgmma=True, direct=True)
         (TWO_GROUPS, 128, "__syncthreads();  // the residual -> (void)0;  //"),
     ],
     ids=[
-        *("copies", "arrival", "room", "products", "registers", "swizzle", "others"),
+        *("copies", "second half", "dense registers"),
+        *("arrival", "room", "products", "registers", "swizzle", "others"),
         *("residual", "residual of others"),
     ],
 )

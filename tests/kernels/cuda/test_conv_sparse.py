@@ -24,6 +24,7 @@ from twofour.kernels.cuda.conv_sparse import (
     WGMMA,
     compressed_weight,
     converted,
+    dense_weight,
     in_order,
     pack,
     recipes,
@@ -98,6 +99,27 @@ def test_tensor_cores_find_the_weight_again(dtype: str, tile: Tile) -> None:
     assert (found[:72, :288] == converted(rows, dtype)).all()
     assert not found[72:].any()
     assert not found[:, 288:].any()
+
+
+@pytest.mark.parametrize("dtype", SIZES)
+def test_a_dense_weight_is_found_again(dtype: str) -> None:
+    """Lane = 4 g + t holds rows g and g + 8, of each 32 bytes those from 4 t and 16 + 4 t."""
+    problem, tile = problem_of(dtype, c=32, n=72), replace(GROUPS, dense=True)
+    w = np.random.default_rng(0).integers(-127, 128, (72, 32, 3, 3)).astype(np.int8)
+    packed = pack((dense_weight(problem, w),), tile)
+    size = SIZES[dtype]
+    assert packed.shape == (steps_of(288, size), 16, record_bytes(size, dense=True))
+    registers = packed.reshape(
+        -1, 16, 4, 8, 4, 2, 2, 4
+    )  # step, record, 32 bytes, g, t, 16 bytes, 8 rows, byte
+    rows = registers.transpose(1, 6, 3, 0, 2, 5, 4, 7).reshape(256, -1)
+    found = np.zeros_like(rows)
+    found[tile.order] = rows
+    values = w.transpose(0, 2, 3, 1).reshape(72, -1)
+    wanted = converted(values, dtype).view(np.uint8)
+    assert (found[:72, : 288 * size] == wanted).all()
+    assert not found[72:].any()
+    assert not found[:, 288 * size :].any()
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16"])

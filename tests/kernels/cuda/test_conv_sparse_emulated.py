@@ -16,7 +16,7 @@ from tests.kernels.cuda.test_conv_sparse import GROUPS, NARROW, WIDE, weight_of
 from twofour.core.functions import Activation
 from twofour.core.numerics import Window
 from twofour.kernels.cuda import conv_sparse_tiles
-from twofour.kernels.cuda.conv_sparse import compressed_weight, pack, recipe
+from twofour.kernels.cuda.conv_sparse import compressed_weight, dense_weight, pack, recipe
 from twofour.kernels.cuda.conv_sparse_tiles import Tile, blocks_of, is_flat, workers
 from twofour.kernels.cuda.kernel import NvidiaSource, Recipe
 from twofour.kernels.cuda.problem import ConvProblem, Finish, View
@@ -65,7 +65,12 @@ def run(
         r = rng.integers(-60, 60, (2, *problem.out_size, n))
         arrays["r"] = r.astype(problem.r.dtype)
     arrays["row_scale"] = rng.uniform(0.5, 1, problem.rows).astype(np.float32)
-    made = recipe(problem, arrays, tile, pack(compressed_weight(problem, arrays["w"]), tile))
+    if tile.dense:
+        arrays["w"] = rng.integers(-127, 128, arrays["w"].shape).astype(np.int8)
+        weight: tuple[Array, ...] = (dense_weight(problem, arrays["w"]),)
+    else:
+        weight = compressed_weight(problem, arrays["w"])
+    made = recipe(problem, arrays, tile, pack(weight, tile))
     if change:
         old, new = change.split(" -> ")
         made = changed(made, old, new)

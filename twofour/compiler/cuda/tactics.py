@@ -49,6 +49,7 @@ OFFERS: Mapping[type, tuple[Offer, ...]] = {
         conv_depthwise.recipes,
         conv_first.recipes,
         conv_sparse.recipes,
+        conv_halo.dense_recipes,
         conv_halo.recipes,
     ),
     Walk: (walk.recipes,),

@@ -1,5 +1,5 @@
-// A convolution whose weight is 2:4 along its input channels, on Hopper's sparse tensor cores, for a
-// window that steps by one: x is copied with its halo, once for all taps.
+// A convolution whose weight is 2:4 along its input channels, on Hopper's sparse tensor cores, or dense, on
+// its others, for a window that steps by one: x is copied with its halo, once for all taps.
 //
 //   y^T [N, cells] = sum over taps of w[tap] [N, C] x^T [C, cells moved on by the tap]
 //
@@ -77,6 +77,18 @@ __device__ __forceinline__ u64 rows_from(u32 address) {
 __device__ __forceinline__ constexpr int half_at(int half) {
   int tap = half / TAP_HALVES % TAPS, plane = half / TAP_HALVES / TAPS;
   return plane * PLANE + (tap / KW * DILATION_H * PITCH + tap % KW * DILATION_W) * ROW + half % TAP_HALVES * 64;
+}
+
+// 64 bytes of a tap's channels: one instruction of sparse tensor cores, two of others.
+template <int HALF, int TILES_N>
+__device__ __forceinline__ void multiply(SUM (&acc)[TILES_N][4], const uint4 (&a)[QUADS], const u32 (&e)[2], u64 rows) {
+#if QUADS == 4
+  wgmma_dense(acc, a[2 * HALF], rows);
+  wgmma_dense(acc, a[2 * HALF + 1], rows + (32 >> 4));
+#else
+  if (HALF == 0) wgmma_sparse_0(acc, a[0], e[0], rows);
+  else wgmma_sparse_1(acc, a[1], e[1], rows);
+#endif
 }
 
 // ---- y and its residual ---------------------------------------------------------------------------
@@ -162,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   int channel = warp * TILES_M * 16 + lane / 4 * 2 * TILES_M, column = lane % 4 * 2;
   int part = blockIdx.x;
   // Where the block holds it, all its parts have the same channels: WORKERS is a multiple of CHANNEL_BLOCKS.
-  uint4 a[SETS][TILES_M][2];
+  uint4 a[SETS][TILES_M][QUADS];
   u32 e[SETS][TILES_M][2];
   const char* records = w + ((long long)CHANNEL_BLOCK * (BM / 16) + record) * RECORD;
   if (IN_REGISTERS)
@@ -198,9 +210,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int m = 0; m < TILES_M; m++) {
-          wgmma_sparse_0(acc[m], values[m][0], metadata[m][0], rows_from(buffer + half_at(2 * step)));
+          multiply<0>(acc[m], values[m], metadata[m], rows_from(buffer + half_at(2 * step)));
           if (2 * step + 1 < HALVES)  // else it has no weight
-            wgmma_sparse_1(acc[m], values[m][1], metadata[m][1], rows_from(buffer + half_at(2 * step + 1)));
+            multiply<1>(acc[m], values[m], metadata[m], rows_from(buffer + half_at(2 * step + 1)));
         }
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         if (step == 0 && chunk == 0)

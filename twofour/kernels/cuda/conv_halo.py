@@ -1,10 +1,13 @@
-"""2:4 convolutions that step by one pixel, on Hopper: x is read with its halo, once for all taps.
+"""Convolutions that step by one pixel, on Hopper: x is read with its halo, once for all taps.
 
-What bounds a 3x3 convolution on sparse tensor cores is how many bytes its blocks fetch: as an
-implicit product it reads x nine times. Here a block copies its pixels and those around them, their
-halo, once, and takes each tap from the same place in shared memory. Products of few channels are
-bound by y and its residual, which here go by shared memory, in pieces of 16 bytes: a product is a
-window without a halo. See conv_halo.cu; the weight is packed as for conv_sparse.py.
+What bounds a 3x3 convolution on tensor cores is how many bytes its blocks fetch: as an implicit
+product it reads x nine times. Here a block copies its pixels and those around them, their halo,
+once, and takes each tap from the same place in shared memory. Products of few channels are bound by
+y and its residual, which here go by shared memory, in pieces of 16 bytes: a product is a window
+without a halo. See conv_halo.cu.
+
+The weight is 2:4, packed as for conv_sparse.py, or dense: both by the same kernel but for the
+instruction, of which a dense weight needs twice as many.
 
 What it takes: windows of 3, 6 or 9 taps with strides of 1, over channels of 64 bytes or of a
 multiple of 128; products over 64, 128, 256 or 512 bytes.
@@ -20,9 +23,11 @@ from twofour.kernels.cuda import conv_sparse_tiles
 from twofour.kernels.cuda.conv_sparse import (
     WGMMA,
     compressed_weight,
+    dense_weight,
     end_operands,
     pack,
     refusals,
+    unsuitable,
 )
 from twofour.kernels.cuda.conv_sparse_text import (
     end_parameters,
@@ -44,6 +49,7 @@ from twofour.kernels.cuda.kernel import (
 from twofour.kernels.cuda.problem import ConvProblem
 from twofour.kernels.cuda.sparse_fragments import ROWS, STEP_BYTES, record_bytes, steps_of
 
+DENSE = "wgmma"
 BODY = source_of("conv_halo.cu")
 _TAPS = (3, 6, 9)
 _PRODUCT_BYTES = (64, 128, 256, 512)
@@ -60,9 +66,11 @@ _SHAPES = (
 """(channels, most pixels, threads, blocks of a multiprocessor)."""
 _MOST_SETS = 5
 """Steps of a weight, of 16 channels for each warp, that registers hold."""
+_REGISTERS, _SHARE_HELD = 65536, 0.8
+"""Of a multiprocessor; how much of a thread's sums and a dense weight may take: more is spilled."""
 _PIXELS_MULTIPLE, _LEAST_SHARE = 16, 0.75
-_SLOWER, _FINISH_CYCLES, _PART_CYCLES = 1.35, 0.12, 1500.0
-"""Fitted to times of an H200: times that of the tensor cores; cycles of a value of y, of a part."""
+_SLOWER, _SLOWER_DENSE, _FINISH_CYCLES, _PART_CYCLES = 1.35, 2.2, 0.12, 1500.0
+"""Fitted to times of an H200: times that of sparse tensor cores; cycles of a value of y, a part."""
 
 
 def takes(problem: ConvProblem) -> bool:
@@ -130,13 +138,13 @@ def shared_bytes(problem: ConvProblem, tile: Tile) -> int:
     return 2 * planes_of(problem) * plane + held + tile.pixels * (rows + 4)
 
 
-def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
+def tiles(problem: ConvProblem, capability: int, *, dense: bool = False) -> list[Tile]:
     """All that fit the GPU, the best guess first."""
     room = of_capability(SHARED_BYTES, capability)
     steps = steps_of(problem.k, DTYPES[problem.x.dtype])
     found: dict[Tile, float] = {}
     for channels, pixels, threads, blocks in _SHAPES:
-        shape = Tile(channels, pixels, threads, 2, wgmma=True, blocks=blocks)
+        shape = Tile(channels, pixels, threads, 2, wgmma=True, blocks=blocks, dense=dense)
         ways = [replace(shape, held=True), replace(shape, direct=True)]
         if steps * shape.tiles_m <= _MOST_SETS:
             ways = [replace(shape, held=True, direct=True)]
@@ -144,7 +152,9 @@ def tiles(problem: ConvProblem, capability: int) -> list[Tile]:
             fitting = {
                 tile: cost(problem, tile)
                 for tile in _narrower(way)
-                if shared_bytes(problem, tile) <= room and workers(problem, tile)
+                if shared_bytes(problem, tile) <= room
+                and registers(problem, tile) <= _SHARE_HELD * _REGISTERS / threads / blocks
+                and workers(problem, tile)
             }
             if fitting:
                 best = min(fitting, key=fitting.__getitem__)
@@ -158,6 +168,12 @@ def _narrower(tile: Tile) -> list[Tile]:
     return [
         replace(tile, pixels=pixels) for pixels in range(tile.pixels, least - 1, -_PIXELS_MULTIPLE)
     ]
+
+
+def registers(problem: ConvProblem, tile: Tile) -> int:
+    """Of a thread, for its sums and steps of a dense weight."""
+    sets = steps_of(problem.k, DTYPES[problem.x.dtype]) if tile.held and tile.direct else 3
+    return tile.tiles_m * (tile.pixels // 2 + (16 * sets if tile.dense else 0))
 
 
 def resident(problem: ConvProblem, tile: Tile) -> int:
@@ -187,7 +203,8 @@ def cost(problem: ConvProblem, tile: Tile) -> float:
     size = DTYPES[problem.x.dtype]
     beside, area = resident(problem, tile), tile.channels * tile.pixels
     rounds = divided(parts_of(problem, tile), conv_sparse_tiles.MULTIPROCESSORS * beside)
-    products = _SLOWER * area / 64 * steps_of(problem.k, size)
+    slower = _SLOWER_DENSE if tile.dense else _SLOWER
+    products = slower * area / 64 * steps_of(problem.k, size)
     part = products + _FINISH_CYCLES * area / beside + _PART_CYCLES / beside
     return rounds * beside * part
 
@@ -195,7 +212,7 @@ def cost(problem: ConvProblem, tile: Tile) -> float:
 def recipes(
     problem: ConvProblem, constants: Mapping[str, Array], capability: int, *, effort: int = 2
 ) -> tuple[Recipe, ...]:
-    """The candidates, the best guess first; none where a kernel would not be right.
+    """The candidates for a 2:4 weight, the best guess first; none where none would be right.
 
     Roles and constants: as of `conv_sparse.recipes`.
 
@@ -206,13 +223,31 @@ def recipes(
         capability: of the GPU, 90 for 9.0.
         effort: 0 for the best guess alone, 2 for up to 8.
     """
-    if capability != conv_sparse_tiles.WGMMA_CAPABILITY or not takes(problem):
+    if not _is_here(problem, capability) or refusals(problem, constants["w"], capability):
         return ()
-    if refusals(problem, constants["w"], capability):
+    return _recipes(problem, constants, compressed_weight(problem, constants["w"]), effort)
+
+
+def dense_recipes(
+    problem: ConvProblem, constants: Mapping[str, Array], capability: int, *, effort: int = 2
+) -> tuple[Recipe, ...]:
+    """Those that take any weight; arguments as of `recipes`."""
+    if not _is_here(problem, capability) or unsuitable(problem, capability):
         return ()
-    compressed = compressed_weight(problem, constants["w"])
-    chosen = tiles(problem, capability)[: (1, 4, 8)[min(effort, 2)]]
-    return tuple(recipe(problem, constants, tile, pack(compressed, tile)) for tile in chosen)
+    return _recipes(problem, constants, (dense_weight(problem, constants["w"]),), effort)
+
+
+def _is_here(problem: ConvProblem, capability: int) -> bool:
+    return capability == conv_sparse_tiles.WGMMA_CAPABILITY and takes(problem)
+
+
+def _recipes(
+    problem: ConvProblem, constants: Mapping[str, Array], weight: tuple[Array, ...], effort: int
+) -> tuple[Recipe, ...]:
+    """With the weight of `compressed_weight`, or `dense_weight` alone."""
+    found = tiles(problem, conv_sparse_tiles.WGMMA_CAPABILITY, dense=len(weight) == 1)
+    chosen = found[: (1, 4, 8)[min(effort, 2)]]
+    return tuple(recipe(problem, constants, tile, pack(weight, tile)) for tile in chosen)
 
 
 def recipe(
@@ -237,7 +272,7 @@ def recipe(
     )
     held = {**finish_constants(problem, constants), "w": packed}
     way = "y staged" if is_flat(problem) else "halo"
-    return Recipe(WGMMA, f"{tile}, {way}", (call,), held)
+    return Recipe(DENSE if tile.dense else WGMMA, f"{tile}, {way}", (call,), held)
 
 
 def halo_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = True) -> str:
@@ -267,8 +302,9 @@ def halo_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = T
         "WORKERS": workers(problem, tile),
         "CHANNEL_BLOCKS": channel_blocks,
         "M_TILES": channel_blocks * tile.channels // ROWS,
-        "RECORD": record_bytes(size),
+        "RECORD": record_bytes(size, dense=tile.dense),
+        "QUADS": 4 if tile.dense else 2,
         "META_HALF": 128 if size == 1 else 0,
     }
-    emitted = wgmma_text(problem, tile.pixels)
+    emitted = wgmma_text(problem, tile.pixels, dense=tile.dense)
     return joined(constants, problem, biased, emitted, BODY)

@@ -38,6 +38,7 @@ from twofour.kernels.cuda.sparse_fragments import (
     NOTHING,
     STEP_BYTES,
     compress,
+    dense_records,
     is_two_four,
     padded,
     records,
@@ -56,6 +57,13 @@ def refusals(problem: ConvProblem, w: Array, capability: int) -> tuple[str, ...]
         w: [N, C, KH, KW].
         capability: of the GPU, 90 for 9.0.
     """
+    two_four = is_two_four(np.moveaxis(w, 1, -1))
+    pattern = () if two_four else ("the weight is not 2:4 along its channels",)
+    return (*unsuitable(problem, capability), *pattern)
+
+
+def unsuitable(problem: ConvProblem, capability: int) -> tuple[str, ...]:
+    """Why no kernel here takes the problem, whatever its weight; arguments as of `refusals`."""
     x, size, found = problem.x, DTYPES[problem.x.dtype], []
     if x.dtype not in INSTRUCTION_TYPES:
         found.append(f"x is {x.dtype}, sparse tensor cores take {', '.join(INSTRUCTION_TYPES)}")
@@ -69,8 +77,6 @@ def refusals(problem: ConvProblem, w: Array, capability: int) -> tuple[str, ...]
     found += [f"no conversion for {view.dtype}" for view in ends if view.dtype not in C_TYPES]
     if any(view.dtype == "float8e4m3fn" for view in ends) and capability < 89:
         found.append("the GPU does not know float8")
-    if not is_two_four(np.moveaxis(w, 1, -1)):
-        found.append("the weight is not 2:4 along its channels")
     return tuple(found)
 
 
@@ -112,8 +118,16 @@ def compressed_weight(problem: ConvProblem, w: Array) -> tuple[Array, Array]:
     Returns:
         values [N, K / 2] and metadata [N, K / 4], K up to a whole step.
     """
-    rows = in_order(problem, w)
-    return compress(padded(converted(rows, problem.x.dtype)))
+    return compress(dense_weight(problem, w))
+
+
+def dense_weight(problem: ConvProblem, w: Array) -> Array:
+    """The weight [N, C, KH, KW] in the type of x, in the order of the kernel's steps.
+
+    Returns:
+        [N, K], K up to a whole step.
+    """
+    return padded(converted(in_order(problem, w), problem.x.dtype))
 
 
 def in_order(problem: ConvProblem, w: Array) -> Array:
@@ -124,23 +138,23 @@ def in_order(problem: ConvProblem, w: Array) -> Array:
     return parts.transpose(0, 1, 3, 4, 2).reshape(n, -1)
 
 
-def pack(compressed: tuple[Array, Array], tile: Tile) -> Array:
+def pack(weight: tuple[Array, ...], tile: Tile) -> Array:
     """The weight as a kernel reads it.
 
     Args:
-        compressed: of `compressed_weight`.
+        weight: of `compressed_weight`; of a dense tile that of `dense_weight` alone.
         tile: of the kernel.
 
     Returns:
         uint8 [steps, tiles of 16 channels, bytes of a record].
     """
-    blocks = divided(compressed[0].shape[0], tile.channels)
+    blocks = divided(weight[0].shape[0], tile.channels)
     order = (np.arange(blocks)[:, None] * tile.channels + tile.order).reshape(-1)
     found = []
-    for array, fill in zip(compressed, (0, NOTHING), strict=True):
+    for array, fill in zip(weight, (0, NOTHING), strict=not tile.dense):
         missing = order.size - array.shape[0]
         found.append(np.pad(array, ((0, missing), (0, 0)), constant_values=fill)[order])
-    return records(*found)
+    return dense_records(*found) if tile.dense else records(*found)
 
 
 def converted(w: Array, dtype: str) -> Array:

@@ -242,6 +242,7 @@ def _tile_constants(problem: ConvProblem, tile: Tile) -> dict[str, object]:
         "CHANNEL_BLOCKS": blocks,
         "M_TILES": blocks * tile.channels // ROWS,
         "RECORD": record_bytes(size),
+        "QUADS": 2,
         "META_HALF": 128 if size == 1 else 0,
     }
 
@@ -262,8 +263,11 @@ def _mma(problem: ConvProblem) -> str:
     )
 
 
-def wgmma_text(problem: ConvProblem, pixels: int) -> str:
-    """wgmma_sparse_0 and _1: the two instructions of a step, 64 channels by all pixels."""
+def wgmma_text(problem: ConvProblem, pixels: int, *, dense: bool = False) -> str:
+    """wgmma_sparse_0 and _1: the two instructions of a step, 64 channels by all pixels.
+
+    Where the weight is dense it is wgmma_dense, which a step has four of.
+    """
     types, k = INSTRUCTION_TYPES[problem.x.dtype]
     count = pixels // 2
     sums = [f"d[{i // 4}][{i % 4}]" for i in range(count)]
@@ -271,6 +275,16 @@ def wgmma_text(problem: ConvProblem, pixels: int) -> str:
     a = ", ".join(f"%{count + i}" for i in range(4))
     # Neither operand is negated; fp16 and bf16 have B along K already.
     flags = {"int8": "", "float8e4m3fn": ", 1, 1"}.get(problem.x.dtype, ", 1, 1, 0")
+    if dense:
+        return _DESCRIPTOR + (
+            f"__device__ __forceinline__ void wgmma_dense(SUM (&d)[{pixels // 8}][4],"
+            " const uint4& a, unsigned long long x) {\n"
+            '  asm volatile("{\\n.reg .pred p;\\nsetp.ne.b32 p, 1, 0;\\n"\n'
+            f'    "wgmma.mma_async.sync.aligned.m64n{pixels}k{k // 2}.{types} "\n'
+            f'    "{{{places}}}, {{{a}}}, %{count + 4}, p{flags};\\n}}"\n'
+            f"    : {_outputs(problem, sums)}\n"
+            '    : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(x));\n}\n'
+        )
     return _DESCRIPTOR + "".join(
         f"__device__ __forceinline__ void wgmma_sparse_{half}(SUM (&d)[{pixels // 8}][4],"
         " const uint4& a, unsigned e, unsigned long long x) {\n"

@@ -38,6 +38,7 @@ class Tile:
             the next, whose first steps they copy while they finish the one before; without split.
         held: whether the whole weight of a block's channels stays in shared memory meanwhile; in
             registers, if it is direct, too.
+        dense: whether the weight is dense: `wgmma`, of which conv_halo.py makes use.
     """
 
     channels: int
@@ -51,6 +52,7 @@ class Tile:
     direct: bool = False
     persistent: bool = False
     held: bool = False
+    dense: bool = False
 
     def __str__(self) -> str:
         """Such as 128x64 channels x pixels, 4 stages."""
@@ -70,7 +72,7 @@ class Tile:
 
     def weight_bytes(self, element_bytes: int) -> int:
         """Of the weight of one step."""
-        return self.channels // ROWS * record_bytes(element_bytes)
+        return self.channels // ROWS * record_bytes(element_bytes, dense=self.dense)
 
     def shared_bytes(self, element_bytes: int, steps: int) -> int:
         """Shared memory of a block that goes along K in so many steps."""

@@ -1,4 +1,4 @@
-"""What each lane of a warp holds of a 2:4 operand, and packing weights in that order.
+"""What each lane of a warp holds of a weight, 2:4 or dense, and packing weights in that order.
 
 A sparse tensor core takes 16 rows (each warp of `wgmma.sp`: its 16 of 64) by 64 bytes along K, of
 which 32 bytes are kept. It does not matter how wide an element is, but for the metadata. With lane
@@ -16,7 +16,10 @@ register of metadata is 8 times 4 bits, the lowest for the lowest columns:
 So with 2-byte elements one register serves two steps: lanes t = 0, 1 (selector 0) the first, lanes
 t = 2, 3 (selector 1) the second.
 
-Source: PTX ISA, matrix fragments of mma.sp.m16n8k32 (.f16), m16n8k64 (.s8), of wgmma.mma_async.sp.
+A dense tensor core takes 16 rows by 32 bytes along K, all of them kept, in the same registers.
+
+Source: PTX ISA, matrix fragments of mma.sp.m16n8k32 (.f16), m16n8k64 (.s8), of wgmma.mma_async.sp
+and of wgmma.mma_async with A in registers.
 """
 
 from __future__ import annotations
@@ -32,15 +35,17 @@ Array = NDArray[Any]
 ROWS = 16
 """Out channels of a record."""
 STEP_BYTES = 128
-"""Bytes of x along K that a record meets: two instructions."""
+"""Bytes of x along K that a record meets: two sparse instructions, or four dense ones."""
 NOTHING = 4
 """Metadata of four zeros: the first two are kept."""
 _LANES = np.arange(32)
 _G, _T = _LANES // 4, _LANES % 4
 
 
-def record_bytes(element_bytes: int) -> int:
-    """Of what a warp holds of 16 channels by 128 bytes: values, then metadata."""
+def record_bytes(element_bytes: int, *, dense: bool = False) -> int:
+    """Of what a warp holds of 16 channels by 128 bytes: values, then metadata if it is 2:4."""
+    if dense:
+        return ROWS * STEP_BYTES
     return 2 * 32 * 16 + (256 if element_bytes == 1 else 128)
 
 
@@ -109,13 +114,30 @@ def records(kept: Array, nibbles: Array) -> Array:
     return np.concatenate([values, metadata], axis=2)
 
 
+def dense_records(w: Array) -> Array:
+    """A dense weight in the order in which lanes read it.
+
+    Args:
+        w: [rows, columns], `padded`; rows a multiple of 16.
+
+    Returns:
+        uint8 [steps along K, tiles of 16 rows, record_bytes].
+    """
+    values = w.view(np.uint8)
+    tiles, steps = values.shape[0] // ROWS, values.shape[1] // STEP_BYTES
+    return _values(values.reshape(tiles, ROWS, steps, 4, 32))
+
+
 def _values(kept: Array) -> Array:
-    """[tiles, 16, steps, 2, 32] bytes -> [steps, tiles, 1024], as (half, lane, register, byte)."""
+    """[tiles, 16, steps, parts, 32] bytes -> [steps, tiles, 512 parts].
+
+    The bytes of a part, which is what an instruction takes, are (lane, register, byte).
+    """
     register = np.arange(4)
     row = _G[:, None] + 8 * (register % 2)
     byte = 4 * _T[:, None] + 16 * (register // 2)
     found = kept[:, row[..., None], :, :, byte[..., None] + np.arange(4)]
-    # Advanced indices come first: [lane, register, byte, tiles, steps, half].
+    # Advanced indices come first: [lane, register, byte, tiles, steps, part].
     ordered = found.transpose(4, 3, 5, 0, 1, 2)
     return np.ascontiguousarray(ordered).reshape(kept.shape[2], kept.shape[0], -1)
 
