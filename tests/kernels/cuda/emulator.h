@@ -307,6 +307,7 @@ struct Product {
   const u32* e_at[128];
   void* d[128];
   int selector, pixels;  // -1: A is dense
+  bool add;  // to what d holds
 };
 
 struct WarpGroup {
@@ -345,16 +346,16 @@ static void multiply(const Product& p) {
       int row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, n = i / 4 * 8 + t % 4 * 2 + i % 2;
       double sum = 0;
       for (int k = 0; k < bytes / SIZE; k++) sum += rows[row][k] * columns[n][k];
-      ((SUM*)p.d[t])[i] += (SUM)sum;
+      ((SUM*)p.d[t])[i] = (SUM)sum + (p.add ? ((SUM*)p.d[t])[i] : (SUM)0);
     }
 }
 
 template <int SIZE, class SUM, int TILES>
-inline void wgmma_sparse(SUM (&d)[TILES][4], const uint4& a, const u32& e, u64 x, int selector) {
+inline void wgmma_sparse(SUM (&d)[TILES][4], const uint4& a, const u32& e, u64 x, int selector, bool add) {
   WarpGroup& group = warp_groups[threadIdx.x / 128];
   int t = threadIdx.x % 128;
   Product& p = group.next;
-  p.a[t] = a, p.e[t] = e, p.a_at[t] = &a, p.e_at[t] = &e, p.d[t] = d, p.x = x, p.selector = selector, p.pixels = 8 * TILES;
+  p.a[t] = a, p.e[t] = e, p.a_at[t] = &a, p.e_at[t] = &e, p.d[t] = d, p.x = x, p.selector = selector, p.pixels = 8 * TILES, p.add = add;
   meet(group.meeting, 128, [&] { group.products.push_back(group.next); });
 }
 

@@ -235,15 +235,18 @@ TWO_GROUPS = Tile(128, 16, 256, 2, wgmma=True, direct=True)
         (TWO_GROUPS, 256, "__syncthreads();  // all are done with the chunk -> (void)0;  //"),
         (TILES[1], 256, 'sync.aligned 0;" -> sync.aligned 1;"'),
         (TILES[1], 256, "a[(step + 2) % 3] -> a[(step + 1) % 3]"),
-        (TILES[1], 256, "? row & 7 -> ? row & 3"),
+        (TILES[1], 256, "? phase & 7 -> ? phase & 3"),
         (TILES[1], 256, "  wait_for_others(); -> (void)0;"),
+        (TILES[1], 256, "is_last ? part + WORKERS : part -> part + WORKERS"),
+        (TWO_GROUPS, 256, "__syncthreads();  // places -> (void)0;  //"),
+        (TILES[1], 256, "step != 0 || chunk != 0 -> chunk != 0"),
         (TILES[1], 128, "wait_copies<1>() -> wait_copies<2>()"),
         (TWO_GROUPS, 128, "__syncthreads();  // the residual -> (void)0;  //"),
     ],
     ids=[
         *("copies", "second half", "dense registers"),
         *("arrival", "room", "products", "registers", "swizzle", "others"),
-        *("residual", "residual of others"),
+        *("places", "places of others", "sums", "residual", "residual of others"),
     ],
 )
 def test_the_emulator_finds_mistakes(

@@ -44,27 +44,35 @@ __device__ __forceinline__ int pixel_at(int cell) {
   return is_one ? (image * OH + oh) * OW + ow : PIXELS;
 }
 
-// Bytes from x to the first channel of a cell, -1 for padding.
-__device__ __forceinline__ long long place_of(u32 cell) {
-  if (X_FLAT) return cell < PIXELS ? cell * (ES * X_PIXEL) : -1;
-  u32 image = cell / (IMAGE_LINES * PITCH), rest = cell % (IMAGE_LINES * PITCH);
+// Where a cell's first channel lies in x, in pieces of 16 bytes; -1 for padding.
+__device__ __forceinline__ int place_of(u32 cell) {
+  constexpr u32 IMAGE = IMAGE_LINES * PITCH;
+  constexpr long long IMAGE_PIECES = ES * X_IMAGE / 16, ROW_PIECES = ES * X_ROW / 16;
+  constexpr int PIXEL_PIECES = ES * X_PIXEL / 16;
+  if (X_FLAT) return cell < PIXELS ? cell * PIXEL_PIECES : -1;
+  u32 image = cell / IMAGE, rest = cell % IMAGE;
   int ih = (int)(rest / PITCH) - PAD_TOP, iw = (int)(rest % PITCH) - PAD_LEFT;
   if (image >= IMAGES || (u32)ih >= H || (u32)iw >= W) return -1;
-  return ES * ((long long)image * X_IMAGE + (long long)ih * X_ROW + (long long)iw * X_PIXEL);
+  return image * IMAGE_PIECES + ih * ROW_PIECES + iw * PIXEL_PIECES;
 }
 
-__device__ __forceinline__ void copy_chunk(const char* x, u32 buffer, int part, int chunk) {
+// Of all cells of a part: once for all of their pieces, for the divisions take longer than the copies.
+__device__ __forceinline__ void find_places(int* places, int part) {
+  for (int i = threadIdx.x; i < CELLS; i += THREADS) places[i] = place_of(CELL_BLOCK * BN + i);
+}
+
+__device__ __forceinline__ void copy_chunk(const char* x, u32 buffer, const int* places, int chunk) {
   constexpr int PIECES = PLANES * ROW / 16, TOGETHER = THREADS / PIECES;
   static_assert(THREADS % PIECES == 0, "threads copy whole cells");
-  int piece = threadIdx.x % PIECES;
+  int piece = threadIdx.x % PIECES, first = threadIdx.x / PIECES;
   x += (chunk * PIECES + piece) * 16;
   buffer += piece / 8 * PLANE;
 #pragma unroll 4
-  for (int row = threadIdx.x / PIECES; row < CELLS; row += TOGETHER) {
-    long long place = place_of(CELL_BLOCK * BN + row);
-    u32 to = buffer + row * ROW + (((piece & 7) ^ (ROW == 128 ? row & 7 : row >> 1 & 3)) << 4);
+  for (int row = first; row < CELLS; row += TOGETHER) {
+    int place = places[row], phase = TOGETHER % 8 == 0 ? first : row;
+    u32 to = buffer + row * ROW + (((piece & 7) ^ (ROW == 128 ? phase & 7 : phase >> 1 & 3)) << 4);
     if (PADDING != 0 && place < 0) fill16(to, PADDING);
-    else copy16(to, place < 0 ? x : x + place, place < 0 ? 0 : 16);
+    else copy16(to, place < 0 ? x : x + place * 16ll, place < 0 ? 0 : 16);
   }
 }
 
@@ -79,15 +87,17 @@ __device__ __forceinline__ constexpr int half_at(int half) {
   return plane * PLANE + (tap / KW * DILATION_H * PITCH + tap % KW * DILATION_W) * ROW + half % TAP_HALVES * 64;
 }
 
-// 64 bytes of a tap's channels: one instruction of sparse tensor cores, two of others.
+// 64 bytes of a tap's channels: one instruction of sparse tensor cores, two of others. They begin the sums, or
+// add to them.
 template <int HALF, int TILES_N>
-__device__ __forceinline__ void multiply(SUM (&acc)[TILES_N][4], const uint4 (&a)[QUADS], const u32 (&e)[2], u64 rows) {
+__device__ __forceinline__ void multiply(SUM (&acc)[TILES_N][4], const uint4 (&a)[QUADS], const u32 (&e)[2], u64 rows,
+                                         bool add) {
 #if QUADS == 4
-  wgmma_dense(acc, a[2 * HALF], rows);
-  wgmma_dense(acc, a[2 * HALF + 1], rows + (32 >> 4));
+  wgmma_dense(acc, a[2 * HALF], rows, add);
+  wgmma_dense(acc, a[2 * HALF + 1], rows + (32 >> 4), true);
 #else
-  if (HALF == 0) wgmma_sparse_0(acc, a[0], e[0], rows);
-  else wgmma_sparse_1(acc, a[1], e[1], rows);
+  if (HALF == 0) wgmma_sparse_0(acc, a[0], e[0], rows, add);
+  else wgmma_sparse_1(acc, a[1], e[1], rows, add);
 #endif
 }
 
@@ -160,6 +170,7 @@ __device__ __forceinline__ void finish_tile(const SUM (&acc)[TILES_M][TILES_N][4
 
 // ---- the block ------------------------------------------------------------------------------------
 
+constexpr bool SAME_CHANNELS = HELD || CHANNEL_BLOCKS == 1;  // of all parts of a block
 constexpr bool IN_REGISTERS = HELD && DIRECT, IN_SHARED = HELD && !DIRECT;
 constexpr int WEIGHT_BYTES = IN_SHARED ? STEPS * WEIGHT : 0, SETS = IN_REGISTERS ? STEPS : 3;
 static_assert(!IN_REGISTERS || STEPS == CHUNK_STEPS, "each step has its registers");
@@ -169,10 +180,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   let_others_begin();
   u32 buffer = shared_address(memory), other = buffer + BUFFER, weights = other + BUFFER;
   char *y_rows = memory + 2 * BUFFER + WEIGHT_BYTES, *r_rows = IN_PLACE ? y_rows : y_rows + Y_BYTES;
-  int* pixels = (int*)(y_rows + Y_BYTES + R_BYTES);  // of the part's columns
+  int *pixels = (int*)(y_rows + Y_BYTES + R_BYTES), *places = pixels + BN;  // of the part's columns, of cells
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, record = warp / 4 * TILES_M * 4 + warp % 4;
   int channel = warp * TILES_M * 16 + lane / 4 * 2 * TILES_M, column = lane % 4 * 2;
   int part = blockIdx.x;
+  const Ends ends = ENDS;
   // Where the block holds it, all its parts have the same channels: WORKERS is a multiple of CHANNEL_BLOCKS.
   uint4 a[SETS][TILES_M][QUADS];
   u32 e[SETS][TILES_M][2];
@@ -185,13 +197,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
       int step = i / (WEIGHT / 16), rest = i % (WEIGHT / 16);
       copy16(weights + i * 16, w + ((long long)step * M_TILES + CHANNEL_BLOCK * (BM / 16)) * RECORD + rest * 16);
     }
+  float scales[2 * TILES_M], biases[2 * TILES_M], five[5];
+  if (SAME_CHANNELS) load_ends(scales, biases, five, CHANNEL_BLOCK * BM + channel, ends);
+  find_places(places, part);
+  __syncthreads();  // places are known to all
   wait_for_others();
-  copy_chunk(x, buffer, part, 0);
+  copy_chunk(x, buffer, places, 0);
   commit_copies();
   for (; part < PARTS; part += WORKERS) {
     int first = CHANNEL_BLOCK * BM;
-    const Ends ends = ENDS;
-    SUM acc[TILES_M][BN / 8][4] = {};
+    SUM acc[TILES_M][BN / 8][4];
     if (!HELD) {
       records = w + ((long long)CHANNEL_BLOCK * (BM / 16) + record) * RECORD;
       fetch_weight(a[0], e[0], records);
@@ -210,13 +225,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int m = 0; m < TILES_M; m++) {
-          multiply<0>(acc[m], values[m], metadata[m], rows_from(buffer + half_at(2 * step)));
+          bool add = step != 0 || chunk != 0;
+          multiply<0>(acc[m], values[m], metadata[m], rows_from(buffer + half_at(2 * step)), add);
           if (2 * step + 1 < HALVES)  // else it has no weight
-            multiply<1>(acc[m], values[m], metadata[m], rows_from(buffer + half_at(2 * step + 1)));
+            multiply<1>(acc[m], values[m], metadata[m], rows_from(buffer + half_at(2 * step + 1)), true);
         }
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        bool is_last = (chunk + 1) * CHUNK_STEPS >= STEPS;
+        int next = is_last ? part + WORKERS : part;
         if (step == 0 && chunk == 0)
           for (int i = threadIdx.x; i < BN; i += THREADS) pixels[i] = pixel_at(CELL_BLOCK * BN + i);
+        if (step == 0 && is_last && next < PARTS) find_places(places, next);
         if (step != 0 && IN_REGISTERS) continue;  // there are no registers to wait for
         asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
         if (!HELD && (step + 2 < CHUNK_STEPS || (chunk + 1) * CHUNK_STEPS < STEPS))
@@ -227,16 +246,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
           copy_residual(ends, r_rows, pixels, first);
           commit_copies();
         }
-        if ((chunk + 1) * CHUNK_STEPS < STEPS) copy_chunk(x, other, part, chunk + 1);
-        else if (part + WORKERS < PARTS) copy_chunk(x, other, part + WORKERS, 0);
+        if (next < PARTS) copy_chunk(x, other, places, is_last ? 0 : chunk + 1);
         commit_copies();
         if (HAS_R && chunk == 0 && part + WORKERS < PARTS) prefetch_residual(ends, part + WORKERS);
       }
       u32 last = buffer;
       buffer = other, other = last;
     }
-    float scales[2 * TILES_M], biases[2 * TILES_M], five[5];
-    load_ends(scales, biases, five, first + channel, ends);
+    if (!SAME_CHANNELS) load_ends(scales, biases, five, first + channel, ends);
     if (HAS_R) wait_copies<1>();  // but for the next part's x
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     if (HAS_R) __syncthreads();  // the residual has arrived

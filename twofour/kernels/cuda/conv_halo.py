@@ -80,7 +80,9 @@ def takes(problem: ConvProblem) -> bool:
         return size in _PRODUCT_BYTES
     taps = window.kernel[0] * window.kernel[1]
     channels = size == STEP_BYTES // 2 or size % STEP_BYTES == 0
-    return taps in _TAPS and window.stride == (1, 1) and channels and cells_of(problem) < 2**31
+    x_bytes = problem.batch * problem.x.image * DTYPES[problem.x.dtype]
+    few = cells_of(problem) < 2**31 and x_bytes < 2**35
+    return taps in _TAPS and window.stride == (1, 1) and channels and few
 
 
 def lines_of(problem: ConvProblem) -> tuple[int, int]:
@@ -126,16 +128,17 @@ def planes_of(problem: ConvProblem) -> int:
 
 
 def shared_bytes(problem: ConvProblem, tile: Tile) -> int:
-    """Of a block: two chunks of x, a weight that it holds there, rows of y, each column's pixel."""
+    """Of a block: two chunks of x, a weight that it holds there, rows of y, each pixel's place."""
     window, size = problem.window, DTYPES[problem.x.dtype]
     _, pitch = lines_of(problem)
     down, right = ((k - 1) * d for k, d in zip(window.kernel, window.dilation, strict=True))
-    plane = divided((tile.pixels + down * pitch + right) * row_bytes(problem), 1024) * 1024
+    cells = tile.pixels + down * pitch + right
+    plane = divided(cells * row_bytes(problem), 1024) * 1024
     in_shared = tile.held and not tile.direct
     held = steps_of(problem.k, size) * tile.weight_bytes(size) if in_shared else 0
     sizes = {DTYPES[view.dtype] for view in (problem.y, problem.r) if view is not None}
     rows = sum(tile.channels * each + 16 for each in sizes)
-    return 2 * planes_of(problem) * plane + held + tile.pixels * (rows + 4)
+    return 2 * planes_of(problem) * plane + held + tile.pixels * (rows + 4) + 4 * cells
 
 
 def tiles(problem: ConvProblem, capability: int, *, dense: bool = False) -> list[Tile]:
@@ -306,5 +309,5 @@ def halo_text(problem: ConvProblem, tile: Tile, symbol: str, *, biased: bool = T
         "QUADS": 4 if tile.dense else 2,
         "META_HALF": 128 if size == 1 else 0,
     }
-    emitted = wgmma_text(problem, tile.pixels, dense=tile.dense)
+    emitted = wgmma_text(problem, tile.pixels, dense=tile.dense, begins=True)
     return joined(constants, problem, biased, emitted, BODY)

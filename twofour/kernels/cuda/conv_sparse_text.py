@@ -263,39 +263,47 @@ def _mma(problem: ConvProblem) -> str:
     )
 
 
-def wgmma_text(problem: ConvProblem, pixels: int, *, dense: bool = False) -> str:
+def wgmma_text(
+    problem: ConvProblem, pixels: int, *, dense: bool = False, begins: bool = False
+) -> str:
     """wgmma_sparse_0 and _1: the two instructions of a step, 64 channels by all pixels.
 
-    Where the weight is dense it is wgmma_dense, which a step has four of.
+    Args:
+        problem: for its types.
+        pixels: of a block.
+        dense: it is wgmma_dense instead, which a step has four of.
+        begins: they have an argument more, `add`: with 0 they write products in the place of sums.
     """
     types, k = INSTRUCTION_TYPES[problem.x.dtype]
-    count = pixels // 2
+    count, sparse = pixels // 2, int(not dense)
     sums = [f"d[{i // 4}][{i % 4}]" for i in range(count)]
     places = ", ".join(f"%{i}" for i in range(count))
     a = ", ".join(f"%{count + i}" for i in range(4))
     # Neither operand is negated; fp16 and bf16 have B along K already.
     flags = {"int8": "", "float8e4m3fn": ", 1, 1"}.get(problem.x.dtype, ", 1, 1, 0")
-    if dense:
-        return _DESCRIPTOR + (
-            f"__device__ __forceinline__ void wgmma_dense(SUM (&d)[{pixels // 8}][4],"
-            " const uint4& a, unsigned long long x) {\n"
-            '  asm volatile("{\\n.reg .pred p;\\nsetp.ne.b32 p, 1, 0;\\n"\n'
-            f'    "wgmma.mma_async.sync.aligned.m64n{pixels}k{k // 2}.{types} "\n'
-            f'    "{{{places}}}, {{{a}}}, %{count + 4}, p{flags};\\n}}"\n'
-            f"    : {_outputs(problem, sums)}\n"
-            '    : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(x));\n}\n'
-        )
+    sp, e = ".sp" * sparse, " unsigned e," * sparse
+    add, parameter, operand = "1", "", ""
+    if begins:
+        add, parameter, operand = f"%{count + 5 + sparse}", ", int add", ', "r"(add)'
     return _DESCRIPTOR + "".join(
-        f"__device__ __forceinline__ void wgmma_sparse_{half}(SUM (&d)[{pixels // 8}][4],"
-        " const uint4& a, unsigned e, unsigned long long x) {\n"
-        '  asm volatile("{\\n.reg .pred p;\\nsetp.ne.b32 p, 1, 0;\\n"\n'
-        f'    "wgmma.mma_async.sp.sync.aligned.m64n{pixels}k{k}.{types} "\n'
-        f'    "{{{places}}}, {{{a}}}, %{count + 5}, %{count + 4}, {_selector(problem, half)}, '
-        f'p{flags};\\n}}"\n'
+        f"__device__ __forceinline__ void wgmma_{name}(SUM (&d)[{pixels // 8}][4],"
+        f" const uint4& a,{e} unsigned long long x{parameter}) {{\n"
+        f'  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, {add}, 0;\\n"\n'
+        f'    "wgmma.mma_async{sp}.sync.aligned.m64n{pixels}k{k >> dense}.{types} "\n'
+        f'    "{{{places}}}, {{{a}}}, %{count + 4}, {metadata}p{flags};\\n}}"\n'
         f"    : {_outputs(problem, sums)}\n"
-        '    : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(e), "l"(x));\n}\n'
-        for half in range(2)
+        '    : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(x)'
+        + ', "r"(e)' * sparse
+        + f"{operand});\n}}\n"
+        for name, metadata in _metadata(problem, dense, count + 5).items()
     )
+
+
+def _metadata(problem: ConvProblem, dense: bool, place: int) -> dict[str, str]:
+    """Names of the instructions of a step -> where they find metadata, in their text."""
+    if dense:
+        return {"dense": ""}
+    return {f"sparse_{half}": f"%{place}, {_selector(problem, half)}, " for half in range(2)}
 
 
 _DESCRIPTOR = """
