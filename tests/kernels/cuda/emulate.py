@@ -35,11 +35,11 @@ ONCE void mma_sparse_1(SUM (&d)[4], const uint4& a, const uint4& b, u32 e) {{
   mma_sparse<ES>(d, a, b, e, {second});
 }}
 template <int TILES>
-ONCE void wgmma_sparse_0(SUM (&d)[TILES][4], const uint4& a, const u32& e, u64 x, bool add = true) {{
+ONCE void wgmma_sparse_0(SUM (&d)[TILES][4], const uint4& a, const u32& e, u64 x, bool add = 1) {{
   wgmma_sparse<ES>(d, a, e, x, 0, add);
 }}
 template <int TILES>
-ONCE void wgmma_sparse_1(SUM (&d)[TILES][4], const uint4& a, const u32& e, u64 x, bool add = true) {{
+ONCE void wgmma_sparse_1(SUM (&d)[TILES][4], const uint4& a, const u32& e, u64 x, bool add = 1) {{
   wgmma_sparse<ES>(d, a, e, x, {second}, add);
 }}
 template <int TILES>
