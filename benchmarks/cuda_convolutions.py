@@ -133,6 +133,17 @@ class Row:
     cudnn_us: float | None
 
     @property
+    def group(self) -> tuple[str, str]:
+        """Type and batch."""
+        dtype, batch, _ = self.name.split(", ", 2)
+        return dtype, batch.removeprefix("batch ")
+
+    @property
+    def layer(self) -> str:
+        """Its name without these."""
+        return self.name.split(", ", 2)[2]
+
+    @property
     def gain(self) -> float | None:
         """Of the fastest 2:4 kernel over the fastest dense one."""
         sparse = [us for way, us in self.us.items() if is_sparse(way)]
@@ -218,20 +229,34 @@ def cudnn(case: Case) -> float | None:
 
 
 def page(document: dict[str, Any], rows: list[Row]) -> str:
-    """Markdown."""
+    """Markdown: a table for each type and batch, the largest batch first; then configurations."""
     lines = [*head(document), *noted(document)]
     lines += [
-        "Microseconds; see the head of benchmarks/cuda_convolutions.py for how they are taken."
+        "Microseconds; see the head of benchmarks/cuda_convolutions.py for how they are taken.",
+        "Gain: the fastest 2:4 kernel over the fastest dense one.",
+        "",
     ]
-    lines += ["Gain: the fastest 2:4 kernel over the fastest dense one.", ""]
-    lines += [f"| layer | {' | '.join(WAYS)} | gain | cuDNN, float16 | fastest 2:4 |"]
-    lines += ["|---|" + "---:|" * (len(WAYS) + 2) + "---|"]
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        times = [us_text(row.us.get(way)) for way in WAYS]
-        gain = "" if row.gain is None else f"{row.gain:.2f}"
-        cells = (row.name, *times, gain, us_text(row.cudnn_us), row.fastest)
-        lines.append(f"| {' | '.join(cells)} |")
+        groups.setdefault(row.group, []).append(row)
+    for (dtype, batch), members in sorted(groups.items(), key=_order):
+        lines += [f"{dtype}, batch {batch}:", ""]
+        lines += [f"| layer | {' | '.join(WAYS)} | gain | cuDNN, float16 |"]
+        lines += ["|---|" + "---:|" * (len(WAYS) + 2)]
+        for row in members:
+            times = [us_text(row.us.get(way)) for way in WAYS]
+            gain = "" if row.gain is None else f"{row.gain:.2f}"
+            cells = (row.layer, *times, gain, us_text(row.cudnn_us))
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    lines += ["| the fastest 2:4 kernel of | |", "|---|---|"]
+    lines += [f"| {row.name} | {row.fastest} |" for row in rows if row.fastest]
     return "\n".join([*lines, ""])
+
+
+def _order(group: tuple[tuple[str, str], list[Row]]) -> tuple[int, int]:
+    (dtype, batch), _ = group
+    return TYPES.index(dtype), -int(batch)
 
 
 def us_text(us: float | None) -> str:
