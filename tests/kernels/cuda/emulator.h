@@ -452,7 +452,7 @@ static const char* run_grid(void (*function)(void**), void** given, int blocks, 
     for (int block = 0; block < blocks && !*failure; block++) {
       blockIdx = {(u32)block, 0, (u32)part};
       at_commit = !eager && block % 2;
-      run_block(count, block % 2, block % 2 ? 4 : eager);  // a warp group, or a warp
+      run_block(count, block % 2, eager ? 1 : block % 2 * 4);  // a warp, or a warp group
     }
   return failure;
 }

@@ -61,18 +61,14 @@ __device__ __forceinline__ void find_places(int* places, int part) {
   for (int i = threadIdx.x; i < CELLS; i += THREADS) places[i] = place_of(CELL_BLOCK * BN + i);
 }
 
-// One of SLICES slices of the copies of a chunk.
-template <int SLICES>
-__device__ __forceinline__ void copy_slice(const char* x, u32 buffer, const int* places, int chunk, int slice) {
-  constexpr int PIECES = PLANES * ROW / 16, TOGETHER = THREADS / PIECES, TURNS = (CELLS + TOGETHER - 1) / TOGETHER;
+__device__ __forceinline__ void copy_chunk(const char* x, u32 buffer, const int* places, int chunk) {
+  constexpr int PIECES = PLANES * ROW / 16, TOGETHER = THREADS / PIECES;
   static_assert(THREADS % PIECES == 0, "threads copy whole cells");
   int piece = threadIdx.x % PIECES, first = threadIdx.x / PIECES;
   x += (chunk * PIECES + piece) * 16;
   buffer += piece / 8 * PLANE;
 #pragma unroll 4
-  for (int turn = TURNS * slice / SLICES; turn < TURNS * (slice + 1) / SLICES; turn++) {
-    int row = first + turn * TOGETHER;
-    if (row >= CELLS) break;
+  for (int row = first; row < CELLS; row += TOGETHER) {
     int place = places[row], phase = TOGETHER % 8 == 0 ? first : row;
     u32 to = buffer + row * ROW + (((piece & 7) ^ (ROW == 128 ? phase & 7 : phase >> 1 & 3)) << 4);
     if (PADDING != 0 && place < 0) fill16(to, PADDING);
@@ -178,11 +174,6 @@ constexpr bool SAME_CHANNELS = HELD || CHANNEL_BLOCKS == 1;  // of all parts of 
 constexpr bool IN_REGISTERS = HELD && DIRECT, IN_SHARED = HELD && !DIRECT;
 constexpr int WEIGHT_BYTES = IN_SHARED ? STEPS * WEIGHT : 0, SETS = IN_REGISTERS ? STEPS : 3;
 static_assert(!IN_REGISTERS || STEPS == CHUNK_STEPS, "each step has its registers");
-// Copies take a warp as long as products of some steps do. So these are always ahead: where no registers are to
-// be waited for, they are all begun before the copies, else the copies are spread over steps.
-constexpr int ROOM_STEP = IN_REGISTERS || CHUNK_STEPS == 1 ? CHUNK_STEPS - 1 : 1;
-constexpr int SLICES = ROOM_STEP == CHUNK_STEPS - 1 ? 1 : CHUNK_STEPS / 2;
-constexpr int TABLE_STEP = IN_REGISTERS ? ROOM_STEP : 0;
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS) {
   extern __shared__ __align__(1024) char memory[];
@@ -211,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
   find_places(places, part);
   __syncthreads();  // places are known to all
   wait_for_others();
-  copy_slice<1>(x, buffer, places, 0, 0);
+  copy_chunk(x, buffer, places, 0);
   commit_copies();
   for (; part < PARTS; part += WORKERS) {
     int first = CHANNEL_BLOCK * BM;
@@ -242,29 +233,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         bool is_last = (chunk + 1) * CHUNK_STEPS >= STEPS;
         int next = is_last ? part + WORKERS : part;
-        if (step == TABLE_STEP && chunk == 0)
+        if (step == 0 && chunk == 0)
           for (int i = threadIdx.x; i < BN; i += THREADS) pixels[i] = pixel_at(CELL_BLOCK * BN + i);
-        if (step == TABLE_STEP && is_last && next < PARTS) find_places(places, next);
-        if (!IN_REGISTERS) asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-        if (!HELD && (step + 2 < CHUNK_STEPS || !is_last)) fetch_weight(a[(step + 2) % 3], e[(step + 2) % 3], records);
-        if (step == ROOM_STEP) {
-          __syncthreads();  // all are done with the chunk before this one: its room is free
-          if (HAS_R && chunk == 0) {
-            copy_residual(ends, r_rows, pixels, first);
-            commit_copies();
-          }
+        if (step == 0 && is_last && next < PARTS) find_places(places, next);
+        if (step != 0 && IN_REGISTERS) continue;  // there are no registers to wait for
+        asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+        if (!HELD && (step + 2 < CHUNK_STEPS || (chunk + 1) * CHUNK_STEPS < STEPS))
+          fetch_weight(a[(step + 2) % 3], e[(step + 2) % 3], records);
+        if (step != 0) continue;
+        __syncthreads();  // all are done with the chunk before this one: its room is free
+        if (HAS_R && chunk == 0) {
+          copy_residual(ends, r_rows, pixels, first);
+          commit_copies();
         }
-        int slice = step - ROOM_STEP;
-        if (slice >= 0 && slice < SLICES && next < PARTS)
-          copy_slice<SLICES>(x, other, places, is_last ? 0 : chunk + 1, slice);
-        if (slice != SLICES - 1) continue;
+        if (next < PARTS) copy_chunk(x, other, places, is_last ? 0 : chunk + 1);
         commit_copies();
         if (HAS_R && chunk == 0 && part + WORKERS < PARTS) prefetch_residual(ends, part + WORKERS);
-        if (!SAME_CHANNELS && is_last) load_ends(scales, biases, five, first + channel, ends);
       }
       u32 last = buffer;
       buffer = other, other = last;
     }
+    if (!SAME_CHANNELS) load_ends(scales, biases, five, first + channel, ends);
     if (HAS_R) wait_copies<1>();  // but for the next part's x
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     if (HAS_R) __syncthreads();  // the residual has arrived
