@@ -143,8 +143,17 @@ def test_what_is_not_taken() -> None:
     assert not takes(problem_of(Window((3, 3), (2, 2), pads=(1, 1, 1, 1)), 64, 64))
     assert not takes(problem_of(Window((1, 1), (2, 2)), 64, 64))
     assert not takes(problem_of(Window((1, 1)), 1024, 64))
+    for window in (SAME, Window((1, 1))):
+        assert takes(of_bytes(window, 2**34))
+        assert not takes(of_bytes(window, 2**36))
     assert not takes(problem_of(Window((2, 2)), 64, 64))
     assert not takes(problem_of(SAME, 96, 64))
+
+
+def of_bytes(window: Window, size: int) -> ConvProblem:
+    """Images of 64 channels of int8 by 512 x 512, so many bytes of them."""
+    view = View.dense("int8", 512, 512, 64)
+    return ConvProblem(size // view.image, 512, 512, 64, 64, view, view, window)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16", "bfloat16", "float8e4m3fn"])

@@ -109,9 +109,8 @@ def test_a_dense_weight_is_found_again(dtype: str) -> None:
     packed = pack((dense_weight(problem, w),), tile)
     size = SIZES[dtype]
     assert packed.shape == (steps_of(288, size), 16, record_bytes(size, dense=True))
-    registers = packed.reshape(
-        -1, 16, 4, 8, 4, 2, 2, 4
-    )  # step, record, 32 bytes, g, t, 16 bytes, 8 rows, byte
+    # step, record, 32 bytes, g, t, 16 bytes, 8 rows, byte
+    registers = packed.reshape(-1, 16, 4, 8, 4, 2, 2, 4)
     rows = registers.transpose(1, 6, 3, 0, 2, 5, 4, 7).reshape(256, -1)
     found = np.zeros_like(rows)
     found[tile.order] = rows

@@ -238,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(PARAMETERS)
         if (step == 0 && is_last && next < PARTS) find_places(places, next);
         if (step != 0 && IN_REGISTERS) continue;  // there are no registers to wait for
         asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-        if (!HELD && (step + 2 < CHUNK_STEPS || (chunk + 1) * CHUNK_STEPS < STEPS))
+        if (!HELD && (step + 2 < CHUNK_STEPS || !is_last))
           fetch_weight(a[(step + 2) % 3], e[(step + 2) % 3], records);
         if (step != 0) continue;
         __syncthreads();  // all are done with the chunk before this one: its room is free

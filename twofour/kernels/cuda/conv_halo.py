@@ -25,7 +25,7 @@ from twofour.kernels.cuda.conv_sparse import (
     compressed_weight,
     dense_weight,
     end_operands,
-    pack,
+    packs,
     refusals,
     unsuitable,
 )
@@ -53,6 +53,8 @@ DENSE = "wgmma"
 BODY = source_of("conv_halo.cu")
 _TAPS = (3, 6, 9)
 _PRODUCT_BYTES = (64, 128, 256, 512)
+_MOST_X_BYTES = 16 * 2**31
+"""Places of cells are counted in pieces of 16 bytes, in 32 bits with a sign."""
 _SHAPES = (
     (128, 256, 256, 1),
     (128, 128, 128, 2),
@@ -76,13 +78,13 @@ _SLOWER, _SLOWER_DENSE, _FINISH_CYCLES, _PART_CYCLES = 1.35, 2.2, 0.12, 1500.0
 def takes(problem: ConvProblem) -> bool:
     """Whether its window and channels are such as this file takes."""
     window, size = problem.window, problem.channels * DTYPES[problem.x.dtype]
+    if problem.batch * problem.x.image * DTYPES[problem.x.dtype] > _MOST_X_BYTES:
+        return False
     if is_flat(problem):
         return size in _PRODUCT_BYTES
     taps = window.kernel[0] * window.kernel[1]
     channels = size == STEP_BYTES // 2 or size % STEP_BYTES == 0
-    x_bytes = problem.batch * problem.x.image * DTYPES[problem.x.dtype]
-    few = cells_of(problem) < 2**31 and x_bytes < 2**35
-    return taps in _TAPS and window.stride == (1, 1) and channels and few
+    return taps in _TAPS and window.stride == (1, 1) and channels and cells_of(problem) < 2**31
 
 
 def lines_of(problem: ConvProblem) -> tuple[int, int]:
@@ -228,7 +230,7 @@ def recipes(
     """
     if not _is_here(problem, capability) or refusals(problem, constants["w"], capability):
         return ()
-    return _recipes(problem, constants, compressed_weight(problem, constants["w"]), effort)
+    return _recipes(problem, constants, effort, dense=False)
 
 
 def dense_recipes(
@@ -237,7 +239,7 @@ def dense_recipes(
     """Those that take any weight; arguments as of `recipes`."""
     if not _is_here(problem, capability) or unsuitable(problem, capability):
         return ()
-    return _recipes(problem, constants, (dense_weight(problem, constants["w"]),), effort)
+    return _recipes(problem, constants, effort, dense=True)
 
 
 def _is_here(problem: ConvProblem, capability: int) -> bool:
@@ -245,12 +247,13 @@ def _is_here(problem: ConvProblem, capability: int) -> bool:
 
 
 def _recipes(
-    problem: ConvProblem, constants: Mapping[str, Array], weight: tuple[Array, ...], effort: int
+    problem: ConvProblem, constants: Mapping[str, Array], effort: int, *, dense: bool
 ) -> tuple[Recipe, ...]:
-    """With the weight of `compressed_weight`, or `dense_weight` alone."""
-    found = tiles(problem, conv_sparse_tiles.WGMMA_CAPABILITY, dense=len(weight) == 1)
-    chosen = found[: (1, 4, 8)[min(effort, 2)]]
-    return tuple(recipe(problem, constants, tile, pack(weight, tile)) for tile in chosen)
+    w = constants["w"]
+    weight = (dense_weight(problem, w),) if dense else compressed_weight(problem, w)
+    found = tiles(problem, conv_sparse_tiles.WGMMA_CAPABILITY, dense=dense)
+    packed = packs(weight, found[: (1, 4, 8)[min(effort, 2)]])
+    return tuple(recipe(problem, constants, *each) for each in packed)
 
 
 def recipe(

@@ -14,7 +14,7 @@ in the order (step along K, 16 channels, record): see sparse_fragments.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -98,14 +98,23 @@ def recipes(
         return ()
     compressed = compressed_weight(problem, constants["w"])
     chosen = tiles(problem, capability)[: (1, 8, 20)[min(effort, 2)]]
-    packed: dict[bytes, Array] = {}  # many tiles want the weight in the same order
-    found = []
-    for tile in chosen:
+    packed = packs(compressed, chosen)
+    return tuple(recipe(problem, constants, *each) for each in packed)
+
+
+def packs(weight: tuple[Array, ...], tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Array]]:
+    """Each tile with its weight of `pack`; many want it in the same order, which is made once.
+
+    Args:
+        weight: as of `pack`.
+        tiles: all of them 2:4, or all dense.
+    """
+    made: dict[bytes, Array] = {}
+    for tile in tiles:
         order = tile.order.tobytes()
-        if order not in packed:
-            packed[order] = pack(compressed, tile)
-        found.append(recipe(problem, constants, tile, packed[order]))
-    return tuple(found)
+        if order not in made:
+            made[order] = pack(weight, tile)
+        yield tile, made[order]
 
 
 def compressed_weight(problem: ConvProblem, w: Array) -> tuple[Array, Array]:
